@@ -1,0 +1,101 @@
+"""Fault injection into Brevitas-quantised networks, as a torch.fx graph pass.
+
+>>> import fxfault
+>>> from brevitas.nn import QuantReLU
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
+>>> faulty = fxfault.transform(model, {"enabled": True, "probability": 5.0, "seed": 0})
+
+Names are imported when they are first used, so that `import fxfault` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxfault.config import FaultInjectionConfig
+    from fxfault.errors import (
+        ConfigError,
+        DataError,
+        FxFaultError,
+        SiteError,
+        TransformError,
+    )
+    from fxfault.fault_models import (
+        FaultModel,
+        FullFlipStrategy,
+        InjectionStrategy,
+        LSBFlipStrategy,
+        MSBFlipStrategy,
+        RandomStrategy,
+        fault_model_names,
+        get_fault_model,
+        get_strategy,
+        register_fault_model,
+    )
+    from fxfault.passes.injector import FaultInjector
+    from fxfault.passes.inspection import inspect
+    from fxfault.passes.transform import strip, transform
+    from fxfault.statistics import FaultStatistics
+
+_HOMES = {
+    "fxfault.config": ("FaultInjectionConfig",),
+    "fxfault.errors": ("ConfigError", "DataError", "FxFaultError", "SiteError", "TransformError"),
+    "fxfault.fault_models": (
+        "FaultModel",
+        "FullFlipStrategy",
+        "InjectionStrategy",
+        "LSBFlipStrategy",
+        "MSBFlipStrategy",
+        "RandomStrategy",
+        "fault_model_names",
+        "get_fault_model",
+        "get_strategy",
+        "register_fault_model",
+    ),
+    "fxfault.passes.injector": ("FaultInjector",),
+    "fxfault.passes.inspection": ("inspect",),
+    "fxfault.passes.transform": ("strip", "transform"),
+    "fxfault.statistics": ("FaultStatistics",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FaultInjectionConfig",
+    "FaultInjector",
+    "FaultModel",
+    "FaultStatistics",
+    "FullFlipStrategy",
+    "FxFaultError",
+    "InjectionStrategy",
+    "LSBFlipStrategy",
+    "MSBFlipStrategy",
+    "RandomStrategy",
+    "SiteError",
+    "TransformError",
+    "fault_model_names",
+    "get_fault_model",
+    "get_strategy",
+    "inspect",
+    "register_fault_model",
+    "strip",
+    "transform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fxfault")
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fxfault' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

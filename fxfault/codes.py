@@ -1,0 +1,173 @@
+"""Integer codes: the words that a quantised activation is stored in.
+
+Bit 0 is the least significant. All arithmetic is written with plain operators,
+so that a code may be a Python integer or an int64 tensor, and a bit width may be
+a Python integer or a tensor that never leaves its device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Code = TypeVar("Code", int, Tensor)
+
+MAX_BIT_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Word:
+    """The word that holds one code: `bit_width` bits, two's complement where signed.
+
+    A bit operation acts on the bit pattern and its result is read back as the same
+    word, so a signed 4-bit 7 whose most significant bit flips is -1, never 15:
+
+    >>> word = Word(bit_width=4, signed=True)
+    >>> word.from_pattern(word.to_pattern(7) ^ 0b1000)
+    -1
+
+    A binary word holds -1 or +1, and its one bit is the sign:
+
+    >>> sign = Word(bit_width=1, signed=True, binary=True)
+    >>> sign.from_pattern(sign.to_pattern(-1) ^ 1)
+    1
+
+    Attributes:
+        bit_width: number of bits, 1 to 32; an int, or an int64 tensor of no dimension.
+        signed: whether the word is read as two's complement.
+        narrow_range: whether the quantiser leaves out one extreme code (the lowest
+            of a signed word, the highest of an unsigned one), as Brevitas defines it.
+        binary: whether the codes are -1 and +1.
+    """
+
+    bit_width: int | Tensor
+    signed: bool
+    narrow_range: bool = False
+    binary: bool = False
+
+    @property
+    def min(self) -> int | Tensor:
+        """The lowest code that the quantiser produces.
+
+        >>> Word(4, signed=True, narrow_range=True).min, Word(4, signed=False).min
+        (-7, 0)
+        """
+        if self.binary:
+            return -1
+        if not self.signed:
+            return 0
+        return -(1 << (self.bit_width - 1)) + int(self.narrow_range)
+
+    @property
+    def max(self) -> int | Tensor:
+        """The highest code that the quantiser produces.
+
+        >>> Word(4, signed=True).max, Word(4, signed=False).max
+        (7, 15)
+        """
+        if self.binary:
+            return 1
+        if self.signed:
+            return (1 << (self.bit_width - 1)) - 1
+        return (1 << self.bit_width) - 1 - int(self.narrow_range)
+
+    @property
+    def all_ones(self) -> int | Tensor:
+        """The bit pattern with every bit set.
+
+        >>> bin(Word(4, signed=True).all_ones)
+        '0b1111'
+        """
+        return (1 << self.bit_width) - 1
+
+    @property
+    def msb(self) -> int | Tensor:
+        """The bit pattern with only the most significant bit set.
+
+        >>> bin(Word(4, signed=True).msb)
+        '0b1000'
+        """
+        return 1 << (self.bit_width - 1)
+
+    def to_pattern(self, code: Code) -> Code:
+        """The bits of a code as a number from 0 to 2**bit_width - 1.
+
+        >>> bin(Word(4, signed=True).to_pattern(-2))
+        '0b1110'
+        """
+        if self.binary:
+            return (code + 1) // 2
+        return code & self.all_ones
+
+    def from_pattern(self, pattern: Code) -> Code:
+        """The code that a bit pattern stands for: the inverse of `to_pattern`.
+
+        >>> Word(4, signed=True).from_pattern(0b1110)
+        -2
+        """
+        if self.binary:
+            return 2 * pattern - 1
+        if not self.signed:
+            return pattern
+        # Sign extension: flip the sign bit, then take its weight off.
+        return (pattern ^ self.msb) - self.msb
+
+
+def to_codes(values: Tensor, scale: Tensor, zero_point: Tensor, word: Word) -> tuple[Tensor, Tensor]:
+    """Read the integer codes that dequantised values stand for.
+
+    `code = round(value / scale + zero_point)`, in float64 and kept in the word's
+    range: in a 16-bit float two neighbouring codes may share one value, and the
+    nearer one is taken.
+
+    >>> codes, valid = to_codes(
+    ...     torch.tensor([-0.5, 0.25]), torch.tensor(0.25), torch.tensor(0.0), Word(4, signed=True)
+    ... )
+    >>> codes, valid
+    (tensor([-2,  1]), tensor([True, True]))
+
+    Args:
+        values: dequantised values, any shape, floating point.
+        scale: positive, broadcastable to `values`.
+        zero_point: broadcastable to `values`.
+        word: the word that the codes are stored in.
+
+    Returns:
+        The codes (int64, shape of `values`) and whether each value was one of the
+        word's codes at all (bool): false for NaN, for values between two codes and
+        for values outside the range.
+    """
+    exact = values.double() / scale.double() + zero_point.double()
+    codes = exact.round().clamp(word.min, word.max)  # type: ignore[arg-type]
+    # A dequantised value carries one rounding, of at most eps/2 of its size.
+    rounding = torch.finfo(values.dtype).eps * (word.all_ones + zero_point.double().abs())
+    valid = (exact - codes).abs() <= torch.clamp(torch.as_tensor(rounding), min=0.25)
+    if word.binary:
+        valid = valid & (codes != 0)
+    return codes.nan_to_num(0.0).long(), valid
+
+
+def to_values(codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+    """Dequantise codes exactly as Brevitas does: `(code - zero_point) * scale` in `dtype`.
+
+    >>> to_values(torch.tensor([-2, 1]), torch.tensor(0.25), torch.tensor(0.0), torch.float32)
+    tensor([-0.5000,  0.2500])
+
+    Reference: `brevitas.core.quant.IntQuant.forward`.
+    """
+    return ((codes.to(dtype) - zero_point) * scale).to(dtype)
+
+
+def fits(word_bits: int, zero_point_bits: int, dtype: torch.dtype) -> bool:
+    """Whether `dtype` holds every code of a word of `word_bits` exactly.
+
+    A binary float with p significant bits holds all integers up to 2**p.
+
+    >>> fits(8, 0, torch.bfloat16), fits(9, 0, torch.bfloat16), fits(16, 0, torch.float32)
+    (True, False, True)
+    """
+    significant_bits = 1 - round(torch.log2(torch.tensor(torch.finfo(dtype).eps)).item())
+    return max(word_bits, zero_point_bits) <= significant_bits

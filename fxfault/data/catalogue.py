@@ -1,0 +1,186 @@
+"""Build a data set by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from fxfault.data.facts import DatasetFacts
+from fxfault.errors import DataError
+from fxfault.models.user_factory import call_factory, nearest, one_line
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+Split = Literal["train", "test"]
+SPLITS = ("train", "test")
+
+# Each module has build(name, split, root, kwargs) and facts(name, root, kwargs).
+_BUILT_IN: dict[str, str] = {
+    "digits": "fxfault.data.digits",
+    "fake": "fxfault.data.fake",
+    "image_folder": "fxfault.data.image_folder",
+    "cifar10": "fxfault.data.torchvision_sets",
+    "cifar100": "fxfault.data.torchvision_sets",
+    "fashion_mnist": "fxfault.data.torchvision_sets",
+    "mnist": "fxfault.data.torchvision_sets",
+    "svhn": "fxfault.data.torchvision_sets",
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names of the built-in data sets, sorted.
+
+    Example:
+        >>> dataset_names()
+        ('cifar10', 'cifar100', 'digits', 'fake', 'fashion_mnist', 'image_folder', 'mnist', 'svhn')
+    """
+    return tuple(sorted(_BUILT_IN))
+
+
+def build_dataset(
+    name: str,
+    split: Split,
+    *,
+    root: str | Path = "./data",
+    kwargs: Mapping[str, Any] | None = None,
+) -> Dataset[Any]:
+    """Open one half of a data set: a map-style data set of (image, label).
+
+    Images are float tensors, shape (C, H, W); labels are integers from 0.
+
+    Args:
+        name: one of `dataset_names()`, or `package.module:factory` for one of the user's
+            own. The module is looked for in the current folder first, and the factory is
+            called as `factory(split=split, **kwargs)`.
+        split: "train" or "test".
+        root: the folder that data sets are stored in (digits and fake need none).
+        kwargs: options of the data set; the module of each says which it has.
+
+    Raises:
+        DataError: an unknown name, split or option, or data that is not there, cannot be
+            downloaded or cannot be read.
+
+    Example:
+        >>> dataset = build_dataset("digits", "test")
+        >>> image, label = dataset[0]
+        >>> len(dataset), image.shape, label
+        (500, torch.Size([1, 8, 8]), 3)
+    """
+    if split not in SPLITS:
+        raise DataError(
+            f"data set {name!r}: the split is {split!r}; it must be one of {', '.join(SPLITS)}"
+        )
+    options = dict(kwargs or {})
+    if ":" in name:
+        return _build_from_factory(name, split, options)
+    dataset: Dataset[Any] = _loader(name).build(name, split, Path(root).expanduser(), options)
+    return dataset
+
+
+def dataset_facts(
+    dataset: str | Dataset[Any],
+    *,
+    root: str | Path = "./data",
+    kwargs: Mapping[str, Any] | None = None,
+) -> DatasetFacts:
+    """What a network must know of a data set before it can be built.
+
+    A built-in name needs no data on disk, save for `image_folder`, whose classes are its
+    folders. A data set, or the name of a user's factory, is asked for its first image and its
+    `num_classes` or `classes`.
+
+    Args:
+        dataset: a name as for `build_dataset`, or a data set.
+        root: as for `build_dataset`.
+        kwargs: as for `build_dataset`.
+
+    Raises:
+        DataError: as for `build_dataset`, or a data set that does not say how many classes
+            it has.
+
+    Example:
+        >>> dataset_facts("cifar10")
+        DatasetFacts(num_classes=10, in_channels=3, image_size=(32, 32))
+        >>> dataset_facts("mnist", kwargs={"image_size": 32}).image_size
+        (32, 32)
+    """
+    if not isinstance(dataset, str):
+        return _observed_facts(dataset)
+    if ":" in dataset:
+        return _observed_facts(build_dataset(dataset, "test", root=root, kwargs=kwargs))
+    loader = _loader(dataset)
+    facts: DatasetFacts = loader.facts(dataset, Path(root).expanduser(), dict(kwargs or {}))
+    return facts
+
+
+def _loader(name: str) -> ModuleType:
+    if name not in _BUILT_IN:
+        raise DataError(
+            f"data set {name!r} is unknown{nearest(name, dataset_names())}: name one of "
+            f"{', '.join(dataset_names())}, or your own as package.module:factory"
+        )
+    return importlib.import_module(_BUILT_IN[name])
+
+
+def _build_from_factory(name: str, split: Split, options: dict[str, Any]) -> Dataset[Any]:
+    """Call the user's factory and check the first item of what it returned."""
+    if "split" in options:
+        raise DataError(f"data set {name!r}: kwargs must not hold 'split', fxfault passes it")
+    dataset = call_factory(name, what="data set", kwargs={"split": split, **options})
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"data set {name!r}: the factory returned {one_line(repr(dataset))} of type "
+            f"{type(dataset).__name__}; it must return a map-style data set, which has "
+            f"__len__ and __getitem__"
+        )
+    if len(dataset) == 0:
+        raise DataError(f"data set {name!r}: its {split} split is empty")
+    _check_item(dataset[0], f"data set {name!r}")
+    checked: Dataset[Any] = dataset
+    return checked
+
+
+def _check_item(item: Any, prefix: str) -> None:
+    import torch
+
+    is_pair = isinstance(item, (tuple, list)) and len(item) == 2
+    if not is_pair or not isinstance(item[0], torch.Tensor) or not item[0].is_floating_point():
+        kinds = [type(part).__name__ for part in item] if is_pair else type(item).__name__
+        raise DataError(
+            f"{prefix}: its first item is {kinds}; it must be a pair of a float tensor (the "
+            f"image) and an integer (the label)"
+        )
+    try:
+        is_integer = not isinstance(item[1], float) and int(item[1]) == item[1]
+    except (TypeError, ValueError, RuntimeError):
+        is_integer = False
+    if not is_integer:
+        raise DataError(
+            f"{prefix}: the label of its first item is {one_line(repr(item[1]))}; "
+            f"it must be an integer from 0"
+        )
+
+
+def _observed_facts(dataset: Any) -> DatasetFacts:
+    from torch.utils.data import Subset
+
+    if isinstance(dataset, Subset):
+        return _observed_facts(dataset.dataset)
+    known = getattr(dataset, "facts", None)
+    if isinstance(known, DatasetFacts):
+        return known
+    num_classes = getattr(dataset, "num_classes", None)
+    if num_classes is None and hasattr(dataset, "classes"):
+        num_classes = len(dataset.classes)
+    shape = tuple(dataset[0][0].shape)
+    if num_classes is None or len(shape) != 3:
+        raise DataError(
+            f"data set of type {type(dataset).__name__}: a network cannot be sized for it, as "
+            f"its images have the shape {shape} and num_classes is {num_classes}; give it images "
+            f"of shape (C, H, W) and an attribute num_classes or classes"
+        )
+    return DatasetFacts(int(num_classes), shape[0], (shape[1], shape[2]))

@@ -1,0 +1,102 @@
+"""Pictures in folders, one folder for each class: root/train/CLASS/*.png and root/test/CLASS/*.png.
+
+`root/val` is taken where there is no `root/test`. Options (kwargs): image_size (224), a side or
+a height and a width. With a side, the shorter side of a picture is resized to it and the middle
+is cut out; with a height and a width, the picture is resized to them.
+
+Pixels are scaled to [0, 1] and then normalised with ImageNet's means (0.485, 0.456, 0.406) and
+standard deviations (0.229, 0.224, 0.225).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fxfault.data.facts import DatasetFacts
+from fxfault.data.labelled_images import LabelledImages
+from fxfault.data.options import read_options
+from fxfault.data.torchvision_import import import_torchvision
+from fxfault.errors import DataError
+from fxfault.models.user_factory import quote_error
+
+_DEFAULTS = {"image_size": 224}
+_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+_LAYOUT = "one folder for each class with its pictures, such as train/cat/1.png and test/cat/2.png"
+
+
+def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> LabelledImages:
+    """Open a split."""
+    options = read_options(name, kwargs, _DEFAULTS)
+    torchvision = import_torchvision()
+    folder = _split_folder(name, split, root)
+    _check_same_classes(name, root)
+    try:
+        inner = torchvision.datasets.ImageFolder(
+            str(folder),
+            transform=_transform(torchvision, kwargs.get("image_size"), options["image_size"]),
+        )
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"data set {name!r}: {folder} cannot be used ({quote_error(error)}): it must hold "
+            f"{_LAYOUT}"
+        ) from error
+    return LabelledImages(
+        inner,
+        DatasetFacts(len(inner.classes), 3, options["image_size"]),
+        lambda index: f"data set {name!r}: {inner.samples[index][0]}",
+    )
+
+
+def facts(name: str, root: Path, kwargs: dict[str, Any]) -> DatasetFacts:
+    """As many classes as there are folders, three channels, and the size that was asked for."""
+    options = read_options(name, kwargs, _DEFAULTS)
+    _check_same_classes(name, root)
+    for split, names in _FOLDERS.items():
+        if any((root / folder).is_dir() for folder in names):
+            classes = _classes(_split_folder(name, split, root))
+            return DatasetFacts(len(classes), 3, options["image_size"])
+    raise _absent(name, root, "train")
+
+
+def _split_folder(name: str, split: str, root: Path) -> Path:
+    for folder in _FOLDERS[split]:
+        if (root / folder).is_dir():
+            return root / folder
+    raise _absent(name, root, split)
+
+
+def _absent(name: str, root: Path, split: str) -> DataError:
+    wanted = " or ".join(_FOLDERS[split])
+    return DataError(
+        f"data set {name!r}: there is no folder {wanted} in {root}: it must hold {_LAYOUT} "
+        f"(the folder to look in is the data set's root)"
+    )
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def _check_same_classes(name: str, root: Path) -> None:
+    """Labels are places in the sorted list of folders: the lists must be the same."""
+    present = [folder for folder in ("train", "test", "val") if (root / folder).is_dir()]
+    for folder in present[1:]:
+        differing = sorted(set(_classes(root / folder)) ^ set(_classes(root / present[0])))
+        if differing:
+            raise DataError(
+                f"data set {name!r}: {present[0]} and {folder} in {root} do not have the same "
+                f"class folders, only one of them has {', '.join(differing[:5])}: make them alike"
+            )
+
+
+def _transform(torchvision: Any, asked: Any, size: tuple[int, int]) -> Any:
+    transforms = torchvision.transforms
+    resize = [transforms.Resize(size)]
+    if not isinstance(asked, (list, tuple)):
+        resize = [transforms.Resize(size[0]), transforms.CenterCrop(size)]
+    return transforms.Compose(
+        [*resize, transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+    )

@@ -1,0 +1,231 @@
+"""The operations that the insert pass puts into a graph.
+
+`fault_inject` strikes one activation; `begin_forward` moves the clock. Work follows
+the number of hits: only the elements that are hit are read, converted and written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import has_side_effect
+from torch.utils import _pytree as pytree
+
+from fxfault.codes import Word, fits, to_codes, to_values
+from fxfault.errors import SiteError
+from fxfault.quant_tensors import IntQuantTensor
+from fxfault.random_numbers import stream_key
+from fxfault.sampling import (
+    Hits,
+    Layout,
+    corruption_stream,
+    faulty_units,
+    random_hits,
+    unit_hits,
+)
+from fxfault.sites import FaultSite, FaultSites
+
+
+@has_side_effect
+def begin_forward(sites: FaultSites, *inputs: Any) -> None:
+    """Move the clock of a model's sites: one forward of the whole model starts.
+
+    Args:
+        sites: the model's sites.
+        inputs: the model's inputs; the leading dimension of the first tensor among them
+            is the batch.
+    """
+    sites.clock.begin(_batch_size(inputs), sites.model_training)
+
+
+def _batch_size(inputs: tuple[Any, ...]) -> int:
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    return 1
+
+
+def fault_inject(x: Any, site: FaultSite) -> Any:
+    """Strike a quantised activation with the faults of a site.
+
+    Where the site is not armed, the very object that came in goes on.
+
+    Args:
+        x: what the activation layer returned: an `IntQuantTensor` of any shape, in
+            float16, bfloat16, float32 or float64.
+        site: state and settings of the place.
+
+    Returns:
+        An `IntQuantTensor` with the same scale, zero point and bit width, or its plain
+        value where the next layer expects that. The memory format of `x` is kept.
+
+    Raises:
+        SiteError: the value has no integer word, or its dtype cannot hold the codes.
+    """
+    if not isinstance(x, IntQuantTensor):
+        raise SiteError(
+            f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
+            f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
+        )
+    if site.armed:
+        x = x._replace(value=_strike(x, site))
+    return x.value if site.unwrap else x
+
+
+class FaultInject(torch.autograd.Function):
+    """Overwrite some elements of a tensor, with a choice of gradients.
+
+    `ste` (straight-through) passes every gradient on; `zero_faulty` stops it exactly at
+    the elements that were hit. A gradient towards the written values does not exist.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, index: Tensor, faulty: Tensor, gradient_mode: str
+    ) -> Tensor:
+        """Copy `value` and write `faulty` at the flat row-major positions `index`."""
+        ctx.zero_faulty = gradient_mode == "zero_faulty"
+        if ctx.zero_faulty:
+            ctx.save_for_backward(index)
+        return value.clone().put_(index, faulty)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        """Pass the gradient on, without the hit elements if so asked."""
+        if ctx.zero_faulty:
+            (index,) = ctx.saved_tensors
+            zeros = torch.zeros_like(index, dtype=grad_output.dtype)
+            grad_output = grad_output.clone().put_(index, zeros)
+        return grad_output, None, None, None
+
+
+def _strike(x: Any, site: FaultSite) -> Tensor:
+    """Find the hits, corrupt their codes, record them, and write the values back."""
+    value = x.value
+    site.signed, site.scale = x.signed, x.scale.detach()
+    layout = Layout.of(tuple(value.shape), _batch_of(site, value))
+    site.elements = layout.elements
+    if value.numel() == 0:
+        return value
+    word = _word(x, site)
+    with torch.no_grad():
+        key = site.stream()
+        hits = _hits(site, key, layout, value.device)
+        scale = _at(x.scale, value, hits.index)
+        zero_point = _at(x.zero_point, value, hits.index)
+        original = value.detach().take(hits.index)
+        codes, valid = to_codes(original, scale, zero_point, word)
+        _check(site, hits, valid)
+        first = site.clock.first_sample
+
+        def draw(stream: int) -> Tensor:
+            return corruption_stream(key, stream, hits, first, layout.elements)
+
+        corrupted = site.fault_model.corrupt(codes, word, draw)
+        if hits.real is not None:
+            corrupted = torch.where(hits.real | hits.repeats, corrupted, codes)
+        if site.statistics is not None:
+            _record(site, x, hits, codes, corrupted)
+        faulty = to_values(corrupted, scale, zero_point, value.dtype)
+        faulty = torch.where(corrupted == codes, original, faulty)
+    if hits.index.numel() == 0:
+        return value
+    if site.private and not site.observers and not (torch.is_grad_enabled() and value.requires_grad):
+        return value.put_(hits.index, faulty)
+    return FaultInject.apply(value, hits.index, faulty, site.gradient_mode)
+
+
+def _batch_of(site: FaultSite, value: Tensor) -> int:
+    """The batch of the current forward; before any, the tensor's own leading dimension."""
+    if site.clock.batch is None:
+        return value.shape[0] if value.dim() else 1
+    return site.clock.batch
+
+
+def _word(x: Any, site: FaultSite) -> Word:
+    """The word of this activation. Reading a learned width costs nothing on the CPU."""
+    bit_width: int | Tensor | None = site.quantiser.bit_width
+    if bit_width is None and x.bit_width.device.type == "cpu":
+        bit_width = round(x.bit_width.item())
+    elif bit_width is None:
+        bit_width = x.bit_width.round().long().reshape(())
+    if isinstance(bit_width, int):
+        _check_width(x, site, bit_width)
+    return Word(bit_width, x.signed, site.quantiser.narrow_range, site.quantiser.binary)
+
+
+def _check_width(x: Any, site: FaultSite, bit_width: int) -> None:
+    dtype = x.value.dtype
+    if not 1 <= bit_width <= 32 or not fits(bit_width, 0, dtype):
+        raise SiteError(
+            f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 bits "
+            "that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider dtype"
+        )
+
+
+def _hits(site: FaultSite, key: int, layout: Layout, device: torch.device) -> Hits:
+    if site.hw_units is None:
+        first = site.clock.first_sample
+        return random_hits(key, first, layout, site.probability / 100, device)
+    run = (site.clock.seed, site.clock.trial)
+    wanted = (run, layout, site.probability, device)
+    if site._cache.get("units") != wanted:
+        units_key = stream_key("units", *run)
+        units = faulty_units(units_key, site.hw_units, site.probability / 100, device)
+        site._cache = {"units": wanted, "hits": unit_hits(units, site.hw_units, layout)}
+    return site._cache["hits"]
+
+
+def _at(parameter: Tensor, value: Tensor, index: Tensor) -> Tensor:
+    """A quantisation parameter at the hit elements: one number, or one for each of them."""
+    parameter = parameter.detach()
+    if parameter.numel() == 1:
+        return parameter.reshape(())
+    return parameter.expand(value.shape).take(index)
+
+
+def _check(site: FaultSite, hits: Hits, valid: Tensor) -> None:
+    """Refuse values that are no codes. Only on the CPU, where looking costs no sync."""
+    if valid.device.type == "cpu" and not bool(valid.all()):
+        raise SiteError(
+            f"site {site.name}: {int((~valid).sum())} of {valid.numel()} values that were to be hit "
+            "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
+            "scales and `quant_delay_steps`)"
+        )
+
+
+def _record(site: FaultSite, x: Any, hits: Hits, codes: Tensor, corrupted: Tensor) -> None:
+    """Add one forward to the statistics; the activation is read once, the hits once."""
+    assert site.statistics is not None
+    clean, faulty = codes.double(), corrupted.double()
+    if hits.real is not None:
+        clean, faulty = clean * hits.real, faulty * hits.real
+        injected = hits.real.sum().double()
+    else:
+        injected = torch.tensor(float(codes.numel()), dtype=torch.float64, device=codes.device)
+    change = faulty - clean
+    square = _sum_of_squares(x)
+    site.statistics.record_sums(
+        site.index,
+        elements=x.value.numel(),
+        injected=injected,
+        squared_change=change.square().sum(),
+        clean_square=square,
+        faulty_square=square + (faulty.square() - clean.square()).sum(),
+        product=square + (clean * change).sum(),
+    )
+
+
+def _sum_of_squares(x: Any) -> Tensor:
+    """Sum of code² over the whole activation, where code = value / scale + zero point."""
+    value, scale, zero_point = x.value.detach(), x.scale.detach(), x.zero_point.detach()
+    if scale.numel() > 1 or zero_point.numel() > 1:
+        exact = value.double() / scale.double() + zero_point.double()
+        return exact.round().square().sum()
+    scale, zero_point = scale.double().reshape(()), zero_point.double().reshape(())
+    square = torch.linalg.vector_norm(value, dtype=torch.float64).square()
+    linear = value.sum(dtype=torch.float64)
+    shift = zero_point * (2 * linear / scale + zero_point * value.numel())
+    return square / scale.square() + shift

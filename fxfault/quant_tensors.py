@@ -1,0 +1,90 @@
+"""What fxfault knows of Brevitas: its activation layers and its integer QuantTensor.
+
+The only file besides the tracer that touches Brevitas's classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from brevitas.core.bit_width import BitWidthConst
+from brevitas.core.quant import BinaryQuant, ClampedBinaryQuant, TernaryQuant
+from brevitas.nn.quant_layer import QuantNonLinearActLayer
+from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
+from brevitas.quant_tensor import IntQuantTensor
+from torch import nn
+
+__all__ = [
+    "IntQuantTensor",
+    "Quantiser",
+    "is_activation",
+    "output_type",
+    "read_quantiser",
+    "why_unsupported",
+]
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """What a site must know of its quantiser beyond what the QuantTensor carries.
+
+    Attributes:
+        narrow_range: whether one extreme code is left out.
+        binary: whether the codes are -1 and +1.
+        bit_width: the constant bit width; None where it is learned or otherwise varies.
+    """
+
+    narrow_range: bool
+    binary: bool
+    bit_width: int | None
+
+
+def is_activation(module: nn.Module, class_names: tuple[str, ...]) -> bool:
+    """Whether a module's class, or one that it derives from, has one of the names."""
+    return any(kind.__name__ in class_names for kind in type(module).__mro__)
+
+
+def why_unsupported(module: nn.Module) -> str | None:
+    """Say why faults in a layer's output would have no integer word; None if they have.
+
+    >>> from brevitas.nn import QuantReLU
+    >>> why_unsupported(QuantReLU()) is None, why_unsupported(QuantReLU(act_quant=None))
+    (True, 'its quantiser is disabled')
+    """
+    if not isinstance(module, QuantNonLinearActLayer):
+        return "it is not a Brevitas activation layer"
+    proxy = module.act_quant
+    if not proxy.is_quant_enabled:
+        return "its quantiser is disabled"
+    if isinstance(proxy, GroupwiseActQuantProxyFromInjector):
+        return "its quantiser is groupwise"
+    if not isinstance(proxy, ActQuantProxyFromInjector):
+        return f"its quantiser is not an integer one ({type(proxy).__name__})"
+    return None
+
+
+def output_type(module: nn.Module) -> type | None:
+    """The type that a layer returns, where that is certain; None where it is not."""
+    if why_unsupported(module) is not None:
+        return None
+    return IntQuantTensor if module.return_quant_tensor else torch.Tensor
+
+
+def read_quantiser(module: nn.Module) -> Quantiser:
+    """Read the constants of a supported activation layer's quantiser.
+
+    >>> from brevitas.nn import QuantIdentity
+    >>> read_quantiser(QuantIdentity(bit_width=4, narrow_range=True))
+    Quantiser(narrow_range=True, binary=False, bit_width=4)
+    """
+    proxy = module.act_quant
+    parts = list(proxy.modules())
+    ternary = any(isinstance(part, TernaryQuant) for part in parts)
+    constants = [part for part in parts if isinstance(part, BitWidthConst)]
+    return Quantiser(
+        narrow_range=ternary or bool(proxy.is_narrow_range),
+        binary=any(isinstance(part, (BinaryQuant, ClampedBinaryQuant)) for part in parts),
+        bit_width=round(float(constants[0]())) if constants else None,
+    )

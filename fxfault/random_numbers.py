@@ -1,0 +1,100 @@
+"""Counter-based random numbers: a pure function of a key and counters.
+
+No generator has a state, so what is drawn does not depend on the order of draws,
+the batch size, the device or the number of workers, and torch's, NumPy's and
+Python's global generators are neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+# Odd constants of SplitMix64 (the golden ratio step and the two multipliers of its finaliser).
+_STEP = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that torch stores it in."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def stream_key(*parts: object) -> int:
+    """Hash any printable parts into the 64-bit key of a stream of random numbers.
+
+    >>> stream_key(1, "relu") == stream_key(1, "relu"), stream_key(1, "relu") == stream_key(2, "relu")
+    (True, False)
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix64(counters: Tensor) -> Tensor:
+    """Scramble 64-bit counters; a bijection, so distinct counters stay distinct.
+
+    Args:
+        counters: int64, any shape.
+
+    Returns:
+        int64, same shape; every bit looks random.
+
+    Reference: SplitMix64; Steele, Lea, Flood, "Fast splittable pseudorandom number
+        generators", OOPSLA 2014, with Stafford's variant 13 of the finaliser.
+    """
+    mixed = counters
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+        # int64 has no logical right shift: mask the copies of the sign bit away.
+        mixed = mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))
+        if multiplier != 1:
+            mixed = mixed * _signed(multiplier)
+    return mixed
+
+
+def counter_hash(key: int | Tensor, counters: Tensor) -> Tensor:
+    """64 random bits for each counter under a key.
+
+    Args:
+        key: 64-bit key; an int, or int64 broadcastable to `counters` (a key each row).
+        counters: int64, 0 and up.
+
+    Returns:
+        int64, shape of the broadcast.
+    """
+    if isinstance(key, int):
+        key = _signed(key)
+    return mix64((counters + 1) * _signed(_STEP) + key)
+
+
+def uniform_int63(key: int | Tensor, counters: Tensor) -> Tensor:
+    """Uniform integers from 0 to 2**63 - 1, one for each counter (int64).
+
+    >>> uniform_int63(stream_key(0), torch.arange(2)).tolist() == [
+    ...     uniform_int63(stream_key(0), torch.tensor([i])).item() for i in range(2)
+    ... ]
+    True
+    """
+    return counter_hash(key, counters) & ((1 << 63) - 1)
+
+
+def uniform_open(key: int | Tensor, counters: Tensor) -> Tensor:
+    """Uniform float64 in the open interval (0, 1), one for each counter.
+
+    The values are odd multiples of 2**-53, which float64 holds exactly: neither 0 nor
+    1 occurs.
+    """
+    bits = (counter_hash(key, counters) >> 12) & ((1 << 52) - 1)
+    return (bits.double() + 0.5) * 2.0**-52
+
+
+def uniform_float(*parts: object) -> float:
+    """One uniform number in [0, 1) from printable parts, on the host.
+
+    >>> 0 <= uniform_float(7, "step", 3) < 1
+    True
+    """
+    return (stream_key(*parts) >> 11) * 2.0**-53

@@ -1,0 +1,444 @@
+"""Fault sites: the state that decides, at run time, what `fault_inject` does.
+
+A transformed model carries one `FaultSites` as `model.faults`: the clock that all
+sites share, and a `FaultSite` for each place where faults can strike. Neither holds a
+parameter, a buffer or a module, so `state_dict` and the module tree stay as they were.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fxfault.errors import ConfigError, SiteError
+from fxfault.fault_models import FaultModel, get_fault_model
+from fxfault.random_numbers import stream_key, uniform_float
+from fxfault.statistics import FaultStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fxfault.config import FaultInjectionConfig
+    from fxfault.quant_tensors import Quantiser
+
+logger = logging.getLogger(__name__)
+
+# The name of the attribute; the second serves models that have a `faults` of their own.
+ATTRIBUTE_NAMES = ("faults", "fxfault_faults")
+
+
+class FaultClock:
+    """When faults strike, and which stream of random numbers they are drawn from.
+
+    It moves once for each forward of the whole model: samples are numbered from the last
+    reset, separately while training and while evaluating, and a training forward is one
+    step, which is noisy or clean as a whole.
+
+    Attributes:
+        enabled: the master switch.
+        apply_during: `train`, `eval` or `both`.
+        epoch_interval: faults strike while training in every such epoch.
+        step_interval: probability that a training step is noisy, 0 to 1.
+        seed: where all draws follow from.
+        trial: number of the evaluation under this seed; each has its own faults.
+        epoch: the epoch; while training, each has its own faults.
+        step: training steps since the last reset.
+        batch: samples of the current forward.
+        first_sample: number of the first one.
+        training: whether the current forward is a training one.
+    """
+
+    def __init__(self, config: FaultInjectionConfig) -> None:
+        self.enabled = True
+        self.apply_during = config.apply_during
+        self.epoch_interval = config.epoch_interval
+        self.step_interval = config.step_interval
+        self.seed = secrets.randbits(63) if config.seed is None else config.seed
+        self.trial = 0
+        self.epoch = 0
+        self.reset()
+
+    def reset(self, first_sample: int = 0) -> None:
+        """Number samples from `first_sample` and steps from 0 again."""
+        self.step = 0
+        self.batch: int | None = None
+        self.first_sample = first_sample
+        self.training = False
+        self.forward = 0
+        self._next_sample = {True: first_sample, False: first_sample}
+        self._noisy_step = True
+
+    def begin(self, batch: int, training: bool) -> None:
+        """Note that a forward of the whole model starts."""
+        self.forward += 1
+        self.batch = batch
+        self.training = training
+        self.first_sample = self._next_sample[training]
+        self._next_sample[training] += batch
+        if training:
+            draw = uniform_float(self.seed, "step", self.epoch, self.step)
+            self._noisy_step = draw < self.step_interval
+            self.step += 1
+
+    @property
+    def why_quiet(self) -> str | None:
+        """Why no site strikes in the current forward; None if the selected ones do."""
+        if not self.enabled:
+            return "injection is disabled"
+        mode = "train" if self.training else "eval"
+        if self.apply_during not in (mode, "both"):
+            return f"apply_during is {self.apply_during}, the model is in {mode} mode"
+        if self.training and self.epoch % self.epoch_interval:
+            return f"epoch {self.epoch} is not one of every {self.epoch_interval}"
+        if self.training and not self._noisy_step:
+            return f"step {self.step - 1} was drawn clean (step_interval {self.step_interval:g})"
+        return None
+
+    def stream(self, site: str) -> int:
+        """The key of a site's random numbers in the current forward."""
+        epoch = self.epoch if self.training else "eval"
+        return stream_key(self.seed, self.trial, epoch, site)
+
+
+@dataclass(eq=False)
+class FaultSite:
+    """One place in the network where faults can strike.
+
+    Attributes:
+        name: stable and readable: the module's path, and `@2` for its second call.
+        index: place in the order of execution.
+        module_path: path of the activation layer.
+        module_type: class name of the activation layer.
+        quantiser: its constants.
+        probability: of a hit, in percent, for each element.
+        fault_model: what a hit does.
+        gradient_mode: `ste` or `zero_faulty`.
+        selected: whether the configuration selects the site.
+        unwrap: whether the next layer expects a plain tensor.
+        private: whether no other node uses the activation, so that it may be overwritten
+            where no gradient is needed.
+        observers: the forward hooks of the activation layer; they may keep what they saw.
+        counts_calls: whether one forward of the model may reach the site more than once,
+            because a container calls it by its own Python code or is called again itself.
+        bit_width, signed, scale, elements: what the last armed or inspected forward
+            showed (bits, signedness, the scale tensor, elements of one sample); None before.
+    """
+
+    name: str
+    index: int
+    module_path: str
+    module_type: str
+    quantiser: Quantiser
+    clock: FaultClock
+    probability: float
+    fault_model: FaultModel
+    gradient_mode: str
+    hw_units: int | None = None
+    selected: bool = True
+    unwrap: bool = False
+    private: bool = False
+    observers: Mapping[int, Any] = field(default_factory=dict)
+    counts_calls: bool = False
+    statistics: FaultStatistics | None = None
+    signed: bool | None = None
+    scale: Tensor | None = None
+    elements: int | None = None
+    _calls: tuple[int, int] = (0, 0)
+    _cache: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def bit_width(self) -> int | None:
+        """The constant bit width; None where it is learned."""
+        return self.quantiser.bit_width
+
+    @property
+    def armed(self) -> bool:
+        """Whether faults strike here in the current forward."""
+        return self.selected and self.clock.why_quiet is None
+
+    @property
+    def why_unarmed(self) -> str | None:
+        """Why the site is not armed; None if it is."""
+        return "not selected" if not self.selected else self.clock.why_quiet
+
+    def set_probability(self, probability: float) -> None:
+        """Set the probability of a hit, in percent.
+
+        Raises:
+            ConfigError: it is not a number from 0 to 100.
+        """
+        valid = isinstance(probability, (int, float)) and not isinstance(probability, bool)
+        if not valid or not 0 <= probability <= 100:
+            raise ConfigError(
+                f"probability of {self.name}: got {probability!r}, allowed: a number from 0 to 100"
+            )
+        self.probability = float(probability)
+
+    def set_fault_model(self, fault_model: str | FaultModel) -> None:
+        """Set what a hit does, by name or by instance."""
+        self.fault_model = get_fault_model(fault_model)
+
+    def stream(self) -> int:
+        """The key of the random numbers of this call of the site.
+
+        A site of the graph is called once in a forward. One that a container calls by its
+        own code may be called again (time steps): each call has its own faults.
+        """
+        if not self.counts_calls:
+            return self.clock.stream(self.name)
+        forward, calls = self._calls
+        calls = calls + 1 if forward == self.clock.forward else 1
+        self._calls = (self.clock.forward, calls)
+        return self.clock.stream(self.name if calls == 1 else f"{self.name}#{calls}")
+
+    def __repr__(self) -> str:
+        state = self.why_unarmed or "armed"
+        return (
+            f"FaultSite({self.index}, {self.name!r}, {self.fault_model.name} "
+            f"{self.probability:g} %, {state})"
+        )
+
+
+class FaultSites(Sequence[FaultSite]):
+    """All sites of a model, in the order of execution, and the clock that they share.
+
+    Iterate it, or address a site by index or by name:
+
+    >>> import fxfault
+    >>> from brevitas.nn import QuantReLU
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
+    >>> faulty = fxfault.transform(model, {"enabled": True, "probability": 1.0, "seed": 7})
+    >>> faulty.faults["1"].set_probability(2.5)
+    >>> [(site.name, site.probability) for site in faulty.faults]
+    [('1', 2.5)]
+
+    Attributes:
+        clock: when faults strike and from which stream.
+        config: the configuration that the model was transformed with.
+        statistics: where armed forwards are recorded, or None.
+        skipped: paths of targets that faults cannot strike, and why.
+    """
+
+    def __init__(self, config: FaultInjectionConfig) -> None:
+        self.config = config
+        self.clock = FaultClock(config)
+        self.skipped: dict[str, str] = {}
+        self.statistics: FaultStatistics | None = None
+        self._sites: list[FaultSite] = []
+        # A list keeps nn.Module from registering the model as its own child; a strong
+        # reference survives copy.deepcopy, where a weak one would point at the original.
+        self._model: list[nn.Module] = []
+        self._original: list[nn.Module] = []
+
+    # -- addressing ---------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __iter__(self) -> Iterator[FaultSite]:
+        return iter(self._sites)
+
+    def __getitem__(self, key: int | str) -> FaultSite:  # type: ignore[override]
+        """Find a site by its index (negative ones count from the end) or its name."""
+        if isinstance(key, str):
+            for site in self._sites:
+                if site.name == key:
+                    return site
+            raise SiteError(f"no site {key!r}; {self.describe(key)}")
+        try:
+            return self._sites[key]
+        except IndexError:
+            raise SiteError(f"no site {key}; {self.describe()}") from None
+
+    def describe(self, near: str = "") -> str:
+        """Which sites there are, the nearest name first: the end of an error message."""
+        names = [site.name for site in self._sites]
+        close = difflib.get_close_matches(near, names, n=1) if near else []
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        shown = ", ".join(f"{i} {name}" for i, name in enumerate(names[:12]))
+        more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        return f"{hint}the {len(names)} sites are: {shown}{more}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all sites."""
+        return tuple(site.name for site in self._sites)
+
+    # -- building (the insert pass) -----------------------------------------------------
+
+    def add(
+        self, name: str, module_path: str, module_type: str, quantiser: Quantiser
+    ) -> tuple[FaultSite, str]:
+        """Add a site; returns it and the attribute under which generated code finds it."""
+        site = FaultSite(
+            name=name,
+            index=len(self._sites),
+            module_path=module_path,
+            module_type=module_type,
+            quantiser=quantiser,
+            clock=self.clock,
+            probability=float(self.config.probability),
+            fault_model=get_fault_model(self.config.injection_type),
+            gradient_mode=self.config.gradient_mode,
+            hw_units=self.config.frequency_value if self.config.hw_mask else None,
+        )
+        self._sites.append(site)
+        attribute = "".join(c if c.isalnum() else "_" for c in name)
+        attribute = f"_{attribute}" if attribute[:1].isdigit() else attribute
+        while hasattr(self, attribute):
+            attribute += "_"
+        setattr(self, attribute, site)
+        return site, attribute
+
+    def attach(self, model: nn.Module, original: nn.Module) -> None:
+        """Remember the model whose mode the clock follows, and the one it was made from."""
+        self._model = [model]
+        self._original = [original]
+
+    @property
+    def original(self) -> nn.Module:
+        """The model that the transformed one was made from."""
+        return self._original[0]
+
+    @property
+    def model_training(self) -> bool:
+        """Whether the model is in training mode."""
+        return self._model[0].training
+
+    # -- run time -----------------------------------------------------------------------
+
+    @property
+    def seed(self) -> int:
+        """The seed of all draws; where the configuration gave none, the one drawn."""
+        return self.clock.seed
+
+    @property
+    def trial(self) -> int:
+        """Number of the current trial."""
+        return self.clock.trial
+
+    @property
+    def enabled(self) -> bool:
+        """The master switch."""
+        return self.clock.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self.clock.enabled = bool(enabled)
+
+    def reset(self, trial: int | None = None, first_sample: int = 0) -> None:
+        """Start a new pass over the data.
+
+        Samples and steps are numbered anew; what statistics recorded stays.
+
+        Args:
+            trial: number of the trial, 0 and up; each has its own faults. None keeps it.
+            first_sample: number of the first sample that this process will see (the offset
+                of a worker that has a part of the data).
+        """
+        if trial is not None:
+            self.clock.trial = trial
+        self.clock.reset(first_sample)
+        if self.config.mode == "layer" and self.config.injection_layer == -1:
+            self.select(self.config.layers)
+
+    def set_probability(self, probability: float) -> None:
+        """Set the probability of every site, in percent."""
+        for site in self._sites:
+            site.set_probability(probability)
+
+    def set_fault_model(self, fault_model: str | FaultModel) -> None:
+        """Set the fault model of every site, by name or by instance."""
+        for site in self._sites:
+            site.set_fault_model(fault_model)
+
+    def set_statistics(self, statistics: FaultStatistics | None) -> None:
+        """Record armed forwards in `statistics`; None stops recording.
+
+        Raises:
+            ConfigError: they were made for another number of sites.
+        """
+        if statistics is not None and len(statistics.layer_stats) != len(self):
+            raise ConfigError(
+                f"statistics for {len(statistics.layer_stats)} layers, but the model has {len(self)}"
+                f" sites; make them with FaultStatistics(num_layers={len(self)})"
+            )
+        self.statistics = statistics
+        for site in self._sites:
+            site.statistics = statistics
+            if statistics is not None:
+                layer = statistics.layer_stats[site.index]
+                layer.name = layer.name or site.name
+
+    def new_statistics(self) -> FaultStatistics:
+        """Make empty statistics for these sites and record in them from now on."""
+        statistics = FaultStatistics(len(self), self.names)
+        self.set_statistics(statistics)
+        return statistics
+
+    def select(self, layers: str | int | Iterable[str | int] | None) -> None:
+        """Select sites by name pattern (`layer1.*`), index, or a list of them; None: all.
+
+        In `layer` mode, the one site of the configuration is taken out of those: the
+        given index, or for -1 one drawn by seed and trial.
+
+        Raises:
+            SiteError: a pattern or an index matches no site.
+        """
+        chosen = self._matching(layers)
+        if self.config.mode == "layer":
+            chosen = [self._single(chosen)]
+        for site in self._sites:
+            site.selected = site.index in chosen
+
+    def _matching(self, layers: str | int | Iterable[str | int] | None) -> list[int]:
+        if layers is None:
+            return list(range(len(self)))
+        wanted = [layers] if isinstance(layers, (str, int)) else list(layers)
+        chosen: set[int] = set()
+        for item in wanted:
+            if isinstance(item, int):
+                chosen.add(self[item].index)
+                continue
+            found = [s.index for s in self._sites if fnmatch.fnmatchcase(s.name, item)]
+            if not found:
+                raise SiteError(f"layers: {item!r} matches no site; {self.describe(item)}")
+            chosen.update(found)
+        return sorted(chosen)
+
+    def _single(self, candidates: list[int]) -> int:
+        wanted = self.config.injection_layer
+        if wanted >= 0:
+            if wanted not in candidates:
+                raise SiteError(f"injection_layer: no site {wanted} to select; {self.describe()}")
+            return wanted
+        draw = uniform_float(self.clock.seed, "layer", self.clock.trial)
+        layer = candidates[int(draw * len(candidates))]
+        if self.config.verbose:
+            logger.info("Randomly selected layer %d for injection", layer)
+        return layer
+
+    def __repr__(self) -> str:
+        armed = sum(site.armed for site in self._sites)
+        return f"FaultSites({len(self)} sites, {armed} armed, seed {self.seed})"
+
+
+def faults_of(model: nn.Module) -> FaultSites:
+    """The sites of a transformed model.
+
+    Raises:
+        SiteError: the model was not transformed.
+    """
+    for name in ATTRIBUTE_NAMES:
+        sites = vars(model).get(name)
+        if isinstance(sites, FaultSites):
+            return sites
+    raise SiteError(
+        f"{type(model).__name__} has no fault sites; call fxfault.transform(model, config) first"
+    )

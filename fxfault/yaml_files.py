@@ -1,0 +1,178 @@
+"""YAML files read strictly: what a user wrote is what the program sees, or an error says why not.
+
+PyYAML alone keeps the last of two equal keys without a word, and reads `1e-3` as text because it
+follows YAML 1.1. Here the first is an error that names both lines, and the second is a number.
+
+>>> parse_yaml(b"learning_rate: 1e-3", "example.yaml")
+{'learning_rate': 0.001}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fxfault.errors import ConfigError
+
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+
+# The YAML 1.2 core schema; a dot or an exponent is asked for, so that `5` stays an integer.
+_FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?
+         |[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?
+         |[-+]?[0-9]+[eE][-+]?[0-9]+
+         |[-+]?\.(?:inf|Inf|INF)
+         |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+
+
+class InvalidConfigError(ConfigError):
+    """All that is wrong with one configuration, in one line.
+
+    >>> print(InvalidConfigError(["a: unknown key", "b: missing"], "fat.yaml"))
+    fat.yaml: 2 problems: a: unknown key; b: missing
+
+    Attributes:
+        problems: one text per problem, each with the path of its key.
+        source: the file, or None for a mapping that came from Python.
+    """
+
+    def __init__(self, problems: Sequence[str], source: str | None = None) -> None:
+        # Both arguments go to Exception, so that a worker process can pickle the error.
+        super().__init__(problems, source)
+        self.problems = list(problems)
+        self.source = source
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        heads = [self.source] if self.source else []
+        heads += [f"{count} problems"] if count > 1 else []
+        return ": ".join([*heads, "; ".join(self.problems)])
+
+
+def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content; values are plain Python values.
+
+    Raises:
+        InvalidConfigError: the file is missing, unreadable, a folder, not text, not YAML, not a
+            mapping, or gives a key twice.
+    """
+    source = str(path)
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InvalidConfigError(["no such file"], source) from None
+    except IsADirectoryError:
+        raise InvalidConfigError(["is a folder, expected a YAML file"], source) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidConfigError([f"cannot be read: {reason}"], source) from error
+    return parse_yaml(data, source)
+
+
+def parse_yaml(data: bytes, source: str) -> dict[Any, Any]:
+    """Read the bytes of a YAML document whose top level is a mapping.
+
+    Args:
+        data: UTF-8 text, or UTF-16 with a byte order mark.
+        source: what an error calls the document.
+
+    Returns:
+        Its content; values are plain Python values.
+
+    Raises:
+        InvalidConfigError: as `load_yaml`.
+    """
+    content = _construct(data, source)
+    if content is None:
+        problem = "the file is empty, expected a mapping such as 'fault_injection:' with its keys"
+        raise InvalidConfigError([problem], source)
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        problem = f"the top level is a {kind}, expected a mapping of keys to values"
+        raise InvalidConfigError([problem], source)
+    return content
+
+
+def _construct(data: bytes, source: str) -> Any:
+    try:
+        loader = _StrictLoader(data)
+        content = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        raise InvalidConfigError([_syntax_problem(error)], source) from error
+    except yaml.YAMLError as error:  # bytes that are no text, control characters
+        reason = _one_line(str(error)).replace(' in "<byte string>",', " at")
+        raise InvalidConfigError([f"not a YAML text file: {reason}"], source) from error
+    except RecursionError as error:
+        raise InvalidConfigError(["not usable: nested too deeply"], source) from error
+    except (ValueError, OverflowError) as error:  # `2024-13-45`, or an endless row of digits
+        problem = f"a value cannot be read: {_one_line(str(error))}"
+        raise InvalidConfigError([problem], source) from error
+    if loader.duplicates:
+        raise InvalidConfigError(loader.duplicates, source)
+    return content
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    parts = [part for part in (error.context, error.problem) if part]
+    return f"not valid YAML: {where}{_one_line(', '.join(parts))}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that notes repeated keys and reads numbers as YAML 1.2 does."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self.duplicates: list[str] = []
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        # Looked at before `<<` merges are resolved: those may override a key on purpose.
+        node = super().compose_mapping_node(anchor)
+        self.duplicates += _repeated_keys(node)
+        return node
+
+
+def _repeated_keys(node: yaml.MappingNode) -> list[str]:
+    problems = []
+    first_lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        line = key.start_mark.line + 1
+        identity = (key.tag, key.value)
+        if identity in first_lines:
+            first = first_lines[identity]
+            problems.append(f"key {key.value!r} is given twice, on lines {first} and {line}")
+        first_lines.setdefault(identity, line)
+    return problems
+
+
+def _resolvers_with_float() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    kept = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _FLOAT_TAG]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for first in "-+.0123456789":
+        kept[first] = [(_FLOAT_TAG, _FLOAT), *kept.get(first, [])]
+    return kept
+
+
+_StrictLoader.yaml_implicit_resolvers = _resolvers_with_float()

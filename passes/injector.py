@@ -1,0 +1,109 @@
+"""`FaultInjector`: the specification's programs, on top of `transform` and `model.faults`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxfault.config import FaultInjectionConfig
+from fxfault.errors import ConfigError, SiteError
+from fxfault.passes.transform import transform
+from fxfault.sites import FaultSites, faults_of
+from fxfault.statistics import FaultStatistics
+
+
+class FaultInjector:
+    """Inject faults into a model and steer them from a training or evaluation loop.
+
+    Every method but `inject` does nothing to a model without sites, so that a loop runs
+    unchanged where the configuration says `enabled: false`.
+
+    >>> from brevitas.nn import QuantReLU
+    >>> injector = FaultInjector()
+    >>> clean = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
+    >>> model = injector.inject(clean, FaultInjectionConfig(enabled=True, probability=5.0))
+    >>> injector.get_num_layers(model)
+    1
+    >>> injector.update_probability(model, 10.0, layer_id=0)
+    >>> injector.remove(model) is clean
+    True
+    """
+
+    QUANT_TARGET_LAYERS = frozenset({"QuantIdentity", "QuantReLU", "QuantHardTanh"})
+
+    def inject(self, model: nn.Module, config: FaultInjectionConfig) -> nn.Module:
+        """See `fxfault.transform`."""
+        return transform(model, config)
+
+    def remove(self, model: nn.Module) -> nn.Module:
+        """Give back the very model that `inject` was given, with what training changed in it."""
+        sites = self._sites(model)
+        if sites is None:
+            return model
+        return sites.original.train(model.training)
+
+    def get_num_layers(self, model: nn.Module) -> int:
+        """Number of sites."""
+        sites = self._sites(model)
+        return 0 if sites is None else len(sites)
+
+    def update_probability(
+        self, model: nn.Module, probability: float, layer_id: int | None = None
+    ) -> None:
+        """Set the probability, in percent, of one site or of all; nothing is traced again."""
+        sites = self._sites(model)
+        if sites is None:
+            return
+        if layer_id is None:
+            sites.set_probability(probability)
+        else:
+            sites[layer_id].set_probability(probability)
+
+    def update_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Tell the epoch, which `epoch_interval` and the faults of training follow."""
+        sites = self._sites(model)
+        if sites is not None:
+            sites.clock.epoch = epoch
+
+    def reset_counters(self, model: nn.Module) -> None:
+        """Number samples and steps from 0 again."""
+        sites = self._sites(model)
+        if sites is not None:
+            sites.reset()
+
+    def set_condition_injector(
+        self, model: nn.Module, num_iterations: int, step_interval: float
+    ) -> None:
+        """Set the probability that a training step is noisy.
+
+        Each step is drawn by its number, so that the draws do not depend on how many
+        follow; `num_iterations` is only checked.
+
+        Raises:
+            ConfigError: `step_interval` is not within 0 and 1, or there is no iteration.
+        """
+        if not 0 <= step_interval <= 1:
+            raise ConfigError(f"step_interval: got {step_interval!r}, allowed: 0 to 1")
+        if num_iterations < 1:
+            raise ConfigError(f"num_iterations: got {num_iterations!r}, allowed: 1 and up")
+        sites = self._sites(model)
+        if sites is not None:
+            sites.clock.step_interval = float(step_interval)
+
+    def set_enabled(self, model: nn.Module, enabled: bool) -> None:
+        """Switch all sites on or off."""
+        sites = self._sites(model)
+        if sites is not None:
+            sites.enabled = enabled
+
+    def set_statistics(self, model: nn.Module, statistics: FaultStatistics) -> None:
+        """Record armed forwards in `statistics`."""
+        sites = self._sites(model)
+        if sites is not None:
+            sites.set_statistics(statistics)
+
+    @staticmethod
+    def _sites(model: nn.Module) -> FaultSites | None:
+        try:
+            return faults_of(model)
+        except SiteError:
+            return None

@@ -1,0 +1,111 @@
+"""Give a pass module objects of its own without copying what they hold.
+
+A twin of a model has new objects for the modules that a pass rewrites (containers that
+hold a target, and the targets themselves) and the model's own objects for all others.
+A new object shares the dictionaries of parameters and buffers, so that training,
+loading or moving one model shows in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+# Hook tables that a new object must not share: hooks set on it must not reach the original.
+_HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def shell(module: nn.Module, kind: type | None = None) -> nn.Module:
+    """A new object with the module's class, attributes, parameters, buffers and children.
+
+    Args:
+        module: any module that is not TorchScript.
+        kind: class of the new object; default: the module's.
+    """
+    new = object.__new__(type(module) if kind is None else kind)
+    new.__dict__.update(module.__dict__)
+    for table in _HOOK_TABLES:
+        if table in module.__dict__:
+            new.__dict__[table] = module.__dict__[table].copy()
+    return new
+
+
+def twin(
+    model: nn.Module,
+    is_target: Callable[[nn.Module], bool],
+    new_object: Callable[[nn.Module], nn.Module] = shell,
+) -> nn.Module:
+    """A model with objects of its own for each target and each module that holds one.
+
+    Args:
+        model: the model; it is not changed.
+        is_target: tells the modules that the pass is about.
+        new_object: makes the new object of a module.
+    """
+    originals = _modules_to_replace(model, is_target)
+    replaced: dict[int, nn.Module] = {id(model): new_object(model)}
+    for module in originals:
+        replaced.setdefault(id(module), new_object(module))
+    for module in (model, *originals):
+        new = replaced[id(module)]
+        if is_target(module):
+            continue  # A target keeps its very children: its quantiser has one state.
+        for name, value in list(new.__dict__.items()):
+            new.__dict__[name] = _with_replacements(value, replaced)
+    return replaced[id(model)]
+
+
+def holds(module: nn.Module, is_target: Callable[[nn.Module], bool]) -> bool:
+    """Whether a target lies strictly below a module."""
+    return any(is_target(child) for child in module.modules() if child is not module)
+
+
+def _modules_to_replace(
+    model: nn.Module, is_target: Callable[[nn.Module], bool]
+) -> list[nn.Module]:
+    found: dict[int, bool] = {}
+
+    def visit(module: nn.Module) -> bool:
+        if id(module) not in found:
+            found[id(module)] = False  # A module that holds itself ends the recursion here.
+            children = [visit(child) for child in module._modules.values() if child is not None]
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            found[id(module)] = (any(children) or is_target(module)) and not scripted
+        return found[id(module)]
+
+    visit(model)
+    return [module for module in model.modules() if found[id(module)] and module is not model]
+
+
+def _with_replacements(value: Any, replaced: dict[int, nn.Module]) -> Any:
+    """The value with replaced modules in it, looking into plain containers and methods."""
+    if isinstance(value, nn.Module):
+        return replaced.get(id(value), value)
+    if isinstance(value, MethodType) and id(value.__self__) in replaced:
+        return MethodType(value.__func__, replaced[id(value.__self__)])
+    if type(value) in (list, tuple, set):
+        return type(value)(_with_replacements(item, replaced) for item in value)
+    if type(value) is dict and _mentions_module(value):
+        return {key: _with_replacements(item, replaced) for key, item in value.items()}
+    return value
+
+
+def _mentions_module(mapping: dict[Any, Any]) -> bool:
+    # The dictionaries of parameters and buffers must stay the very same objects.
+    return any(not isinstance(item, torch.Tensor) for item in mapping.values())

@@ -1,0 +1,62 @@
+"""Take the fault sites out of a transformed model again.
+
+The exact inverse of `fxfault.passes.insert`: what is left is, text for text, the graph
+that tracing gave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.insert import BeginHook, FaultHook
+from fxfault.passes.traced_module import TracedModule
+from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
+
+
+@dataclass(frozen=True)
+class StripFaults(PassBase):
+    """Remove every fault site; a model without any is left as it is."""
+
+    def call(self, graph_module: nn.Module) -> PassResult:
+        """Strip the model, in place."""
+        modified = False
+        for module in list(graph_module.modules()):
+            modified |= _strip_hooks(module)
+            if isinstance(module, TracedModule) and _strip_graphs(module):
+                module.recompile()
+                modified = True
+            for name in ATTRIBUTE_NAMES:
+                if isinstance(module.__dict__.get(name), FaultSites):
+                    del module.__dict__[name]
+            if module.__dict__.pop("_plain_output", False):
+                module.return_quant_tensor = False  # type: ignore[assignment]
+        return PassResult(graph_module, modified)
+
+
+def _strip_graphs(module: TracedModule) -> bool:
+    stripped = False
+    for graph in module.graphs:
+        for target in (fault_inject, begin_forward):
+            for node in graph.find_nodes(op="call_function", target=target):
+                state = node.args[1] if target is fault_inject else node.args[0]
+                if target is fault_inject:
+                    node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+                graph.erase_node(state)
+                stripped = True
+    return stripped
+
+
+def _strip_hooks(module: nn.Module) -> bool:
+    stripped = False
+    for table in (module._forward_hooks, module._forward_pre_hooks):
+        for key, hook in list(table.items()):
+            if isinstance(hook, (FaultHook, BeginHook)):
+                del table[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                stripped = True
+    return stripped

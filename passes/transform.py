@@ -1,0 +1,106 @@
+"""`fxfault.transform` and `fxfault.strip`: the passes, applied to a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fxfault.config import FaultInjectionConfig
+from fxfault.errors import SiteError
+from fxfault.passes.insert import InsertFaults
+from fxfault.passes.sharing import twin
+from fxfault.passes.strip import StripFaults
+from fxfault.passes.traced_module import twin_of_traced
+from fxfault.passes.tracing import trace
+from fxfault.quant_tensors import is_activation
+from fxfault.sites import FaultSites, faults_of
+
+logger = logging.getLogger(__name__)
+
+
+def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]) -> nn.Module:
+    """Make a model whose quantised activations can be hit by faults.
+
+    The model is traced, and a `fault_inject` call is inserted after every target. As with
+    any torch.fx graph module, the result shares layers, parameters and buffers with
+    `model`: training, loading, moving or switching one to evaluation shows in the other.
+    `model` itself is not changed, and `state_dict` has the same keys in the same order.
+
+    >>> import torch
+    >>> from brevitas.nn import QuantReLU
+    >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4)).eval()
+    >>> faulty = transform(
+    ...     model, {"enabled": True, "probability": 100.0, "apply_during": "eval", "seed": 1}
+    ... )
+    >>> list(faulty.state_dict()) == list(model.state_dict())
+    True
+    >>> faulty.faults
+    FaultSites(1 sites, 1 armed, seed 1)
+
+    Args:
+        model: a network with Brevitas activation layers.
+        config: what to inject, where and when.
+
+    Returns:
+        A model with the sites at `.faults`; where `enabled` is false, `model` itself.
+
+    Raises:
+        ConfigError: the configuration has errors.
+        TransformError: the model has no target, has sites already, or has targets whose
+            output is not an integer QuantTensor.
+        SiteError: `layers` or `injection_layer` names a site that does not exist.
+    """
+    if not isinstance(config, FaultInjectionConfig):
+        config = FaultInjectionConfig.from_dict(config)
+    config.validate()
+    if not config.enabled:
+        return model
+    InsertFaults(config).requires(model)
+    traced = trace(model, tuple(config.targets))
+    faulty = InsertFaults(config)(traced).graph_module
+    sites = faults_of(faulty)
+    sites.attach(faulty, original=model)
+    sites.select(config.layers)
+    if config.track_statistics:
+        sites.new_statistics()
+    if config.verbose:
+        _log(sites)
+    return faulty
+
+
+def _log(sites: FaultSites) -> None:
+    config = sites.config
+    logger.info("Fault injection enabled: %d injection layers added", len(sites))
+    logger.info("  Mode: %s", config.mode)
+    logger.info("  Probability: %s%%", config.probability)
+    logger.info("  Injection type: %s", sites[0].fault_model.name)
+    logger.info("  Apply during: %s", config.apply_during)
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """Make a model without fault sites from a transformed one, which stays as it is.
+
+    The result is the traced model: its graph is, text for text, the one that
+    `fxfault.passes.trace` gives. `FaultInjector.remove` gives the untraced model back.
+
+    >>> from brevitas.nn import QuantReLU
+    >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
+    >>> strip(transform(model, {"enabled": True})).code == trace(model).code
+    True
+
+    Args:
+        model: what `transform` returned; a model without sites is returned as it is.
+    """
+    try:
+        targets = tuple(faults_of(model).config.targets)
+    except SiteError:
+        return model
+
+    def is_target(module: nn.Module) -> bool:
+        return is_activation(module, targets)
+
+    copy = twin(model, is_target, new_object=twin_of_traced)
+    return StripFaults()(copy).graph_module
