@@ -6,19 +6,21 @@ import copy
 import hashlib
 import importlib.resources
 import io
+import os
 import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fxfault.errors import DataError
 from fxfault.models.user_factory import nearest, quote_error
-
-if TYPE_CHECKING:
-    from torch import nn
 
 BUNDLED = "bundled:"
 WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
@@ -95,11 +97,10 @@ def bundled_names() -> tuple[str, ...]:
 def _read(label: str, prefix: str) -> bytes:
     if label.startswith(BUNDLED):
         return _read_bundled(label, prefix)
-    file = Path(label).expanduser()
-    if file.is_dir():
-        raise DataError(f"{prefix} is a folder: name the file in it")
     try:
-        return file.read_bytes()
+        return Path(os.path.expanduser(label)).read_bytes()
+    except IsADirectoryError as error:
+        raise DataError(f"{prefix} is a folder: name the file in it") from error
     except FileNotFoundError as error:
         raise DataError(
             f"{prefix}: there is no such file; check the path, or name one of "
@@ -121,8 +122,6 @@ def _read_bundled(label: str, prefix: str) -> bytes:
 
 
 def _unpickle(content: bytes, prefix: str) -> Any:
-    import torch
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch guesses at what a strange file might be
@@ -170,8 +169,6 @@ def _find_state_dict(loaded: Any, prefix: str) -> dict[str, Any]:
 
 
 def _is_state_dict(candidate: Mapping[Any, Any]) -> bool:
-    import torch
-
     return bool(candidate) and all(
         isinstance(key, str) and (isinstance(value, torch.Tensor) or key.endswith("_extra_state"))
         for key, value in candidate.items()
@@ -179,8 +176,6 @@ def _is_state_dict(candidate: Mapping[Any, Any]) -> bool:
 
 
 def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-
     own_keys = list(model.state_dict())
     for prefix in _PREFIXES:
         is_wrapped = all(key.startswith(prefix) for key in state)
@@ -190,20 +185,20 @@ def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _check_finite(state: Mapping[str, Any], prefix: str) -> None:
-    import torch
-
-    broken = [
-        key
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-        and (value.is_floating_point() or value.is_complex())
-        and not bool(torch.isfinite(value).all())
-    ]
+    broken = [key for key, value in state.items() if not _is_finite(value)]
     if broken:
         raise DataError(
             f"{prefix} has NaN or infinite values in {_count(broken, 'tensor')}: the training "
             f"that wrote it diverged, take an earlier checkpoint"
         )
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return True
+    if value.is_floating_point() and value.dtype.itemsize == 1:
+        value = value.float()  # torch has no isfinite for all of the 8-bit floats
+    return bool(torch.isfinite(value).all())
 
 
 def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
@@ -219,14 +214,17 @@ def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
         outcome = _copy_of(model).load_state_dict(_like(state, fitted), strict=False)
     except Exception as error:  # a network of the user's own may do anything when it is loaded
         raise DataError(f"{prefix} cannot be loaded: {quote_error(error)}") from error
-    missing = [key for key in outcome.missing_keys if key not in shapes]
-    problems = {"missing": missing, "unexpected": outcome.unexpected_keys}
+    problems = {
+        "missing": [key for key in outcome.missing_keys if key not in shapes],
+        "unexpected": list(outcome.unexpected_keys),
+    }
     complaints = [f"{_count(keys, f'{kind} key')}" for kind, keys in problems.items() if keys]
     if shapes:
         complaints.append(_count([f"{key} {text}" for key, text in shapes.items()], "wrong shape"))
     if complaints:
-        hint = _hint(missing, outcome.unexpected_keys, shapes, model)
-        raise DataError(f"{prefix} does not fit the network: {'; '.join(complaints)}. {hint}")
+        raise DataError(
+            f"{prefix} does not fit the network: {'; '.join(complaints)}. {_hint(problems, shapes)}"
+        )
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
@@ -264,13 +262,12 @@ def _like(state: dict[str, Any], fitted: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def _hint(
-    missing: list[str], unexpected: list[str], shapes: Mapping[str, str], model: nn.Module
-) -> str:
-    if not unexpected and not shapes and not set(missing) & set(model.state_dict()):
+def _hint(problems: Mapping[str, list[str]], shapes: Mapping[str, str]) -> str:
+    is_clean = not problems["unexpected"] and not shapes
+    if is_clean and all(".tensor_quant." in key for key in problems["missing"]):
         return (
-            "It was saved before the scales of its activations were calibrated: run a forward "
-            "in training mode before saving"
+            "Only parameters of quantisers are missing: it was saved before a forward in training "
+            "mode had calibrated them, or from a network that was not quantised"
         )
     return "Build the network with the name, the widths and the classes that it was trained with"
 

@@ -100,7 +100,7 @@ class Word:
         """
         if self.binary:
             return (code + 1) // 2
-        return code & self.all_ones
+        return code & self.all_ones  # type: ignore[return-value]
 
     def from_pattern(self, pattern: Code) -> Code:
         """The code that a bit pattern stands for: the inverse of `to_pattern`.
@@ -113,10 +113,12 @@ class Word:
         if not self.signed:
             return pattern
         # Sign extension: flip the sign bit, then take its weight off.
-        return (pattern ^ self.msb) - self.msb
+        return (pattern ^ self.msb) - self.msb  # type: ignore[return-value]
 
 
-def to_codes(values: Tensor, scale: Tensor, zero_point: Tensor, word: Word) -> tuple[Tensor, Tensor]:
+def to_codes(
+    values: Tensor, scale: Tensor, zero_point: Tensor, word: Word
+) -> tuple[Tensor, Tensor]:
     """Read the integer codes that dequantised values stand for.
 
     `code = round(value / scale + zero_point)`, in float64 and kept in the word's

@@ -6,6 +6,8 @@ allowed, and what to do. A command prints it as one line and exits with 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class FxFaultError(Exception):
     """Root of all errors that fxfault raises on purpose."""
@@ -13,6 +15,30 @@ class FxFaultError(Exception):
 
 class ConfigError(FxFaultError):
     """A configuration value, key or file that cannot be used."""
+
+
+class InvalidConfigError(ConfigError):
+    """All that is wrong with one configuration, in one line.
+
+    >>> print(InvalidConfigError(["a: unknown key", "b: missing"], "fat.yaml"))
+    fat.yaml: 2 problems: a: unknown key; b: missing
+
+    Attributes:
+        problems: one text per problem, each with the path of its key.
+        source: the file, or None for a mapping that came from Python.
+    """
+
+    def __init__(self, problems: Sequence[str], source: str | None = None) -> None:
+        # Both arguments go to Exception, so that a worker process can pickle the error.
+        super().__init__(problems, source)
+        self.problems = list(problems)
+        self.source = source
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        heads = [self.source] if self.source else []
+        heads += [f"{count} problems"] if count > 1 else []
+        return ": ".join([*heads, "; ".join(self.problems)])
 
 
 class SiteError(FxFaultError):

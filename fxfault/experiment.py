@@ -18,15 +18,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from fxfault.config import (
-    FaultInjectionConfig,
+from fxfault.config import FaultInjectionConfig
+from fxfault.errors import InvalidConfigError
+from fxfault.schema import (
     parse_section,
     section_reference,
     section_to_dict,
     tuple_from_list,
     unknown_key,
 )
-from fxfault.yaml_files import InvalidConfigError, load_yaml, parse_yaml
+from fxfault.yaml_files import load_yaml, parse_yaml
 
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -179,7 +180,7 @@ class ExperimentConfig:
         >>> ExperimentConfig.from_dict({"model": {}, "training": {"epochs": 0}})
         Traceback (most recent call last):
         ...
-        fxfault.yaml_files.InvalidConfigError: 2 problems: model.name: missing, \
+        fxfault.errors.InvalidConfigError: 2 problems: model.name: missing, \
 allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at least 1
 
         Args:

@@ -124,15 +124,16 @@ def _strike(x: Any, site: FaultSite) -> Tensor:
             return corruption_stream(key, stream, hits, first, layout.elements)
 
         corrupted = site.fault_model.corrupt(codes, word, draw)
-        if hits.real is not None:
-            corrupted = torch.where(hits.real | hits.repeats, corrupted, codes)
+        if hits.writes is not None:
+            corrupted = torch.where(hits.writes, corrupted, codes)
         if site.statistics is not None:
             _record(site, x, hits, codes, corrupted)
         faulty = to_values(corrupted, scale, zero_point, value.dtype)
         faulty = torch.where(corrupted == codes, original, faulty)
     if hits.index.numel() == 0:
         return value
-    if site.private and not site.observers and not (torch.is_grad_enabled() and value.requires_grad):
+    differentiable = torch.is_grad_enabled() and value.requires_grad
+    if site.private and not site.observers and not differentiable:
         return value.put_(hits.index, faulty)
     return FaultInject.apply(value, hits.index, faulty, site.gradient_mode)
 
@@ -190,9 +191,9 @@ def _check(site: FaultSite, hits: Hits, valid: Tensor) -> None:
     """Refuse values that are no codes. Only on the CPU, where looking costs no sync."""
     if valid.device.type == "cpu" and not bool(valid.all()):
         raise SiteError(
-            f"site {site.name}: {int((~valid).sum())} of {valid.numel()} values that were to be hit "
-            "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
-            "scales and `quant_delay_steps`)"
+            f"site {site.name}: {int((~valid).sum())} of {valid.numel()} values that were to be "
+            "hit are not integer codes of the quantiser (NaN, or not quantised: check the "
+            "checkpoint's scales and `quant_delay_steps`)"
         )
 
 

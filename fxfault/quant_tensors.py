@@ -6,6 +6,7 @@ The only file besides the tracer that touches Brevitas's classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
@@ -72,7 +73,7 @@ def output_type(module: nn.Module) -> type | None:
     return IntQuantTensor if module.return_quant_tensor else torch.Tensor
 
 
-def read_quantiser(module: nn.Module) -> Quantiser:
+def read_quantiser(module: Any) -> Quantiser:
     """Read the constants of a supported activation layer's quantiser.
 
     >>> from brevitas.nn import QuantIdentity

@@ -63,7 +63,7 @@ class Hits:
         real: None where every entry is a hit; otherwise bool, false for an entry that
             only fills the tensor up to its fixed length. A filler repeats a hit of its
             sample, or stands at element 0 of a sample without hits and must not change it.
-        repeats: None, or bool: the entry repeats a hit (a subset of the fillers).
+        writes: None, or bool: the entry is a hit or repeats one.
         complete: None, or a bool tensor that is false in the (astronomically rare) case
             that the fixed number of draws did not reach the end of a sample.
     """
@@ -71,7 +71,7 @@ class Hits:
     index: Tensor
     sample: Tensor
     real: Tensor | None = None
-    repeats: Tensor | None = None
+    writes: Tensor | None = None
     complete: Tensor | None = None
 
 
@@ -154,7 +154,7 @@ def _from_ends(ends: Tensor, elements: int, fixed_size: bool) -> Hits:
         index=torch.where(real, flat, filler).flatten(),
         sample=sample.flatten(),
         real=real.flatten(),
-        repeats=(struck & ~real).flatten(),
+        writes=struck.flatten(),
         complete=(ends[:, -1] >= elements).all(),
     )
 
@@ -209,7 +209,9 @@ def _count_below(ascending: Tensor, limit: int) -> int:
     return int((ascending < limit).sum())
 
 
-def corruption_stream(key: int, stream: int, hits: Hits, first_sample: int, elements: int) -> Tensor:
+def corruption_stream(
+    key: int, stream: int, hits: Hits, first_sample: int, elements: int
+) -> Tensor:
     """Random numbers for the words that are hit: one for each (sample, element).
 
     They follow from the element and not from the order of hits, so that a filler which

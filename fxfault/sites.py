@@ -366,8 +366,8 @@ class FaultSites(Sequence[FaultSite]):
         """
         if statistics is not None and len(statistics.layer_stats) != len(self):
             raise ConfigError(
-                f"statistics for {len(statistics.layer_stats)} layers, but the model has {len(self)}"
-                f" sites; make them with FaultStatistics(num_layers={len(self)})"
+                f"statistics for {len(statistics.layer_stats)} layers, but the model has "
+                f"{len(self)} sites; make them with FaultStatistics(num_layers={len(self)})"
             )
         self.statistics = statistics
         for site in self._sites:

@@ -189,8 +189,8 @@ class FaultStatistics:
         """
         if layer_id not in self.layer_stats:
             raise FxFaultError(
-                f"statistics: no layer {layer_id}; they were made for {len(self.layer_stats)} layers"
-                f" (0 to {len(self.layer_stats) - 1})"
+                f"statistics: no layer {layer_id}; they were made for {len(self.layer_stats)} "
+                f"layers (0 to {len(self.layer_stats) - 1})"
             )
         rmse = (squared_change / injected.clamp(min=1)).sqrt()
         lengths = (clean_square * faulty_square).sqrt()

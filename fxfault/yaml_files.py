@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fxfault.errors import ConfigError
+from fxfault.errors import InvalidConfigError
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 
@@ -30,30 +29,6 @@ _FLOAT = re.compile(
          |\.(?:nan|NaN|NAN))$""",
     re.VERBOSE,
 )
-
-
-class InvalidConfigError(ConfigError):
-    """All that is wrong with one configuration, in one line.
-
-    >>> print(InvalidConfigError(["a: unknown key", "b: missing"], "fat.yaml"))
-    fat.yaml: 2 problems: a: unknown key; b: missing
-
-    Attributes:
-        problems: one text per problem, each with the path of its key.
-        source: the file, or None for a mapping that came from Python.
-    """
-
-    def __init__(self, problems: Sequence[str], source: str | None = None) -> None:
-        # Both arguments go to Exception, so that a worker process can pickle the error.
-        super().__init__(problems, source)
-        self.problems = list(problems)
-        self.source = source
-
-    def __str__(self) -> str:
-        count = len(self.problems)
-        heads = [self.source] if self.source else []
-        heads += [f"{count} problems"] if count > 1 else []
-        return ": ".join([*heads, "; ".join(self.problems)])
 
 
 def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:

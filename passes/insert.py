@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fxfault.passes.sharing import holds, shell
+from fxfault.passes.traced_module import TracedModule
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -29,8 +31,6 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.sharing import holds, shell
-from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import is_activation, read_quantiser, why_unsupported
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSite, FaultSites
 
@@ -174,7 +174,7 @@ class _Plan:
     # -- rewrite ------------------------------------------------------------------------
 
     def rewrite(self) -> None:
-        in_graphs = {id(m.get_submodule(node.target)) for m, _, node, _ in self.graph_places}
+        in_graphs = {id(m.get_submodule(str(node.target))) for m, _, node, _ in self.graph_places}
         hooked: dict[int, nn.Module] = {}
         for parent, name, child, site in self.hook_places:
             target = child
@@ -186,10 +186,10 @@ class _Plan:
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
         self._begin()
-        for module in self.root.modules():
-            if isinstance(module, TracedModule):
-                module.__dict__[self.attribute] = self.sites
-                module.recompile()
+        for part in self.root.modules():
+            if isinstance(part, TracedModule):
+                part.__dict__[self.attribute] = self.sites
+                part.recompile()
 
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
         site, attribute = self.by_name[name]

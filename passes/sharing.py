@@ -38,7 +38,7 @@ def shell(module: nn.Module, kind: type | None = None) -> nn.Module:
         module: any module that is not TorchScript.
         kind: class of the new object; default: the module's.
     """
-    new = object.__new__(type(module) if kind is None else kind)
+    new: Any = object.__new__(type(module) if kind is None else kind)
     new.__dict__.update(module.__dict__)
     for table in _HOOK_TABLES:
         if table in module.__dict__:

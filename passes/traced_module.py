@@ -6,11 +6,10 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from fxfault.passes.sharing import shell
 from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
-
-from fxfault.passes.sharing import shell
 
 
 class TracedModule(GraphModule):
@@ -67,7 +66,7 @@ class TracedModule(GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         # GraphModule's own version rebuilds the module tree in the order of use.
-        new = object.__new__(_own_class(type(self)))
+        new: Any = object.__new__(_own_class(type(self)))
         memo[id(self)] = new
         graphs = ("_graph", "train_graph")
         for name, value in self.__dict__.items():
@@ -77,7 +76,7 @@ class TracedModule(GraphModule):
         return new
 
     def __copy__(self) -> TracedModule:
-        return twin_of_traced(self)
+        return twin_of_traced(self)  # type: ignore[return-value]
 
     def _replicate_for_data_parallel(self) -> Any:
         # GraphModule's own version copies the module, and with it the children that

@@ -6,15 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from fxfault.config import FaultInjectionConfig
-from fxfault.errors import SiteError
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.sharing import twin
 from fxfault.passes.strip import StripFaults
 from fxfault.passes.traced_module import twin_of_traced
 from fxfault.passes.tracing import trace
+from torch import nn
+
+from fxfault.config import FaultInjectionConfig
+from fxfault.errors import SiteError
 from fxfault.quant_tensors import is_activation
 from fxfault.sites import FaultSites, faults_of
 
@@ -58,9 +58,9 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
     config.validate()
     if not config.enabled:
         return model
-    InsertFaults(config).requires(model)
-    traced = trace(model, tuple(config.targets))
-    faulty = InsertFaults(config)(traced).graph_module
+    insert: Any = InsertFaults(config)
+    insert.requires(model)
+    faulty = insert(trace(model, tuple(config.targets))).graph_module
     sites = faults_of(faulty)
     sites.attach(faulty, original=model)
     sites.select(config.layers)
@@ -102,5 +102,5 @@ def strip(model: nn.Module) -> nn.Module:
     def is_target(module: nn.Module) -> bool:
         return is_activation(module, targets)
 
-    copy = twin(model, is_target, new_object=twin_of_traced)
-    return StripFaults()(copy).graph_module
+    strip_faults: Any = StripFaults()
+    return strip_faults(twin(model, is_target, new_object=twin_of_traced)).graph_module

@@ -15,9 +15,8 @@ import pytest
 import yaml
 
 from fxfault.config import FaultInjectionConfig, config_reference
-from fxfault.errors import ConfigError
+from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.fault_models import fault_model_names, get_fault_model
-from fxfault.yaml_files import InvalidConfigError
 
 FIELDS = [field.name for field in dataclasses.fields(FaultInjectionConfig)]
 

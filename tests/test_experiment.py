@@ -12,14 +12,13 @@ import pytest
 import yaml
 
 from fxfault.config import FaultInjectionConfig
-from fxfault.errors import ConfigError
+from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import (
     ExperimentConfig,
     bundled_experiments,
     experiment_reference,
     load_experiment,
 )
-from fxfault.yaml_files import InvalidConfigError
 
 BUNDLED = (
     "bit_flip_stress",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fxfault.errors import ConfigError
-from fxfault.yaml_files import InvalidConfigError, load_yaml, parse_yaml
+from fxfault.errors import ConfigError, InvalidConfigError
+from fxfault.yaml_files import load_yaml, parse_yaml
 
 
 def read(text: str) -> object:

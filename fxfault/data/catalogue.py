@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +78,7 @@ def build_dataset(
     options = dict(kwargs or {})
     if ":" in name:
         return _build_from_factory(name, split, options)
-    dataset: Dataset[Any] = _loader(name).build(name, split, Path(root).expanduser(), options)
+    dataset: Dataset[Any] = _loader(name).build(name, split, Path(os.path.expanduser(root)), options)
     return dataset
 
 
@@ -113,7 +114,7 @@ def dataset_facts(
     if ":" in dataset:
         return _observed_facts(build_dataset(dataset, "test", root=root, kwargs=kwargs))
     loader = _loader(dataset)
-    facts: DatasetFacts = loader.facts(dataset, Path(root).expanduser(), dict(kwargs or {}))
+    facts: DatasetFacts = loader.facts(dataset, Path(os.path.expanduser(root)), dict(kwargs or {}))
     return facts
 
 

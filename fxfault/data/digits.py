@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -82,8 +83,6 @@ def _load() -> tuple[Any, Any]:
 
 def _split_rows(labels: Any, split: str) -> Tensor:
     """Rows of a split, ascending."""
-    import numpy as np
-
     generator = np.random.RandomState(_SPLIT_SEED)
     is_test = np.zeros(len(labels), dtype=bool)
     for label in range(DigitsDataset.facts.num_classes):

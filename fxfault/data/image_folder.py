@@ -46,7 +46,7 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> Labelled
     return LabelledImages(
         inner,
         DatasetFacts(len(inner.classes), 3, options["image_size"]),
-        lambda index: f"data set {name!r}: {inner.samples[index][0]}",
+        f"data set {name!r}",
     )
 
 
@@ -97,6 +97,4 @@ def _transform(torchvision: Any, asked: Any, size: tuple[int, int]) -> Any:
     resize = [transforms.Resize(size)]
     if not isinstance(asked, (list, tuple)):
         resize = [transforms.Resize(size[0]), transforms.CenterCrop(size)]
-    return transforms.Compose(
-        [*resize, transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
-    )
+    return transforms.Compose([*resize, transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -19,13 +18,13 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     Args:
         inner: the torchvision data set, which transforms pictures to tensors.
         facts: number of classes and shape of the images.
-        describe: names the image at an index, for the message about a broken one.
+        where: names the data set in the message about a broken image.
     """
 
-    def __init__(self, inner: Any, facts: DatasetFacts, describe: Callable[[int], str]) -> None:
+    def __init__(self, inner: Any, facts: DatasetFacts, where: str) -> None:
         self.inner = inner
         self.facts = facts
-        self._describe = describe
+        self.where = where
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -36,7 +35,11 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
             image, label = self.inner[index]
         except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
             raise DataError(
-                f"{self._describe(index)} cannot be read ({quote_error(error)}): "
-                f"replace or remove it"
+                f"{self.where}: {self._image_name(index)} cannot be read "
+                f"({quote_error(error)}): replace or remove it"
             ) from error
         return image, int(label)
+
+    def _image_name(self, index: int) -> str:
+        files = getattr(self.inner, "samples", None)  # ImageFolder's (file, label) pairs
+        return f"image {index}" if files is None else str(files[index][0])

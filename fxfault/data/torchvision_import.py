@@ -53,9 +53,9 @@ def import_torchvision() -> ModuleType:
 
 
 def _declare_schemas() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     _kept_libraries.append(library)
 
 

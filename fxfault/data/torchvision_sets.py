@@ -11,6 +11,7 @@ standard deviation of the training split, listed in `_SETS`.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import pickle
 import sys
@@ -31,7 +32,8 @@ _DEFAULTS = {"download": True, "image_size": None, "augment": False}
 _NOT_FOUND = "Dataset not found"  # how torchvision's message begins
 _CROP_BORDER = 8  # a border of 4 pixels around 32: one eighth of the side
 
-# What torchvision's readers raise on files that are cut short or are something else.
+# What torchvision raises on files that are cut short or are something else, and on a network
+# that fails it.
 _UNREADABLE = (
     AssertionError,
     EOFError,
@@ -40,6 +42,7 @@ _UNREADABLE = (
     OSError,
     RuntimeError,
     ValueError,
+    http.client.HTTPException,
     pickle.UnpicklingError,
 )
 
@@ -120,9 +123,7 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> Labelled
     }
     inner = _open_or_download(name, root, options["download"], opener, arguments)
     return LabelledImages(
-        inner,
-        facts(name, root, kwargs),
-        lambda index: f"data set {name!r}: image {index} of {split} in {root}",
+        inner, facts(name, root, kwargs), f"data set {name!r}: the {split} split in {root}"
     )
 
 
@@ -156,7 +157,7 @@ def _open_or_download(
         return opener(**arguments, download=False)
     except ImportError as error:  # SVHN is read with scipy
         raise DataError(
-            f"data set {name!r} needs another package ({error}): pip install \"fxfault[cli]\""
+            f'data set {name!r} needs another package ({error}): pip install "fxfault[cli]"'
         ) from error
     except _UNREADABLE as error:
         if not (isinstance(error, RuntimeError) and str(error).startswith(_NOT_FOUND)):

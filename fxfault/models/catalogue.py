@@ -155,14 +155,13 @@ def _as_image_size(value: object) -> tuple[int, int]:
         >>> _as_image_size([28, 28])
         (28, 28)
     """
-    try:
-        height, width = value  # type: ignore[misc]
-    except (TypeError, ValueError):
-        height, width = None, None
-    for side in (height, width):
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-            raise DataError(
-                f"model: image_size is {value!r}; it must be a height and a width in pixels, "
-                f"such as (32, 32)"
-            )
-    return height, width
+    sides = list(value) if isinstance(value, (list, tuple)) else []
+    is_pair = len(sides) == 2 and all(
+        isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides
+    )
+    if not is_pair:
+        raise DataError(
+            f"model: image_size is {value!r}; it must be a height and a width in pixels, "
+            f"such as (32, 32)"
+        )
+    return sides[0], sides[1]

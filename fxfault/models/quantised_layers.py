@@ -10,11 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import brevitas.nn as qnn
-from brevitas.quant import (
-    Int8ActPerTensorFloatMinMaxInit,
-    Int8WeightPerTensorFloat,
-    Uint8ActPerTensorFloatMaxInit,
-)
+from brevitas.quant import Int8WeightPerTensorFloat, Uint8ActPerTensorFloatMaxInit
 from brevitas.quant.binary import SignedBinaryActPerTensorConst, SignedBinaryWeightPerTensorConst
 from torch import nn
 
@@ -78,30 +74,6 @@ def quantised_input(bit_width: int) -> nn.Module:
     return layer
 
 
-def identity(bit_width: int) -> nn.Module:
-    """A signed activation with a symmetric, learned range, for values after a BatchNorm.
-
-    Narrow range: two bits hold -1, 0 and 1, four bits -7 to 7. One bit is binary, -1 and +1.
-
-    Example:
-        >>> import torch
-        >>> identity(4)(torch.tensor([-9.0, 0.0, 9.0])).int().tolist()
-        [-7, 0, 7]
-    """
-    if bit_width == 1:
-        return quantised_input(1)
-    limit = BEST_LIMITS[bit_width - 1]  # the sign takes one bit
-    layer: nn.Module = qnn.QuantIdentity(
-        act_quant=Int8ActPerTensorFloatMinMaxInit,
-        bit_width=bit_width,
-        narrow_range=True,
-        min_val=-limit,
-        max_val=limit,
-        return_quant_tensor=True,
-    )
-    return layer
-
-
 def hard_tanh(bit_width: int) -> nn.Module:
     """A signed activation with a symmetric range that starts as [-1, 1] and is learned.
 
@@ -147,11 +119,19 @@ def _weight_quantiser(bit_width: int) -> dict[str, Any]:
 
 
 def _initialised(layer: nn.Module, bit_width: int) -> nn.Module:
-    """Start binary weights within their clipping range.
+    """Start with weights that keep the variance of what comes in.
 
-    Their quantiser clips the weights in place at each forward; a fresh network is then left
-    as it is by its first one.
+    So that values reach the last layer in eval mode, too, where a BatchNorm that was not trained
+    does not help. Uniform, because the largest weight sets the scale: few bits would round most
+    weights of a normal distribution to zero. Binary weights start within the range that their
+    quantiser clips them to, in place, at each forward: the first one then changes nothing.
+
+    Reference:
+        He et al., "Delving Deep into Rectifiers", ICCV 2015, section 2.2.
     """
+    weight: nn.Parameter = layer.weight  # type: ignore[assignment]
     if bit_width == 1:
-        nn.init.uniform_(layer.weight, -BINARY_WEIGHT, BINARY_WEIGHT)  # type: ignore[arg-type]
+        nn.init.uniform_(weight, -BINARY_WEIGHT, BINARY_WEIGHT)
+    else:
+        nn.init.kaiming_uniform_(weight, nonlinearity="relu")
     return layer

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfault.errors import DataError
-from fxfault.models.quantised_layers import conv2d, identity, linear, quantised_input, relu
+from fxfault.models.quantised_layers import conv2d, linear, quantised_input, relu
 
 WIDTHS = (16, 32, 64)
 BLOCKS_PER_STAGE = 3
@@ -16,9 +16,11 @@ SMALLEST_SIDE = 8
 class QuantBasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a residual sum.
 
-    Both operands of the sum pass through the *same* signed quantiser, so they share one scale
-    and their integer codes can be added, as an accelerator does it and as Brevitas demands of
-    two QuantTensors in eval mode. That quantiser is called twice in a forward: two fault sites.
+    Both operands of the sum pass through the *same* quantiser, so they share one scale and
+    their integer codes can be added, as an accelerator does it and as Brevitas demands of two
+    QuantTensors in eval mode. It is an unsigned one, because what comes in is unsigned: a
+    signed quantiser would spend one of few bits on a sign. It is called twice in a forward:
+    two fault sites.
 
     Args:
         in_channels: channels that come in.
@@ -51,7 +53,7 @@ class QuantBasicBlock(nn.Module):
                 conv2d(in_channels, channels, 1, stride=stride, bit_width=weight_bit_width),
                 nn.BatchNorm2d(channels),
             )
-        self.sum_quant = identity(act_bit_width)
+        self.sum_quant = relu(act_bit_width)
         self.act2 = relu(act_bit_width)
 
     def forward(self, features: Tensor) -> Tensor:

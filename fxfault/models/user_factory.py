@@ -68,10 +68,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def quote_error(error: BaseException) -> str:
-    """An exception's type and message on one line.
+    r"""An exception's type and message on one line.
 
     Example:
-        >>> quote_error(ValueError("two\\nlines"))
+        >>> quote_error(ValueError("two\nlines"))
         'ValueError: two lines'
         >>> quote_error(EOFError())
         'EOFError'
@@ -81,10 +81,10 @@ def quote_error(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, shortened where it is very long.
+    r"""Text without line breaks, shortened where it is very long.
 
     Example:
-        >>> one_line("a\\n  b")
+        >>> one_line("a\n  b")
         'a b'
     """
     line = " ".join(text.split())

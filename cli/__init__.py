@@ -1,0 +1,1 @@
+"""Commands: parsing, printing and exit codes only."""

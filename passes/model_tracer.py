@@ -1,0 +1,261 @@
+"""The tracer: one module, down to its fault targets."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from fxfault.passes.sharing import holds
+from fxfault.passes.side_effects import Snapshot
+from fxfault.passes.symbolic_values import ValueProxy, is_library
+from torch import nn
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.proxy import TraceError
+
+from fxfault.quant_tensors import output_type
+
+# Functions that make a tensor from nothing. Traced code makes it anew in each forward, as
+# the model's own code does, instead of keeping the one that was made while tracing.
+_FACTORIES = (
+    "tensor as_tensor from_numpy zeros ones full empty eye arange linspace rand randn randint "
+    "randperm normal"
+).split()
+
+
+class ModelTracer(Tracer):
+    """Traces one module; a container below it whose forward fails becomes a leaf.
+
+    Attributes:
+        traced: containers whose operations are part of the graph, with their class name.
+        refused: containers that became leaves, and why.
+        branching: those of them that do so because they branch on `self.training`.
+        asked_for_mode: whether the module's own forward asks for `self.training`.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self, is_target: Callable[[nn.Module], bool], mode: bool, refused: dict[str, str]
+    ) -> None:
+        super().__init__()
+        self.is_target = is_target
+        self.mode = mode
+        self.traced: dict[str, str] = {}
+        self.refused = dict(refused)
+        self.branching: set[str] = set()
+        self.asked_for_mode = False
+        self._attributes: dict[str, Proxy] = {}
+        self._contexts = _contexts()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
+        """Trace `root`, a module of ours; its attributes are as before afterwards."""
+        before = Snapshot(root)
+        with self._training_flags(root), self._factories_recorded():
+            graph = super().trace(root, concrete_args)
+        before.check()
+        return graph
+
+    # -- leaves ---------------------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """A target, what holds no target, and layers of torch.nn and brevitas.nn."""
+        if self.is_target(m) or not holds(m, self.is_target):
+            return True
+        reason = why_kept(m)
+        if reason:
+            self.refused[module_qualified_name] = reason
+        return reason is not None
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace through a container; if that fails, undo it and call it as a leaf."""
+        path = self.path_of_module(m)
+        if path in self.refused or self.is_leaf_module(m, path):
+            return self._call_leaf(m, path, args, kwargs)
+        last = next(iter(reversed(self.graph.nodes)), None)
+        kept = (self.module_stack.copy(), self.num_calls.copy(), self.traced.copy())
+        before = Snapshot(m)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+            before.check()
+        # Whatever a model's code raises when it meets a symbolic value.
+        except Exception as error:
+            before.restore()
+            self._erase_after(last)
+            self.module_stack, self.num_calls, self.traced = kept
+            self.refused[path] = one_line(error)
+            if isinstance(error, _BranchesOnTraining) and error.path == path:
+                self.branching.add(path)
+            return self.create_proxy("call_module", path, args, kwargs)
+        self.traced[path] = type(m).__name__
+        return result
+
+    def _call_leaf(
+        self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        result = self.create_proxy("call_module", path, args, kwargs)
+        if isinstance(result, ValueProxy):
+            passed_on = args[0] if args and isinstance(m, nn.Identity) else None
+            result.known_type = getattr(passed_on, "known_type", None) or output_type(m)
+        return result
+
+    def _erase_after(self, last: Node | None) -> None:
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                break
+            self.graph.erase_node(node)
+        alive = set(self.graph.nodes)
+        for name in [n for n, proxy in self._attributes.items() if proxy.node not in alive]:
+            del self._attributes[name]
+
+    # -- values ---------------------------------------------------------------------
+
+    def proxy(self, node: Node) -> Proxy:
+        """Stand for a value with a proxy that refuses questions it cannot answer."""
+        return ValueProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
+        """Note the cache of parameter proxies, which undoing a container must clear."""
+        self._attributes = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
+        """Record an operation, unless a context that the graph would lose surrounds it."""
+        if _contexts() != self._contexts:
+            raise TraceError("its forward switches gradients or autocast on or off")
+        return super().create_proxy(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """Lower an argument; a training flag is read anew in each forward."""
+        if isinstance(a, _TrainingFlag):
+            return a.as_argument(self)
+        fresh = isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter)
+        if fresh and a not in self.tensor_attrs and not self._is_buffer(a):
+            raise TraceError("its forward uses a tensor that was made while tracing")
+        return super().create_arg(a)
+
+    def _is_buffer(self, tensor: torch.Tensor) -> bool:
+        return any(tensor is buffer for buffer in self.root.buffers())
+
+    # -- surroundings ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _training_flags(self, root: nn.Module) -> Iterator[None]:
+        """Let containers meet a symbolic `self.training`."""
+        containers = {
+            name: module
+            for name, module in root.named_modules()
+            if module is root or (holds(module, self.is_target) and not why_kept(module))
+        }
+        flags = {name: module.training for name, module in containers.items()}
+        try:
+            for name, module in containers.items():
+                module.__dict__["training"] = _TrainingFlag(self, name)
+            yield
+        finally:
+            for name, module in containers.items():
+                module.__dict__["training"] = flags[name]
+
+    @contextlib.contextmanager
+    def _factories_recorded(self) -> Iterator[None]:
+        originals = {name: getattr(torch, name) for name in _FACTORIES}
+
+        def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if is_library(sys._getframe(1)):
+                    return original(*args, **kwargs)
+                return self.create_proxy("call_function", original, args, kwargs)
+
+            return call
+
+        try:
+            for name, original in originals.items():
+                setattr(torch, name, recorded(original))
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+
+
+def is_training(module: nn.Module) -> bool:
+    """Whether a module is in training mode; what traced code calls to ask."""
+    return module.training
+
+
+class _BranchesOnTraining(TraceError):
+    """A container below the traced module branches on its `self.training`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("its forward branches on self.training")
+        self.path = path
+
+
+class _TrainingFlag:
+    """Stands for `self.training` of a container while it is traced.
+
+    As an argument (functional dropout) it becomes a read of the flag in each forward. A
+    branch on it needs a graph for each mode: the traced module itself is traced once for
+    each, a container below becomes a module with graphs of its own.
+    """
+
+    def __init__(self, tracer: ModelTracer, path: str) -> None:
+        self.tracer = tracer
+        self.path = path
+
+    def __bool__(self) -> bool:
+        if self.path:
+            raise _BranchesOnTraining(self.path)
+        self.tracer.asked_for_mode = True
+        return self.tracer.mode
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def as_argument(self, tracer: ModelTracer) -> Any:
+        if not self.path:
+            return bool(self)
+        module = tracer.create_proxy("get_attr", self.path, (), {})
+        return tracer.create_proxy("call_function", is_training, (module,), {}).node
+
+
+def why_kept(module: nn.Module, is_root: bool = False) -> str | None:
+    """Why a container must keep its own forward without even trying; None: try."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is TorchScript"
+    library = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.", "brevitas.nn."))
+    if library and not isinstance(module, nn.Sequential):
+        return "it is a layer of a library"
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return "it has no forward"
+    if not is_root and (module._forward_hooks or module._forward_pre_hooks):
+        return "it has forward hooks"
+    if not is_root and (module._backward_hooks or module._backward_pre_hooks):
+        return "it has backward hooks"
+    return None
+
+
+def _contexts() -> tuple[bool, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
+def one_line(error: Exception) -> str:
+    """Why something could not be traced."""
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, TraceError) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,79 @@
+"""The values that flow through a model while it is traced."""
+
+from __future__ import annotations
+
+import dis
+import operator
+import sys
+from typing import Any
+
+from torch.fx import Proxy
+from torch.fx.proxy import Attribute, TraceError
+
+
+class ValueProxy(Proxy):
+    """A symbolic value that refuses what tracing would silently answer wrongly.
+
+    `isinstance(value, QuantTensor)` is false for any proxy and `hasattr(value, name)` is
+    true for any name: a branch on them would be traced the wrong way. Refusing makes the
+    container keep its own forward.
+
+    Attributes:
+        known_type: the type that the value will have, where the layer that makes it leaves
+            no doubt; then `isinstance` is answered.
+    """
+
+    known_type: type | None = None
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
+        frame = sys._getframe(1)
+        while frame.f_globals.get("__name__") == "abc" and frame.f_back is not None:
+            frame = frame.f_back
+        if is_library(frame) and frame.f_code.co_name != "is_tensor":
+            return type(self)
+        if self.known_type is not None:
+            return self.known_type
+        raise TraceError("its forward asks for the type of a value")
+
+    def __getattr__(self, k: str) -> ValueAttribute:
+        frame = sys._getframe(1)
+        if not is_library(frame) and "CALL" in _current_instruction(frame):
+            raise TraceError("its forward looks an attribute of a value up by name")
+        return ValueAttribute(self, k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not is_library(sys._getframe(1)):
+            raise TraceError("its forward sets an attribute of a value")
+        super().__setattr__(name, value)
+
+
+class ValueAttribute(ValueProxy, Attribute):
+    """An attribute or a method of a symbolic value."""
+
+
+def _in_place(name: str) -> Any:
+    function = getattr(operator, name)
+
+    def method(self: Proxy, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+# Record `x += y` as it is: Proxy would turn it into `x = x + y`, which leaves aliases of x alone.
+for _name in "iadd isub imul itruediv ifloordiv imatmul iand ior ixor ipow imod".split():
+    setattr(ValueProxy, f"__{_name}__", _in_place(_name))
+
+
+def _current_instruction(frame: Any) -> str:
+    for instruction in dis.get_instructions(frame.f_code):
+        if instruction.offset == frame.f_lasti:
+            return instruction.opname
+    return ""
+
+
+def is_library(frame: Any) -> bool:
+    """Whether code belongs to torch or to us, which may look at proxies as such."""
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in ("torch", "fxfault", "inspect", "functools", "copy")
