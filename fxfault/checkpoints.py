@@ -211,7 +211,7 @@ def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
     shapes = _differing_shapes(state, model)
     fitted = {key: value for key, value in state.items() if key not in shapes}
     try:
-        outcome = _copy_of(model).load_state_dict(_like(state, fitted), strict=False)
+        outcome = copy.deepcopy(model).load_state_dict(_like(state, fitted), strict=False)
     except Exception as error:  # a network of the user's own may do anything when it is loaded
         raise DataError(f"{prefix} cannot be loaded: {quote_error(error)}") from error
     problems = {
@@ -225,17 +225,6 @@ def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
         raise DataError(
             f"{prefix} does not fit the network: {'; '.join(complaints)}. {_hint(problems, shapes)}"
         )
-
-
-def _copy_of(model: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        # A copied Brevitas proxy still builds its quantisers around the layers of the original
-        # (brevitas 0.12 to 0.13): this points it at its own.
-        rebind = getattr(module, "update_tracked_modules", None)
-        if rebind is not None:
-            rebind()
-    return twin
 
 
 def _differing_shapes(state: Mapping[str, Any], model: nn.Module) -> dict[str, str]:

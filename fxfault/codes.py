@@ -7,6 +7,8 @@ a Python integer or a tensor that never leaves its device.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -163,13 +165,13 @@ def to_values(codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dty
     return ((codes.to(dtype) - zero_point) * scale).to(dtype)
 
 
-def fits(word_bits: int, zero_point_bits: int, dtype: torch.dtype) -> bool:
-    """Whether `dtype` holds every code of a word of `word_bits` exactly.
+@functools.cache
+def fits(bit_width: int, dtype: torch.dtype) -> bool:
+    """Whether `dtype` holds every code of a word of `bit_width` bits exactly.
 
     A binary float with p significant bits holds all integers up to 2**p.
 
-    >>> fits(8, 0, torch.bfloat16), fits(9, 0, torch.bfloat16), fits(16, 0, torch.float32)
+    >>> fits(8, torch.bfloat16), fits(9, torch.bfloat16), fits(16, torch.float32)
     (True, False, True)
     """
-    significant_bits = 1 - round(torch.log2(torch.tensor(torch.finfo(dtype).eps)).item())
-    return max(word_bits, zero_point_bits) <= significant_bits
+    return 1 <= bit_width <= min(MAX_BIT_WIDTH, 1 - round(math.log2(torch.finfo(dtype).eps)))

@@ -159,7 +159,7 @@ def _word(x: Any, site: FaultSite) -> Word:
 
 def _check_width(x: Any, site: FaultSite, bit_width: int) -> None:
     dtype = x.value.dtype
-    if not 1 <= bit_width <= 32 or not fits(bit_width, 0, dtype):
+    if not fits(bit_width, dtype):
         raise SiteError(
             f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 bits "
             "that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider dtype"

@@ -61,6 +61,7 @@ class FaultClock:
         self.seed = secrets.randbits(63) if config.seed is None else config.seed
         self.trial = 0
         self.epoch = 0
+        self.forward = 0  # Counts on over resets: no two forwards share a number.
         self.reset()
 
     def reset(self, first_sample: int = 0) -> None:
@@ -69,7 +70,6 @@ class FaultClock:
         self.batch: int | None = None
         self.first_sample = first_sample
         self.training = False
-        self.forward = 0
         self._next_sample = {True: first_sample, False: first_sample}
         self._noisy_step = True
 

@@ -54,9 +54,13 @@ class ModelTracer(Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace `root`, a module of ours; its attributes are as before afterwards."""
         before = Snapshot(root)
-        with self._training_flags(root), self._factories_recorded():
-            graph = super().trace(root, concrete_args)
-        before.check()
+        try:
+            with self._training_flags(root), self._factories_recorded():
+                graph = super().trace(root, concrete_args)
+            before.check()
+        except Exception:
+            before.restore()
+            raise
         return graph
 
     # -- leaves ---------------------------------------------------------------------

@@ -35,8 +35,9 @@ class Snapshot:
     def check(self) -> None:
         now = self._attributes()
         for name in {**self.attributes, **now}:
-            if not _same(self.attributes.get(name, _IGNORED), now.get(name, _IGNORED)):
-                raise TraceError(f"its forward changes self.{name}")
+            then, after = self.attributes.get(name, _IGNORED), now.get(name, _IGNORED)
+            if not _same(then, after):
+                raise TraceError(f"its forward changes self.{_changed_name(name, then, after)}")
         if not same_random(self.random, random_states()):
             raise TraceError("its forward draws random numbers outside the graph")
 
@@ -68,6 +69,14 @@ def _same(before: Any, now: Any) -> bool:
     if type(before) is set:
         return before == now
     return before is now
+
+
+def _changed_name(name: str, before: Any, now: Any) -> str:
+    """The attribute as the forward names it: a buffer lives in a table of its module."""
+    if name not in ("_parameters", "_buffers", "_modules"):
+        return name
+    changed = [key for key in {**before, **now} if before.get(key) is not now.get(key)]
+    return str(changed[0]) if changed else name
 
 
 def random_states() -> tuple[Any, Any, torch.Tensor]:

@@ -78,7 +78,9 @@ def build_dataset(
     options = dict(kwargs or {})
     if ":" in name:
         return _build_from_factory(name, split, options)
-    dataset: Dataset[Any] = _loader(name).build(name, split, Path(os.path.expanduser(root)), options)
+    dataset: Dataset[Any] = _loader(name).build(
+        name, split, Path(os.path.expanduser(root)), options
+    )
     return dataset
 
 

@@ -1,0 +1,139 @@
+"""Command lines: one clear line for what is wrong with one, and the types of its values.
+
+Nothing heavy is imported here, so that `--help` and a bad flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fxfault.cli.console import BAD_INPUT
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line, with the nearest flag.
+
+    >>> OneLineParser(prog="fxfault-eval").nearest_flag("--hlep")
+    " (did you mean '--help'?)"
+    """
+
+    def __init__(self, *, prog: str, description: str | None = None, epilog: str | None = None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a command line; one that cannot be parsed ends the program with status 2."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            self.error(f"unknown argument {unknown[0]!r}{self.nearest_flag(flag)}; see --help")
+        return arguments
+
+    def nearest_flag(self, flag: str) -> str:
+        """A hint that names the most similar flag, or nothing."""
+        known = re.findall(r"--[a-z][a-z-]*", self.format_help())
+        close = difflib.get_close_matches(flag, known, n=1)
+        return f" (did you mean {close[0]!r}?)" if close else ""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with status 2 and one line on stderr, without the usage."""
+        text = " ".join(message.removeprefix("argument ").split())
+        self.exit(BAD_INPUT, f"error: {text}\n")
+
+
+def percentage(text: str) -> float:
+    """Read a probability in percent.
+
+    >>> percentage("1e-3")
+    0.001
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 100 (percent)")
+    return value
+
+
+def percentages(text: str) -> tuple[float, ...]:
+    """Read probabilities in percent, separated by commas.
+
+    >>> percentages("0, 0.5, 10")
+    (0.0, 0.5, 10.0)
+    >>> percentages("0,,5")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: item 2 of 3: '' is not a number from 0 to 100 (percent)
+    """
+    items = [item.strip() for item in text.split(",")]
+    values: list[float] = []
+    for number, item in enumerate(items, start=1):
+        where = f"item {number} of {len(items)}"
+        try:
+            value = percentage(item)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{where}: {error}") from None
+        if value in values:
+            raise argparse.ArgumentTypeError(f"{where}: {item!r} is there twice")
+        values.append(value)
+    return tuple(values)
+
+
+def count(text: str) -> int:
+    """Read an integer of at least 1."""
+    return _integer(text, 1, None, "an integer of at least 1")
+
+
+def seed(text: str) -> int:
+    """Read a seed of faults."""
+    from fxfault.config import MAX_SEED
+
+    return _integer(text, 0, MAX_SEED, "an integer from 0 to 2**63 - 1")
+
+
+def _integer(text: str, least: int, most: int | None, allowed: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least or (most is not None and value > most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+    return value
+
+
+def layers(text: str) -> list[str | int]:
+    """Read sites, separated by commas: an index where it is a number, else a name or pattern.
+
+    >>> layers("0,features.*")
+    [0, 'features.*']
+    """
+    items = [item.strip() for item in text.split(",")]
+    if "" in items:
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty item")
+    return [int(item) if item.isdecimal() else item for item in items]
+
+
+def device(text: str) -> str:
+    """Read a device: auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def file(text: str) -> Path:
+    """Read the path of a file to be written."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of a file")
+    return Path(text).expanduser()

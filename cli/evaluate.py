@@ -1,0 +1,429 @@
+"""`fxfault-eval`: how the accuracy of a quantised network falls under faults."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfault.cli import arguments as types
+from fxfault.cli.console import INTERRUPTED, run
+from fxfault.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from fxfault.cli.evaluation_report import Findings, Setting
+    from fxfault.cli.outputs import OutputFile
+    from fxfault.evaluation import FaultEvaluation
+    from fxfault.experiment import ExperimentConfig
+
+PROGRAM = "fxfault-eval"
+BUNDLED = "bundled:"
+
+DESCRIPTION = """\
+Measure how the accuracy of a quantised network falls when its activations are hit by faults.
+Faults are injected while evaluating, whatever `apply_during` in the configuration says."""
+
+EPILOG = """\
+examples:
+  fxfault-eval --config digits --sweep 0,1,2,5,10,20,50 --num-runs 5 --plot accuracy.png
+  fxfault-eval --config digits --per-layer --probability 5 --num-runs 5
+  fxfault-eval --config my.yaml --checkpoint best.pth --probability 10 --injection-type msb_flip
+
+exit status: 0 done; 2 something in the input is wrong, nothing was written;
+130 interrupted, what was finished is written and marked as incomplete."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `fxfault-eval --help`.
+
+    Args:
+        argv: the command line without the program; default: that of the process.
+
+    Returns:
+        The exit status.
+    """
+    options = make_parser().parse(argv)
+    options.command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
+    return run(_evaluate, options)
+
+
+def make_parser() -> types.OneLineParser:
+    """The command's options."""
+    parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="configuration file, or the name of a bundled one, such as digits",
+    )
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="trained weights (default: checkpoint.path of the configuration)",
+    )
+    _add_fault_options(parser)
+    _add_run_options(parser)
+    _add_output_options(parser)
+    return parser
+
+
+def _add_fault_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("faults", "these take the place of the configuration's")
+    chosen = group.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--probability", type=types.percentage, metavar="PERCENT", help="0 to 100, of each value"
+    )
+    chosen.add_argument(
+        "--sweep",
+        type=types.percentages,
+        metavar="P,P,...",
+        help="several probabilities, evaluated one after the other",
+    )
+    group.add_argument("--injection-type", metavar="NAME", help="fault model, such as msb_flip")
+    group.add_argument(
+        "--mode",
+        choices=("full_model", "layer"),
+        help="strike all selected sites, or one of them: `injection_layer` of the configuration, "
+        "or one drawn for each run",
+    )
+    group.add_argument(
+        "--layer",
+        type=types.layers,
+        action="extend",
+        metavar="SITE,...",
+        help="select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated; "
+        "with --mode layer, one of them is drawn for each run",
+    )
+    group.add_argument(
+        "--per-layer",
+        action="store_true",
+        help="also strike each selected site alone, and rank them; takes one probability, "
+        "so not with --sweep",
+    )
+    group.add_argument(
+        "--seed", type=types.seed, metavar="N", help="of the faults; the same seed, the same faults"
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--num-runs",
+        type=types.count,
+        default=1,
+        metavar="N",
+        help="evaluations for each probability, each with its own faults (default: 1)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=types.count,
+        metavar="N",
+        help="samples in a batch (default: training.batch_size); the faults do not depend on it",
+    )
+    group.add_argument(
+        "--device",
+        type=types.device,
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is one)",
+    )
+    group.add_argument("--no-progress", action="store_true", help="show no progress bar")
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output", "existing files are replaced")
+    group.add_argument(
+        "--output",
+        type=types.file,
+        metavar="FILE",
+        help="JSON with all results (default: fault_eval_TYPE.json beside the checkpoint, or in "
+        "the current folder for bundled weights)",
+    )
+    group.add_argument("--csv", type=types.file, metavar="FILE", help="results as a table")
+    group.add_argument(
+        "--plot",
+        type=types.file,
+        metavar="FILE",
+        help="picture (.png, .svg or .pdf): accuracy against probability, or with --per-layer "
+        "the ranking",
+    )
+
+
+# -- the command ----------------------------------------------------------------------------
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    # Imported here, so that --help and a bad flag need neither torch nor brevitas.
+    from fxfault.cli.evaluation_report import Findings
+
+    progress = Progress(wanted=not options.no_progress)
+    experiment, notes = _read_experiment(options)
+    outputs = _claim_outputs(options, experiment)
+    with progress.showing_logs(experiment.fault_injection.verbose):
+        setting, evaluation = _prepare(options, experiment, notes, progress)
+        findings = Findings()
+        passes = 1 + setting.num_runs * len(setting.probabilities)
+        passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
+        progress.start(passes * setting.samples)
+        try:
+            _measure(setting, evaluation, findings, progress)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            progress.close()
+    return _finish(setting, findings, outputs, progress)
+
+
+def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
+    """The configuration with what the command line changes in it, and what to say of that."""
+    from fxfault.cli.experiment_setup import check_sections
+    from fxfault.errors import ConfigError
+    from fxfault.experiment import load_experiment
+
+    if options.per_layer and options.sweep is not None:
+        raise ConfigError("--per-layer takes one probability: give --probability, not --sweep")
+    experiment = load_experiment(options.config)
+    check_sections(experiment, ["dataset", "model"], options.config)
+    path = options.checkpoint or experiment.checkpoint.path
+    if path is None:
+        raise ConfigError(
+            f"no checkpoint: give --checkpoint FILE, or set checkpoint.path in {options.config}"
+        )
+    notes: list[str] = []
+    changes = _fault_changes(options, experiment, notes)
+    faults = dataclasses.replace(experiment.fault_injection, **changes)
+    faults.validate()
+    size = options.batch_size or experiment.training.batch_size
+    changed = dataclasses.replace(
+        experiment,
+        fault_injection=faults,
+        checkpoint=dataclasses.replace(experiment.checkpoint, path=path),
+        training=dataclasses.replace(experiment.training, batch_size=size),
+    )
+    return changed, notes
+
+
+def _fault_changes(
+    options: argparse.Namespace, experiment: ExperimentConfig, notes: list[str]
+) -> dict[str, Any]:
+    config = experiment.fault_injection
+    given = {
+        "probability": options.probability,
+        "injection_type": options.injection_type,
+        "mode": "full_model" if options.per_layer else options.mode,
+        "layers": options.layer,
+        # A fixed site might not be among the ones that --layer selects.
+        "injection_layer": None if options.layer is None else -1,
+        "seed": options.seed,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    if not config.enabled:
+        notes.append("`enabled: true` for this run: the configuration says false")
+        changes["enabled"] = True
+    if config.apply_during == "train":
+        notes.append("`apply_during: eval` for this run: the configuration says train")
+        changes["apply_during"] = "eval"
+    return changes
+
+
+def _claim_outputs(
+    options: argparse.Namespace, experiment: ExperimentConfig
+) -> dict[str, OutputFile]:
+    """Check the files to be written; raises before the work what would be found after it."""
+    from fxfault.cli.outputs import OutputFile, refuse_overwriting
+    from fxfault.cli.plots import check_plot
+
+    checkpoint = str(experiment.checkpoint.path)
+    folder = Path() if checkpoint.startswith(BUNDLED) else Path(checkpoint).expanduser().parent
+    default = folder / f"fault_eval_{experiment.fault_injection.injection_type}.json"
+    outputs = {"json": OutputFile("--output", options.output or default)}
+    if options.csv is not None:
+        outputs["csv"] = OutputFile("--csv", options.csv)
+    if options.plot is not None:
+        check_plot(options.plot)
+        outputs["plot"] = OutputFile("--plot", options.plot)
+    refuse_overwriting(
+        outputs.values(),
+        {"configuration": options.config, "checkpoint": Path(checkpoint).expanduser()},
+    )
+    return outputs
+
+
+def _prepare(
+    options: argparse.Namespace,
+    experiment: ExperimentConfig,
+    notes: Sequence[str],
+    progress: Progress,
+) -> tuple[Setting, FaultEvaluation]:
+    """Open the data, build the network and its sites, and say what was found."""
+    import torch
+
+    import fxfault
+    from fxfault.cli import experiment_setup as setup
+    from fxfault.cli.evaluation_report import Setting, setting_lines
+    from fxfault.evaluation import FaultEvaluation
+    from fxfault.sites import faults_of
+
+    say = progress.say
+    assert experiment.dataset is not None
+    assert experiment.model is not None
+    device = setup.pick_device(options.device)
+    say(f"Using device: {device}")
+    setup.seed_generators(experiment.seed)
+    data = setup.open_test_data(experiment)
+    batches = setup.Batches(data.dataset, experiment.training.batch_size)
+    say(
+        f"Dataset: {experiment.dataset.name} ({len(batches)} test batches, "
+        f"{batches.samples} samples)"
+    )
+    say(f"Model: {experiment.model.name}")
+    say(f"Loading checkpoint: {experiment.checkpoint.path}")
+    model, checkpoint = setup.load_model(experiment, experiment.checkpoint.path, data.facts)
+    assert checkpoint is not None
+    model.to(device)
+    setup.fit_threads(setup.try_model(model, batches, device), device)
+    faulty = fxfault.transform(model, experiment.fault_injection)
+    faults = faults_of(faulty)
+    drawn = experiment.fault_injection.seed is None
+    say(f"Seed: {faults.seed}" + (f" (drawn; repeat with --seed {faults.seed})" if drawn else ""))
+    for note in notes:
+        say(f"Note: {note}")
+    is_gpu = device.type == "cuda"
+    setting = Setting(
+        command=options.command,
+        experiment=experiment,
+        faults=faults,
+        checkpoint=checkpoint,
+        facts=data.facts,
+        samples=batches.samples,
+        batches=len(batches),
+        batch_size=experiment.training.batch_size,
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device) if is_gpu else None,
+        probabilities=options.sweep or (experiment.fault_injection.probability,),
+        num_runs=options.num_runs,
+        sweep=options.sweep is not None,
+        per_layer=options.per_layer,
+    )
+    say("\n" + "\n".join(setting_lines(setting)))
+    evaluation = FaultEvaluation(
+        faulty,
+        batches,
+        device,
+        num_runs=options.num_runs,
+        track_statistics=experiment.fault_injection.track_statistics,
+        on_batch=progress.advance,
+    )
+    return setting, evaluation
+
+
+def _measure(
+    setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
+) -> None:
+    """Evaluate all that was asked for; findings grow as results come in."""
+    import torch
+
+    from fxfault.cli.evaluation_report import WIDE, single_lines, sweep_lines
+    from fxfault.errors import DataError
+
+    say = progress.say
+    try:
+        say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
+        findings.baseline = evaluation.baseline()
+        say(f"Baseline accuracy: {findings.baseline:.2f}%\n\n{WIDE}")
+        for result in evaluation.sweep(_announced(setting, progress), findings.baseline):
+            findings.results.append(result)
+            lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]
+            say("\n".join(lines))
+        if setting.per_layer:
+            _measure_layers(setting, evaluation, findings, progress)
+    except torch.OutOfMemoryError as error:
+        raise DataError(f"out of memory on {setting.device}: give a smaller --batch-size") from error
+    findings.complete = True
+
+
+def _announced(setting: Setting, progress: Progress) -> Iterator[float]:
+    """The probabilities; each is named when its turn comes."""
+    from fxfault.cli.evaluation_report import percent
+
+    for probability in setting.probabilities:
+        if setting.sweep:
+            progress.say(f"\nEvaluating with probability {percent(probability, 0)}...")
+        else:
+            progress.say(f"Evaluating with {percent(probability)} fault probability...")
+        yield probability
+
+
+def _measure_layers(
+    setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
+) -> None:
+    from fxfault.cli.evaluation_report import WIDE, mean_and_std, percent
+
+    assert findings.baseline is not None
+    (probability,) = setting.probabilities
+    progress.say(f"\n{WIDE}\nEvaluating each layer alone with {percent(probability)}...")
+    number = len(setting.selected)
+    for result in evaluation.per_layer(probability, findings.baseline):
+        findings.layers.append(result)
+        place = f"{len(findings.layers)}/{number}"
+        progress.say(f"  {place} {result.name}: {mean_and_std(result)}")
+
+
+def _finish(
+    setting: Setting, findings: Findings, outputs: dict[str, OutputFile], progress: Progress
+) -> int:
+    """Print the tables and write the files, also those of an interrupted run."""
+    from fxfault.cli.evaluation_report import WIDE, ranking_lines, summary_lines
+
+    if not findings.results:
+        progress.say("interrupted before the first result: nothing was written", error=True)
+        return INTERRUPTED
+    if setting.sweep:
+        progress.say("\n" + "\n".join([WIDE, *summary_lines(findings.results)]))
+    if findings.layers:
+        progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings.layers)]))
+    progress.say()
+    _write(setting, findings, outputs, progress)
+    if findings.complete:
+        return 0
+    finished, asked = len(findings.results), len(setting.probabilities)
+    kept = f"{finished} of {asked} {'probabilities are' if asked > 1 else 'probability is'} finished"
+    if setting.per_layer:
+        kept = f"{len(findings.layers)} of {len(setting.selected)} layers are finished"
+    progress.say(f"interrupted: {kept} and kept; the JSON says complete: false", error=True)
+    return INTERRUPTED
+
+
+def _write(
+    setting: Setting, findings: Findings, outputs: dict[str, OutputFile], progress: Progress
+) -> None:
+    from fxfault.cli import plots
+    from fxfault.cli.evaluation_report import to_csv, to_json
+
+    outputs["json"].write(to_json(setting, findings))
+    progress.say(f"Results saved to: {outputs['json'].path}")
+    if "csv" in outputs:
+        outputs["csv"].write(to_csv(findings))
+        progress.say(f"Table saved to: {outputs['csv'].path}")
+    if "plot" not in outputs:
+        return
+    picture_format = outputs["plot"].path.suffix.lower().removeprefix(".")
+    if not setting.per_layer:
+        picture = plots.sweep_picture(findings.results, setting.chance, picture_format)
+    elif findings.layers:
+        picture = plots.ranking_picture(findings.layers, picture_format)
+    else:
+        return
+    outputs["plot"].write(picture)
+    left_out = max(0, len(findings.layers) - plots.MOST_BARS)
+    note = f" (the {plots.MOST_BARS} most vulnerable layers; {left_out} left out)"
+    progress.say(f"Picture saved to: {outputs['plot'].path}{note if left_out else ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

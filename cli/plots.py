@@ -1,0 +1,195 @@
+"""Pictures of what `fxfault-eval` found.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in their
+dashes too. Importing this module does not import matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfault.cli.evaluation_report import percent
+from fxfault.errors import ConfigError
+from fxfault.evaluation import LayerResult, ProbabilityResult, rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+MOST_BARS = 40
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+_LONGEST_NAME = 36
+# Probabilities that lie further apart than this are drawn on a logarithmic axis.
+_LINEAR_RANGE = 20
+_SETTINGS = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fxfault",  # The same picture has the same bytes.
+}
+
+
+def check_plot(path: Path) -> None:
+    """Check before the work that a picture can be drawn.
+
+    Raises:
+        ConfigError: the extension is of no known format, or matplotlib is not installed.
+    """
+    if path.suffix.lower().removeprefix(".") not in FORMATS:
+        allowed = ", ".join(f".{name}" for name in FORMATS)
+        raise ConfigError(f"--plot: {path} does not end in one of {allowed}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('--plot: matplotlib is not installed; pip install "fxfault[cli]"')
+
+
+def sweep_picture(
+    results: Sequence[ProbabilityResult], chance: float | None, file_format: str
+) -> bytes:
+    """Draw accuracy against probability.
+
+    Args:
+        results: at least one.
+        chance: accuracy of guessing, in percent, or None.
+        file_format: one of `FORMATS`.
+    """
+    ordered = sorted(results, key=lambda result: result.probability)
+    with _settings():
+        figure, axes = _figure(6.4, 4.0)
+        _draw_accuracy(axes, ordered)
+        _draw_levels(axes, ordered, chance)
+        _scale_probabilities(axes, [result.probability for result in ordered])
+        axes.set_xlabel("Fault probability of each activation value (%)")
+        axes.set_ylabel("Test accuracy (%)")
+        axes.grid(axis="y", color="0.9")
+        axes.legend(frameon=False, fontsize=9)
+        return _rendered(figure, file_format)
+
+
+def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
+    """Draw what faults at each site alone cost, the most vulnerable at the top.
+
+    Of more than `MOST_BARS` sites the most vulnerable are drawn, and the picture says so.
+
+    Args:
+        results: at least one.
+        file_format: one of `FORMATS`.
+    """
+    shown = rank(results)[:MOST_BARS]
+    runs, probability = len(shown[0].runs), shown[0].probability
+    with _settings():
+        figure, axes = _figure(6.4, 1.2 + 0.24 * len(shown))
+        errors = [result.std for result in shown] if runs > 1 else None
+        axes.barh(
+            range(len(shown)),
+            [result.degradation for result in shown],
+            xerr=errors,
+            height=0.7,
+            color=_BLUE,
+            error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
+        )
+        names = [f"{result.index}  {shortened(result.name)}" for result in shown]
+        axes.set_yticks(range(len(shown)), names)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(_cost_label(probability, runs))
+        if len(shown) < len(results):
+            axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
+        else:
+            axes.set_ylabel("Site struck alone")
+        return _rendered(figure, file_format)
+
+
+def shortened(name: str) -> str:
+    """Cut the middle out of a long name: both ends tell more.
+
+    >>> shortened("backbone.stage_three.block_eleven.attention.softmax")
+    'backbone.stage_thr…attention.softmax'
+    """
+    if len(name) <= _LONGEST_NAME:
+        return name
+    head = _LONGEST_NAME // 2
+    return f"{name[:head]}…{name[-(_LONGEST_NAME - head - 1) :]}"
+
+
+def _cost_label(probability: float, runs: int) -> str:
+    label = f"Accuracy lost at {percent(probability, 0)} fault probability (percentage points"
+    return f"{label};\nmean ± std of {runs} runs)" if runs > 1 else f"{label})"
+
+
+def _draw_accuracy(axes: Any, ordered: Sequence[ProbabilityResult]) -> None:
+    places = [result.probability for result in ordered]
+    means = [result.mean for result in ordered]
+    runs = len(ordered[0].runs)
+    label = f"under faults (mean ± std of {runs} runs)" if runs > 1 else "under faults"
+    axes.plot(places, means, color=_BLUE, marker="o", markersize=4, label=label, zorder=3)
+    if runs > 1:
+        low = [max(0.0, result.mean - result.std) for result in ordered]
+        high = [min(100.0, result.mean + result.std) for result in ordered]
+        if len(ordered) > 1:
+            axes.fill_between(places, low, high, color=_BLUE, alpha=0.25, linewidth=0)
+        else:
+            axes.errorbar(places, means, [ordered[0].std], color=_BLUE, capsize=3)
+
+
+def _draw_levels(axes: Any, ordered: Sequence[ProbabilityResult], chance: float | None) -> None:
+    baseline = ordered[0].baseline
+    axes.axhline(
+        baseline,
+        color=_ORANGE,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"golden, without faults ({baseline:.2f}%)",
+    )
+    lowest = min(result.mean - result.std for result in ordered)
+    if chance is not None and lowest < (baseline + chance) / 2:
+        label = f"chance ({percent(round(chance, 2), 0)})"
+        axes.axhline(chance, color=_GREY, linestyle=":", linewidth=1.2, label=label)
+        axes.set_ylim(0, 103)
+
+
+def _scale_probabilities(axes: Any, places: Sequence[float]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    positive = [place for place in places if place > 0]
+    if len(positive) < 2 or max(positive) / min(positive) < _LINEAR_RANGE:
+        return
+    if len(positive) < len(places):  # 0 has a place on this axis, on a logarithmic one it has none.
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+        axes.set_xlim(left=-0.12 * min(positive))
+    else:
+        axes.set_xscale("log")
+    if len(places) <= 12:
+        axes.set_xticks(places, [format(place, "g") for place in places])
+        axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _settings() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(_SETTINGS)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    # Not pyplot: it keeps a global list of figures and may look for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _rendered(figure: Figure, file_format: str) -> bytes:
+    # Without the time of drawing, the same results give the same file.
+    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file_format, metadata=undated.get(file_format))
+    return picture.getvalue()

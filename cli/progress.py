@@ -1,0 +1,82 @@
+"""What a long command shows while it runs: lines on stdout, and a bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Progress:
+    """Prints lines, and a bar below them where stderr is a terminal.
+
+    Attributes:
+        visible: whether a bar is wanted and can be shown.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.visible = wanted and sys.stderr.isatty()
+        self._bar: Any = None
+
+    def start(self, total: int) -> None:
+        """Show the bar.
+
+        Args:
+            total: samples that will be evaluated, over all trials.
+        """
+        if not self.visible:
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:  # An installation without the extra `cli` does without bars.
+            return
+        self._bar = tqdm(
+            total=total, unit=" samples", unit_scale=True, leave=False, dynamic_ncols=True
+        )
+
+    def advance(self, samples: int) -> None:
+        """Move the bar by a batch."""
+        if self._bar is not None:
+            self._bar.update(samples)
+
+    def say(self, text: str = "", *, error: bool = False) -> None:
+        """Print a line on stdout, or on stderr; a bar steps aside for it."""
+        file = sys.stderr if error else sys.stdout
+        if self._bar is None:
+            print(text, file=file, flush=True)  # A reader behind a pipe sees it now.
+        else:
+            self._bar.write(text, file=file)
+            file.flush()
+
+    def close(self) -> None:
+        """Take the bar away; lines can still be printed."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    @contextmanager
+    def showing_logs(self, verbose: bool) -> Iterator[None]:
+        """Print what the library logs on stderr: warnings, downloads, and all if `verbose`."""
+        library, data = logging.getLogger("fxfault"), logging.getLogger("fxfault.data")
+        before = [(logger, logger.level) for logger in (library, data)]
+        handler = _SayHandler(self)
+        library.addHandler(handler)
+        library.setLevel(logging.INFO if verbose else logging.WARNING)
+        data.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            library.removeHandler(handler)
+            for logger, level in before:
+                logger.setLevel(level)
+
+
+class _SayHandler(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.say(self.format(record), error=True)

@@ -1,0 +1,403 @@
+"""Draw a transformed model as a Graphviz picture with its fault sites marked.
+
+One node stands for one node of the graph; the two bookkeeping nodes of a site
+(`self.faults.relu` and the call that uses it) are one. A traced container is a thin frame
+around its nodes; a container with its own forward or its own graph is a thick frame that
+says why.
+"""
+
+from __future__ import annotations
+
+import html
+import operator
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from fxfault.errors import FxFaultError
+from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.inspection import Inspection, SiteRow, hooked_sites, inspect
+from fxfault.passes.traced_module import TracedModule
+
+Style = Mapping[str, str]
+
+_STYLES: dict[str, Style] = {
+    "input or output": {"shape": "box", "style": "filled,rounded", "fillcolor": "#d9e2ec"},
+    "layer": {"shape": "box", "style": "filled", "fillcolor": "#ffffff"},
+    "fault target": {"shape": "box", "style": "filled,bold", "fillcolor": "#fff3c4"},
+    "operation": {"shape": "ellipse", "style": "filled", "fillcolor": "#f0f0f0"},
+    "own forward or graph": {"shape": "box3d", "style": "filled", "fillcolor": "#e8dcf5"},
+    "fault, armed": {
+        "shape": "octagon",
+        "margin": "0.02,0.02",
+        "style": "filled",
+        "fillcolor": "#f4a09a",
+        "color": "#a61b1b",
+        "penwidth": "2",
+    },
+    "fault, not armed": {
+        "shape": "octagon",
+        "margin": "0.02,0.02",
+        "style": "filled,dashed",
+        "fillcolor": "#fdecea",
+        "color": "#a61b1b",
+    },
+}
+_SECONDS = 300
+
+
+def to_dot(model: nn.Module) -> str:
+    """Draw a model in the DOT language.
+
+    >>> import fxfault
+    >>> from brevitas.nn import QuantReLU
+    >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
+    >>> text = to_dot(fxfault.transform(model, {"enabled": True, "probability": 5.0}))
+    >>> text.startswith('digraph "Sequential" {'), "random 5 %" in text
+    (True, True)
+
+    Args:
+        model: what `fxfault.transform` returned.
+
+    Raises:
+        SiteError: the model was not transformed.
+    """
+    drawing = _Drawing(inspect(model))
+    drawing.module(model, "")
+    head = {
+        "rankdir": "TB",
+        "fontname": "Helvetica",
+        "nodesep": "0.25",
+        "ranksep": "0.3",
+        "labelloc": "t",
+    }
+    return "\n".join(
+        [
+            f"digraph {_quoted(type(model).__name__)} {{",
+            f"  graph [{_attributes(head)}, label={drawing.legend()}];",
+            '  node [fontname="Helvetica", fontsize="10", height="0.3", margin="0.12,0.05"];',
+            '  edge [color="#555555", arrowsize="0.6", fontname="Helvetica", fontsize="9"];',
+            *drawing.lines,
+            "}",
+            "",
+        ]
+    )
+
+
+def to_svg(model: nn.Module) -> str:
+    """Draw a model as an SVG picture, by Graphviz's `dot`.
+
+    Args:
+        model: what `fxfault.transform` returned.
+
+    Raises:
+        SiteError: the model was not transformed.
+        FxFaultError: Graphviz is not installed, or fails.
+    """
+    text = to_dot(model)
+    program = shutil.which("dot")
+    if program is None:
+        raise FxFaultError(
+            "an SVG drawing needs Graphviz, whose program `dot` was not found; install it "
+            "(Debian and Ubuntu: apt-get install graphviz; macOS: brew install graphviz), or "
+            "write the DOT text (--dot FILE, to_dot) and render it elsewhere"
+        )
+    try:
+        done = subprocess.run(
+            [program, "-Tsvg"], input=text.encode(), capture_output=True, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FxFaultError(
+            f"Graphviz did not finish in {_SECONDS} seconds; write the DOT text (--dot FILE, "
+            "to_dot) and render it with another of its layouts"
+        ) from error
+    if done.returncode:
+        raise FxFaultError(f"Graphviz failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode()
+
+
+@dataclass
+class _Frame:
+    """A traced container around the nodes that come from it.
+
+    Attributes:
+        label: path and class name; empty for the graph itself.
+        lines: its nodes.
+        frames: the containers inside, by the key that the tracer gave them.
+    """
+
+    label: str = ""
+    lines: list[str] = field(default_factory=list)
+    frames: dict[str, _Frame] = field(default_factory=dict)
+
+
+class _Drawing:
+    """Collects the lines of a drawing while it walks through a model."""
+
+    def __init__(self, inspection: Inspection) -> None:
+        self.lines: list[str] = []
+        self.inspection = inspection
+        self.containers = {c.path: c for c in inspection.containers if c.handling != "traced"}
+        self.sites = {site.name: site for site in inspection.sites}
+        self.targets = {site.module_path for site in inspection.sites}
+        self.drawn: set[int] = set()
+        self.names = 0
+        self.depth = 1
+
+    # -- modules ------------------------------------------------------------------------
+
+    def module(self, module: nn.Module, path: str, caller: str | None = None) -> None:
+        """Draw what is inside a module: its graphs, or the sites that its own code reaches."""
+        self.drawn.add(id(module))
+        if not isinstance(module, TracedModule):
+            self._own_forward(module, path, caller)
+            return
+        for graph, mode in zip(module.graphs, ("in eval mode", "in train mode"), strict=False):
+            if len(module.graphs) == 1:
+                self._graph(module, graph, path, caller)
+            else:
+                with self._cluster(mode, "dotted"):
+                    self._graph(module, graph, path, caller)
+
+    def _own_forward(self, module: nn.Module, path: str, caller: str | None) -> None:
+        """Draw a container whose own code cannot be seen: what it holds, by dashed lines."""
+        container = self.containers.get(path)
+        if caller is None and container is not None:
+            with self._kept_frame(path):
+                caller = self._container_node(module, path)
+                self._children(module, path, caller)
+        else:
+            self._children(module, path, caller)
+
+    def _children(self, module: nn.Module, path: str, caller: str | None) -> None:
+        hooked = dict(hooked_sites(module))
+        if "" in hooked:  # The model is itself a target.
+            self._fault(self.sites[hooked[""].name], caller, dashed=True)
+        for name, child in module.named_children():
+            full = f"{path}.{name}" if path else name
+            if name in hooked:
+                self._fault(self.sites[hooked[name].name], caller, dashed=True)
+            elif id(child) not in self.drawn and self._is_special(child, full):
+                with self._kept_frame(full):
+                    node = self._container_node(child, full)
+                    self._edge(caller, node, dashed=True)
+                    self.module(child, full, node)
+            elif id(child) not in self.drawn:
+                self._children(child, full, caller)
+
+    def _is_special(self, module: nn.Module, path: str) -> bool:
+        return path in self.containers and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+
+    def _container_node(self, module: nn.Module, path: str) -> str:
+        return self._node("own forward or graph", [type(module).__name__, path])
+
+    # -- graphs -------------------------------------------------------------------------
+
+    def _graph(self, module: TracedModule, graph: Graph, path: str, caller: str | None) -> None:
+        """Draw a graph: its nodes in the frames of their containers, and its edges."""
+        root = _Frame()
+        ids: dict[Node, str] = {}
+        inside: list[tuple[nn.Module, str, str, _Frame]] = []
+        for node in graph.nodes:
+            if _is_state(module, node):
+                continue
+            frame = _frame_of(root, _stack(node), path)
+            kind, label = self._describe(module, node, path)
+            ids[node] = self._next_id()
+            tooltip = node.format_node() or ""
+            frame.lines.append(f"{ids[node]} [{_node_attributes(kind, label, tooltip)}];")
+            if kind == "own forward or graph":
+                child = module.get_submodule(str(node.target))
+                full = f"{path}.{node.target}" if path else str(node.target)
+                inside.append((child, full, ids[node], frame))
+        for child, full, node_id, frame in inside:
+            self._framed(child, full, node_id, frame)
+        self._emit(root)
+        for node, node_id in ids.items():
+            for source in node.all_input_nodes:
+                if source in ids:
+                    self._edge(ids[source], node_id, dashed=node.target is begin_forward)
+            if node.op == "placeholder":
+                self._edge(caller, node_id, dashed=True)
+
+    def _framed(self, child: nn.Module, path: str, node_id: str, frame: _Frame) -> None:
+        """Put a container with its own forward or graph into a frame that says why."""
+        if id(child) in self.drawn:  # Called again: drawn at its first call.
+            return
+        outer, self.lines = self.lines, []
+        with self._kept_frame(path):
+            line = next(text for text in frame.lines if text.startswith(f"{node_id} ["))
+            frame.lines.remove(line)
+            self._line(line)
+            self.module(child, path, node_id)
+        frame.lines += [text.strip() for text in self.lines]
+        self.lines = outer
+
+    def _describe(self, module: TracedModule, node: Node, path: str) -> tuple[str, list[str]]:
+        """The style of a node and the lines of its label."""
+        target: Any = node.target
+        if node.op in ("placeholder", "output"):
+            return "input or output", [f"input {target}" if node.op == "placeholder" else "output"]
+        if node.op == "call_module":
+            full = f"{path}.{target}" if path else target
+            child = module.get_submodule(target)
+            label = [type(child).__name__, full]
+            if full in self.targets:
+                return "fault target", label
+            return ("own forward or graph" if full in self.containers else "layer"), label
+        if target is fault_inject:
+            site = operator.attrgetter(node.args[1].target)(module)  # type: ignore[union-attr]
+            return self._fault_label(self.sites[site.name])
+        if target is begin_forward:
+            return "operation", ["begin_forward", "numbers the samples"]
+        if node.op == "get_attr":
+            return "operation", [f"self.{target}"]
+        return "operation", [_call(node)]
+
+    def _emit(self, frame: _Frame) -> None:
+        for line in frame.lines:
+            self._line(line)
+        for inner in frame.frames.values():
+            with self._cluster(inner.label, "solid"):
+                self._emit(inner)
+
+    # -- faults -------------------------------------------------------------------------
+
+    def _fault_label(self, site: SiteRow) -> tuple[str, list[str]]:
+        label = [f"FAULT {site.index}: {site.name}", f"{site.fault_model} {site.probability:g} %"]
+        if site.armed:
+            return "fault, armed", label
+        return "fault, not armed", [*label, *textwrap.wrap(f"not armed: {site.why_unarmed}", 32)]
+
+    def _fault(self, site: SiteRow, caller: str | None, dashed: bool) -> None:
+        kind, label = self._fault_label(site)
+        self._edge(caller, self._node(kind, [site.module_type, *label]), dashed=dashed)
+
+    # -- lines --------------------------------------------------------------------------
+
+    def legend(self) -> str:
+        """An HTML-like label: the title, and a swatch of each kind of node."""
+        armed = sum(site.armed for site in self.inspection.sites)
+        title = f"{self.inspection.model}: {len(self.inspection.sites)} fault sites, {armed} armed"
+        cells = "".join(
+            f'<TD BGCOLOR="{style["fillcolor"]}" COLOR="{style.get("color", "#555555")}">'
+            f'<FONT POINT-SIZE="9">{html.escape(_swatch(kind, style))}</FONT></TD>'
+            for kind, style in _STYLES.items()
+        )
+        return (
+            f'<<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="4" CELLPADDING="3"><TR>'
+            f'<TD BORDER="0" COLSPAN="{len(_STYLES)}"><B>{html.escape(title)}</B></TD></TR>'
+            f"<TR>{cells}</TR></TABLE>>"
+        )
+
+    def _node(self, kind: str, label: list[str]) -> str:
+        name = self._next_id()
+        self._line(f"{name} [{_node_attributes(kind, label)}];")
+        return name
+
+    def _edge(self, source: str | None, target: str, dashed: bool = False) -> None:
+        if source is not None:
+            style = f" [{_attributes({'style': 'dashed'})}]" if dashed else ""
+            self._line(f"{source} -> {target}{style};")
+
+    def _next_id(self) -> str:
+        self.names += 1
+        return f"n{self.names}"
+
+    def _line(self, text: str) -> None:
+        self.lines.append("  " * self.depth + text)
+
+    @contextmanager
+    def _cluster(self, label: str, style: str, **attributes: str) -> Iterator[None]:
+        self.names += 1
+        self._line(f"subgraph cluster_{self.names} {{")
+        self.depth += 1
+        defaults = {"labeljust": "l", "fontsize": "9", "color": "#999999", "style": style}
+        text = _quoted(label, line_end="\\l")
+        self._line(f"graph [label={text}, {_attributes({**defaults, **attributes})}];")
+        yield
+        self.depth -= 1
+        self._line("}")
+
+    @contextmanager
+    def _kept_frame(self, path: str) -> Iterator[None]:
+        container = self.containers[path]
+        handling = "own graph" if container.handling == "own graph" else "kept with its own forward"
+        label = "\n".join(textwrap.wrap(f"{handling}: {container.reason}", 44))
+        with self._cluster(label, "bold", color="#6a3fa0", fontcolor="#4b2a78"):
+            yield
+
+
+# -- text -------------------------------------------------------------------------------
+
+
+def _is_state(module: nn.Module, node: Node) -> bool:
+    """Whether a node only hands the state of a site to the operation that uses it."""
+    users = {user.target for user in node.users}
+    return node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
+
+
+def _stack(node: Node) -> Mapping[str, Any]:
+    """The containers that a node comes from; those of a fault are its activation's."""
+    if node.target is fault_inject:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.meta.get("nn_module_stack", {})
+
+
+def _frame_of(root: _Frame, stack: Mapping[str, Any], path: str) -> _Frame:
+    frame = root
+    for key, (name, kind) in stack.items():
+        full = f"{path}.{name}" if path else name
+        label = f"{getattr(kind, '__name__', kind)} {full}"
+        frame = frame.frames.setdefault(key, _Frame(label))
+    return frame
+
+
+def _swatch(kind: str, style: Style) -> str:
+    return f"{kind} ({style['shape']})" if kind.startswith("fault,") else kind
+
+
+def _node_attributes(kind: str, label: list[str], tooltip: str = "") -> str:
+    text = "\n".join(label)
+    return _attributes({"label": text, "tooltip": tooltip or text, **_STYLES[kind]})
+
+
+def _attributes(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={_quoted(value)}" for key, value in values.items())
+
+
+class _Value:
+    """Stands for a value from the graph in the text of a call."""
+
+    def __repr__(self) -> str:
+        return "·"
+
+
+_VALUE = _Value()
+
+
+def _call(node: Node) -> str:
+    """An operation with its literal arguments; a dot stands for each value from the graph."""
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", "?"))
+    args, kwargs = map_arg((node.args, node.kwargs), lambda source: _VALUE)
+    values = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
+    return textwrap.shorten(f"{name}({', '.join(values)})", 40, placeholder=" …")
+
+
+def _quoted(text: str, line_end: str = "\\n") -> str:
+    r"""A DOT string; a backslash is doubled, as DOT would read `\N` as the node's name.
+
+    >>> print(_quoted('say "\\N"'))
+    "say \"\\N\""
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    lines = escaped.splitlines()
+    return '"' + line_end.join([*lines, ""] if line_end == "\\l" else lines) + '"'

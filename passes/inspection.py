@@ -1,0 +1,443 @@
+"""What was done to a model: its sites, its containers, and its code before and after.
+
+>>> import fxfault
+>>> from brevitas.nn import QuantReLU
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4)).eval()
+>>> faulty = fxfault.transform(
+...     model, {"enabled": True, "probability": 5.0, "apply_during": "eval", "seed": 7}
+... )
+>>> probe(faulty, torch.zeros(1, 4))
+>>> print(inspect(faulty))
+Sequential: 1 site, 1 armed in eval mode (seed 7)
+<BLANKLINE>
+  #  site  module  type       bits  signed   scale  elements  fault model  prob %  state
+  0  1     1       QuantReLU     4  no      0.0667         4  random            5  armed
+<BLANKLINE>
+Containers: 1 traced
+Skipped targets: none
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxfault.passes.insert import FaultHook
+from fxfault.passes.traced_module import TracedModule
+from fxfault.passes.tracing import Container, containers_of
+from fxfault.passes.transform import strip
+from fxfault.sites import FaultClock, FaultSite, FaultSites, faults_of
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale of a quantiser: one number, or the range of one for each channel.
+
+    >>> str(Scale(0.03125, 0.03125, 1)), str(Scale(0.01, 0.2, 64))
+    ('0.0312', 'per channel 0.01..0.2 (64)')
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+        count: how many there are.
+    """
+
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return f"{self.low:.3g}"
+        return f"per channel {self.low:.3g}..{self.high:.3g} ({self.count})"
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site, as it was when it was inspected.
+
+    Attributes:
+        index: place in the order of execution.
+        name: name of the site.
+        module_path: path of its activation layer.
+        module_type: class name of that layer.
+        bit_width: bits of the word; None where a learned width cannot be read.
+        bit_width_learned: whether the width is learned, and so may change.
+        signed: whether the codes are signed; None where that is not known yet.
+        scale: the quantiser's; None where only a forward will show it.
+        elements: elements of one sample; None before the first armed forward.
+        fault_model: what a hit does.
+        probability: of a hit, in percent.
+        why_unarmed: why no fault strikes here in the model's present mode; None: it is armed.
+    """
+
+    index: int
+    name: str
+    module_path: str
+    module_type: str
+    bit_width: int | None
+    bit_width_learned: bool
+    signed: bool | None
+    scale: Scale | None
+    elements: int | None
+    fault_model: str
+    probability: float
+    why_unarmed: str | None
+
+    @property
+    def armed(self) -> bool:
+        """Whether faults strike here in the model's present mode."""
+        return self.why_unarmed is None
+
+
+@dataclass(frozen=True)
+class SkippedTarget:
+    """A target that faults cannot strike.
+
+    Attributes:
+        path: of the layer.
+        type: its class name.
+        reason: why not.
+    """
+
+    path: str
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What `inspect` found; printing it gives tables.
+
+    Attributes:
+        model: class name of the model.
+        training: whether it was in training mode.
+        seed: the seed of its faults.
+        sites: its fault sites, in the order of execution.
+        containers: how each module that holds a target was handled.
+        skipped: targets that faults cannot strike.
+    """
+
+    model: str
+    training: bool
+    seed: int
+    sites: tuple[SiteRow, ...]
+    containers: tuple[Container, ...]
+    skipped: tuple[SkippedTarget, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values that JSON can hold."""
+        plain = asdict(self)
+        sites = [{**asdict(site), "armed": site.armed} for site in self.sites]
+        lists = {key: list(plain[key]) for key in ("containers", "skipped")}
+        return {**plain, **lists, "sites": sites}
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                self._headline(),
+                "",
+                *_aligned([_SITE_HEAD, *map(_site_cells, self.sites)], right=_SITE_NUMBERS),
+                "",
+                *self._container_lines(),
+                *self._skipped_lines(),
+            ]
+        )
+
+    __repr__ = __str__
+
+    def _headline(self) -> str:
+        armed = sum(site.armed for site in self.sites)
+        count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
+        mode = "train" if self.training else "eval"
+        return f"{self.model}: {count}, {armed} armed in {mode} mode (seed {self.seed})"
+
+    def _container_lines(self) -> list[str]:
+        words = {
+            "traced": "traced",
+            "own graph": "with own graph",
+            "kept": "kept with own forward",
+        }
+        handlings = [container.handling for container in self.containers]
+        counts = [f"{handlings.count(h)} {text}" for h, text in words.items() if h in handlings]
+        rows = [
+            (c.path or "(model)", c.type, c.handling, c.reason)
+            for c in self.containers
+            if c.handling != "traced"
+        ]
+        return [f"Containers: {', '.join(counts) or 'none'}", *_aligned(rows)]
+
+    def _skipped_lines(self) -> list[str]:
+        rows = [(target.path, target.type, target.reason) for target in self.skipped]
+        return [f"Skipped targets: {len(rows) or 'none'}", *_aligned(rows)]
+
+
+# -- looking ----------------------------------------------------------------------------
+
+
+def inspect(model: nn.Module) -> Inspection:
+    """Tell what was done to a model and what state its sites are in.
+
+    Nothing is run and nothing is changed. What only a forward shows (elements, and scales
+    that are measured) is unknown before the first armed one; `probe` runs one.
+
+    Args:
+        model: what `fxfault.transform` returned.
+
+    Raises:
+        SiteError: the model was not transformed.
+    """
+    sites = faults_of(model)
+    clock = copy.copy(sites.clock)
+    clock.training = sites.model_training  # The clock knows the mode of the last forward.
+    return Inspection(
+        model=type(model).__name__,
+        training=sites.model_training,
+        seed=sites.seed,
+        sites=tuple(_look_at(site, _layer(model, site.module_path), clock) for site in sites),
+        containers=containers_of(model),
+        skipped=tuple(
+            SkippedTarget(path, type(_layer(model, path)).__name__, why)
+            for path, why in sites.skipped.items()
+        ),
+    )
+
+
+def _look_at(site: FaultSite, layer: nn.Module, clock: FaultClock) -> SiteRow:
+    units = "" if site.hw_units is None else f" (hw_mask {site.hw_units})"
+    quantiser = _quantiser_of(layer)
+    signed = site.signed
+    if signed is None:
+        signed = getattr(getattr(layer, "act_quant", None), "is_signed", None)
+    return SiteRow(
+        index=site.index,
+        name=site.name,
+        module_path=site.module_path,
+        module_type=site.module_type,
+        bit_width=_learned_width(quantiser) if site.bit_width is None else site.bit_width,
+        bit_width_learned=site.bit_width is None,
+        signed=signed,
+        scale=_summary(_settled_scale(quantiser), site.scale),
+        elements=site.elements,
+        fault_model=f"{site.fault_model.name}{units}",
+        probability=site.probability,
+        why_unarmed=clock.why_quiet if site.selected else "not selected",
+    )
+
+
+def _layer(model: nn.Module, path: str) -> nn.Module:
+    """The layer at a path; a model that is itself a target goes by the name of its class."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return model
+
+
+def _summary(*candidates: Tensor | None) -> Scale | None:
+    for scale in candidates:
+        if scale is not None:
+            low, high = scale.min().item(), scale.max().item()
+            return Scale(float(low), float(high), scale.numel())
+    return None
+
+
+def _quantiser_of(layer: nn.Module) -> Any:
+    """The part of a Brevitas activation layer that knows scale and bit width; None if absent."""
+    fused = getattr(getattr(layer, "act_quant", None), "fused_activation_quant_proxy", None)
+    return getattr(fused, "tensor_quant", None)
+
+
+def _learned_width(quantiser: Any) -> int | None:
+    width = getattr(quantiser, "msb_clamp_bit_width_impl", None)
+    if width is None:
+        return None
+    with torch.no_grad():
+        return round(float(width()))
+
+
+def _settled_scale(quantiser: Any) -> Tensor | None:
+    """The scale, where no forward is needed to know it: a constant, or a parameter in use.
+
+    Only the part that computes the scale is asked. `act_quant.scale()` would quantise a
+    number, which changes training flags and counts down `quant_delay_steps`.
+    """
+    scaling = getattr(quantiser, "scaling_impl", None)
+    kind = type(scaling).__name__
+    if kind == "ParameterFromRuntimeStatsScaling":  # A parameter once its statistics are in.
+        settled = scaling.counter > scaling.collect_stats_steps
+    else:
+        settled = kind in ("ConstScaling", "ParameterScaling")
+    if not settled:
+        return None
+    with torch.no_grad():
+        if hasattr(quantiser, "int_scaling_impl"):
+            bit_width = quantiser.msb_clamp_bit_width_impl()
+            scale: Tensor = scaling(bit_width, quantiser.int_scaling_impl(bit_width))
+        else:  # Binary and ternary quantisers.
+            scale = scaling(quantiser.bit_width())
+    return scale
+
+
+def probe(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
+    """Run a model once without any fault, so that every site knows its elements and scale.
+
+    All sites are armed at 0 %, in evaluation mode and without gradients; afterwards modes,
+    settings, clock and statistics are as before.
+
+    Args:
+        model: what `fxfault.transform` returned.
+        inputs: what it is called with; the values do not matter, their shapes do.
+        named_inputs: the same, by name.
+
+    Raises:
+        SiteError: the model was not transformed.
+    """
+    sites = faults_of(model)
+    modes = {module: module.training for module in model.modules()}
+    with _armed_at_zero(sites), torch.no_grad():
+        try:
+            model.eval()(*inputs, **named_inputs)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+@contextmanager
+def _armed_at_zero(sites: FaultSites) -> Iterator[None]:
+    clock = copy.deepcopy(vars(sites.clock))
+    del clock["forward"]  # It only tells forwards apart, so it must go on counting.
+    settings = [(site, site.probability, site.selected, site.statistics) for site in sites]
+    try:
+        sites.clock.enabled, sites.clock.apply_during = True, "both"
+        for site in sites:
+            site.probability, site.selected, site.statistics = 0.0, True, None
+        yield
+    finally:
+        vars(sites.clock).update(clock)
+        for site, *before in settings:
+            site.probability, site.selected, site.statistics = before
+
+
+# -- tables -----------------------------------------------------------------------------
+
+_SITE_HEAD = (
+    *"# site module type bits signed scale elements".split(),
+    *("fault model", "prob %", "state"),
+)
+_SITE_NUMBERS = frozenset({0, 4, 6, 7, 9})
+
+
+def _site_cells(site: SiteRow) -> tuple[str, ...]:
+    width = "learned" if site.bit_width is None else str(site.bit_width)
+    learned = site.bit_width_learned and site.bit_width is not None
+    return (
+        str(site.index),
+        site.name,
+        site.module_path,
+        site.module_type,
+        f"learned {width}" if learned else width,
+        {None: "-", True: "yes", False: "no"}[site.signed],
+        "-" if site.scale is None else str(site.scale),
+        "-" if site.elements is None else str(site.elements),
+        site.fault_model,
+        f"{site.probability:g}",
+        site.why_unarmed or "armed",
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
+    """Lines with aligned columns; those of `right` are set flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+# -- code -------------------------------------------------------------------------------
+
+
+def code_of(model: nn.Module) -> str:
+    """The code that was generated for a model and for the modules below it.
+
+    Where a module has code for evaluation and code for training, both are given. What
+    keeps its own forward has none, and is named in a comment.
+
+    Args:
+        model: what `fxfault.transform`, `fxfault.strip` or `fxfault.passes.trace` returned.
+
+    Raises:
+        SiteError: nothing was generated for it.
+    """
+    if not containers_of(model):
+        faults_of(model)
+    codes = [f"# {label}\n{code}" for label, code in _codes(model).items()]
+    return "\n\n".join([*codes, "\n".join(_notes_on_kept(model))]).strip("\n") + "\n"
+
+
+def diff(model: nn.Module) -> str:
+    """The unified diff between a model's generated code without and with faults.
+
+    Args:
+        model: what `fxfault.transform` returned.
+
+    Returns:
+        For each module with code of its own a diff from `clean/PATH` to `injected/PATH`;
+        sites that a forward hook strikes, and which no diff can show, follow as comments.
+
+    Raises:
+        SiteError: the model was not transformed.
+    """
+    faults_of(model)
+    clean, injected = _codes(strip(model)), _codes(model)
+    lines: list[str] = []
+    for label, code in injected.items():
+        before, after = clean[label].splitlines(), code.splitlines()
+        labels = f"clean/{label}", f"injected/{label}"
+        lines += difflib.unified_diff(before, after, *labels, lineterm="")
+    return "\n".join([*lines, *_notes_on_kept(model)]) + "\n"
+
+
+def _codes(model: nn.Module) -> dict[str, str]:
+    """Generated code by path; the mode stands behind it where there are two."""
+    codes: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, TracedModule):
+            label = path or type(model).__name__
+            train_code = module.train_code
+            codes[label if train_code is None else f"{label} (eval)"] = module.code.strip()
+            if train_code is not None:
+                codes[f"{label} (train)"] = train_code.strip()
+    return codes
+
+
+def _notes_on_kept(model: nn.Module) -> list[str]:
+    notes = [
+        f"# {c.path or c.type} keeps its own forward: {c.reason}"
+        for c in containers_of(model)
+        if c.handling == "kept"
+    ]
+    hooked = [f"# {site.name}: struck by a forward hook" for _, site in hooked_sites(model)]
+    return notes + hooked
+
+
+def hooked_sites(model: nn.Module) -> list[tuple[str, FaultSite]]:
+    """Sites that a forward hook strikes, with the path of their layer."""
+    return [
+        (path, hook.site)
+        for path, module in model.named_modules()
+        for hook in module._forward_hooks.values()
+        if isinstance(hook, FaultHook)
+    ]

@@ -1,0 +1,80 @@
+"""What several test files share: one thread, and models that are small enough to be quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
+from torch import Tensor, nn
+
+import fxfault
+
+# Two threads on a busy machine can be fifty times slower than one for models of this size.
+torch.set_num_threads(1)
+
+
+def _calibrated(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """Run a model in training mode, so that its scales are there, and put it in eval mode."""
+    model.train()
+    with torch.no_grad():
+        model(*inputs)
+    return model.eval()
+
+
+@pytest.fixture
+def calibrated() -> Callable[..., nn.Module]:
+    """Give a function that calibrates a model on some inputs and puts it in eval mode."""
+    return _calibrated
+
+
+@pytest.fixture
+def faulty() -> Callable[..., Any]:
+    """Give a function that transforms a model: all elements, both modes, seed 0, unless told."""
+
+    def transform(model: nn.Module, **settings: Any) -> Any:
+        defaults = {"enabled": True, "probability": 100.0, "apply_during": "both", "seed": 0}
+        return fxfault.transform(model, {**defaults, **settings})
+
+    return transform
+
+
+@pytest.fixture
+def convnet() -> nn.Module:
+    """A calibrated network for (N, 3, 6, 6) with three sites: signed 8, unsigned 4 and 3 bits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        QuantIdentity(bit_width=8, return_quant_tensor=True),
+        QuantConv2d(3, 4, 3, bias=False, weight_bit_width=4),
+        nn.BatchNorm2d(4),
+        QuantReLU(bit_width=4, return_quant_tensor=True),
+        nn.Flatten(),
+        QuantLinear(64, 8, bias=False, weight_bit_width=4),
+        QuantReLU(bit_width=3, return_quant_tensor=True),
+        QuantLinear(8, 5, bias=True, weight_bit_width=4),
+    )
+    return _calibrated(model, torch.randn(16, 3, 6, 6))
+
+
+class _Branching(nn.Module):
+    """A network that looks at its values, so that its own Python forward must be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = QuantIdentity(bit_width=8, return_quant_tensor=True)
+        self.again = QuantReLU(bit_width=4, return_quant_tensor=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).value
+        if float(x.detach().abs().max()) >= 0:
+            x = self.again(x).value
+        return self.again(x - 0.25).value
+
+
+@pytest.fixture
+def branching() -> nn.Module:
+    """A calibrated network for (N, 12) with data-dependent control flow; `again` runs twice."""
+    torch.manual_seed(0)
+    return _calibrated(_Branching(), torch.randn(16, 12))
