@@ -106,10 +106,14 @@ def _shifted(images: torch.Tensor) -> torch.Tensor:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_digits", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_digits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=Path("digits.pt"), help="file to write")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=60, help="passes over the images")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order")
     return parser.parse_args()
 
 

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line, with the nearest flag.
 
     >>> OneLineParser(prog="fxfault-eval").nearest_flag("--hlep")
-    " (did you mean '--help'?)"
+    ' (did you mean --help?)'
     """
 
     def __init__(self, *, prog: str, description: str | None = None, epilog: str | None = None):
@@ -34,17 +35,21 @@ class OneLineParser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line; one that cannot be parsed ends the program with status 2."""
-        arguments, unknown = self.parse_known_args(argv)
-        if unknown:
-            flag = unknown[0].split("=")[0]
-            self.error(f"unknown argument {unknown[0]!r}{self.nearest_flag(flag)}; see --help")
-        return arguments
+        known = self._known_flags()
+        for item in sys.argv[1:] if argv is None else argv:
+            flag = item.split("=")[0]
+            # Before argparse, which would rather tell that another flag is missing.
+            if flag.startswith("--") and flag not in known:
+                self.error(f"unknown flag {flag}{self.nearest_flag(flag)}; see --help")
+        return self.parse_args(argv)
 
     def nearest_flag(self, flag: str) -> str:
         """A hint that names the most similar flag, or nothing."""
-        known = re.findall(r"--[a-z][a-z-]*", self.format_help())
-        close = difflib.get_close_matches(flag, known, n=1)
-        return f" (did you mean {close[0]!r}?)" if close else ""
+        close = difflib.get_close_matches(flag, self._known_flags(), n=1)
+        return f" (did you mean {close[0]}?)" if close else ""
+
+    def _known_flags(self) -> list[str]:
+        return re.findall(r"--[a-z][a-z-]*", self.format_help())
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr, without the usage."""

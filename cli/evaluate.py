@@ -182,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """The configuration with what the command line changes in it, and what to say of that."""
     from fxfault.cli.experiment_setup import check_sections
-    from fxfault.errors import ConfigError
+    from fxfault.errors import ConfigError, DataError
     from fxfault.experiment import load_experiment
 
     if options.per_layer and options.sweep is not None:
@@ -194,6 +194,9 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
         raise ConfigError(
             f"no checkpoint: give --checkpoint FILE, or set checkpoint.path in {options.config}"
         )
+    if not path.startswith(BUNDLED) and not Path(path).expanduser().exists():
+        # Before data is downloaded, and before the output beside it is looked at.
+        raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
     notes: list[str] = []
     changes = _fault_changes(options, experiment, notes)
     faults = dataclasses.replace(experiment.fault_injection, **changes)
@@ -343,7 +346,7 @@ def _measure(
         if setting.per_layer:
             _measure_layers(setting, evaluation, findings, progress)
     except torch.OutOfMemoryError as error:
-        raise DataError(f"out of memory on {setting.device}: give a smaller --batch-size") from error
+        raise DataError(f"out of memory on {setting.device}: lower --batch-size") from error
     findings.complete = True
 
 
@@ -362,13 +365,12 @@ def _announced(setting: Setting, progress: Progress) -> Iterator[float]:
 def _measure_layers(
     setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
 ) -> None:
-    from fxfault.cli.evaluation_report import WIDE, mean_and_std, percent
+    from fxfault.cli.evaluation_report import WIDE, mean_and_std
 
     assert findings.baseline is not None
-    (probability,) = setting.probabilities
-    progress.say(f"\n{WIDE}\nEvaluating each layer alone with {percent(probability)}...")
+    progress.say(f"\n{WIDE}\nEvaluating each layer alone...")
     number = len(setting.selected)
-    for result in evaluation.per_layer(probability, findings.baseline):
+    for result in evaluation.per_layer(setting.probabilities[0], findings.baseline):
         findings.layers.append(result)
         place = f"{len(findings.layers)}/{number}"
         progress.say(f"  {place} {result.name}: {mean_and_std(result)}")
@@ -391,11 +393,10 @@ def _finish(
     _write(setting, findings, outputs, progress)
     if findings.complete:
         return 0
-    finished, asked = len(findings.results), len(setting.probabilities)
-    kept = f"{finished} of {asked} {'probabilities are' if asked > 1 else 'probability is'} finished"
+    kept = f"{len(findings.results)} of {len(setting.probabilities)} probabilities"
     if setting.per_layer:
-        kept = f"{len(findings.layers)} of {len(setting.selected)} layers are finished"
-    progress.say(f"interrupted: {kept} and kept; the JSON says complete: false", error=True)
+        kept = f"{len(findings.layers)} of {len(setting.selected)} layers"
+    progress.say(f"interrupted: {kept} done and kept; the JSON says complete: false", error=True)
     return INTERRUPTED
 
 
@@ -414,7 +415,8 @@ def _write(
         return
     picture_format = outputs["plot"].path.suffix.lower().removeprefix(".")
     if not setting.per_layer:
-        picture = plots.sweep_picture(findings.results, setting.chance, picture_format)
+        fault_model = setting.faults[0].fault_model.name
+        picture = plots.sweep_picture(findings.results, fault_model, setting.chance, picture_format)
     elif findings.layers:
         picture = plots.ranking_picture(findings.layers, picture_format)
     else:

@@ -334,5 +334,11 @@ def to_csv(findings: Findings) -> str:
     for row in rows:
         layer = (row.index, row.name) if isinstance(row, LayerResult) else ("all", "")
         figures = (row.probability, row.baseline, row.mean, row.std, row.degradation)
-        writer.writerow([*layer, *figures, row.injection_rate, *row.runs])
+        rate = "" if row.injection_rate is None else _figure(row.injection_rate)
+        writer.writerow([*layer, *map(_figure, figures), rate, *map(_figure, row.runs)])
     return text.getvalue()
+
+
+def _figure(value: float) -> str:
+    # Ten digits: 88.32, and not 88.32000000000001.
+    return format(value, ".10g")

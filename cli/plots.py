@@ -26,6 +26,8 @@ _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
 _LONGEST_NAME = 36
 # Probabilities that lie further apart than this are drawn on a logarithmic axis.
 _LINEAR_RANGE = 20
+# Up to so many probabilities are all written at the axis.
+_MOST_TICKS = 12
 _SETTINGS = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -50,22 +52,23 @@ def check_plot(path: Path) -> None:
 
 
 def sweep_picture(
-    results: Sequence[ProbabilityResult], chance: float | None, file_format: str
+    results: Sequence[ProbabilityResult], fault_model: str, chance: float | None, file_format: str
 ) -> bytes:
     """Draw accuracy against probability.
 
     Args:
         results: at least one.
+        fault_model: its name, for the legend.
         chance: accuracy of guessing, in percent, or None.
         file_format: one of `FORMATS`.
     """
     ordered = sorted(results, key=lambda result: result.probability)
     with _settings():
         figure, axes = _figure(6.4, 4.0)
-        _draw_accuracy(axes, ordered)
+        _draw_accuracy(axes, ordered, fault_model)
         _draw_levels(axes, ordered, chance)
-        _scale_probabilities(axes, [result.probability for result in ordered])
-        axes.set_xlabel("Fault probability of each activation value (%)")
+        scale = _scale_probabilities(axes, [result.probability for result in ordered])
+        axes.set_xlabel(f"Fault probability of each activation value (%{scale})")
         axes.set_ylabel("Test accuracy (%)")
         axes.grid(axis="y", color="0.9")
         axes.legend(frameon=False, fontsize=9)
@@ -84,7 +87,8 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
     shown = rank(results)[:MOST_BARS]
     runs, probability = len(shown[0].runs), shown[0].probability
     with _settings():
-        figure, axes = _figure(6.4, 1.2 + 0.24 * len(shown))
+        names = [f"{result.index}  {shortened(result.name)}" for result in shown]
+        figure, axes = _figure(4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + 0.24 * len(shown)))
         errors = [result.std for result in shown] if runs > 1 else None
         axes.barh(
             range(len(shown)),
@@ -94,7 +98,6 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
             color=_BLUE,
             error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
         )
-        names = [f"{result.index}  {shortened(result.name)}" for result in shown]
         axes.set_yticks(range(len(shown)), names)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.axvline(0, color="black", linewidth=0.8)
@@ -122,15 +125,15 @@ def shortened(name: str) -> str:
 
 
 def _cost_label(probability: float, runs: int) -> str:
-    label = f"Accuracy lost at {percent(probability, 0)} fault probability (percentage points"
-    return f"{label};\nmean ± std of {runs} runs)" if runs > 1 else f"{label})"
+    label = f"Accuracy lost (percentage points)\nat {percent(probability, 0)} fault probability"
+    return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
 
 
-def _draw_accuracy(axes: Any, ordered: Sequence[ProbabilityResult]) -> None:
+def _draw_accuracy(axes: Any, ordered: Sequence[ProbabilityResult], fault_model: str) -> None:
     places = [result.probability for result in ordered]
     means = [result.mean for result in ordered]
     runs = len(ordered[0].runs)
-    label = f"under faults (mean ± std of {runs} runs)" if runs > 1 else "under faults"
+    label = f"under {fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
     axes.plot(places, means, color=_BLUE, marker="o", markersize=4, label=label, zorder=3)
     if runs > 1:
         low = [max(0.0, result.mean - result.std) for result in ordered]
@@ -157,20 +160,23 @@ def _draw_levels(axes: Any, ordered: Sequence[ProbabilityResult], chance: float 
         axes.set_ylim(0, 103)
 
 
-def _scale_probabilities(axes: Any, places: Sequence[float]) -> None:
-    from matplotlib.ticker import NullLocator
+def _scale_probabilities(axes: Any, places: Sequence[float]) -> str:
+    """Choose the axis of the probabilities; returns what its label must say of it."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     positive = [place for place in places if place > 0]
-    if len(positive) < 2 or max(positive) / min(positive) < _LINEAR_RANGE:
-        return
-    if len(positive) < len(places):  # 0 has a place on this axis, on a logarithmic one it has none.
+    is_wide = len(positive) > 1 and max(positive) / min(positive) >= _LINEAR_RANGE
+    if is_wide and len(positive) < len(places):
+        # 0 has a place on this axis; on a logarithmic one it has none.
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
-        axes.set_xlim(left=-0.12 * min(positive))
-    else:
+        axes.set_xlim(-0.12 * min(positive), 1.15 * max(positive))
+    elif is_wide:
         axes.set_xscale("log")
-    if len(places) <= 12:
-        axes.set_xticks(places, [format(place, "g") for place in places])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: format(place, "g")))
+    if len(places) <= _MOST_TICKS:
+        axes.set_xticks(places)
         axes.xaxis.set_minor_locator(NullLocator())
+    return ", logarithmic" if is_wide else ""
 
 
 def _settings() -> Any:

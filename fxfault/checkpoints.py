@@ -177,9 +177,9 @@ def _is_state_dict(candidate: Mapping[Any, Any]) -> bool:
 
 def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     own_keys = list(model.state_dict())
-    for prefix in _PREFIXES:
+    for prefix in (*_PREFIXES, *_PREFIXES):  # twice: wrappers come in either order
         is_wrapped = all(key.startswith(prefix) for key in state)
-        if is_wrapped and not any(key.startswith(prefix) for key in own_keys):
+        if is_wrapped and not all(key.startswith(prefix) for key in own_keys):
             consume_prefix_in_state_dict_if_present(state, prefix)
     return state
 
@@ -276,7 +276,14 @@ def _count(names: Iterable[str], noun: str) -> str:
 
 
 def _load_in_place(state: dict[str, Any], model: nn.Module) -> None:
+    """Load, and put the quantisers that Brevitas built anew where the old ones were.
+
+    It builds them on the CPU (brevitas 0.12 to 0.13) and in training mode (0.12).
+    """
     devices = {parameter.device for parameter in model.parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
     model.load_state_dict(state, strict=True)
+    for name, module in model.named_modules():
+        module.training = modes.get(name, module.training)
     if len(devices) == 1:
-        model.to(devices.pop())  # the quantisers that Brevitas built anew are on the CPU
+        model.to(devices.pop())

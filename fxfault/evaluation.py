@@ -220,9 +220,7 @@ class FaultEvaluation:
             self.faults.enabled = False
             return self._accuracy()
 
-    def sweep(
-        self, probabilities: Iterable[float], baseline: float
-    ) -> Iterator[ProbabilityResult]:
+    def sweep(self, probabilities: Iterable[float], baseline: float) -> Iterator[ProbabilityResult]:
         """Evaluate at each probability in turn, with all selected sites struck together.
 
         Args:

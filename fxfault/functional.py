@@ -29,6 +29,7 @@ from fxfault.sites import FaultSite, FaultSites
 
 
 @has_side_effect
+@torch.compiler.disable
 def begin_forward(sites: FaultSites, *inputs: Any) -> None:
     """Move the clock of a model's sites: one forward of the whole model starts.
 
@@ -101,6 +102,7 @@ class FaultInject(torch.autograd.Function):
         return grad_output, None, None, None
 
 
+@torch.compiler.disable  # What it does is not for a compiler to trace.
 def _strike(x: Any, site: FaultSite) -> Tensor:
     """Find the hits, corrupt their codes, record them, and write the values back."""
     value = x.value

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from brevitas.nn import QuantIdentity, QuantReLU, QuantSigmoid
+from fxfault.passes import InsertFaults, StripFaults, TracedModule, containers_of, trace
 from torch import Tensor, nn
+from torch.fx.passes.infra.pass_manager import PassManager
 from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes, SideEffects
 
 import fxfault
 from fxfault.errors import SiteError, TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes import InsertFaults, StripFaults, TracedModule, containers_of, trace
 
 EVERYWHERE = {"enabled": True, "probability": 5.0, "apply_during": "both", "seed": 3}
 
@@ -296,8 +298,23 @@ def test_what_was_done_for_each_container_is_reported() -> None:
         "dropout": ("traced", ""),
         "branch": ("own graph", "its forward branches on self.training"),
     }
-    (kept,) = containers_of(trace(SideEffects()))
-    assert (kept.handling, kept.reason) == ("kept", "its forward changes self.seen")
+
+
+def test_forward_that_changes_an_attribute_is_kept_and_the_attribute_is_as_before() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = QuantReLU()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.act(x)
+
+    model = Counting()
+    traced = trace(model)
+    assert containers_of(traced)[0].reason == "its forward changes self.calls"
+    assert model.calls == traced.calls == 0
 
 
 @pytest.mark.parametrize(
@@ -452,3 +469,32 @@ def test_data_dependent_network_takes_both_branches() -> None:
     eager.eval()
     for x in (torch.ones(2, 8), -torch.ones(2, 8)):
         assert torch.equal(faulty(x), eager(x))
+
+
+def test_graph_runs_under_the_tools_of_torch_fx() -> None:
+    faulty = fxfault.transform(Chain(), EVERYWHERE).eval()
+    x = torch.randn(4, 3, 8, 8)
+    expected = faulty(x)
+    for run in (
+        torch.fx.Interpreter(faulty).run,
+        torch.fx.GraphModule(faulty, faulty.graph),
+        copy.copy(faulty),
+    ):
+        faulty.faults.reset()
+        assert torch.equal(run(x), expected)
+
+
+def test_passes_run_in_a_pass_manager() -> None:
+    config = fxfault.FaultInjectionConfig(**EVERYWHERE)
+    result = PassManager([InsertFaults(config), StripFaults()])(trace(Chain()))
+    assert result.graph_module.code == trace(Chain()).code
+
+
+def test_compiled_model_has_the_faults_of_the_eager_one() -> None:
+    faulty = fxfault.transform(Chain(), EVERYWHERE).eval()
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Brevitas breaks graphs, and torch says so.
+        expected = faulty(x)
+        faulty.faults.reset()
+        assert torch.equal(torch.compile(faulty, backend="eager")(x), expected)

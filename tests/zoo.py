@@ -257,7 +257,7 @@ _TINY_VIT = {
 TORCHVISION = [
     Entry("resnet18", _quantised_torchvision("resnet18"), (2, 3, 32, 32), 31),
     Entry(
-        "mobilenet_v2", _quantised_torchvision("mobilenet_v2", width_mult=0.1), (2, 3, 32, 32), 65
+        "mobilenet_v2", _quantised_torchvision("mobilenet_v2", width_mult=0.1), (2, 3, 32, 32), 66
     ),
     Entry("densenet", _quantised_torchvision("DenseNet", **_TINY_DENSENET), (2, 3, 32, 32), 29),
     Entry("vit", _quantised_torchvision("VisionTransformer", **_TINY_VIT), (2, 3, 16, 16), 31),
