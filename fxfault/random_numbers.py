@@ -74,6 +74,7 @@ def counter_hash(key: int | Tensor, counters: Tensor) -> Tensor:
 def uniform_int63(key: int | Tensor, counters: Tensor) -> Tensor:
     """Uniform integers from 0 to 2**63 - 1, one for each counter (int64).
 
+    >>> import torch
     >>> uniform_int63(stream_key(0), torch.arange(2)).tolist() == [
     ...     uniform_int63(stream_key(0), torch.tensor([i])).item() for i in range(2)
     ... ]

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxfault.passes.inspection import Inspection, SiteRow, inspect, site_of_hook
+from fxfault.passes.traced_module import TracedModule
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fxfault.errors import FxFaultError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.inspection import Inspection, SiteRow, hooked_sites, inspect
-from fxfault.passes.traced_module import TracedModule
 
 Style = Mapping[str, str]
 
@@ -164,7 +164,13 @@ class _Drawing:
     # -- modules ------------------------------------------------------------------------
 
     def module(self, module: nn.Module, path: str, caller: str | None = None) -> None:
-        """Draw what is inside a module: its graphs, or the sites that its own code reaches."""
+        """Draw what is inside a module: its graphs, or the sites that its own code reaches.
+
+        Args:
+            module: the model, or a container with its own forward or graph.
+            path: its path in the model.
+            caller: the node that stands for it; the model itself has none.
+        """
         self.drawn.add(id(module))
         if not isinstance(module, TracedModule):
             self._own_forward(module, path, caller)
@@ -177,36 +183,35 @@ class _Drawing:
                     self._graph(module, graph, path, caller)
 
     def _own_forward(self, module: nn.Module, path: str, caller: str | None) -> None:
-        """Draw a container whose own code cannot be seen: what it holds, by dashed lines."""
-        container = self.containers.get(path)
-        if caller is None and container is not None:
-            with self._kept_frame(path):
-                caller = self._container_node(module, path)
-                self._children(module, path, caller)
-        else:
-            self._children(module, path, caller)
+        if caller is not None:
+            self._insides(module, path, caller)
+            return
+        with self._kept_frame(path):
+            self._insides(module, path, self._container_node(module, path))
 
-    def _children(self, module: nn.Module, path: str, caller: str | None) -> None:
-        hooked = dict(hooked_sites(module))
-        if "" in hooked:  # The model is itself a target.
-            self._fault(self.sites[hooked[""].name], caller, dashed=True)
+    def _insides(self, module: nn.Module, path: str, caller: str) -> None:
+        """Draw what code that no graph shows may reach, by dashed lines."""
+        site = site_of_hook(module)
+        if site is not None:
+            kind, label = self._fault_label(self.sites[site.name])
+            self._edge(caller, self._node(kind, [site.module_type, *label]), dashed=True)
         for name, child in module.named_children():
             full = f"{path}.{name}" if path else name
-            if name in hooked:
-                self._fault(self.sites[hooked[name].name], caller, dashed=True)
-            elif id(child) not in self.drawn and self._is_special(child, full):
-                with self._kept_frame(full):
-                    node = self._container_node(child, full)
-                    self._edge(caller, node, dashed=True)
-                    self.module(child, full, node)
-            elif id(child) not in self.drawn:
-                self._children(child, full, caller)
+            if id(child) in self.drawn:
+                continue
+            if not self._is_special(child, full):
+                self._insides(child, full, caller)
+                continue
+            with self._kept_frame(full):
+                node = self._container_node(child, full)
+                self._edge(caller, node, dashed=True)
+                self.module(child, full, node)
 
     def _is_special(self, module: nn.Module, path: str) -> bool:
         return path in self.containers and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
     def _container_node(self, module: nn.Module, path: str) -> str:
-        return self._node("own forward or graph", [type(module).__name__, path])
+        return self._node("own forward or graph", [type(module).__name__, path or "the model"])
 
     # -- graphs -------------------------------------------------------------------------
 
@@ -214,21 +219,14 @@ class _Drawing:
         """Draw a graph: its nodes in the frames of their containers, and its edges."""
         root = _Frame()
         ids: dict[Node, str] = {}
-        inside: list[tuple[nn.Module, str, str, _Frame]] = []
         for node in graph.nodes:
-            if _is_state(module, node):
+            if _is_state(node):
                 continue
-            frame = _frame_of(root, _stack(node), path)
             kind, label = self._describe(module, node, path)
             ids[node] = self._next_id()
-            tooltip = node.format_node() or ""
-            frame.lines.append(f"{ids[node]} [{_node_attributes(kind, label, tooltip)}];")
-            if kind == "own forward or graph":
-                child = module.get_submodule(str(node.target))
-                full = f"{path}.{node.target}" if path else str(node.target)
-                inside.append((child, full, ids[node], frame))
-        for child, full, node_id, frame in inside:
-            self._framed(child, full, node_id, frame)
+            line = f"{ids[node]} [{_node_attributes(kind, label, node.format_node() or '')}];"
+            frame = _frame_of(root, _stack(node), path)
+            frame.lines += self._block(module, node, path, ids[node], line)
         self._emit(root)
         for node, node_id in ids.items():
             for source in node.all_input_nodes:
@@ -237,18 +235,22 @@ class _Drawing:
             if node.op == "placeholder":
                 self._edge(caller, node_id, dashed=True)
 
-    def _framed(self, child: nn.Module, path: str, node_id: str, frame: _Frame) -> None:
-        """Put a container with its own forward or graph into a frame that says why."""
+    def _block(
+        self, module: TracedModule, node: Node, path: str, node_id: str, line: str
+    ) -> list[str]:
+        """The line of a node; for a container that is a graph's leaf, a frame with its insides."""
+        full = f"{path}.{node.target}" if path else str(node.target)
+        if node.op != "call_module" or full not in self.containers:
+            return [line]
+        child = module.get_submodule(str(node.target))
         if id(child) in self.drawn:  # Called again: drawn at its first call.
-            return
+            return [line]
         outer, self.lines = self.lines, []
-        with self._kept_frame(path):
-            line = next(text for text in frame.lines if text.startswith(f"{node_id} ["))
-            frame.lines.remove(line)
+        with self._kept_frame(full):
             self._line(line)
-            self.module(child, path, node_id)
-        frame.lines += [text.strip() for text in self.lines]
-        self.lines = outer
+            self.module(child, full, node_id)
+        block, self.lines = self.lines, outer
+        return block
 
     def _describe(self, module: TracedModule, node: Node, path: str) -> tuple[str, list[str]]:
         """The style of a node and the lines of its label."""
@@ -263,7 +265,8 @@ class _Drawing:
                 return "fault target", label
             return ("own forward or graph" if full in self.containers else "layer"), label
         if target is fault_inject:
-            site = operator.attrgetter(node.args[1].target)(module)  # type: ignore[union-attr]
+            state: Any = node.args[1]
+            site = operator.attrgetter(state.target)(module)
             return self._fault_label(self.sites[site.name])
         if target is begin_forward:
             return "operation", ["begin_forward", "numbers the samples"]
@@ -285,10 +288,6 @@ class _Drawing:
         if site.armed:
             return "fault, armed", label
         return "fault, not armed", [*label, f"not armed: {site.why_unarmed}"]
-
-    def _fault(self, site: SiteRow, caller: str | None, dashed: bool) -> None:
-        kind, label = self._fault_label(site)
-        self._edge(caller, self._node(kind, [site.module_type, *label]), dashed=dashed)
 
     # -- lines --------------------------------------------------------------------------
 
@@ -348,7 +347,7 @@ class _Drawing:
 # -- text -------------------------------------------------------------------------------
 
 
-def _is_state(module: nn.Module, node: Node) -> bool:
+def _is_state(node: Node) -> bool:
     """Whether a node only hands the state of a site to the operation that uses it."""
     users = {user.target for user in node.users}
     return node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
@@ -386,7 +385,7 @@ def _folded(text: str) -> list[str]:
     ['FAULT 6: encoder.layers.', 'encoder_layer_0.self_attention.', 'v_quant']
     """
     lines = [""]
-    for part in re.findall(r"[^. ]*[. ]?", text):
+    for part in re.findall(r"[^. ]+[. ]*|[. ]+", text):
         if len(lines[-1] + part) > _LABEL_WIDTH and lines[-1]:
             lines.append("")
         lines[-1] += part
@@ -404,7 +403,7 @@ class _Value:
         return "·"
 
 
-_VALUE = _Value()
+_VALUE: Any = _Value()
 
 
 def _call(node: Node) -> str:
@@ -412,7 +411,7 @@ def _call(node: Node) -> str:
     name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", "?"))
     args, kwargs = map_arg((node.args, node.kwargs), lambda source: _VALUE)
     values = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
-    return textwrap.shorten(f"{name}({', '.join(values)})", 40, placeholder=" …")
+    return textwrap.shorten(f"{name}({', '.join(values)})", _LABEL_WIDTH, placeholder=" …")
 
 
 def _quoted(text: str, line_end: str = "\\n") -> str:

@@ -22,18 +22,19 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from fxfault.passes.insert import FaultHook
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of
 from fxfault.passes.transform import strip
+from torch import Tensor, nn
+
 from fxfault.sites import FaultClock, FaultSite, FaultSites, faults_of
 
 
@@ -134,11 +135,15 @@ class Inspection:
     skipped: tuple[SkippedTarget, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values that JSON can hold."""
+        """All of it as plain values that JSON can hold; a scale that is not finite is null."""
         plain = asdict(self)
-        sites = [{**asdict(site), "armed": site.armed} for site in self.sites]
-        lists = {key: list(plain[key]) for key in ("containers", "skipped")}
-        return {**plain, **lists, "sites": sites}
+        for site in plain["sites"]:
+            site["armed"] = site["why_unarmed"] is None
+            if site["scale"] is not None:
+                low, high = site["scale"]["low"], site["scale"]["high"]
+                site["scale"]["low"] = low if math.isfinite(low) else None
+                site["scale"]["high"] = high if math.isfinite(high) else None
+        return {**plain, **{key: list(plain[key]) for key in ("sites", "containers", "skipped")}}
 
     def __str__(self) -> str:
         return "\n".join(
@@ -269,7 +274,7 @@ def _settled_scale(quantiser: Any) -> Tensor | None:
     Only the part that computes the scale is asked. `act_quant.scale()` would quantise a
     number, which changes training flags and counts down `quant_delay_steps`.
     """
-    scaling = getattr(quantiser, "scaling_impl", None)
+    scaling: Any = getattr(quantiser, "scaling_impl", None)
     kind = type(scaling).__name__
     if kind == "ParameterFromRuntimeStatsScaling":  # A parameter once its statistics are in.
         settled = scaling.counter > scaling.collect_stats_steps
@@ -322,8 +327,8 @@ def _armed_at_zero(sites: FaultSites) -> Iterator[None]:
         yield
     finally:
         vars(sites.clock).update(clock)
-        for site, *before in settings:
-            site.probability, site.selected, site.statistics = before
+        for site, probability, selected, statistics in settings:
+            site.probability, site.selected, site.statistics = probability, selected, statistics
 
 
 # -- tables -----------------------------------------------------------------------------
@@ -429,15 +434,11 @@ def _notes_on_kept(model: nn.Module) -> list[str]:
         for c in containers_of(model)
         if c.handling == "kept"
     ]
-    hooked = [f"# {site.name}: struck by a forward hook" for _, site in hooked_sites(model)]
-    return notes + hooked
+    hooked = [site_of_hook(module) for module in model.modules()]
+    return notes + [f"# {site.name}: struck by a forward hook" for site in hooked if site]
 
 
-def hooked_sites(model: nn.Module) -> list[tuple[str, FaultSite]]:
-    """Sites that a forward hook strikes, with the path of their layer."""
-    return [
-        (path, hook.site)
-        for path, module in model.named_modules()
-        for hook in module._forward_hooks.values()
-        if isinstance(hook, FaultHook)
-    ]
+def site_of_hook(module: nn.Module) -> FaultSite | None:
+    """The site that strikes a layer by a forward hook; None where a graph does or none."""
+    hooks = module._forward_hooks.values()
+    return next((hook.site for hook in hooks if isinstance(hook, FaultHook)), None)

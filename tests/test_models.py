@@ -232,15 +232,15 @@ def test_a_wrong_image_size_is_refused(name: str, size: tuple[int, int], message
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight_bit_width": 0}, "weight_bit_width is 0; it must be an integer from 1 to 8"),
-        ({"act_bit_width": 9}, "act_bit_width is 9; it must be an integer from 1 to 8"),
+        ({"weight_bit_width": 0}, "weight_bit_width is 0; it must be an integer from 1 to 16"),
+        ({"act_bit_width": 17}, "act_bit_width is 17; it must be an integer from 1 to 16"),
         ({"act_bit_width": True}, "act_bit_width is True"),
         ({"act_bit_width": 2.5}, "act_bit_width is 2.5"),
         ({"num_classes": 1}, "num_classes is 1; it must be an integer of at least 2"),
         ({"in_channels": 0}, "in_channels is 0; it must be an integer of at least 1"),
         ({"image_size": 8}, "image_size is 8; it must be a height and a width"),
         ({"image_size": (8, 0)}, r"image_size is \(8, 0\)"),
-        ({"kwargs": {"input_bit_width": 16}}, "input_bit_width is 16"),
+        ({"kwargs": {"input_bit_width": 17}}, "input_bit_width is 17"),
         ({"kwargs": {"input_bits": 8}}, "unknown key 'input_bits'.*allowed: input_bit_width"),
         ({"kwargs": {"num_classes": 3}}, "num_classes is not for kwargs"),
     ],

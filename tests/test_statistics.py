@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -244,16 +245,22 @@ def test_statistics_of_a_model_are_those_of_whole_tensors(
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["signed", "unsigned", "per channel", "zero point per channel"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *itertools.product(
+            ["signed", "unsigned", "per channel"], [torch.float64, torch.bfloat16, torch.float16]
+        ),
+        # In 16 bits, eight-bit codes share values: there is no oracle.
+        ("zero point per channel", torch.float64),
+    ],
+)
 def test_statistics_in_other_dtypes(
     faulty: Faulty, calibrated: Calibrated, kind: str, dtype: torch.dtype
 ) -> None:
-    if kind == "zero point per channel" and dtype != torch.float64:
-        dtype = torch.float64  # In 16 bits, eight-bit codes share values: no oracle.
     activation = calibrated(QUANTISERS[kind]().to(dtype), data(30, 3, 20, dtype=dtype))
     inputs = [data(8, 3, 20, seed=seed, dtype=dtype) for seed in range(2, 5)]
-    compare_with_oracle(faulty, activation, inputs, 1e-4, probability=10.0)
+    compare_with_oracle(faulty, activation, inputs, 1e-6, probability=10.0)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -397,7 +404,10 @@ def test_merging_equals_recording_jointly() -> None:
     for index, layer in joint.layer_stats.items():
         expected = {k: v for k, v in layer.to_dict().items() if k != "name"}
         have = {k: v for k, v in merged.layer_stats[index].to_dict().items() if k != "name"}
-        assert have == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        assert have == {
+            key: pytest.approx(number, rel=1e-12) if isinstance(number, float) else number
+            for key, number in expected.items()
+        }
     assert merged.report() == joint.report()
 
 
@@ -519,7 +529,6 @@ BAD_FILES: dict[str, str] = {
     "text for a measure": json.dumps(_with("avg_rmse", "large")),
     "null for a measure": json.dumps(_with("avg_rmse", None)),
     "a list for a count": json.dumps(_with("total_activations", [1])),
-    "a negative count": json.dumps(_with("total_activations", -3)),
 }
 
 

@@ -13,7 +13,7 @@ from fxfault.models.user_factory import call_factory, nearest, one_line
 if TYPE_CHECKING:
     from torch import nn
 
-MAX_BIT_WIDTH = 8
+MAX_BIT_WIDTH = 16
 
 
 class _BuiltIn(NamedTuple):
@@ -59,8 +59,8 @@ def build_model(
         num_classes: width of the output, at least 2.
         in_channels: channels of the images, at least 1.
         image_size: height and width of the images, in pixels.
-        weight_bit_width: bits of every weight, 1 to 8; 1 is binary (-1, +1).
-        act_bit_width: bits of every activation but the quantised input (8 bits), 1 to 8.
+        weight_bit_width: bits of every weight, 1 to 16; 1 is binary (-1, +1).
+        act_bit_width: bits of every activation but the quantised input (8 bits), 1 to 16.
         kwargs: further arguments, such as `input_bit_width`.
 
     Raises:
@@ -140,7 +140,7 @@ def _check_bit_width(key: str, value: object) -> None:
     Example:
         >>> _check_bit_width("act_bit_width", 0)
         Traceback (most recent call last):
-        fxfault.errors.DataError: model: act_bit_width is 0; it must be an integer from 1 to 8
+        fxfault.errors.DataError: model: act_bit_width is 0; it must be an integer from 1 to 16
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_BIT_WIDTH:
         raise DataError(

@@ -1,0 +1,247 @@
+"""What faults cost: time and memory of a faulty forward against the clean one.
+
+    python -m benchmarks.overhead [--turns N] [--threads N] [--json FILE]
+
+The network is quant_cnv with 2-bit weights and activations, in evaluation, without
+gradients, on batches of 64 images of 32 x 32. Beside fxfault stands a wrapper written to
+the specification, with a dense mask (`benchmarks.dense_wrapper`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is not to write on stderr
+
+import torch
+from torch import Tensor, nn
+
+import fxfault
+from benchmarks import dense_wrapper
+from benchmarks.measuring import (
+    Compared,
+    Run,
+    compare_in_turns,
+    load_average,
+    machine,
+    peak_bytes,
+    seconds_of,
+)
+from fxfault.data.torchvision_import import import_torchvision
+from fxfault.functional import fault_inject
+from fxfault.models import build_model
+
+BATCH = 64
+PERCENTS = (0.001, 0.1, 1.0, 5.0, 20.0)
+# Faulty over clean time, at most; at 1 % the dense wrapper must add ten times as much.
+BOUNDS = {0.001: 1.02, 1.0: 1.06, 5.0: 1.12}
+DENSE_FACTOR = 10.0
+TRANSFORM_SECONDS = 3.0
+MEBI = 1 << 20
+
+
+def main() -> None:
+    """Measure, print, and save where asked."""
+    options = _parse_arguments()
+    torch.set_num_threads(options.threads)
+    before = load_average()
+    result: dict[str, Any] = {"schema": "fxfault-overhead/1", "machine": machine()}
+    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    print(f"load average {before} before, {options.turns} turns\n")
+    result["time"] = measure_time(options.turns)
+    result["memory"] = measure_memory()
+    result["transform"] = measure_transform(max(3, options.turns // 5))
+    result["load_average"] = {"before": before, "after": load_average()}
+    print(f"\nload average {result['load_average']['after']} after")
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"saved {options.json}")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--turns", type=int, default=15, help="runs of each pair (default 15)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
+    options = parser.parse_args()
+    for name in ("turns", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}, allowed: 1 and up")
+    return options
+
+
+def network() -> tuple[nn.Module, Tensor]:
+    """The clean network, in eval mode, with scales and normalisation from one batch."""
+    torch.manual_seed(0)
+    model = build_model(
+        "quant_cnv",
+        num_classes=10,
+        in_channels=3,
+        image_size=(32, 32),
+        weight_bit_width=2,
+        act_bit_width=2,
+    )
+    images = torch.randn(BATCH, 3, 32, 32)
+    with torch.no_grad():
+        model(images)
+    return model.eval(), images
+
+
+def transformed(model: nn.Module, percent: float, **settings: Any) -> Any:
+    """The network with sites that strike while evaluating."""
+    config = {"enabled": True, "probability": percent, "apply_during": "eval", "seed": 0}
+    return fxfault.transform(model, {**config, **settings})
+
+
+# -- time --------------------------------------------------------------------------------
+
+
+def measure_time(turns: int) -> dict[str, Any]:
+    """Print and return the ratios of faulty to clean time."""
+    model, images = network()
+    disabled = transformed(model, 1.0)
+    disabled.faults.enabled = False
+    modules: dict[str, nn.Module] = {"inserted, disabled": disabled}
+    for percent in PERCENTS:
+        modules[f"fxfault {percent:g} %"] = transformed(model, percent)
+    modules["fxfault 1 % + statistics"] = transformed(model, 1.0, track_statistics=True)
+    for percent in PERCENTS:
+        modules[f"dense {percent:g} %"] = dense_wrapper.inject(model, percent)
+
+    def forward_of(module: nn.Module) -> Run:
+        return lambda: module(images)
+
+    cases = {name: forward_of(module) for name, module in modules.items()}
+    with torch.no_grad():
+        compared = compare_in_turns(forward_of(model), cases, turns)
+    print(f"{'faulty / clean time':<26}{'median':>8}{'quartiles':>18}{'added':>11}   bound")
+    for name, case in compared.items():
+        print(_time_row(name, case, _bound_of(name)))
+    dense, sparse = compared["dense 1 %"].added.median, compared["fxfault 1 %"].added.median
+    factor = dense / sparse if sparse > 0 else float("inf")
+    verdict = _verdict(factor >= DENSE_FACTOR)
+    print(f"dense adds {factor:.1f} times as much at 1 %   at least {DENSE_FACTOR:g}: {verdict}")
+    clean = compared["fxfault 1 %"].reference
+    print(f"clean forward {1e3 * clean.median:.1f} ms ({BATCH} images)")
+    return {
+        "cases": {name: asdict(case) for name, case in compared.items()},
+        "dense_over_fxfault_added_at_1_percent": factor,
+    }
+
+
+def _bound_of(name: str) -> float | None:
+    bounds = {f"fxfault {percent:g} %": bound for percent, bound in BOUNDS.items()}
+    return bounds.get(name)
+
+
+def _time_row(name: str, case: Compared, bound: float | None) -> str:
+    ratio = case.ratio
+    row = (
+        f"{name:<26}{ratio.median:>8.3f}{f'{ratio.low:.3f} - {ratio.high:.3f}':>18}"
+        f"{1e3 * case.added.median:>8.1f} ms"
+    )
+    return row if bound is None else f"{row}   {bound:g}: {_verdict(ratio.median <= bound)}"
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+# -- memory ------------------------------------------------------------------------------
+
+
+def measure_memory() -> dict[str, Any]:
+    """Print and return the memory that faults need beyond the clean forward's."""
+    model, images = network()
+    largest = _largest_activation(model, images)
+    activation = largest.value.numel() * largest.value.element_size()
+    with torch.no_grad():
+        clean = peak_bytes(lambda: model(images))
+    print(
+        f"\nmemory: largest activation {activation / MEBI:.1f} MiB, "
+        f"clean forward at most {clean / MEBI:.1f} MiB\n"
+        f"{'in largest activations':<26}{'forward':>10}{'one call':>10}{'with grad':>11}   bound"
+    )
+    rows = {}
+    for percent in PERCENTS:
+        net = transformed(model, percent)
+        with torch.no_grad():
+            extra = peak_bytes(lambda net=net: net(images)) - clean
+            call = _peak_of_call(net, largest, requires_grad=False)
+        copying = _peak_of_call(net, largest, requires_grad=True)
+        rows[f"{percent:g}"] = {"forward": extra, "call": call, "call_with_grad": copying}
+        shares = [value / activation for value in (extra, call, copying)]
+        print(
+            f"{f'fxfault {percent:g} %':<26}{shares[0]:>10.2f}{shares[1]:>10.2f}{shares[2]:>11.2f}"
+            f"   1: {_verdict(max(shares[:2]) <= 1)}"
+        )
+    wrapped = dense_wrapper.inject(model, 1.0)
+    with torch.no_grad():
+        dense = peak_bytes(lambda: wrapped(images)) - clean
+    print(f"{'dense 1 %':<26}{dense / activation:>10.2f}")
+    return {"largest_activation": activation, "clean": clean, "extra": rows, "dense": dense}
+
+
+def _largest_activation(model: nn.Module, images: Tensor) -> Any:
+    """The largest output of a target, as the layer returns it."""
+    seen: list[Any] = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, output: seen.append(output))
+        for module in model.modules()
+        if type(module).__name__ in dense_wrapper.TARGETS
+    ]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return max(seen, key=lambda output: output.value.numel())
+
+
+def _peak_of_call(net: Any, activation: Any, *, requires_grad: bool) -> int:
+    """What one call of `fault_inject` on the activation needs at most, its result included."""
+    sizes = [site.elements for site in net.faults]
+    elements = activation.value[0].numel()
+    site = net.faults[sizes.index(elements)] if elements in sizes else net.faults[1]
+    struck = activation._replace(value=activation.value.clone().requires_grad_(requires_grad))
+    net.faults.clock.begin(BATCH, training=False)
+    return peak_bytes(lambda: fault_inject(struck, site))
+
+
+# -- transforming ------------------------------------------------------------------------
+
+
+def measure_transform(turns: int) -> dict[str, Any]:
+    """Print and return how long `transform` takes for a quantised densenet121."""
+    model = densenet121()
+    seconds = sorted(seconds_of(lambda: transformed(model, 1.0)) for _ in range(turns))
+    sites = len(transformed(model, 1.0).faults)
+    median = seconds[len(seconds) // 2]
+    print(
+        f"\ntransform of densenet121 ({sites} sites): {median:.2f} s "
+        f"({seconds[0]:.2f} - {seconds[-1]:.2f} in {turns} turns)   "
+        f"{TRANSFORM_SECONDS:g} s: {_verdict(median < TRANSFORM_SECONDS)}"
+    )
+    return {"sites": sites, "seconds": seconds}
+
+
+def densenet121() -> nn.Module:
+    """Torchvision's densenet121, quantised by Brevitas's own flow."""
+    torchvision = import_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Brevitas's flow warns of its own deprecation.
+        from brevitas.graph.quantize import preprocess_for_quantize, quantize
+
+        torch.manual_seed(0)
+        float_model = torchvision.models.densenet121(weights=None).eval()
+        model: nn.Module = quantize(preprocess_for_quantize(float_model))
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""`fxfault-inspect`: which sites a configuration gives a network, and what the pass did to it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfault.cli import arguments as types
+from fxfault.cli.console import run
+
+if TYPE_CHECKING:
+    from fxfault.cli.outputs import OutputFile
+    from fxfault.passes.inspection import Inspection
+    from torch import nn
+
+    from fxfault.checkpoints import CheckpointInfo
+    from fxfault.experiment import ExperimentConfig
+
+PROGRAM = "fxfault-inspect"
+SCHEMA = "fxfault-inspect/1"
+BUNDLED = "bundled:"
+
+DESCRIPTION = """\
+Show where the faults of a configuration strike: a table of all sites of the network, and how
+each of its modules was handled. One sample of zeros is run, without faults, to measure them."""
+
+EPILOG = """\
+examples:
+  fxfault-inspect --config digits
+  fxfault-inspect --config digits --diff
+  fxfault-inspect --config my.yaml --layer 'layer1.*' --svg sites.svg --json sites.json
+
+exit status: 0 done; 2 something in the input is wrong, nothing was written."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `fxfault-inspect --help`.
+
+    Args:
+        argv: the command line without the program; default: that of the process.
+
+    Returns:
+        The exit status.
+    """
+    return run(_inspect, make_parser().parse(argv))
+
+
+def make_parser() -> types.OneLineParser:
+    """The command's options."""
+    parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="configuration file, or the name of a bundled one, such as digits",
+    )
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="trained weights (default: checkpoint.path of the configuration; where there is "
+        "none, the untrained network is shown)",
+    )
+    add(
+        "--layer",
+        type=types.layers,
+        action="extend",
+        metavar="SITE,...",
+        help="select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated",
+    )
+    add(
+        "--input-shape",
+        type=_shape,
+        metavar="N,N,...",
+        help="shape of one sample, such as 3,32,32 (default: that of the data set)",
+    )
+    group = parser.add_argument_group("output", "existing files are replaced")
+    add = group.add_argument
+    add("--code", action="store_true", help="print the generated code too")
+    add("--diff", action="store_true", help="print what the faults changed in that code")
+    add("--dot", type=types.file, metavar="FILE", help="drawing in Graphviz's DOT language")
+    add("--svg", type=types.file, metavar="FILE", help="drawing as a picture; needs Graphviz")
+    add("--json", type=types.file, metavar="FILE", help="the tables as JSON")
+    return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Read the shape of a sample.
+
+    >>> _shape("3, 32, 32")
+    (3, 32, 32)
+    """
+    sizes = [item.strip() for item in text.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 3,32,32")
+    return tuple(map(int, sizes))
+
+
+# -- the command ----------------------------------------------------------------------------
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    # Imported here, so that --help and a bad flag need neither torch nor brevitas.
+    from fxfault.passes.drawing import to_dot, to_svg
+    from fxfault.passes.inspection import code_of, diff, inspect
+
+    experiment, notes = _read_experiment(options)
+    outputs = _claim_outputs(options, experiment)
+    shape = options.input_shape or _sample_shape(experiment)
+    model, checkpoint = _make_faulty_model(experiment, notes)
+    _run_one_sample(model, shape, notes)
+    model.train(experiment.fault_injection.apply_during == "train")
+    inspection = inspect(model)
+    parts = [_headline(experiment, shape, checkpoint, notes), str(inspection)]
+    parts += [code_of(model)] if options.code else []
+    parts += [diff(model)] if options.diff else []
+    contents = {
+        "dot": lambda: to_dot(model),
+        "svg": lambda: to_svg(model),
+        "json": lambda: _to_json(experiment, shape, checkpoint, inspection),
+    }
+    made = {name: contents[name]() for name in outputs}
+    print("\n\n".join(part.rstrip("\n") for part in parts))
+    for name, output in outputs.items():
+        output.write(made[name])
+        print(f"{'Tables' if name == 'json' else 'Drawing'} saved to: {output.path}")
+    return 0
+
+
+def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
+    """The configuration with what the command line changes in it, and what to say of that."""
+    from fxfault.experiment import load_experiment
+
+    experiment = load_experiment(options.config)
+    notes: list[str] = []
+    path = options.checkpoint
+    if path is None:
+        path = experiment.checkpoint.path
+        is_file = path is not None and (path.startswith(BUNDLED) or _exists(path))
+        if path is not None and not is_file:
+            notes.append(f"there is no {path}, which the configuration names as its checkpoint")
+            path = None
+    faults = experiment.fault_injection
+    if options.layer is not None:
+        # A fixed site might not be among the ones that --layer selects.
+        faults = dataclasses.replace(faults, layers=options.layer, injection_layer=-1)
+    checkpoint = dataclasses.replace(experiment.checkpoint, path=path)
+    return dataclasses.replace(experiment, fault_injection=faults, checkpoint=checkpoint), notes
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
+
+
+def _claim_outputs(
+    options: argparse.Namespace, experiment: ExperimentConfig
+) -> dict[str, OutputFile]:
+    """Check the files to be written before the work."""
+    from fxfault.cli.outputs import OutputFile, refuse_overwriting
+
+    outputs = {
+        name: OutputFile(f"--{name}", path)
+        for name in ("dot", "svg", "json")
+        if (path := getattr(options, name)) is not None
+    }
+    inputs: dict[str, str | Path] = {"configuration": options.config}
+    if experiment.checkpoint.path is not None:
+        inputs["checkpoint"] = Path(experiment.checkpoint.path).expanduser()
+    refuse_overwriting(outputs.values(), inputs)
+    return outputs
+
+
+def _sample_shape(experiment: ExperimentConfig) -> tuple[int, ...] | None:
+    """The shape of one sample of the data set; None where the configuration names none."""
+    from fxfault.data import build_dataset, dataset_facts
+
+    data = experiment.dataset
+    if data is None:
+        return None
+    if ":" in data.name:  # A data set of the user's own is there, and need not tell its sizes.
+        dataset = build_dataset(data.name, "test", root=data.root, kwargs=data.kwargs)
+        return tuple(dataset[0][0].shape)
+    facts = dataset_facts(data.name, root=data.root, kwargs=data.kwargs)
+    return (facts.in_channels, *facts.image_size)
+
+
+def _make_faulty_model(
+    experiment: ExperimentConfig, notes: list[str]
+) -> tuple[nn.Module, CheckpointInfo | None]:
+    from fxfault.cli.experiment_setup import load_model, seed_generators
+
+    import fxfault
+    from fxfault.sites import faults_of
+
+    config = experiment.fault_injection
+    seed_generators(experiment.seed)
+    model, checkpoint = load_model(experiment, experiment.checkpoint.path)
+    if checkpoint is None:
+        notes.append("the network is untrained: scales and learned widths are initial ones")
+    faulty = fxfault.transform(model, dataclasses.replace(config, enabled=True))
+    faults_of(faulty).enabled = config.enabled
+    return faulty, checkpoint
+
+
+def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list[str]) -> None:
+    """Let every site see its activation."""
+    import torch
+    from fxfault.passes.inspection import probe
+
+    from fxfault.errors import DataError, FxFaultError
+    from fxfault.models.user_factory import quote_error
+
+    if shape is None:
+        notes.append("no sample was run: name a data set in the configuration or --input-shape")
+        return
+    try:
+        probe(model, torch.zeros(1, *shape))
+    except FxFaultError:
+        raise
+    except Exception as error:  # A network of the user's own may fail in any way.
+        raise DataError(
+            f"the model fails on one sample of zeros, shape {(1, *shape)}: {quote_error(error)}; "
+            "give the shape that it takes by --input-shape"
+        ) from error
+
+
+# -- text -----------------------------------------------------------------------------------
+
+
+def _headline(
+    experiment: ExperimentConfig,
+    shape: tuple[int, ...] | None,
+    checkpoint: CheckpointInfo | None,
+    notes: Sequence[str],
+) -> str:
+    assert experiment.model is not None
+    config = experiment.fault_injection
+    sample = "" if shape is None else f", samples of {' x '.join(map(str, shape))}"
+    weights = "none" if checkpoint is None else f"{checkpoint.path} ({checkpoint.sha256[:12]}…)"
+    lines = [
+        f"Model: {experiment.model.name}{sample}",
+        f"Checkpoint: {weights}",
+        f"Faults: {_fault_words(config)}",
+        *(f"Note: {note}" for note in notes),
+    ]
+    return "\n".join(lines)
+
+
+def _fault_words(config: Any) -> str:
+    words = [f"{config.injection_type} {config.probability:g} %", f"mode {config.mode}"]
+    words.append(f"during {config.apply_during}")
+    if config.apply_during != "eval" and config.epoch_interval > 1:
+        words.append(f"every {config.epoch_interval} epochs")
+    if config.apply_during != "eval" and config.step_interval < 1:
+        words.append(f"in {100 * config.step_interval:g} % of the steps")
+    return ", ".join(words)
+
+
+def _to_json(
+    experiment: ExperimentConfig,
+    shape: tuple[int, ...] | None,
+    checkpoint: CheckpointInfo | None,
+    inspection: Inspection,
+) -> str:
+    weights = None
+    if checkpoint is not None:
+        weights = {"path": checkpoint.path, "sha256": checkpoint.sha256}
+    document = {
+        "schema": SCHEMA,
+        "config": experiment.to_dict(),
+        "checkpoint": weights,
+        "sample_shape": None if shape is None else list(shape),
+        **inspection.to_dict(),
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,742 @@
+"""`fxfault-eval` as a user runs it: what it prints, what it writes, and how it stops."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+
+import fxfault
+from fxfault.cli import evaluate, experiment_setup, plots, progress
+from fxfault.cli.evaluation_report import percent, points
+from fxfault.errors import DataError
+from fxfault.evaluation import FaultEvaluation, LayerResult, ProbabilityResult, accuracy
+from fxfault.experiment import load_experiment
+
+DOCS = Path(__file__).parent.parent / "docs"
+FAST = ["--config", "digits", "--batch-size", "250"]
+
+
+class Run(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Run]:
+    """Give a function that runs the command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> Run:
+        status = evaluate.main(argv)
+        return Run(status, *capsys.readouterr())
+
+    return run
+
+
+def document(name: str = "fault_eval_random.json") -> Any:
+    return json.loads(Path(name).read_text(encoding="utf-8"))
+
+
+def table(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(name).read_text(encoding="utf-8").splitlines()))
+
+
+def write_config(**sections: Any) -> str:
+    content = load_experiment("digits").to_dict()
+    for name, section in sections.items():
+        content[name] = {**(content[name] or {}), **section}
+    Path("own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return "own.yaml"
+
+
+def save_weights(name: str = "weights.pt") -> str:
+    model, _ = experiment_setup.load_model(load_experiment("digits"), "bundled:digits")
+    torch.save(model.state_dict(), name)
+    return name
+
+
+# -- what it prints -------------------------------------------------------------------------
+
+
+def test_one_probability_is_printed_in_the_form_of_the_specification(
+    command: Callable[..., Run],
+) -> None:
+    run = command(*FAST, "--probability", "10.0")
+    assert (run.status, run.err) == (0, "")
+    expected = r"""Using device: cpu
+Dataset: digits \(2 test batches, 500 samples\)
+Model: quant_digits
+Loading checkpoint: bundled:digits
+Seed: 42
+
+Fault Injection Configuration:
+  Injection layers: 5
+  Mode: full_model
+  Injection type: random
+  Probability: 10.0%
+
+={60}
+Evaluating baseline \(no faults\)\.\.\.
+Baseline accuracy: 99\.\d\d%
+
+={60}
+Evaluating with 10.0% fault probability\.\.\.
+
+Results:
+  Baseline accuracy:   99\.\d\d%
+  Fault accuracy:      2\d\.\d\d%
+  Accuracy degradation: \+7\d\.\d\d%
+  Realised fault rate: (10|9\.9)[\d.]*% \(\d+ of 1856000 values\)
+
+={90}
+FAULT INJECTION STATISTICS
+={90}
+Layer    Injected     Total          Rate \(%\)     RMSE         Cos Sim \(%\) Site
+-{90}
+(\d  .*\n){5}-{90}
+TOTAL    \d+ +1856000 +[\d.]+
+={90}
+
+Results saved to: fault_eval_random\.json
+"""
+    assert re.fullmatch(expected, run.out), run.out
+
+
+def test_a_sweep_is_printed_in_the_form_of_the_specification(command: Callable[..., Run]) -> None:
+    run = command(*FAST, "--sweep", "0,2.5")
+    expected = r"""
+={60}
+
+Evaluating with probability 0%\.\.\.
+  Accuracy: 99\.\d\d% \(std: 0\.00%\)
+  Realised fault rate: 0% \(0 of 1856000 values\)
+
+Evaluating with probability 2\.5%\.\.\.
+  Accuracy: \d\d\.\d\d% \(std: 0\.00%\)
+  Realised fault rate: 2\.\d+% \(\d+ of 1856000 values\)
+
+={60}
+Sweep Summary:
+ Probability \|   Accuracy \|  Degradation
+-{40}
+        0\.0% \|     99\.\d\d% \|       \+0\.00%
+        2\.5% \|     \d\d\.\d\d% \|      \+1\d\.\d\d%
+
+Results saved to: fault_eval_random\.json
+"""
+    assert re.search(expected, run.out), run.out
+    assert "STATISTICS" not in run.out
+
+
+def test_several_runs_are_printed_with_their_standard_deviation(
+    command: Callable[..., Run],
+) -> None:
+    run = command(*FAST, "--sweep", "2", "--num-runs", "3")
+    (result,) = document()["results"]
+    assert f"  Accuracy: {result['mean']:.2f}% (std: {result['std']:.2f}%)" in run.out
+    assert f"| {result['mean']:.2f}% ± {result['std']:.2f}% |" in run.out
+    assert "  Runs: 3 (± is their sample standard deviation)" in run.out
+
+
+def test_what_the_run_changes_in_the_configuration_is_said(command: Callable[..., Run]) -> None:
+    config = write_config(fault_injection={"enabled": False, "apply_during": "train", "seed": None})
+    run = command("--config", config, "--batch-size", "250")
+    assert "Note: `enabled: true` for this run: the configuration says false" in run.out
+    assert "Note: `apply_during: eval` for this run: the configuration says train" in run.out
+    seed = document()["seed"]
+    assert f"Seed: {seed} (drawn; repeat with --seed {seed})" in run.out
+    assert document()["config"]["fault_injection"]["apply_during"] == "eval"
+    first = document()["results"]
+    command("--config", config, "--batch-size", "250", "--seed", str(seed))
+    assert document()["results"] == first
+
+
+@pytest.mark.parametrize("during", ["eval", "both"])
+def test_nothing_is_said_where_nothing_is_changed(
+    command: Callable[..., Run], tmp_path: Path, during: str
+) -> None:
+    config = write_config(fault_injection={"apply_during": during})
+    run = command("--config", config, "--batch-size", "250", "--probability", "0")
+    assert "Note:" not in run.out
+
+
+def test_without_statistics_no_table_and_no_rate(command: Callable[..., Run]) -> None:
+    config = write_config(fault_injection={"track_statistics": False})
+    run = command("--config", config, "--batch-size", "250", "--probability", "1")
+    assert "STATISTICS" not in run.out
+    assert "Realised" not in run.out
+    assert document()["statistics"] is None
+    assert document()["results"][0]["injection_rate"] is None
+
+
+def test_verbose_logs_to_stderr(command: Callable[..., Run]) -> None:
+    config = write_config(fault_injection={"verbose": True})
+    run = command("--config", config, "--batch-size", "250", "--probability", "1")
+    assert "Fault injection enabled: 5 injection layers added" in run.err
+    assert "Fault injection enabled" not in run.out
+
+
+def test_selected_layers_are_named(command: Callable[..., Run]) -> None:
+    run = command(*FAST, "--layer", "0,features.5", "--layer", "class*", "--probability", "1")
+    assert "Injection layers: 3 of 5 (input_quant, features.5, classifier.2)" in run.out
+    selected = [layer["selected"] for layer in document()["injection_layers"]]
+    assert selected == [True, False, True, False, True]
+    counts = document()["statistics"]["layers"].values()
+    assert [layer["total_activations"] > 0 for layer in counts] == selected
+
+
+def test_hw_mask_is_said(command: Callable[..., Run]) -> None:
+    config = write_config(fault_injection={"hw_mask": True, "frequency_value": 64})
+    run = command("--config", config, "--batch-size", "250", "--probability", "1")
+    assert "Hardware mask: 64 parallel units" in run.out
+    # ceil(64 * 1 %) is one unit of 64, in layers of a multiple of 64 elements.
+    assert document()["results"][0]["injection_rate"] == pytest.approx(100 / 64)
+
+
+def test_layer_mode_tells_the_layer_of_each_run(command: Callable[..., Run]) -> None:
+    run = command(*FAST, "--mode", "layer", "--num-runs", "4", "--probability", "20")
+    struck = document()["results"][0]["run_layers"]
+    assert "Mode: layer (one drawn for each run)" in run.out
+    assert f"Layer of each run: {', '.join(map(str, struck))}" in run.out
+    assert len(set(struck)) > 1
+
+
+def test_layer_flag_limits_what_layer_mode_draws_from(command: Callable[..., Run]) -> None:
+    config = write_config(fault_injection={"mode": "layer", "injection_layer": 0})
+    assert command("--config", config, "--batch-size", "250").status == 0
+    assert document()["results"][0]["run_layers"] == [0]
+    assert command("--config", config, "--batch-size", "250", "--layer", "3").status == 0
+    assert document()["results"][0]["run_layers"] == [3]
+
+
+# -- the figures ----------------------------------------------------------------------------
+
+
+def test_results_are_those_of_the_library(command: Callable[..., Run]) -> None:
+    command(*FAST, "--sweep", "1,10", "--num-runs", "2", "--injection-type", "msb_flip")
+    experiment = load_experiment("digits")
+    model, _ = experiment_setup.load_model(experiment, "bundled:digits")
+    data = experiment_setup.open_test_data(experiment)
+    batches = experiment_setup.Batches(data.dataset, 64)
+    faults = {"enabled": True, "apply_during": "eval", "seed": 42, "injection_type": "msb_flip"}
+    evaluation = FaultEvaluation(fxfault.transform(model, faults), batches, num_runs=2)
+    assert evaluation.baseline() == accuracy(model, batches)
+    found = document("fault_eval_msb_flip.json")
+    assert found["baseline"] == evaluation.baseline()
+    for entry, result in zip(
+        found["results"], evaluation.sweep([1, 10], found["baseline"]), strict=True
+    ):
+        assert entry["runs"] == list(result.runs)
+        assert (entry["mean"], entry["std"]) == (result.mean, result.std)
+        assert entry["degradation"] == result.degradation > 0
+
+
+def test_the_same_command_writes_the_same_bytes(command: Callable[..., Run]) -> None:
+    argv = [*FAST, "--sweep", "1,5", "--csv", "a.csv", "--plot", "a.svg"]
+    names = ("fault_eval_random.json", "a.csv", "a.svg")
+    command(*argv)
+    first = [Path(name).read_bytes() for name in names]
+    command(*argv)
+    assert [Path(name).read_bytes() for name in names] == first
+
+
+def test_another_seed_draws_other_faults_and_the_batch_size_does_not(
+    command: Callable[..., Run],
+) -> None:
+    runs = []
+    for flags in (["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--batch-size", "7"]):
+        command(*FAST, "--probability", "5", "--num-runs", "2", *flags)
+        runs.append(document()["results"][0]["runs"])
+    assert runs[0] != runs[1]
+    assert runs[0] == runs[2]
+
+
+def test_per_layer_ranks_each_site_and_gives_all_together_too(command: Callable[..., Run]) -> None:
+    run = command(
+        *FAST, "--per-layer", "--probability", "20", "--layer", "features.*", "--csv", "l.csv"
+    )
+    found = document()
+    assert len(found["results"]) == 1
+    assert found["results"][0]["degradation"] > 0
+    assert {entry["name"] for entry in found["per_layer"]} == {
+        "features.2",
+        "features.5",
+        "features.9",
+    }
+    costs = [entry["degradation"] for entry in found["per_layer"]]
+    assert costs == sorted(costs, reverse=True)
+    ranked = re.findall(r"^ +(\d) \| +(\d) \| .* \| ([\w.]+)$", run.out, flags=re.MULTILINE)
+    assert ranked == [
+        (str(place), str(entry["index"]), entry["name"])
+        for place, entry in enumerate(found["per_layer"], start=1)
+    ]
+    rows = table("l.csv")
+    assert [row["layer"] for row in rows] == ["all", *(str(e["index"]) for e in found["per_layer"])]
+
+
+# -- what it writes -------------------------------------------------------------------------
+
+
+def keys_of(value: Any, path: str) -> set[str]:
+    """The paths of all keys, as docs/eval-json.md writes them."""
+    opaque = ("config", "model.kwargs", "dataset.kwargs")
+    if path in opaque or not isinstance(value, (dict, list)):
+        return {path}
+    if isinstance(value, list):
+        return {path}.union(*(keys_of(item, f"{path}[]") for item in value)) - {f"{path}[]"}
+    names = {key: "*" if path.endswith((".layers", "skipped")) else key for key in value}
+    below = (keys_of(value[key], f"{path}.{name}".lstrip(".")) for key, name in names.items())
+    own = {path} if path.endswith(("statistics", ".layers")) else set()
+    return own.union(*below)
+
+
+def documented_keys() -> set[str]:
+    text = (DOCS / "eval-json.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `([\w.*\[\]]+)` \|", text, flags=re.MULTILINE))
+
+
+def test_the_documentation_names_exactly_the_keys_that_are_written(
+    command: Callable[..., Run],
+) -> None:
+    command(*FAST, "--per-layer", "--probability", "1")
+    written = keys_of({**document(), "skipped": {"some.layer": "why"}}, "")
+    same_as_statistics = ("results[].statistics.", "per_layer[].statistics.")
+    own = {key for key in written if not key.startswith(same_as_statistics)}
+    assert own == documented_keys()
+    for prefix, like in zip(same_as_statistics, ("", "layers.*."), strict=True):
+        parts = {key.removeprefix(prefix) for key in written if key.startswith(prefix)}
+        whole = {key.removeprefix(f"statistics.{like}") for key in own}
+        assert parts
+        assert parts <= whole
+
+
+def test_the_json_says_what_was_evaluated(command: Callable[..., Run]) -> None:
+    command(*FAST, "--probability", "1")
+    found = document()
+    assert found["schema"] == "fxfault-eval/1"
+    assert found["complete"] is True
+    assert found["command"] == "fxfault-eval --config digits --batch-size 250 --probability 1"
+    assert re.fullmatch("[0-9a-f]{64}", found["checkpoint"]["sha256"])
+    assert (found["seed"], found["device"], found["device_name"]) == (42, "cpu", None)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["dataset"]["samples"] == 500
+    assert [layer["bit_width"] for layer in found["injection_layers"]] == [8, 4, 4, 4, 4]
+    assert found["config"]["fault_injection"]["probability"] == 1.0
+    assert found["per_layer"] is None
+    assert found["statistics"] == found["results"][0]["statistics"]
+
+
+def test_output_stands_beside_the_checkpoint(command: Callable[..., Run]) -> None:
+    Path("weights").mkdir()
+    file = save_weights("weights/best.pth")
+    run = command(*FAST, "--checkpoint", file, "--probability", "1")
+    assert "Results saved to: weights/fault_eval_random.json" in run.out
+    assert document("weights/fault_eval_random.json")["checkpoint"]["path"] == file
+    assert sorted(os.listdir("weights")) == ["best.pth", "fault_eval_random.json"]
+
+
+def test_an_existing_output_is_replaced_and_a_link_stays_a_link(
+    command: Callable[..., Run],
+) -> None:
+    Path("real.json").write_text("old", encoding="utf-8")
+    Path("link.json").symlink_to("real.json")
+    command(*FAST, "--probability", "1", "--output", "link.json")
+    assert Path("link.json").is_symlink()
+    assert document("real.json")["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.PDF", b"%PDF")]
+)
+def test_pictures_are_of_the_format_that_their_name_says(
+    command: Callable[..., Run], name: str, start: bytes
+) -> None:
+    run = command(*FAST, "--sweep", "0,1,30", "--plot", name)
+    assert f"Picture saved to: {name}" in run.out
+    assert Path(name).read_bytes().startswith(start)
+
+
+def test_csv_has_one_row_for_each_probability(command: Callable[..., Run]) -> None:
+    command(*FAST, "--sweep", "0,5", "--num-runs", "2", "--csv", "t.csv")
+    rows = table("t.csv")
+    for row, entry in zip(rows, document()["results"], strict=True):
+        assert row["layer"] == "all"
+        for key in ("probability", "mean", "std", "degradation", "injection_rate"):
+            assert float(row[key]) == pytest.approx(entry[key], rel=1e-9)
+        assert [float(row["run_0"]), float(row["run_1"])] == entry["runs"]
+
+
+# -- pictures -------------------------------------------------------------------------------
+
+
+def svg_text(picture: bytes) -> str:
+    return " ".join(re.findall(r"<text[^>]*>([^<]*)<", picture.decode()))
+
+
+def layer_results(number: int) -> list[LayerResult]:
+    return [
+        LayerResult(index=i, name=f"block.{i}", probability=5.0, baseline=90.0, runs=(90.0 - i, 80))
+        for i in range(number)
+    ]
+
+
+def test_a_ranking_of_many_sites_shows_the_worst_and_says_so() -> None:
+    text = svg_text(plots.ranking_picture(layer_results(100), "svg"))
+    assert "the 40 most vulnerable of 100" in text
+    assert "block.99" in text
+    assert "block.59" not in text
+    few = svg_text(plots.ranking_picture(layer_results(40), "svg"))
+    assert "most vulnerable" not in few
+    assert "block.0" in few
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "scale"),
+    [((0, 1, 50), True), ((0.001, 1), True), ((0, 5, 10), False), ((5,), False), ((0,), False)],
+)
+def test_probabilities_far_apart_are_drawn_on_a_logarithmic_axis(
+    probabilities: tuple[float, ...], scale: bool
+) -> None:
+    results = [
+        ProbabilityResult(probability=p, baseline=90.0, runs=(90.0 - p / 2, 89.0 - p / 2))
+        for p in probabilities
+    ]
+    text = svg_text(plots.sweep_picture(results, "random", 10.0, "svg"))
+    assert ("logarithmic" in text) is scale
+    assert all(format(p, "g") in text.split() for p in probabilities)
+    assert "golden, without faults (90.00%)" in text
+    assert "mean ± std of 2 runs" in text
+
+
+@pytest.mark.parametrize(("mean", "shown"), [(20.0, True), (85.0, False)])
+def test_the_chance_level_is_drawn_where_accuracy_comes_near_it(mean: float, shown: bool) -> None:
+    result = ProbabilityResult(probability=5.0, baseline=90.0, runs=(mean,))
+    text = svg_text(plots.sweep_picture([result], "random", 10.0, "svg"))
+    assert ("chance (10%)" in text) is shown
+
+
+# -- a network and data of the user's own ---------------------------------------------------
+
+OWN = """
+import torch
+from brevitas.nn import QuantIdentity, QuantLinear
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.quant = QuantIdentity(bit_width=4, return_quant_tensor=True)
+        self.linear = QuantLinear(6, width, bias=True)
+
+    def forward(self, x):
+        return self.linear(self.quant(x)), "auxiliary"
+
+def net(width):
+    torch.manual_seed(0)
+    made = Net(width).train()
+    made(torch.randn(32, 6))
+    return made
+
+def data(split, size):
+    g = torch.Generator().manual_seed(size)
+    return torch.utils.data.TensorDataset(
+        torch.randn(size, 6, generator=g), torch.randint(4, (size,), generator=g)
+    )
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., str]:
+    """Give a function that writes a configuration which names factories in the folder."""
+    module = f"own_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{module}.py").write_text(OWN, encoding="utf-8")
+
+    def write(**faults: Any) -> str:
+        content = {
+            "dataset": {"name": f"{module}:data", "kwargs": {"size": 30}},
+            "model": {"name": f"{module}:net", "kwargs": {"width": 4}},
+            "fault_injection": {"probability": 50.0, "track_statistics": True, **faults},
+        }
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        made = experiment_setup.build_model(
+            f"{module}:net",
+            num_classes=2,
+            in_channels=1,
+            image_size=(1, 1),
+            weight_bit_width=8,
+            act_bit_width=8,
+            kwargs={"width": 4},
+        )
+        torch.save({"state_dict": made.state_dict()}, tmp_path / "own.pt")
+        return "own.yaml"
+
+    return write
+
+
+def test_factories_in_the_current_folder(
+    command: Callable[..., Run], own: Callable[..., str]
+) -> None:
+    run = command("--config", own(), "--checkpoint", "own.pt", "--plot", "own.png")
+    assert run.status == 0, run.err
+    found = document()
+    assert found["dataset"]["num_classes"] is None  # and no chance level in the picture
+    assert found["results"][0]["statistics"]["total_activations"] == 30 * 6
+    assert [layer["name"] for layer in found["injection_layers"]] == ["quant"]
+
+
+def test_the_seed_section_is_honoured(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "manual_seed", asked.append)
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda *a, **k: asked.append((a, k))
+    )
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    config = write_config(seed={"value": 7, "deterministic": True})
+    assert command("--config", config, "--batch-size", "250", "--probability", "1").status == 0
+    assert asked == [7, ((True,), {"warn_only": True})]
+    asked.clear()
+    config = write_config(seed={"enabled": False, "deterministic": True})
+    assert command("--config", config, "--batch-size", "250", "--probability", "1").status == 0
+    assert asked == []
+
+
+# -- progress -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("terminal", "flags", "shown"),
+    [(True, [], True), (True, ["--no-progress"], False), (False, [], False)],
+)
+def test_a_bar_is_shown_on_a_terminal_alone(
+    command: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    flags: list[str],
+    shown: bool,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    run = command(*FAST, "--probability", "1", *flags)
+    assert ("samples/s]" in run.err) is shown
+    assert "samples/s]" not in run.out
+    assert "Accuracy degradation" in run.out
+
+
+def test_without_tqdm_there_is_no_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    made = progress.Progress(wanted=True)
+    made.start(10)
+    made.advance(5)
+    made.say("line")
+    made.close()
+    assert capsys.readouterr() == ("line\n", "")
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Give a function that sets after how many evaluations Ctrl-C is pressed."""
+
+    def set_up(evaluations: int) -> None:
+        done: list[float] = []
+
+        def counted(*args: Any, **kwargs: Any) -> float:
+            if len(done) == evaluations:
+                raise KeyboardInterrupt
+            done.append(accuracy(*args, **kwargs))
+            return done[-1]
+
+        monkeypatch.setattr("fxfault.evaluation.accuracy", counted)
+
+    return set_up
+
+
+def test_ctrl_c_keeps_the_finished_probabilities(
+    command: Callable[..., Run], interrupt_after: Callable[[int], None]
+) -> None:
+    interrupt_after(1 + 2 * 2 + 1)  # in the middle of the third probability
+    argv = ["--sweep", "1,2,5,10", "--num-runs", "2", "--csv", "c.csv", "--plot", "c.png"]
+    run = command(*FAST, *argv)
+    assert run.status == 130
+    assert run.err == "interrupted: 2 of 4 probabilities done and kept; the JSON says complete: false\n"
+    assert document()["complete"] is False
+    assert [entry["probability"] for entry in document()["results"]] == [1.0, 2.0]
+    assert len(Path("c.csv").read_text(encoding="utf-8").splitlines()) == 3
+    assert Path("c.png").stat().st_size > 0
+
+
+def test_ctrl_c_keeps_the_finished_layers(
+    command: Callable[..., Run], interrupt_after: Callable[[int], None]
+) -> None:
+    interrupt_after(1 + 1 + 3)
+    run = command(*FAST, "--per-layer", "--plot", "c.png")
+    assert run.status == 130
+    assert run.err == "interrupted: 3 of 5 layers done and kept; the JSON says complete: false\n"
+    assert {entry["index"] for entry in document()["per_layer"]} == {0, 1, 2}
+
+
+def test_ctrl_c_before_the_first_layer_draws_no_picture(
+    command: Callable[..., Run], interrupt_after: Callable[[int], None], tmp_path: Path
+) -> None:
+    interrupt_after(2)
+    assert command(*FAST, "--per-layer", "--plot", "c.png").status == 130
+    assert document()["per_layer"] == []
+    assert os.listdir(tmp_path) == ["fault_eval_random.json"]
+
+
+@pytest.mark.parametrize("evaluations", [0, 1])
+def test_ctrl_c_before_the_first_result_writes_nothing(
+    command: Callable[..., Run],
+    interrupt_after: Callable[[int], None],
+    tmp_path: Path,
+    evaluations: int,
+) -> None:
+    interrupt_after(evaluations)
+    run = command(*FAST, "--sweep", "1,2")
+    assert run == (130, run.out, "interrupted before the first result: nothing was written\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_real_interrupt(tmp_path: Path) -> None:
+    argv = [*FAST, "--sweep", "0,1,2,5,10,20,50,100", "--num-runs", "8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fxfault.cli.evaluate", *argv],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:  # Lines come as they are printed, also in a pipe.
+        if "probability 1%" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "1 of 8 probabilities done and kept" in err
+    assert "Traceback" not in err
+    assert len(document(str(tmp_path / "fault_eval_random.json"))["results"]) == 1
+
+
+# -- parts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (10.0, 1, "10.0%"),
+        (0.05, 1, "0.05%"),
+        (1e-7, 1, "1e-07%"),
+        (100.0, 0, "100%"),
+        (12.5, 0, "12.5%"),
+    ],
+)
+def test_percentages_keep_all_their_digits(value: float, decimals: int, text: str) -> None:
+    assert percent(value, decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5.14, "+5.14%"), (-0.4, "-0.40%"), (-0.001, "+0.00%"), (0.0, "+0.00%")]
+)
+def test_differences_have_a_sign_and_no_negative_zero(value: float, text: str) -> None:
+    assert points(value) == text
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+def test_small_data_is_read_once(monkeypatch: pytest.MonkeyPatch, kept_bytes: int) -> None:
+    read: list[int] = []
+
+    class Data:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            read.append(index)
+            return torch.full((2,), float(index)), index
+
+    monkeypatch.setattr(experiment_setup, "KEPT_BYTES", kept_bytes)
+    batches = experiment_setup.Batches(Data(), 2)
+    next(iter(batches))  # A pass that was not finished keeps nothing.
+    read.clear()
+    passes = [[labels.tolist() for _, labels in batches] for _ in range(3)]
+    assert passes == [[[0, 1], [2, 3], [4]]] * 3
+    assert read == list(range(5)) * (1 if kept_bytes else 3)
+
+
+def test_data_that_fails_is_an_error_that_quotes_it() -> None:
+    class Data:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            raise ZeroDivisionError("no\nluck")
+
+    with pytest.raises(DataError, match="cannot be read: ZeroDivisionError: no luck"):
+        list(experiment_setup.Batches(Data(), 2))
+
+
+@pytest.mark.parametrize(
+    ("operations", "environment", "threads"),
+    [(1e6, {}, [1]), (1e10, {}, []), (1e6, {"OMP_NUM_THREADS": "4"}, [])],
+)
+def test_small_networks_run_on_one_thread_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+    operations: float,
+    environment: dict[str, str],
+    threads: list[int],
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    experiment_setup.fit_threads(int(operations), torch.device("cpu"))
+    assert asked == threads
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"), [(["--help"], 0), (["--confg", "digits"], 2), (["--sweep", "x"], 2)]
+)
+def test_help_and_a_bad_flag_do_not_import_what_is_slow(argv: list[str], status: int) -> None:
+    program = (
+        "import sys; from fxfault.cli.evaluate import main\n"
+        f"try: main({argv!r})\n"
+        "except SystemExit as end: assert end.code == int(sys.argv[1]), end.code\n"
+        "slow = {'torch', 'brevitas', 'numpy', 'matplotlib', 'tqdm', 'pydantic', 'yaml', 'sklearn'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(status)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert bool(done.stdout) is (status == 0)
+
+
+def test_help_names_every_option_of_the_specification() -> None:
+    text = evaluate.make_parser().format_help()
+    for flag in "config checkpoint probability injection-type mode sweep num-runs output".split():
+        assert f"--{flag}" in text
+    assert "--no-progress" in text

@@ -1,0 +1,98 @@
+"""Every example in the documentation and in docstrings runs, and the reference is current."""
+
+from __future__ import annotations
+
+import configparser
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import fxfault
+from fxfault.config import config_reference
+from fxfault.experiment import bundled_experiments, experiment_reference
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FOLDERS = {"fxfault": "fxfault", "passes": "fxfault.passes", "cli": "fxfault.cli"}
+MODULES = sorted(
+    ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
+    for folder, package in FOLDERS.items()
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name != "__init__.py"
+)
+FLAGS = doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples may register fault models; nobody else should see them."""
+    from fxfault import fault_models
+
+    monkeypatch.setattr(fault_models, "_REGISTRY", dict(fault_models._REGISTRY))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_of_a_page_run(page: Path) -> None:
+    result = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["fxfault", *MODULES])
+def test_examples_of_a_module_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name), optionflags=FLAGS).failed == 0
+
+
+def test_every_package_of_the_checkout_is_installed() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    listed = set(settings["options"]["packages"].split())
+    folders = {
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
+        for folder, package in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml", ".pt")
+    }
+    assert listed == folders
+
+
+def test_reference_of_the_configuration_is_current() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert experiment_reference().strip() in page
+    assert config_reference().strip() in page
+    assert all(f"`{name}`" in page for name in bundled_experiments())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_commands_of_the_readme_have_the_options_that_they_use() -> None:
+    from fxfault.cli import evaluate, inspect
+
+    parsers = {"fxfault-eval": evaluate.main, "fxfault-inspect": inspect.main}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\s*(?:\S*/)?(fxfault-(?:eval|inspect) .*)$", text, re.MULTILINE)
+    assert lines
+    helps = {name: _help_of(main) for name, main in parsers.items()}
+    for line in lines:
+        name, *words = shlex.split(line.split("|")[0])
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in helps[name], line
+
+
+def _help_of(main) -> str:  # type: ignore[no-untyped-def]
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        main(["--help"])
+    return out.getvalue()
