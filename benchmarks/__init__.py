@@ -1,5 +1,5 @@
 """Measurements: every figure that README quotes comes from one command here.
 
-python -m benchmarks.overhead       cost of faults against the clean network
-python -m benchmarks.train_digits   trains the checkpoint that comes with the package
+- `python -m benchmarks.overhead`: what faults cost, against the clean network.
+- `python -m benchmarks.train_digits`: trains the checkpoint that comes with the package.
 """

@@ -7,6 +7,7 @@ what counts is the ratio of the two, over many turns.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -61,12 +62,15 @@ class Compared:
         reference: of the reference runs next to it.
         ratio: case over reference, pair by pair.
         added: case minus reference in seconds, pair by pair.
+        fastest: the fastest case over the fastest reference. Other processes only ever add
+            time, so on a busy machine this comes nearest to what a calm one would show.
     """
 
     seconds: Spread
     reference: Spread
     ratio: Spread
     added: Spread
+    fastest: float
 
 
 def seconds_of(run: Run) -> float:
@@ -111,6 +115,7 @@ def _compared(pairs: list[tuple[float, float]]) -> Compared:
         reference=Spread.of([reference for reference, _ in pairs]),
         ratio=Spread.of([case / reference for reference, case in pairs]),
         added=Spread.of([case - reference for reference, case in pairs]),
+        fastest=min(case for _, case in pairs) / min(reference for reference, _ in pairs),
     )
 
 
@@ -121,7 +126,10 @@ def peak_bytes(run: Run) -> int:
     kernels, less what is freed; memory that was there before does not count.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with (
+        _quiet_profiler(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+    ):
         run()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -133,6 +141,21 @@ def peak_bytes(run: Run) -> int:
         live += change["args"]["Bytes"]
         peak = max(peak, live)
     return peak
+
+
+@contextlib.contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Hide what torch 2.13's profiler writes on stderr each time, whatever KINETO_LOG_LEVEL."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def machine() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,14 @@ from fxfault.cli.console import INTERRUPTED, run
 from fxfault.cli.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
     from fxfault.cli.evaluation_report import Findings, Setting
+    from fxfault.cli.experiment_setup import Batches
     from fxfault.cli.outputs import OutputFile
+    from torch import nn
+
+    from fxfault.checkpoints import CheckpointInfo
+    from fxfault.data import DatasetFacts
     from fxfault.evaluation import FaultEvaluation
     from fxfault.experiment import ExperimentConfig
 
@@ -158,6 +165,9 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    # Read when torch is imported. Threads that spin while they wait for each other made a run on
+    # a machine with other work three times longer; the results are the same.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported here, so that --help and a bad flag need neither torch nor brevitas.
     from fxfault.cli.evaluation_report import Findings
 
@@ -182,6 +192,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """The configuration with what the command line changes in it, and what to say of that."""
     from fxfault.cli.experiment_setup import check_sections
+
     from fxfault.errors import ConfigError, DataError
     from fxfault.experiment import load_experiment
 
@@ -265,38 +276,20 @@ def _prepare(
 ) -> tuple[Setting, FaultEvaluation]:
     """Open the data, build the network and its sites, and say what was found."""
     import torch
-
-    import fxfault
     from fxfault.cli import experiment_setup as setup
     from fxfault.cli.evaluation_report import Setting, setting_lines
+
     from fxfault.evaluation import FaultEvaluation
     from fxfault.sites import faults_of
 
-    say = progress.say
-    assert experiment.dataset is not None
-    assert experiment.model is not None
     device = setup.pick_device(options.device)
-    say(f"Using device: {device}")
+    progress.say(f"Using device: {device}")
     setup.seed_generators(experiment.seed)
     data = setup.open_test_data(experiment)
     batches = setup.Batches(data.dataset, experiment.training.batch_size)
-    say(
-        f"Dataset: {experiment.dataset.name} ({len(batches)} test batches, "
-        f"{batches.samples} samples)"
-    )
-    say(f"Model: {experiment.model.name}")
-    say(f"Loading checkpoint: {experiment.checkpoint.path}")
-    model, checkpoint = setup.load_model(experiment, experiment.checkpoint.path, data.facts)
-    assert checkpoint is not None
-    model.to(device)
-    setup.fit_threads(setup.try_model(model, batches, device), device)
-    faulty = fxfault.transform(model, experiment.fault_injection)
-    faults = faults_of(faulty)
-    drawn = experiment.fault_injection.seed is None
-    say(f"Seed: {faults.seed}" + (f" (drawn; repeat with --seed {faults.seed})" if drawn else ""))
-    for note in notes:
-        say(f"Note: {note}")
-    is_gpu = device.type == "cuda"
+    model, checkpoint = _load(experiment, data.facts, batches, device, progress)
+    faults = faults_of(model)
+    _say_seed_and_notes(experiment, faults.seed, notes, progress)
     setting = Setting(
         command=options.command,
         experiment=experiment,
@@ -307,22 +300,49 @@ def _prepare(
         batches=len(batches),
         batch_size=experiment.training.batch_size,
         device=str(device),
-        device_name=torch.cuda.get_device_name(device) if is_gpu else None,
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         probabilities=options.sweep or (experiment.fault_injection.probability,),
         num_runs=options.num_runs,
         sweep=options.sweep is not None,
         per_layer=options.per_layer,
     )
-    say("\n" + "\n".join(setting_lines(setting)))
-    evaluation = FaultEvaluation(
-        faulty,
-        batches,
-        device,
-        num_runs=options.num_runs,
-        track_statistics=experiment.fault_injection.track_statistics,
-        on_batch=progress.advance,
-    )
-    return setting, evaluation
+    progress.say("\n" + "\n".join(setting_lines(setting)))
+    track, on_batch = experiment.fault_injection.track_statistics, progress.advance
+    return setting, FaultEvaluation(model, batches, device, options.num_runs, track, on_batch)
+
+
+def _load(
+    experiment: ExperimentConfig,
+    facts: DatasetFacts | None,
+    batches: Batches,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[nn.Module, CheckpointInfo]:
+    """Build the network with its weights and its sites."""
+    from fxfault.cli import experiment_setup as setup
+
+    import fxfault
+
+    assert experiment.dataset is not None
+    assert experiment.model is not None
+    count = f"{len(batches)} test batches, {batches.samples} samples"
+    progress.say(f"Dataset: {experiment.dataset.name} ({count})")
+    progress.say(f"Model: {experiment.model.name}")
+    progress.say(f"Loading checkpoint: {experiment.checkpoint.path}")
+    model, checkpoint = setup.load_model(experiment, experiment.checkpoint.path, facts)
+    assert checkpoint is not None
+    model.to(device)
+    setup.fit_threads(setup.try_model(model, batches, device), device)
+    return fxfault.transform(model, experiment.fault_injection), checkpoint
+
+
+def _say_seed_and_notes(
+    experiment: ExperimentConfig, seed: int, notes: Sequence[str], progress: Progress
+) -> None:
+    drawn = experiment.fault_injection.seed is None
+    progress.say(f"Seed: {seed}" + (f" (drawn; repeat with --seed {seed})" if drawn else ""))
+    for note in notes:
+        progress.say(f"Note: {note}")
 
 
 def _measure(
@@ -330,8 +350,8 @@ def _measure(
 ) -> None:
     """Evaluate all that was asked for; findings grow as results come in."""
     import torch
-
     from fxfault.cli.evaluation_report import WIDE, single_lines, sweep_lines
+
     from fxfault.errors import DataError
 
     say = progress.say

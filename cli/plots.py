@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli.evaluation_report import percent
+
 from fxfault.errors import ConfigError
 from fxfault.evaluation import LayerResult, ProbabilityResult, rank
 
@@ -28,6 +29,14 @@ _LONGEST_NAME = 36
 _LINEAR_RANGE = 20
 # Up to so many probabilities are all written at the axis.
 _MOST_TICKS = 12
+# Characters in a line of the legend, three signs included.
+_LEGEND_LINE = 84
+_LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 8.5,
+    "columnspacing": 1.2,
+    "handlelength": 1.8,
+}
 _SETTINGS = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -64,14 +73,17 @@ def sweep_picture(
     """
     ordered = sorted(results, key=lambda result: result.probability)
     with _settings():
-        figure, axes = _figure(6.4, 4.0)
+        figure, axes = _figure(6.6, 4.0)
         _draw_accuracy(axes, ordered, fault_model)
         _draw_levels(axes, ordered, chance)
         scale = _scale_probabilities(axes, [result.probability for result in ordered])
         axes.set_xlabel(f"Fault probability of each activation value (%{scale})")
         axes.set_ylabel("Test accuracy (%)")
         axes.grid(axis="y", color="0.9")
-        axes.legend(frameon=False, fontsize=9)
+        # Outside: inside there is no place that is free of every curve.
+        length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
+        columns = 3 if length < _LEGEND_LINE else 1
+        figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
         return _rendered(figure, file_format)
 
 
@@ -133,7 +145,7 @@ def _draw_accuracy(axes: Any, ordered: Sequence[ProbabilityResult], fault_model:
     places = [result.probability for result in ordered]
     means = [result.mean for result in ordered]
     runs = len(ordered[0].runs)
-    label = f"under {fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
+    label = f"{fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
     axes.plot(places, means, color=_BLUE, marker="o", markersize=4, label=label, zorder=3)
     if runs > 1:
         low = [max(0.0, result.mean - result.std) for result in ordered]
@@ -151,7 +163,7 @@ def _draw_levels(axes: Any, ordered: Sequence[ProbabilityResult], chance: float 
         color=_ORANGE,
         linestyle="--",
         linewidth=1.2,
-        label=f"golden, without faults ({baseline:.2f}%)",
+        label=f"golden, no faults ({baseline:.2f}%)",
     )
     lowest = min(result.mean - result.std for result in ordered)
     if chance is not None and lowest < (baseline + chance) / 2:

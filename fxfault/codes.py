@@ -77,6 +77,24 @@ class Word:
         return (1 << self.bit_width) - 1 - int(self.narrow_range)
 
     @property
+    def lowest(self) -> int | Tensor:
+        """The lowest code that the word can hold: a fault may leave the quantiser's range.
+
+        >>> Word(4, signed=True, narrow_range=True).lowest
+        -8
+        """
+        return Word(self.bit_width, self.signed, binary=self.binary).min
+
+    @property
+    def highest(self) -> int | Tensor:
+        """The highest code that the word can hold.
+
+        >>> Word(4, signed=False, narrow_range=True).highest
+        15
+        """
+        return Word(self.bit_width, self.signed, binary=self.binary).max
+
+    @property
     def all_ones(self) -> int | Tensor:
         """The bit pattern with every bit set.
 
@@ -145,7 +163,7 @@ def to_codes(
         for values outside the range.
     """
     exact = values.double() / scale.double() + zero_point.double()
-    codes = exact.round().clamp(word.min, word.max)  # type: ignore[arg-type]
+    codes = exact.round().clamp(word.lowest, word.highest)  # type: ignore[arg-type]
     # A dequantised value carries one rounding, of at most eps/2 of its size.
     rounding = torch.finfo(values.dtype).eps * (word.all_ones + zero_point.double().abs())
     valid = (exact - codes).abs() <= torch.clamp(torch.as_tensor(rounding), min=0.25)

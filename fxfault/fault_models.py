@@ -187,10 +187,11 @@ def get_fault_model(model: str | FaultModel) -> FaultModel:
         ConfigError: no fault model has this name.
     """
     if not isinstance(model, str):
-        if callable(getattr(model, "corrupt", None)) and hasattr(model, "name"):
+        is_model = callable(getattr(model, "corrupt", None)) and hasattr(model, "name")
+        if is_model and not isinstance(model, type):
             return model
         raise ConfigError(
-            f"fault model: got {model!r}, expected a name or an object with `name` and `corrupt`"
+            f"fault model: got {model!r}, expected a name or an instance with `name` and `corrupt`"
         )
     if model not in _REGISTRY:
         near = difflib.get_close_matches(model, _REGISTRY, n=1)

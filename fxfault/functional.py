@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault.codes import Word, fits, to_codes, to_values
 from fxfault.errors import SiteError
-from fxfault.quant_tensors import IntQuantTensor
+from fxfault.quant_tensors import IntQuantTensor, plain
 from fxfault.random_numbers import stream_key
 from fxfault.sampling import (
     Hits,
@@ -65,14 +65,14 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     Raises:
         SiteError: the value has no integer word, or its dtype cannot hold the codes.
     """
-    if not isinstance(x, IntQuantTensor):
-        raise SiteError(
-            f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
-            f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
-        )
     if site.armed:
+        if not isinstance(x, IntQuantTensor):
+            raise SiteError(
+                f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
+                f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
+            )
         x = x._replace(value=_strike(x, site))
-    return x.value if site.unwrap else x
+    return plain(x) if site.unwrap else x
 
 
 class FaultInject(torch.autograd.Function):
@@ -84,21 +84,29 @@ class FaultInject(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, index: Tensor, faulty: Tensor, gradient_mode: str
+        ctx: Any, value: Tensor, index: Tensor, faulty: Tensor, passed: Tensor | None
     ) -> Tensor:
-        """Copy `value` and write `faulty` at the flat row-major positions `index`."""
-        ctx.zero_faulty = gradient_mode == "zero_faulty"
-        if ctx.zero_faulty:
-            ctx.save_for_backward(index)
+        """Copy `value` and write `faulty` at the flat row-major positions `index`.
+
+        Args:
+            ctx: of autograd.
+            value: any shape and memory format, which the result keeps.
+            index: positions, int64, one dimension.
+            faulty: what to write there.
+            passed: None for `ste`; for `zero_faulty`, 1 at the positions whose gradient
+                passes all the same because they only fill the index up, else 0.
+        """
+        ctx.zero_faulty = passed is not None
+        if passed is not None:
+            ctx.save_for_backward(index, passed)
         return value.clone().put_(index, faulty)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         """Pass the gradient on, without the hit elements if so asked."""
         if ctx.zero_faulty:
-            (index,) = ctx.saved_tensors
-            zeros = torch.zeros_like(index, dtype=grad_output.dtype)
-            grad_output = grad_output.clone().put_(index, zeros)
+            index, passed = ctx.saved_tensors
+            grad_output = grad_output.clone().put_(index, grad_output.take(index) * passed)
         return grad_output, None, None, None
 
 
@@ -134,10 +142,16 @@ def _strike(x: Any, site: FaultSite) -> Tensor:
         faulty = torch.where(corrupted == codes, original, faulty)
     if hits.index.numel() == 0:
         return value
-    differentiable = torch.is_grad_enabled() and value.requires_grad
-    if site.private and not site.observers and not differentiable:
-        return value.put_(hits.index, faulty)
-    return FaultInject.apply(value, hits.index, faulty, site.gradient_mode)
+    return FaultInject.apply(value, hits.index, faulty, _passed(site, hits, value.dtype))
+
+
+def _passed(site: FaultSite, hits: Hits, dtype: torch.dtype) -> Tensor | None:
+    """Which of the written positions pass their gradient on; None: all of them."""
+    if site.gradient_mode == "ste":
+        return None
+    if hits.writes is None:
+        return torch.zeros((), dtype=dtype, device=hits.index.device)
+    return (~hits.writes).to(dtype)
 
 
 def _batch_of(site: FaultSite, value: Tensor) -> int:
@@ -222,13 +236,14 @@ def _record(site: FaultSite, x: Any, hits: Hits, codes: Tensor, corrupted: Tenso
 
 
 def _sum_of_squares(x: Any) -> Tensor:
-    """Sum of code² over the whole activation, where code = value / scale + zero point."""
+    """Sum of code² over the whole activation.
+
+    Codes are rounded before they are squared: a sum over values would leave a rest where
+    all codes are 0, and a 16-bit float has too few digits for it.
+    """
     value, scale, zero_point = x.value.detach(), x.scale.detach(), x.zero_point.detach()
-    if scale.numel() > 1 or zero_point.numel() > 1:
-        exact = value.double() / scale.double() + zero_point.double()
-        return exact.round().square().sum()
-    scale, zero_point = scale.double().reshape(()), zero_point.double().reshape(())
-    square = torch.linalg.vector_norm(value, dtype=torch.float64).square()
-    linear = value.sum(dtype=torch.float64)
-    shift = zero_point * (2 * linear / scale + zero_point * value.numel())
-    return square / scale.square() + shift
+    if value.dtype in (torch.float16, torch.bfloat16):
+        value, scale = value.float(), scale.float()
+    codes = value / scale
+    codes = codes.add_(zero_point).round_()
+    return torch.linalg.vector_norm(codes, dtype=torch.float64).square().round()

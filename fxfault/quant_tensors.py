@@ -14,15 +14,18 @@ from brevitas.core.quant import BinaryQuant, ClampedBinaryQuant, TernaryQuant
 from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
-from brevitas.quant_tensor import IntQuantTensor
+from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import nn
 
 __all__ = [
     "IntQuantTensor",
     "Quantiser",
+    "hand_on_quant_tensor",
     "is_activation",
     "output_type",
+    "plain",
     "read_quantiser",
+    "undo_hand_on_quant_tensor",
     "why_unsupported",
 ]
 
@@ -71,6 +74,26 @@ def output_type(module: nn.Module) -> type | None:
     if why_unsupported(module) is not None:
         return None
     return IntQuantTensor if module.return_quant_tensor else torch.Tensor
+
+
+def plain(x: Any) -> Any:
+    """The dequantised value of a QuantTensor of any kind; anything else as it is."""
+    return x.value if isinstance(x, QuantTensor) else x
+
+
+def hand_on_quant_tensor(layer: Any) -> None:
+    """Make a layer return what its quantiser gave, scale and all, whatever it is set to."""
+    layer.__dict__["pack_output"] = _as_it_is
+
+
+def undo_hand_on_quant_tensor(layer: Any) -> None:
+    """The inverse of `hand_on_quant_tensor`."""
+    if layer.__dict__.get("pack_output") is _as_it_is:
+        del layer.__dict__["pack_output"]
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
 
 
 def read_quantiser(module: Any) -> Quantiser:

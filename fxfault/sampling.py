@@ -170,7 +170,8 @@ def faulty_units(key: int, units: int, probability: float, device: torch.device)
     Returns:
         Sorted unit numbers, int64.
     """
-    count = math.ceil(units * probability - 1e-9)
+    # The product may come out a rounding above a whole number, which is none more.
+    count = math.ceil(units * probability * (1 - 1e-12))
     order = torch.argsort(uniform_int63(key, torch.arange(units)))
     return order[:count].sort().values.to(device)
 

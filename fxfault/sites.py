@@ -11,7 +11,7 @@ import difflib
 import fnmatch
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -120,9 +120,6 @@ class FaultSite:
         gradient_mode: `ste` or `zero_faulty`.
         selected: whether the configuration selects the site.
         unwrap: whether the next layer expects a plain tensor.
-        private: whether no other node uses the activation, so that it may be overwritten
-            where no gradient is needed.
-        observers: the forward hooks of the activation layer; they may keep what they saw.
         counts_calls: whether one forward of the model may reach the site more than once,
             because a container calls it by its own Python code or is called again itself.
         bit_width, signed, scale, elements: what the last armed or inspected forward
@@ -141,8 +138,6 @@ class FaultSite:
     hw_units: int | None = None
     selected: bool = True
     unwrap: bool = False
-    private: bool = False
-    observers: Mapping[int, Any] = field(default_factory=dict)
     counts_calls: bool = False
     statistics: FaultStatistics | None = None
     signed: bool | None = None

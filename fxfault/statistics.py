@@ -102,6 +102,10 @@ class LayerStatistics:
     def from_dict(cls, entry: Mapping[str, Any]) -> LayerStatistics:
         """The inverse of `to_dict`."""
         cosine = entry["avg_cosine_similarity"]
+        counts = ("layer_id", "total_activations", "injected_count", "sample_count", "rmse_count")
+        for key in counts:
+            if not isinstance(entry[key], int):
+                raise TypeError(f"{key} is {entry[key]!r}, not a whole number")
         sums = [
             entry["injected_count"],
             entry["avg_rmse"] * entry["rmse_count"],
@@ -253,9 +257,9 @@ class FaultStatistics:
         """
         try:
             layers = [LayerStatistics.from_dict(entry) for entry in content["layers"].values()]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise FxFaultError(
-                f"not fault statistics: {type(error).__name__} at {error}; expected what "
+                f"not fault statistics ({type(error).__name__}: {error}); expected what "
                 "`save_to_file` writes"
             ) from error
         statistics = cls(0)
@@ -274,10 +278,9 @@ class FaultStatistics:
             FxFaultError: the file is missing or is not of that form.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, FxFaultError) as error:
             raise FxFaultError(f"{path}: cannot read fault statistics: {error}") from error
-        return cls.from_dict(content)
 
     def report(self) -> str:
         """The table of the specification; names stand last where they are known."""
@@ -290,7 +293,7 @@ class FaultStatistics:
         rows = [self._row(layer) for layer in self.layer_stats.values()]
         total = (
             f"{'TOTAL':<8} {self.total_injections:<12} {self.total_activations:<14} "
-            f"{self.overall_injection_rate:<12.6g}"
+            f"{_percent(self.overall_injection_rate):<12}"
         )
         lines = [wide, "FAULT INJECTION STATISTICS", wide, head, thin, *rows, thin, total, wide]
         return "\n".join(line.rstrip() for line in lines)
@@ -300,13 +303,18 @@ class FaultStatistics:
         cosine = 100 * layer.avg_cosine_similarity
         return (
             f"{layer.layer_id:<8} {layer.injected_count:<12} {layer.total_activations:<14} "
-            f"{layer.injection_rate:<12.6g} {layer.avg_rmse:<12.4f} "
+            f"{_percent(layer.injection_rate):<12} {layer.avg_rmse:<12.4f} "
             f"{'-' if math.isnan(cosine) else format(cosine, '.4f'):<12}{layer.name}"
         )
 
     def print_report(self) -> None:
         """Print `report()`; the specification asks for this one function that prints."""
         print(self.report())
+
+
+def _percent(rate: float) -> str:
+    """Four decimals, as the specification has it, unless these would hide a low rate."""
+    return f"{rate:.4f}" if rate == 0 or rate >= 0.01 else f"{rate:.4g}"
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -86,7 +86,7 @@ def to_dot(model: nn.Module) -> str:
         "ranksep": "0.3",
         "labelloc": "t",
         "labeljust": "l",
-        **(_HURRIED if sum(" -> " in line for line in drawing.lines) > _MANY_EDGES else {}),
+        **(_HURRIED if len(drawing.edges) > _MANY_EDGES else {}),
     }
     return "\n".join(
         [
@@ -95,6 +95,7 @@ def to_dot(model: nn.Module) -> str:
             '  node [fontname="Helvetica", fontsize="10", height="0.3", margin="0.12,0.05"];',
             '  edge [color="#555555", arrowsize="0.6", fontname="Helvetica", fontsize="9"];',
             *drawing.lines,
+            *drawing.edges,
             "}",
             "",
         ]
@@ -153,6 +154,7 @@ class _Drawing:
 
     def __init__(self, inspection: Inspection) -> None:
         self.lines: list[str] = []
+        self.edges: list[str] = []  # Apart: an edge in a frame would pull its nodes into it.
         self.inspection = inspection
         self.containers = {c.path: c for c in inspection.containers if c.handling != "traced"}
         self.sites = {site.name: site for site in inspection.sites}
@@ -293,8 +295,7 @@ class _Drawing:
 
     def legend(self) -> str:
         """An HTML-like label: the title, and a swatch of each kind of node."""
-        armed = sum(site.armed for site in self.inspection.sites)
-        title = f"{self.inspection.model}: {len(self.inspection.sites)} fault sites, {armed} armed"
+        title = html.escape(self.inspection.headline)
         cells = "".join(
             f'<TD BGCOLOR="{style["fillcolor"]}" COLOR="{style.get("color", "#555555")}">'
             f'<FONT POINT-SIZE="9">{html.escape(_swatch(kind, style))}</FONT></TD>'
@@ -302,7 +303,7 @@ class _Drawing:
         )
         return (
             f'<<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="4" CELLPADDING="3"><TR>'
-            f'<TD BORDER="0" COLSPAN="{len(_STYLES)}"><B>{html.escape(title)}</B></TD></TR>'
+            f'<TD BORDER="0" COLSPAN="{len(_STYLES)}"><B>{title}</B></TD></TR>'
             f"<TR>{cells}</TR></TABLE>>"
         )
 
@@ -314,7 +315,7 @@ class _Drawing:
     def _edge(self, source: str | None, target: str, dashed: bool = False) -> None:
         if source is not None:
             style = f" [{_attributes({'style': 'dashed'})}]" if dashed else ""
-            self._line(f"{source} -> {target}{style};")
+            self.edges.append(f"  {source} -> {target}{style};")
 
     def _next_id(self) -> str:
         self.names += 1
@@ -415,11 +416,11 @@ def _call(node: Node) -> str:
 
 
 def _quoted(text: str, line_end: str = "\\n") -> str:
-    r"""A DOT string; a backslash is doubled, as DOT would read `\N` as the node's name.
+    r"""A DOT string; DOT would read `\N` as the node's name, and `&lt;` as a character.
 
     >>> print(_quoted('say "\\N"'))
     "say \"\\N\""
     """
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
     lines = escaped.splitlines()
     return '"' + line_end.join([*lines, ""] if line_end == "\\l" else lines) + '"'

@@ -31,7 +31,12 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.quant_tensors import is_activation, read_quantiser, why_unsupported
+from fxfault.quant_tensors import (
+    hand_on_quant_tensor,
+    is_activation,
+    read_quantiser,
+    why_unsupported,
+)
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSite, FaultSites
 
 
@@ -181,7 +186,7 @@ class _Plan:
             if id(child) in in_graphs:  # A graph calls it too, and strikes there by itself.
                 target = hooked.setdefault(id(child), shell(child))
                 parent._modules = {**parent._modules, name: target}
-            _return_quant_tensor(target, site)
+            _reach_scale(target, site)
             target.register_forward_hook(FaultHook(site))
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
@@ -194,9 +199,7 @@ class _Plan:
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
         site, attribute = self.by_name[name]
         layer = module.get_submodule(str(node.target))
-        _return_quant_tensor(layer, site)
-        site.observers = layer._forward_hooks
-        site.private = len(node.users) == 1
+        _reach_scale(layer, site)
         with graph.inserting_after(node):
             state = graph.create_node("get_attr", f"{self.attribute}.{attribute}")
         with graph.inserting_after(state):
@@ -216,12 +219,11 @@ class _Plan:
                 graph.call_function(begin_forward, (state, *inputs))
 
 
-def _return_quant_tensor(layer: Any, site: FaultSite) -> None:
+def _reach_scale(layer: Any, site: FaultSite) -> None:
     """Let the layer hand its scale to the site; the site hands on what was asked for.
 
     The layer is an object of ours (see `fxfault.passes.sharing`), not the model's.
     """
-    if not layer.return_quant_tensor:
-        layer.return_quant_tensor = True
-        layer.__dict__["_plain_output"] = True
-    site.unwrap = "_plain_output" in layer.__dict__
+    site.unwrap = not layer.return_quant_tensor
+    if site.unwrap:
+        hand_on_quant_tensor(layer)

@@ -25,7 +25,7 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ class Inspection:
     def __str__(self) -> str:
         return "\n".join(
             [
-                self._headline(),
+                self.headline,
                 "",
                 *_aligned([_SITE_HEAD, *map(_site_cells, self.sites)], right=_SITE_NUMBERS),
                 "",
@@ -159,7 +159,9 @@ class Inspection:
 
     __repr__ = __str__
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """The model, and how many of its sites are armed."""
         armed = sum(site.armed for site in self.sites)
         count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
         mode = "train" if self.training else "eval"
@@ -208,12 +210,18 @@ def inspect(model: nn.Module) -> Inspection:
         training=sites.model_training,
         seed=sites.seed,
         sites=tuple(_look_at(site, _layer(model, site.module_path), clock) for site in sites),
-        containers=containers_of(model),
+        containers=tuple(_with_reason(container) for container in containers_of(model)),
         skipped=tuple(
             SkippedTarget(path, type(_layer(model, path)).__name__, why)
             for path, why in sites.skipped.items()
         ),
     )
+
+
+def _with_reason(container: Container) -> Container:
+    if container.handling != "own graph" or container.reason:
+        return container
+    return replace(container, reason="the module that calls it keeps its own forward")
 
 
 def _look_at(site: FaultSite, layer: nn.Module, clock: FaultClock) -> SiteRow:

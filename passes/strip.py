@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.quant_tensors import undo_hand_on_quant_tensor
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
 
@@ -32,8 +33,7 @@ class StripFaults(PassBase):
             for name in ATTRIBUTE_NAMES:
                 if isinstance(module.__dict__.get(name), FaultSites):
                     del module.__dict__[name]
-            if module.__dict__.pop("_plain_output", False):
-                module.return_quant_tensor = False  # type: ignore[assignment]
+            undo_hand_on_quant_tensor(module)
         return PassResult(graph_module, modified)
 
 

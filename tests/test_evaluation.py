@@ -300,7 +300,9 @@ def test_a_model_without_sites_is_refused() -> None:
 # -- one site alone -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"mode": "layer"}, {"mode": "layer", "injection_layer": 1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "layer"}, {"mode": "layer", "injection_layer": 1}]
+)
 def test_each_site_is_struck_alone(
     evaluation: Callable[..., FaultEvaluation], settings: dict[str, Any]
 ) -> None:

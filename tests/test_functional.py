@@ -143,9 +143,7 @@ def test_all_of_them_are_hit(faulty: Faulty, model: str, grad: bool) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_is_not_hit_stays_bit_for_bit(
-    convnet: nn.Module, faulty: Faulty, model: str
-) -> None:
+def test_what_is_not_hit_stays_bit_for_bit(convnet: nn.Module, faulty: Faulty, model: str) -> None:
     x = data(8, 3, 6, 6)
     clean = value(convnet[0](x))
     net = faulty(convnet[:1], probability=10.0, injection_type=model)
@@ -524,9 +522,7 @@ def test_zero_faulty_holds_where_a_hit_changed_nothing(faulty: Faulty) -> None:
         def corrupt(self, codes: Tensor, word: Any, draw: Any) -> Tensor:
             return codes
 
-    net = faulty(
-        chain(fixed_scale(4)), injection_type=Nothing(), gradient_mode="zero_faulty"
-    )
+    net = faulty(chain(fixed_scale(4)), injection_type=Nothing(), gradient_mode="zero_faulty")
     x = (data(5, 6) / 4).requires_grad_()
     net(x).value.sum().backward()
     assert not x.grad.any()
@@ -564,9 +560,7 @@ def test_gradcheck(faulty: Faulty, settings: dict[str, Any]) -> None:
     """`zero_faulty` is the true derivative; `ste` is its own; both can be derived again."""
     values = (torch.arange(-8, 8).double() * 0.5).reshape(4, 4).requires_grad_()
     for mode in ("zero_faulty", "ste"):
-        net = faulty(
-            chain(fixed_scale(4)), probability=40.0, gradient_mode=mode, **settings
-        )
+        net = faulty(chain(fixed_scale(4)), probability=40.0, gradient_mode=mode, **settings)
         net.eval()
         net(data(4, 4))
 
@@ -813,9 +807,7 @@ def test_probability_is_changed_without_tracing_again(convnet: nn.Module, faulty
     assert net.code == code
 
 
-def test_a_learned_bit_width_that_moves_is_followed(
-    faulty: Faulty, calibrated: Calibrated
-) -> None:
+def test_a_learned_bit_width_that_moves_is_followed(faulty: Faulty, calibrated: Calibrated) -> None:
     activation: Any = learned("bit width", calibrated)
     net = faulty(chain(activation), injection_type="full_flip")
     x = data(8, 40)

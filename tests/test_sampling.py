@@ -61,8 +61,11 @@ RATES = [0.0005, 0.03, 0.25, 0.5, 0.8, 0.97]
 
 def binomial(n: int, p: float) -> list[float]:
     logs = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-        + k * math.log(p) + (n - k) * math.log1p(-p)
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(p)
+        + (n - k) * math.log1p(-p)
         for k in range(n + 1)
     ]
     return [math.exp(value) for value in logs]
@@ -343,9 +346,7 @@ def test_layout_of_nothing(shape: tuple[int, ...], batch: int) -> None:
 def test_rows_of_one_sample_are_drawn_as_one() -> None:
     """Windows folded into the leading dimension: the same hits for any batch."""
     whole = random_hits(1, 0, Layout.of((12, 50), 4), 0.1, CPU).index
-    parts = [
-        random_hits(1, i, Layout.of((3, 50), 1), 0.1, CPU).index + i * 150 for i in range(4)
-    ]
+    parts = [random_hits(1, i, Layout.of((3, 50), 1), 0.1, CPU).index + i * 150 for i in range(4)]
     assert torch.equal(torch.cat(parts), whole)
 
 
