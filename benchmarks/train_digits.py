@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fxfault.data import build_dataset, dataset_facts
+from fxfault.evaluation import accuracy
+from fxfault.files import write_atomically
 from fxfault.models import build_model
 
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
 LARGEST_SHIFT = 1  # pixels
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def main() -> None:
@@ -33,9 +35,12 @@ def main() -> None:
     torch.set_num_threads(1)  # so small a network is slower on two
     started = time.perf_counter()
     model = train(epochs=options.epochs, seed=options.seed)
-    save_atomically(model.state_dict(), options.out)
-    print(f"train accuracy: {accuracy(model, build_dataset('digits', 'train')):.2%}")
-    print(f"test accuracy:  {accuracy(model, build_dataset('digits', 'test')):.2%}")
+    content = io.BytesIO()  # saved to a path, the bytes would depend on its name
+    torch.save(model.state_dict(), content)
+    write_atomically(options.out, content.getvalue())
+    for split in SPLITS:
+        loader: DataLoader[Any] = DataLoader(build_dataset("digits", split), batch_size=500)
+        print(f"{split} accuracy: {accuracy(model, loader):.2f} %")
     print(f"{options.epochs} epochs in {time.perf_counter() - started:.0f} s; saved {options.out}")
 
 
@@ -73,27 +78,6 @@ def train(*, epochs: int, seed: int) -> nn.Module:
             optimizer.step()
             schedule.step()
     return model.eval()
-
-
-def accuracy(model: nn.Module, dataset: Dataset[Any]) -> float:
-    """Share of the images that are classified rightly, 0 to 1."""
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=500)
-    with torch.no_grad():
-        hits = [(model(images).argmax(1) == labels).float() for images, labels in loader]
-    return float(torch.cat(hits).mean())
-
-
-def save_atomically(state: dict[str, Any], file: Path) -> None:
-    """Write next to the file, then rename: no reader ever sees half a checkpoint."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
-    content = io.BytesIO()  # saved to a path, the bytes would depend on its name
-    torch.save(state, content)
-    try:
-        partial.write_bytes(content.getvalue())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _shifted(images: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,5 +33,6 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # The reader (`| head`) has seen enough.
-        sys.stderr.close()
+        # What is left in the buffer goes nowhere, or flushing it at exit would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

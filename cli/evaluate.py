@@ -17,12 +17,12 @@ from fxfault.cli.progress import Progress
 
 if TYPE_CHECKING:
     import torch
-    from fxfault.cli.evaluation_report import Findings, Setting
-    from fxfault.cli.experiment_setup import Batches
-    from fxfault.cli.outputs import OutputFile
     from torch import nn
 
     from fxfault.checkpoints import CheckpointInfo
+    from fxfault.cli.evaluation_report import Findings, Setting
+    from fxfault.cli.experiment_setup import Batches
+    from fxfault.cli.outputs import OutputFile
     from fxfault.data import DatasetFacts
     from fxfault.evaluation import FaultEvaluation
     from fxfault.experiment import ExperimentConfig
@@ -192,7 +192,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """The configuration with what the command line changes in it, and what to say of that."""
     from fxfault.cli.experiment_setup import check_sections
-
     from fxfault.errors import ConfigError, DataError
     from fxfault.experiment import load_experiment
 
@@ -276,9 +275,9 @@ def _prepare(
 ) -> tuple[Setting, FaultEvaluation]:
     """Open the data, build the network and its sites, and say what was found."""
     import torch
+
     from fxfault.cli import experiment_setup as setup
     from fxfault.cli.evaluation_report import Setting, setting_lines
-
     from fxfault.evaluation import FaultEvaluation
     from fxfault.sites import faults_of
 
@@ -319,9 +318,8 @@ def _load(
     progress: Progress,
 ) -> tuple[nn.Module, CheckpointInfo]:
     """Build the network with its weights and its sites."""
-    from fxfault.cli import experiment_setup as setup
-
     import fxfault
+    from fxfault.cli import experiment_setup as setup
 
     assert experiment.dataset is not None
     assert experiment.model is not None
@@ -350,8 +348,8 @@ def _measure(
 ) -> None:
     """Evaluate all that was asked for; findings grow as results come in."""
     import torch
-    from fxfault.cli.evaluation_report import WIDE, single_lines, sweep_lines
 
+    from fxfault.cli.evaluation_report import WIDE, single_lines, sweep_lines
     from fxfault.errors import DataError
 
     say = progress.say

@@ -13,12 +13,12 @@ from fxfault.cli import arguments as types
 from fxfault.cli.console import run
 
 if TYPE_CHECKING:
-    from fxfault.cli.outputs import OutputFile
-    from fxfault.passes.inspection import Inspection
     from torch import nn
 
     from fxfault.checkpoints import CheckpointInfo
+    from fxfault.cli.outputs import OutputFile
     from fxfault.experiment import ExperimentConfig
+    from fxfault.passes.inspection import Inspection
 
 PROGRAM = "fxfault-inspect"
 SCHEMA = "fxfault-inspect/1"
@@ -191,9 +191,8 @@ def _sample_shape(experiment: ExperimentConfig) -> tuple[int, ...] | None:
 def _make_faulty_model(
     experiment: ExperimentConfig, notes: list[str]
 ) -> tuple[nn.Module, CheckpointInfo | None]:
-    from fxfault.cli.experiment_setup import load_model, seed_generators
-
     import fxfault
+    from fxfault.cli.experiment_setup import load_model, seed_generators
     from fxfault.sites import faults_of
 
     config = experiment.fault_injection
@@ -209,10 +208,10 @@ def _make_faulty_model(
 def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list[str]) -> None:
     """Let every site see its activation."""
     import torch
-    from fxfault.passes.inspection import probe
 
     from fxfault.errors import DataError, FxFaultError
     from fxfault.models.user_factory import quote_error
+    from fxfault.passes.inspection import probe
 
     if shape is None:
         notes.append("no sample was run: name a data set in the configuration or --input-shape")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxfault.errors import ConfigError
-from fxfault.statistics import write_text_atomically
+from fxfault.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,7 @@ class OutputFile:
             ConfigError: the folder is gone, the disk is full, or the like.
         """
         try:
-            if isinstance(content, str):
-                write_text_atomically(self._target, content)
-            else:
-                _write_bytes_atomically(self._target, content)
+            write_atomically(self._target, content)
         except OSError as error:
             raise self._error(f"cannot be written: {_reason(error)}") from error
 
@@ -96,15 +93,3 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def _write_bytes_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(content)
-        os.chmod(temporary, 0o644)  # as write_text_atomically
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

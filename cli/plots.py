@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli.evaluation_report import percent
-
 from fxfault.errors import ConfigError
 from fxfault.evaluation import LayerResult, ProbabilityResult, rank
 

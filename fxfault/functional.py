@@ -28,8 +28,8 @@ from fxfault.sampling import (
 from fxfault.sites import FaultSite, FaultSites
 
 
-@has_side_effect
-@torch.compiler.disable
+@has_side_effect  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def begin_forward(sites: FaultSites, *inputs: Any) -> None:
     """Move the clock of a model's sites: one forward of the whole model starts.
 
@@ -38,7 +38,7 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
         inputs: the model's inputs; the leading dimension of the first tensor among them
             is the batch.
     """
-    sites.clock.begin(_batch_size(inputs), sites.model_training)
+    sites.clock.begin(_batch_size(inputs))
 
 
 def _batch_size(inputs: tuple[Any, ...]) -> int:
@@ -110,7 +110,7 @@ class FaultInject(torch.autograd.Function):
         return grad_output, None, None, None
 
 
-@torch.compiler.disable  # What it does is not for a compiler to trace.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _strike(x: Any, site: FaultSite) -> Tensor:
     """Find the hits, corrupt their codes, record them, and write the values back."""
     value = x.value

@@ -15,16 +15,18 @@ from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "IntQuantTensor",
     "Quantiser",
     "hand_on_quant_tensor",
     "is_activation",
+    "learned_bit_width",
     "output_type",
     "plain",
     "read_quantiser",
+    "settled_scale",
     "undo_hand_on_quant_tensor",
     "why_unsupported",
 ]
@@ -112,3 +114,43 @@ def read_quantiser(module: Any) -> Quantiser:
         binary=any(isinstance(part, (BinaryQuant, ClampedBinaryQuant)) for part in parts),
         bit_width=round(float(constants[0]())) if constants else None,
     )
+
+
+def _quantiser_of(layer: nn.Module) -> Any:
+    """The part of a Brevitas activation layer that knows scale and bit width; None if absent."""
+    fused = getattr(getattr(layer, "act_quant", None), "fused_activation_quant_proxy", None)
+    return getattr(fused, "tensor_quant", None)
+
+
+def learned_bit_width(layer: nn.Module) -> int | None:
+    """The bit width that a layer has learned so far; None where it has none."""
+    quantiser = _quantiser_of(layer)
+    width = getattr(quantiser, "msb_clamp_bit_width_impl", None)
+    if width is None:
+        return None
+    with torch.no_grad():
+        return round(float(width()))
+
+
+def settled_scale(layer: nn.Module) -> Tensor | None:
+    """The scale, where no forward is needed to know it: a constant, or a parameter in use.
+
+    Only the part that computes the scale is asked. `act_quant.scale()` would quantise a
+    number, which changes training flags and counts down `quant_delay_steps`.
+    """
+    quantiser = _quantiser_of(layer)
+    scaling: Any = getattr(quantiser, "scaling_impl", None)
+    kind = type(scaling).__name__
+    if kind == "ParameterFromRuntimeStatsScaling":  # A parameter once its statistics are in.
+        settled = scaling.counter > scaling.collect_stats_steps
+    else:
+        settled = kind in ("ConstScaling", "ParameterScaling")
+    if not settled:
+        return None
+    with torch.no_grad():
+        if hasattr(quantiser, "int_scaling_impl"):
+            bit_width = quantiser.msb_clamp_bit_width_impl()
+            scale: Tensor = scaling(bit_width, quantiser.int_scaling_impl(bit_width))
+        else:  # Binary and ternary quantisers.
+            scale = scaling(quantiser.bit_width())
+    return scale

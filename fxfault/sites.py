@@ -11,7 +11,7 @@ import difflib
 import fnmatch
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,6 @@ class FaultClock:
         step: training steps since the last reset.
         batch: samples of the current forward.
         first_sample: number of the first one.
-        training: whether the current forward is a training one.
     """
 
     def __init__(self, config: FaultInjectionConfig) -> None:
@@ -61,6 +60,9 @@ class FaultClock:
         self.seed = secrets.randbits(63) if config.seed is None else config.seed
         self.trial = 0
         self.epoch = 0
+        # A list keeps nn.Module from taking the model for a child of whatever holds the clock;
+        # a strong reference survives copy.deepcopy, where a weak one would keep the original.
+        self._model: list[nn.Module] = []
         self.forward = 0  # Counts on over resets: no two forwards share a number.
         self.reset()
 
@@ -69,15 +71,32 @@ class FaultClock:
         self.step = 0
         self.batch: int | None = None
         self.first_sample = first_sample
-        self.training = False
         self._next_sample = {True: first_sample, False: first_sample}
         self._noisy_step = True
 
-    def begin(self, batch: int, training: bool) -> None:
+    def follow(self, model: nn.Module) -> None:
+        """Follow the mode (train or eval) of a model."""
+        self._model = [model]
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        return bool(self._model) and self._model[0].training
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on from here: plain numbers, texts and a mapping."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("_model", "forward")}
+        return {**kept, "_next_sample": dict(self._next_sample)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state` gave."""
+        vars(self).update({**state, "_next_sample": dict(state["_next_sample"])})
+
+    def begin(self, batch: int) -> None:
         """Note that a forward of the whole model starts."""
+        training = self.training
         self.forward += 1
         self.batch = batch
-        self.training = training
         self.first_sample = self._next_sample[training]
         self._next_sample[training] += batch
         if training:
@@ -122,8 +141,8 @@ class FaultSite:
         unwrap: whether the next layer expects a plain tensor.
         counts_calls: whether one forward of the model may reach the site more than once,
             because a container calls it by its own Python code or is called again itself.
-        bit_width, signed, scale, elements: what the last armed or inspected forward
-            showed (bits, signedness, the scale tensor, elements of one sample); None before.
+        signed, scale, elements: what the last armed forward showed (signedness, the scale
+            tensor, elements of one sample); None before.
     """
 
     name: str
@@ -226,9 +245,6 @@ class FaultSites(Sequence[FaultSite]):
         self.skipped: dict[str, str] = {}
         self.statistics: FaultStatistics | None = None
         self._sites: list[FaultSite] = []
-        # A list keeps nn.Module from registering the model as its own child; a strong
-        # reference survives copy.deepcopy, where a weak one would point at the original.
-        self._model: list[nn.Module] = []
         self._original: list[nn.Module] = []
 
     # -- addressing ---------------------------------------------------------------------
@@ -293,18 +309,13 @@ class FaultSites(Sequence[FaultSite]):
 
     def attach(self, model: nn.Module, original: nn.Module) -> None:
         """Remember the model whose mode the clock follows, and the one it was made from."""
-        self._model = [model]
+        self.clock.follow(model)
         self._original = [original]
 
     @property
     def original(self) -> nn.Module:
         """The model that the transformed one was made from."""
         return self._original[0]
-
-    @property
-    def model_training(self) -> bool:
-        """Whether the model is in training mode."""
-        return self._model[0].training
 
     # -- run time -----------------------------------------------------------------------
 

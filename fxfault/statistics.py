@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fxfault.errors import FxFaultError
+from fxfault.files import write_atomically
 
 _SUMS = ("injected", "rmse", "rmse_forwards", "cosine")
 
@@ -268,7 +267,7 @@ class FaultStatistics:
 
     def save_to_file(self, path: str | Path) -> None:
         """Write the JSON form; an existing file is replaced at once or not at all."""
-        write_text_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+        write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load_from_file(cls, path: str | Path) -> FaultStatistics:
@@ -315,16 +314,3 @@ class FaultStatistics:
 def _percent(rate: float) -> str:
     """Four decimals, as the specification has it, unless these would hide a low rate."""
     return f"{rate:.4f}" if rate == 0 or rate >= 0.01 else f"{rate:.4g}"
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -1,6 +1,8 @@
-"""Graph passes: trace, insert, strip, inspect."""
+"""Graph passes: trace, insert, strip; and ways to look at what they did."""
 
+from fxfault.passes.drawing import to_dot, to_svg
 from fxfault.passes.insert import InsertFaults
+from fxfault.passes.inspection import Inspection, code_of, diff, inspect, probe
 from fxfault.passes.strip import StripFaults
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of, trace
@@ -8,8 +10,15 @@ from fxfault.passes.tracing import Container, containers_of, trace
 __all__ = [
     "Container",
     "InsertFaults",
+    "Inspection",
     "StripFaults",
     "TracedModule",
+    "code_of",
     "containers_of",
+    "diff",
+    "inspect",
+    "probe",
+    "to_dot",
+    "to_svg",
     "trace",
 ]

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxfault.passes.inspection import Inspection, SiteRow, inspect, site_of_hook
-from fxfault.passes.traced_module import TracedModule
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fxfault.errors import FxFaultError
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.inspection import Inspection, SiteRow, inspect, site_of_hook
+from fxfault.passes.traced_module import TracedModule
 
 Style = Mapping[str, str]
 

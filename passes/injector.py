@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fxfault.passes.transform import transform
 from torch import nn
 
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import ConfigError, SiteError
+from fxfault.passes.transform import transform
 from fxfault.sites import FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
 

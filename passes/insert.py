@@ -22,8 +22,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fxfault.passes.sharing import holds, shell
-from fxfault.passes.traced_module import TracedModule
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -31,6 +29,8 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.sharing import holds, shell
+from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import (
     hand_on_quant_tensor,
     is_activation,

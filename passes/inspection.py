@@ -20,22 +20,22 @@ Skipped targets: none
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from fxfault.passes.insert import FaultHook
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of
 from fxfault.passes.transform import strip
-from torch import Tensor, nn
-
-from fxfault.sites import FaultClock, FaultSite, FaultSites, faults_of
+from fxfault.quant_tensors import learned_bit_width, settled_scale
+from fxfault.sites import FaultSite, FaultSites, faults_of
 
 
 @dataclass(frozen=True)
@@ -203,14 +203,12 @@ def inspect(model: nn.Module) -> Inspection:
         SiteError: the model was not transformed.
     """
     sites = faults_of(model)
-    clock = copy.copy(sites.clock)
-    clock.training = sites.model_training  # The clock knows the mode of the last forward.
     return Inspection(
         model=type(model).__name__,
-        training=sites.model_training,
+        training=sites.clock.training,
         seed=sites.seed,
-        sites=tuple(_look_at(site, _layer(model, site.module_path), clock) for site in sites),
-        containers=tuple(_with_reason(container) for container in containers_of(model)),
+        sites=tuple(_look_at(site, _layer(model, site.module_path)) for site in sites),
+        containers=containers_of(model),
         skipped=tuple(
             SkippedTarget(path, type(_layer(model, path)).__name__, why)
             for path, why in sites.skipped.items()
@@ -218,15 +216,8 @@ def inspect(model: nn.Module) -> Inspection:
     )
 
 
-def _with_reason(container: Container) -> Container:
-    if container.handling != "own graph" or container.reason:
-        return container
-    return replace(container, reason="the module that calls it keeps its own forward")
-
-
-def _look_at(site: FaultSite, layer: nn.Module, clock: FaultClock) -> SiteRow:
+def _look_at(site: FaultSite, layer: nn.Module) -> SiteRow:
     units = "" if site.hw_units is None else f" (hw_mask {site.hw_units})"
-    quantiser = _quantiser_of(layer)
     signed = site.signed
     if signed is None:
         signed = getattr(getattr(layer, "act_quant", None), "is_signed", None)
@@ -235,14 +226,14 @@ def _look_at(site: FaultSite, layer: nn.Module, clock: FaultClock) -> SiteRow:
         name=site.name,
         module_path=site.module_path,
         module_type=site.module_type,
-        bit_width=_learned_width(quantiser) if site.bit_width is None else site.bit_width,
+        bit_width=learned_bit_width(layer) if site.bit_width is None else site.bit_width,
         bit_width_learned=site.bit_width is None,
         signed=signed,
-        scale=_summary(_settled_scale(quantiser), site.scale),
+        scale=_summary(settled_scale(layer), site.scale),
         elements=site.elements,
         fault_model=f"{site.fault_model.name}{units}",
         probability=site.probability,
-        why_unarmed=clock.why_quiet if site.selected else "not selected",
+        why_unarmed=site.why_unarmed,
     )
 
 
@@ -260,43 +251,6 @@ def _summary(*candidates: Tensor | None) -> Scale | None:
             low, high = scale.min().item(), scale.max().item()
             return Scale(float(low), float(high), scale.numel())
     return None
-
-
-def _quantiser_of(layer: nn.Module) -> Any:
-    """The part of a Brevitas activation layer that knows scale and bit width; None if absent."""
-    fused = getattr(getattr(layer, "act_quant", None), "fused_activation_quant_proxy", None)
-    return getattr(fused, "tensor_quant", None)
-
-
-def _learned_width(quantiser: Any) -> int | None:
-    width = getattr(quantiser, "msb_clamp_bit_width_impl", None)
-    if width is None:
-        return None
-    with torch.no_grad():
-        return round(float(width()))
-
-
-def _settled_scale(quantiser: Any) -> Tensor | None:
-    """The scale, where no forward is needed to know it: a constant, or a parameter in use.
-
-    Only the part that computes the scale is asked. `act_quant.scale()` would quantise a
-    number, which changes training flags and counts down `quant_delay_steps`.
-    """
-    scaling: Any = getattr(quantiser, "scaling_impl", None)
-    kind = type(scaling).__name__
-    if kind == "ParameterFromRuntimeStatsScaling":  # A parameter once its statistics are in.
-        settled = scaling.counter > scaling.collect_stats_steps
-    else:
-        settled = kind in ("ConstScaling", "ParameterScaling")
-    if not settled:
-        return None
-    with torch.no_grad():
-        if hasattr(quantiser, "int_scaling_impl"):
-            bit_width = quantiser.msb_clamp_bit_width_impl()
-            scale: Tensor = scaling(bit_width, quantiser.int_scaling_impl(bit_width))
-        else:  # Binary and ternary quantisers.
-            scale = scaling(quantiser.bit_width())
-    return scale
 
 
 def probe(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
@@ -325,8 +279,7 @@ def probe(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
 
 @contextmanager
 def _armed_at_zero(sites: FaultSites) -> Iterator[None]:
-    clock = copy.deepcopy(vars(sites.clock))
-    del clock["forward"]  # It only tells forwards apart, so it must go on counting.
+    state = sites.clock.state()
     settings = [(site, site.probability, site.selected, site.statistics) for site in sites]
     try:
         sites.clock.enabled, sites.clock.apply_during = True, "both"
@@ -334,7 +287,7 @@ def _armed_at_zero(sites: FaultSites) -> Iterator[None]:
             site.probability, site.selected, site.statistics = 0.0, True, None
         yield
     finally:
-        vars(sites.clock).update(clock)
+        sites.clock.restore(state)
         for site, probability, selected, statistics in settings:
             site.probability, site.selected, site.statistics = probability, selected, statistics
 

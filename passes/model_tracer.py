@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fxfault.passes.sharing import holds
-from fxfault.passes.side_effects import Snapshot
-from fxfault.passes.symbolic_values import ValueProxy, is_library
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 
+from fxfault.passes.sharing import holds
+from fxfault.passes.side_effects import Snapshot
+from fxfault.passes.symbolic_values import ValueProxy, is_library
 from fxfault.quant_tensors import output_type
 
 # Functions that make a tensor from nothing. Traced code makes it anew in each forward, as

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxfault.passes.insert import BeginHook, FaultHook
-from fxfault.passes.traced_module import TracedModule
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.insert import BeginHook, FaultHook
+from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import undo_hand_on_quant_tensor
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 

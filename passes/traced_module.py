@@ -6,10 +6,11 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from fxfault.passes.sharing import shell
 from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
+
+from fxfault.passes.sharing import shell
 
 
 class TracedModule(GraphModule):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
+from fxfault.errors import TransformError
 from fxfault.passes.model_tracer import ModelTracer, one_line, why_kept
 from fxfault.passes.sharing import holds, twin
 from fxfault.passes.side_effects import random_states_kept
 from fxfault.passes.traced_module import TracedModule, adopt
-from torch import nn
-
-from fxfault.errors import TransformError
 from fxfault.quant_tensors import is_activation
 
 TARGETS = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
@@ -100,6 +100,8 @@ def _trace_in_place(
         _trace_children(module, path, is_target, containers)
         return
     handling = "own graph" if path else "traced"
+    if path and not reason:
+        reason = "the module that calls it keeps its own forward"
     containers[path] = Container(path, type(module).__name__, handling, reason)
     for tracer in attempt:
         for below, kind in tracer.traced.items():

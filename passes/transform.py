@@ -6,15 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from fxfault.config import FaultInjectionConfig
+from fxfault.errors import SiteError
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.sharing import twin
 from fxfault.passes.strip import StripFaults
 from fxfault.passes.traced_module import twin_of_traced
 from fxfault.passes.tracing import trace
-from torch import nn
-
-from fxfault.config import FaultInjectionConfig
-from fxfault.errors import SiteError
 from fxfault.quant_tensors import is_activation
 from fxfault.sites import FaultSites, faults_of
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fxfault.cli import evaluate, experiment_setup, outputs
 from torch import nn
 
+from fxfault.cli import evaluate, experiment_setup, outputs
 from fxfault.errors import ConfigError
 from fxfault.experiment import load_experiment
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from fxfault.cli import evaluate, experiment_setup, plots, progress
-from fxfault.cli.evaluation_report import percent, points
 
 import fxfault
+from fxfault.cli import evaluate, experiment_setup, plots, progress
+from fxfault.cli.evaluation_report import percent, points
 from fxfault.errors import DataError
 from fxfault.evaluation import FaultEvaluation, LayerResult, ProbabilityResult, accuracy
 from fxfault.experiment import load_experiment

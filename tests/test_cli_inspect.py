@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from fxfault.cli.inspect import main
 
 Outcome = tuple[int, str, str]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import fxfault
 from fxfault.config import config_reference
 from fxfault.experiment import bundled_experiments, experiment_reference
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import brevitas.nn as qnn
 import pytest
-from fxfault.passes import drawing
-from fxfault.passes.drawing import to_dot, to_svg
 from torch import Tensor, nn
 from zoo import HAND_WRITTEN, Attention, Branching, Entry, KeptInside, Modes
 
 from fxfault.errors import FxFaultError, SiteError
+from fxfault.passes import drawing
+from fxfault.passes.drawing import to_dot, to_svg
 
 Faulty = Callable[..., Any]
 

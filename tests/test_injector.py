@@ -43,7 +43,7 @@ def test_basic_usage(injector: FaultInjector) -> None:
     settings.validate()
     model = injector.inject(Chain(), settings)
     assert injector.get_num_layers(model) == 2
-    assert injector.QUANT_TARGET_LAYERS == {"QuantIdentity", "QuantReLU", "QuantHardTanh"}
+    assert {"QuantIdentity", "QuantReLU", "QuantHardTanh"} == injector.QUANT_TARGET_LAYERS
 
 
 def test_statistics_tracking(injector: FaultInjector, tmp_path: Path) -> None:

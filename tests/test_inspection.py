@@ -15,12 +15,12 @@ from brevitas.inject.enum import BitWidthImplType
 from brevitas.quant import Uint8ActPerTensorFloatMaxInit
 from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant.ternary import SignedTernaryActPerTensorConst
-from fxfault.passes.inspection import Scale, code_of, diff, inspect, probe
 from torch import Tensor, nn
 from zoo import HAND_WRITTEN, Branching, Entry, KeptInside, Modes
 
 import fxfault
 from fxfault.errors import SiteError
+from fxfault.passes.inspection import Scale, code_of, diff, inspect, probe
 
 Faulty = Callable[..., Any]
 
@@ -217,14 +217,14 @@ def test_looking_changes_nothing(faulty: Faulty) -> None:
     layers[0].eval()  # Modes that differ within the model.
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    clock = copy.deepcopy(vars(model.faults.clock))
+    clock = model.faults.clock.state()
     draws = torch.get_rng_state()
 
     str(inspect(model)), inspect(model).to_dict(), code_of(model), diff(model)
 
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    assert clock == vars(model.faults.clock)
+    assert clock == model.faults.clock.state()
     assert torch.equal(draws, torch.get_rng_state())
     delays = [m.quant_delay_steps for m in model.modules() if hasattr(m, "quant_delay_steps")]
     assert delays == [3]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from brevitas.nn import QuantIdentity, QuantReLU, QuantSigmoid
-from fxfault.passes import InsertFaults, StripFaults, TracedModule, containers_of, trace
 from torch import Tensor, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes, SideEffects
@@ -19,6 +18,7 @@ from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes
 import fxfault
 from fxfault.errors import SiteError, TransformError
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes import InsertFaults, StripFaults, TracedModule, containers_of, trace
 
 EVERYWHERE = {"enabled": True, "probability": 5.0, "apply_during": "both", "seed": 3}
 
