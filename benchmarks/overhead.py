@@ -31,7 +31,7 @@ from benchmarks.measuring import (
     seconds_of,
 )
 from fxfault.data.torchvision_import import import_torchvision
-from fxfault.functional import fault_inject
+from fxfault.functional import begin_forward, fault_inject
 from fxfault.models import build_model
 
 BATCH = 64
@@ -207,7 +207,7 @@ def _peak_of_call(net: Any, activation: Any, *, requires_grad: bool) -> int:
     elements = activation.value[0].numel()
     site = net.faults[sizes.index(elements)] if elements in sizes else net.faults[1]
     struck = activation._replace(value=activation.value.clone().requires_grad_(requires_grad))
-    net.faults.clock.begin(BATCH, training=False)
+    begin_forward(net.faults, activation.value)
     return peak_bytes(lambda: fault_inject(struck, site))
 
 
