@@ -297,7 +297,9 @@ class FaultEvaluation:
             # Not `select`, which in mode `layer` takes the site of the configuration.
             for site in faults:
                 site.selected = site.index == only
-        return self._accuracy(), [site.index for site in faults if site.selected]
+        result = self._accuracy()
+        faults.check()
+        return result, [site.index for site in faults if site.selected]
 
     def _accuracy(self) -> float:
         return accuracy(self.model, self.loader, self.device, self.on_batch)

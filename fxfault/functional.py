@@ -25,7 +25,7 @@ from fxfault.sampling import (
     random_hits,
     unit_hits,
 )
-from fxfault.sites import FaultSite, FaultSites
+from fxfault.sites import NOT_CODES, FaultSite, FaultSites
 
 
 @has_side_effect  # type: ignore[untyped-decorator]
@@ -204,13 +204,19 @@ def _at(parameter: Tensor, value: Tensor, index: Tensor) -> Tensor:
 
 
 def _check(site: FaultSite, hits: Hits, valid: Tensor) -> None:
-    """Refuse values that are no codes. Only on the CPU, where looking costs no sync."""
+    """Refuse values that are no codes, and draws that did not span a sample.
+
+    On the CPU at once. Elsewhere looking would wait for the device, so the verdict is kept
+    there until somebody asks for it (`FaultSites.check`).
+    """
     if valid.device.type == "cpu" and not bool(valid.all()):
         raise SiteError(
             f"site {site.name}: {int((~valid).sum())} of {valid.numel()} values that were to be "
-            "hit are not integer codes of the quantiser (NaN, or not quantised: check the "
-            "checkpoint's scales and `quant_delay_steps`)"
+            f"hit {NOT_CODES}"
         )
+    if valid.device.type != "cpu":
+        sound = valid.all() if hits.complete is None else valid.all() & hits.complete
+        site.sound = sound if site.sound is None else site.sound & sound
 
 
 def _record(site: FaultSite, x: Any, hits: Hits, codes: Tensor, corrupted: Tensor) -> None:

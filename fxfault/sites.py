@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 ATTRIBUTE_NAMES = ("faults", "fxfault_faults")
 
 
+NOT_CODES = (
+    "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
+    "scales and `quant_delay_steps`)"
+)
+
+
 class FaultClock:
     """When faults strike, and which stream of random numbers they are drawn from.
 
@@ -143,6 +149,8 @@ class FaultSite:
             because a container calls it by its own Python code or is called again itself.
         signed, scale, elements: what the last armed forward showed (signedness, the scale
             tensor, elements of one sample); None before.
+        sound: off the CPU, whether all forwards so far were sound (bool tensor), see
+            `FaultSites.check`.
     """
 
     name: str
@@ -162,6 +170,7 @@ class FaultSite:
     signed: bool | None = None
     scale: Tensor | None = None
     elements: int | None = None
+    sound: Tensor | None = None
     _calls: tuple[int, int] = (0, 0)
     _cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -353,6 +362,20 @@ class FaultSites(Sequence[FaultSite]):
         self.clock.reset(first_sample)
         if self.config.mode == "layer" and self.config.injection_layer == -1:
             self.select(self.config.layers)
+
+    def check(self) -> None:
+        """Wait for the device and see whether everything that was struck was sound.
+
+        On the CPU an unsound value raises in its forward; elsewhere the forward does not
+        wait, and this is where one learns of it.
+
+        Raises:
+            SiteError: values that were to be hit were no codes, or (with a probability below
+                1e-17 for each sample) the draws did not span a sample.
+        """
+        for site in self._sites:
+            if site.sound is not None and not bool(site.sound):
+                raise SiteError(f"site {site.name}: values that were to be hit {NOT_CODES}")
 
     def set_probability(self, probability: float) -> None:
         """Set the probability of every site, in percent."""

@@ -185,3 +185,11 @@ def test_verbose_logs_what_was_inserted(
     ]
     selected = next(site.index for site in model.faults if site.selected)
     assert caplog.messages[0] == f"Randomly selected layer {selected} for injection"
+
+
+def test_what_a_device_found_unsound_is_told_when_asked(injector: FaultInjector) -> None:
+    model = injector.inject(Chain(), config())
+    model.faults.check()
+    model.faults[1].sound = torch.tensor(False)
+    with pytest.raises(SiteError, match="site 3: values that were to be hit are not integer"):
+        model.faults.check()
