@@ -172,11 +172,15 @@ def _open_or_download(
 
 def _download(name: str, root: Path, opener: Any, arguments: dict[str, Any]) -> Any:
     _logger.info("downloading data set %s into %s", name, root)
+    was_there = root.exists()
     try:
         # torchvision up to 0.21 prints its progress; stdout belongs to the command.
         with contextlib.redirect_stdout(sys.stderr):
             return opener(**arguments, download=True)
     except _UNREADABLE as error:
+        if not was_there:  # torchvision made the folder before it asked the network.
+            with contextlib.suppress(OSError):
+                root.rmdir()
         raise _absent(name, root, f"and the download failed ({quote_error(error)})") from error
 
 
