@@ -62,15 +62,12 @@ class Compared:
         reference: of the reference runs next to it.
         ratio: case over reference, pair by pair.
         added: case minus reference in seconds, pair by pair.
-        fastest: the fastest case over the fastest reference. Other processes only ever add
-            time, so on a busy machine this comes nearest to what a calm one would show.
     """
 
     seconds: Spread
     reference: Spread
     ratio: Spread
     added: Spread
-    fastest: float
 
 
 def seconds_of(run: Run) -> float:
@@ -115,7 +112,6 @@ def _compared(pairs: list[tuple[float, float]]) -> Compared:
         reference=Spread.of([reference for reference, _ in pairs]),
         ratio=Spread.of([case / reference for reference, case in pairs]),
         added=Spread.of([case - reference for reference, case in pairs]),
-        fastest=min(case for _, case in pairs) / min(reference for reference, _ in pairs),
     )
 
 

@@ -15,17 +15,19 @@ from torch.utils import _pytree as pytree
 
 from fxfault.codes import Word, fits, to_codes, to_values
 from fxfault.errors import SiteError
-from fxfault.quant_tensors import IntQuantTensor, plain
-from fxfault.random_numbers import stream_key
+from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor, plain
+from fxfault.random_numbers import rehash, stream_key
 from fxfault.sampling import (
     Hits,
     Layout,
-    corruption_stream,
     faulty_units,
+    hits_at,
     random_hits,
-    unit_hits,
+    unit_positions,
 )
 from fxfault.sites import NOT_CODES, FaultSite, FaultSites
+
+SMALL = 1 << 16  # elements
 
 
 @has_side_effect  # type: ignore[untyped-decorator]
@@ -128,10 +130,9 @@ def _strike(x: Any, site: FaultSite) -> Tensor:
         original = value.detach().take(hits.index)
         codes, valid = to_codes(original, scale, zero_point, word)
         _check(site, hits, valid)
-        first = site.clock.first_sample
 
         def draw(stream: int) -> Tensor:
-            return corruption_stream(key, stream, hits, first, layout.elements)
+            return rehash(hits.bits, stream)
 
         corrupted = site.fault_model.corrupt(codes, word, draw)
         if hits.writes is not None:
@@ -142,7 +143,19 @@ def _strike(x: Any, site: FaultSite) -> Tensor:
         faulty = torch.where(corrupted == codes, original, faulty)
     if hits.index.numel() == 0:
         return value
+    if _may_overwrite(value, site):
+        return value.put_(hits.index, faulty)
     return FaultInject.apply(value, hits.index, faulty, _passed(site, hits, value.dtype))
+
+
+def _may_overwrite(value: Tensor, site: FaultSite) -> bool:
+    """Whether the copy can be spared: nobody else sees the activation, no gradient needs it.
+
+    Small tensors are copied faster than the question is answered.
+    """
+    if site.layer is None or torch.is_grad_enabled() or value.numel() < SMALL:
+        return False
+    return makes_private_tensor(site.layer)
 
 
 def _passed(site: FaultSite, hits: Hits, dtype: torch.dtype) -> Tensor | None:
@@ -183,16 +196,16 @@ def _check_width(x: Any, site: FaultSite, bit_width: int) -> None:
 
 
 def _hits(site: FaultSite, key: int, layout: Layout, device: torch.device) -> Hits:
+    first = site.clock.first_sample
     if site.hw_units is None:
-        first = site.clock.first_sample
         return random_hits(key, first, layout, site.probability / 100, device)
     run = (site.clock.seed, site.clock.trial)
     wanted = (run, layout, site.probability, device)
     if site._cache.get("units") != wanted:
         units_key = stream_key("units", *run)
         units = faulty_units(units_key, site.hw_units, site.probability / 100, device)
-        site._cache = {"units": wanted, "hits": unit_hits(units, site.hw_units, layout)}
-    return site._cache["hits"]
+        site._cache = {"units": wanted, "index": unit_positions(units, site.hw_units, layout)}
+    return hits_at(site._cache["index"], key, first, layout)
 
 
 def _at(parameter: Tensor, value: Tensor, index: Tensor) -> Tensor:

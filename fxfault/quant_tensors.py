@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from brevitas.core.bit_width import BitWidthConst
 from brevitas.core.quant import BinaryQuant, ClampedBinaryQuant, TernaryQuant
+from brevitas.core.quant.delay import _DelayQuant
 from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 __all__ = [
     "IntQuantTensor",
@@ -23,6 +25,7 @@ __all__ = [
     "hand_on_quant_tensor",
     "is_activation",
     "learned_bit_width",
+    "makes_private_tensor",
     "output_type",
     "plain",
     "read_quantiser",
@@ -76,6 +79,20 @@ def output_type(module: nn.Module) -> type | None:
     if why_unsupported(module) is not None:
         return None
     return IntQuantTensor if module.return_quant_tensor else torch.Tensor
+
+
+def makes_private_tensor(layer: Any) -> bool:
+    """Whether nothing but the caller can see the tensor that a layer returns.
+
+    True only where the layer is Brevitas's own and, at this moment, quantises, keeps no
+    cache, and no forward hook anywhere in it may have seen the tensor.
+    """
+    proxy = layer.act_quant
+    if not type(layer).__module__.startswith("brevitas.nn.") or _global_forward_hooks:
+        return False
+    if not proxy.is_quant_enabled or proxy.export_mode or proxy.cache_inference_quant_act:
+        return False
+    return not any(m._forward_hooks or isinstance(m, _DelayQuant) for m in layer.modules())
 
 
 def plain(x: Any) -> Any:

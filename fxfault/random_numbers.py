@@ -47,12 +47,12 @@ def mix64(counters: Tensor) -> Tensor:
     Reference: SplitMix64; Steele, Lea, Flood, "Fast splittable pseudorandom number
         generators", OOPSLA 2014, with Stafford's variant 13 of the finaliser.
     """
-    mixed = counters
+    mixed = counters.clone()
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         # int64 has no logical right shift: mask the copies of the sign bit away.
-        mixed = mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))
+        mixed ^= (mixed >> shift).bitwise_and_((1 << (64 - shift)) - 1)
         if multiplier != 1:
-            mixed = mixed * _signed(multiplier)
+            mixed *= _signed(multiplier)
     return mixed
 
 
@@ -83,14 +83,24 @@ def uniform_int63(key: int | Tensor, counters: Tensor) -> Tensor:
     return counter_hash(key, counters) & ((1 << 63) - 1)
 
 
-def uniform_open(key: int | Tensor, counters: Tensor) -> Tensor:
-    """Uniform float64 in the open interval (0, 1), one for each counter.
+def rehash(bits: Tensor, stream: int) -> Tensor:
+    """Uniform integers from 0 to 2**63 - 1 out of 64 random bits, independent of these.
+
+    Args:
+        bits: random bits that were used for something else, int64, any shape.
+        stream: 0 and up; each gives other numbers.
+    """
+    return mix64(bits + _signed(_STEP * (stream + 1))).bitwise_and_((1 << 63) - 1)
+
+
+def uniform_open(bits: Tensor) -> Tensor:
+    """Uniform float64 in the open interval (0, 1) out of 64 random bits each (int64).
 
     The values are odd multiples of 2**-53, which float64 holds exactly: neither 0 nor
     1 occurs.
     """
-    bits = (counter_hash(key, counters) >> 12) & ((1 << 52) - 1)
-    return (bits.double() + 0.5) * 2.0**-52
+    high = (bits >> 12).bitwise_and_((1 << 52) - 1)
+    return high.double().add_(0.5).mul_(2.0**-52)
 
 
 def uniform_float(*parts: object) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxfault.random_numbers import counter_hash, stream_key, uniform_int63, uniform_open
+from fxfault.random_numbers import counter_hash, uniform_int63, uniform_open
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Hits:
 
     Attributes:
         index: flat positions in row-major order of the shape, int64, one dimension.
-        sample: the row of the batch that each position lies in, int64, same length.
+        bits: 64 random bits for each, that its fault may be drawn from; int64, same length.
         real: None where every entry is a hit; otherwise bool, false for an entry that
             only fills the tensor up to its fixed length. A filler repeats a hit of its
             sample, or stands at element 0 of a sample without hits and must not change it.
@@ -69,7 +69,7 @@ class Hits:
     """
 
     index: Tensor
-    sample: Tensor
+    bits: Tensor
     real: Tensor | None = None
     writes: Tensor | None = None
     complete: Tensor | None = None
@@ -110,12 +110,14 @@ def random_hits(
     samples = torch.arange(first_sample, first_sample + layout.samples, device=device)
     keys = counter_hash(key, samples)[:, None]
     draws = _draws(elements, probability, deviations=9.0 if fixed_size else 4.0)
-    ends = _gaps(keys, 0, draws, elements, probability).cumsum(1)
-    while not fixed_size and draws < elements and int(ends[:, -1].min()) < elements:
-        more = _gaps(keys, draws, draws // 4 + 8, elements, probability)
-        ends = torch.cat([ends, ends[:, -1:] + more.cumsum(1)], 1)
-        draws = ends.shape[1]
-    return _from_ends(ends, elements, fixed_size)
+    bits = counter_hash(keys, torch.arange(draws, device=device))
+    ends = _gaps(bits, elements, probability).cumsum(1)
+    while not fixed_size and bits.shape[1] < elements and int(ends[:, -1].min()) < elements:
+        drawn = bits.shape[1]
+        more = counter_hash(keys, torch.arange(drawn, drawn + drawn // 4 + 8, device=device))
+        ends = torch.cat([ends, ends[:, -1:] + _gaps(more, elements, probability).cumsum(1)], 1)
+        bits = torch.cat([bits, more], 1)
+    return _from_ends(ends, bits, elements, fixed_size)
 
 
 def _draws(elements: int, probability: float, deviations: float) -> int:
@@ -131,28 +133,26 @@ def _draws(elements: int, probability: float, deviations: float) -> int:
     return min(elements, math.ceil(mean + spread + (60 if deviations > 5 else 6)))
 
 
-def _gaps(keys: Tensor, first: int, count: int, elements: int, probability: float) -> Tensor:
+def _gaps(bits: Tensor, elements: int, probability: float) -> Tensor:
     """Distances from one hit to the next, 1 and up; no larger than `elements` + 1."""
-    uniform = uniform_open(keys, torch.arange(first, first + count, device=keys.device))
     if probability >= 1:
-        return torch.ones_like(uniform, dtype=torch.int64)
-    gaps = uniform.log_().div_(math.log1p(-probability))
+        return torch.ones_like(bits)
+    gaps = uniform_open(bits).log_().div_(math.log1p(-probability))
     return gaps.clamp_(max=elements).long().add_(1)
 
 
-def _from_ends(ends: Tensor, elements: int, fixed_size: bool) -> Hits:
+def _from_ends(ends: Tensor, bits: Tensor, elements: int, fixed_size: bool) -> Hits:
     """Turn running sums of gaps (samples, draws) into flat positions."""
-    within = ends - 1
-    real = within < elements
-    sample = torch.arange(ends.shape[0], device=ends.device)[:, None].expand_as(ends)
-    flat = within + sample * elements
+    real = ends <= elements
+    start = torch.arange(ends.shape[0], device=ends.device)[:, None] * elements
+    flat = ends + (start - 1)
     if not fixed_size:
-        return Hits(flat[real], sample[real])
+        entries = real.flatten().nonzero().squeeze(1)
+        return Hits(flat.flatten()[entries], bits.flatten()[entries])
     struck = real[:, :1].expand_as(real)
-    filler = torch.where(struck, flat[:, :1], sample * elements)
     return Hits(
-        index=torch.where(real, flat, filler).flatten(),
-        sample=sample.flatten(),
+        index=torch.where(real, flat, torch.where(struck, flat[:, :1], start)).flatten(),
+        bits=torch.where(real, bits, bits[:, :1]).flatten(),
         real=real.flatten(),
         writes=struck.flatten(),
         complete=(ends[:, -1] >= elements).all(),
@@ -176,8 +176,8 @@ def faulty_units(key: int, units: int, probability: float, device: torch.device)
     return order[:count].sort().values.to(device)
 
 
-def unit_hits(units: Tensor, parallel: int, layout: Layout) -> Hits:
-    """Hit every element that a broken unit computes.
+def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
+    """The elements that a broken unit computes: flat row-major positions, int64.
 
     The accelerator computes a sample's elements in channels-last order; element i runs
     on unit i mod `parallel`.
@@ -196,9 +196,20 @@ def unit_hits(units: Tensor, parallel: int, layout: Layout) -> Hits:
     spatial = math.prod(layout.row_shape[1:])
     row, place = order // max(1, channels * spatial), order % max(1, channels * spatial)
     within = row * channels * spatial + (place % channels) * spatial + place // channels
-    sample = torch.arange(layout.samples, device=device)[:, None]
-    index = (sample * elements + within).flatten()
-    return Hits(index, sample.expand(-1, within.numel()).flatten())
+    return (torch.arange(layout.samples, device=device)[:, None] * elements + within).flatten()
+
+
+def hits_at(index: Tensor, key: int, first_sample: int, layout: Layout) -> Hits:
+    """Hits at given positions, with random bits that follow from sample and element.
+
+    Args:
+        index: flat row-major positions, int64, one dimension.
+        key: stream of the site.
+        first_sample: number of the batch's first sample.
+        layout: samples and elements of the tensor.
+    """
+    keys = counter_hash(key, index // layout.elements + first_sample)
+    return Hits(index, counter_hash(keys, index % layout.elements))
 
 
 def _count_below(ascending: Tensor, limit: int) -> int:
@@ -208,15 +219,3 @@ def _count_below(ascending: Tensor, limit: int) -> int:
     the caller.
     """
     return int((ascending < limit).sum())
-
-
-def corruption_stream(
-    key: int, stream: int, hits: Hits, first_sample: int, elements: int
-) -> Tensor:
-    """Random numbers for the words that are hit: one for each (sample, element).
-
-    They follow from the element and not from the order of hits, so that a filler which
-    repeats a hit repeats its number too.
-    """
-    keys = counter_hash(stream_key(key, "corrupt", stream), hits.sample + first_sample)
-    return uniform_int63(keys, hits.index - hits.sample * elements)

@@ -145,6 +145,8 @@ class FaultSite:
         gradient_mode: `ste` or `zero_faulty`.
         selected: whether the configuration selects the site.
         unwrap: whether the next layer expects a plain tensor.
+        layer: where no other node of the graph uses the activation, the layer that makes
+            it; None elsewhere. See `makes_private_tensor`.
         counts_calls: whether one forward of the model may reach the site more than once,
             because a container calls it by its own Python code or is called again itself.
         signed, scale, elements: what the last armed forward showed (signedness, the scale
@@ -165,6 +167,7 @@ class FaultSite:
     hw_units: int | None = None
     selected: bool = True
     unwrap: bool = False
+    layer: nn.Module | None = None
     counts_calls: bool = False
     statistics: FaultStatistics | None = None
     signed: bool | None = None

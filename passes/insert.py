@@ -200,6 +200,8 @@ class _Plan:
         site, attribute = self.by_name[name]
         layer = module.get_submodule(str(node.target))
         _reach_scale(layer, site)
+        alone = len(node.users) == 1 and site.layer in (None, layer)
+        site.layer = layer if alone else None
         with graph.inserting_after(node):
             state = graph.create_node("get_attr", f"{self.attribute}.{attribute}")
         with graph.inserting_after(state):

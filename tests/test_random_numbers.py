@@ -141,7 +141,7 @@ def test_uniform_int63_modulo_a_small_size(size: int) -> None:
 
 def test_uniform_open_is_inside_and_even() -> None:
     """Chi-square over 1,000 bins of a million numbers: fails with probability 1e-6."""
-    numbers = uniform_open(stream_key("open"), torch.arange(1_000_000))
+    numbers = uniform_open(counter_hash(stream_key("open"), torch.arange(1_000_000)))
     assert numbers.dtype == torch.float64
     assert float(numbers.min()) > 0
     assert float(numbers.max()) < 1
@@ -155,7 +155,7 @@ def test_uniform_open_is_fine_grained() -> None:
     Poisson with mean 4: more than 20 come with probability 1e-9, none with 2 %; for this key
     there are some.
     """
-    numbers = uniform_open(stream_key("fine"), torch.arange(4_000_000))
+    numbers = uniform_open(counter_hash(stream_key("fine"), torch.arange(4_000_000)))
     low = int((numbers < 1e-6).sum())
     assert 1 <= low <= 20
     assert bool(((numbers * 2.0**53) % 2 == 1).all())  # odd multiples of 2**-53
@@ -165,7 +165,10 @@ def test_neighbours_and_keys_are_uncorrelated() -> None:
     """Correlation over counters at lags 1 to 50, over keys, samples and lags: 1e-6 each."""
     count = 20_000
     rows = torch.stack(
-        [uniform_open(stream_key("site", i), torch.arange(count)) - 0.5 for i in range(6)]
+        [
+            uniform_open(counter_hash(stream_key("site", i), torch.arange(count))) - 0.5
+            for i in range(6)
+        ]
     )
     limit = 4.9 / 12 / math.sqrt(count)
     for lag in range(1, 51):
@@ -178,7 +181,7 @@ def test_neighbours_and_keys_are_uncorrelated() -> None:
 def test_streams_of_neighbouring_samples_are_uncorrelated() -> None:
     """Correlation of 500 pairs of neighbouring samples: a chi-square that fails with 1e-6."""
     keys = counter_hash(stream_key("samples"), torch.arange(501))[:, None]
-    rows = uniform_open(keys, torch.arange(2000)) - 0.5
+    rows = uniform_open(counter_hash(keys, torch.arange(2000))) - 0.5
     z = (rows[1:] * rows[:-1]).sum(1) * 12 / math.sqrt(2000)
     assert float(z.square().sum()) < chi_square_limit(500)
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from fxfault.codes import Word
 from fxfault.fault_models import get_fault_model
-from fxfault.random_numbers import stream_key
+from fxfault.random_numbers import rehash, stream_key
 from fxfault.sampling import (
     Hits,
     Layout,
-    corruption_stream,
     faulty_units,
+    hits_at,
     random_hits,
-    unit_hits,
+    unit_positions,
 )
 
 CPU = torch.device("cpu")
@@ -165,10 +165,10 @@ def test_the_lowest_rate_of_the_design_is_neither_zero_nor_at_least_one() -> Non
     samples, elements = 2000, 10**9
     hits = random_hits(5, 0, layout_of(samples, elements), 1e-7 / 100, CPU)
     assert abs(hits.index.numel() - samples) < 4.9 * math.sqrt(samples)
-    without = samples - hits.sample.unique().numel()
+    without = samples - (hits.index // elements).unique().numel()
     none = math.exp(-1)
     assert abs(without - samples * none) < 4.9 * math.sqrt(samples * none * (1 - none))
-    within = hits.index - hits.sample * elements
+    within = hits.index % elements
     assert int(within.min()) >= 0
     assert int(within.max()) < elements
     counts = torch.bincount(within // (elements // 10), minlength=10).double()
@@ -213,7 +213,7 @@ def test_random_codes_are_uniform_whatever_the_clean_code(
     hits = random_hits(stream_key("codes", width), 0, layout, 0.2, CPU)
 
     def draw(stream: int) -> Tensor:
-        return corruption_stream(9, stream, hits, 0, layout.elements)
+        return rehash(hits.bits, stream)
 
     for clean in (low, (low + high) // 2, high):
         codes = torch.full_like(hits.index, clean)
@@ -230,11 +230,25 @@ def test_random_codes_do_not_follow_the_position() -> None:
     """Contingency of faulty code (16) and position (16 bins): chi-square, fails with 1e-6."""
     layout = layout_of(500, 1600)
     hits = random_hits(11, 0, layout, 0.1, CPU)
-    numbers = corruption_stream(11, 0, hits, 0, layout.elements)
+    numbers = rehash(hits.bits, 0)
     place = (hits.index % 1600) // 100
     counts = torch.bincount(place * 16 + numbers % 16, minlength=256).double()
     expected = hits.index.numel() / 256
     assert float(((counts - expected) ** 2 / expected).sum()) < chi_square_limit(255)
+
+
+def test_random_codes_do_not_follow_the_gap_before_the_hit() -> None:
+    """Both come from the same 64 bits. Contingency of gap (8 equally likely bins) and code (16):
+    chi-square, fails with probability 1e-6."""
+    layout = layout_of(500, 16000)
+    hits = random_hits(12, 0, layout, 0.01, CPU)
+    same = hits.index[1:] // 16000 == hits.index[:-1] // 16000
+    gaps = (hits.index[1:] - hits.index[:-1])[same].double()
+    order = gaps.argsort(stable=True).argsort() * 8 // gaps.numel()
+    codes = (rehash(hits.bits, 0) % 16)[1:][same]
+    counts = torch.bincount(order * 16 + codes, minlength=128).double()
+    expected = gaps.numel() / 128
+    assert float(((counts - expected) ** 2 / expected).sum()) < chi_square_limit(127)
 
 
 # -- independence of the batch -----------------------------------------------------------
@@ -270,7 +284,7 @@ def test_fixed_size_gives_the_same_hits(probability: float) -> None:
     assert fixed.complete is not None
     assert bool(fixed.complete)
     assert torch.equal(fixed.index[fixed.real], plain.index)
-    assert torch.equal(fixed.sample[fixed.real], plain.sample)
+    assert torch.equal(fixed.bits[fixed.real], plain.bits)
 
 
 def test_size_of_a_fixed_draw_does_not_depend_on_the_draws() -> None:
@@ -292,21 +306,21 @@ def test_fillers_of_a_fixed_draw_change_nothing() -> None:
     assert set(hits.index[hits.writes].tolist()) == struck
     assert not struck & set(hits.index[~hits.writes].tolist())
     assert bool((hits.writes | ~hits.real).all())
-    assert torch.equal(hits.index // 50, hits.sample)
+    assert (hits.index // 50).unique().numel() == 200
     assert 0 < len({index // 50 for index in struck}) < 200  # some samples have no hit
 
 
 def test_numbers_for_words_follow_from_sample_and_element() -> None:
     layout = layout_of(30, 400)
     plain = random_hits(3, 0, layout, 0.05, CPU)
-    numbers = corruption_stream(3, 0, plain, 0, layout.elements)
+    numbers = rehash(plain.bits, 0)
     of = dict(zip(plain.index.tolist(), numbers.tolist(), strict=True))
     assert len(set(of.values())) == len(of)
     later = random_hits(3, 10, layout_of(20, 400), 0.05, CPU)
-    shifted = corruption_stream(3, 0, later, 10, layout.elements)
+    shifted = rehash(later.bits, 0)
     assert [of[index + 10 * 400] for index in later.index.tolist()] == shifted.tolist()
     fixed = random_hits(3, 0, layout, 0.05, CPU, fixed_size=True)
-    repeated = corruption_stream(3, 0, fixed, 0, layout.elements)
+    repeated = rehash(fixed.bits, 0)
     assert fixed.writes is not None
     pairs = zip(fixed.index[fixed.writes].tolist(), repeated[fixed.writes].tolist(), strict=True)
     assert all(of[index] == number for index, number in pairs)
@@ -431,14 +445,25 @@ def mask_of(hits: Hits, shape: tuple[int, ...]) -> Tensor:
 )
 def test_units_hit_what_they_compute(shape: tuple[int, ...], batch: int, parallel: int) -> None:
     for broken in ({0}, {parallel - 1}, set(range(0, parallel, 3))):
-        hits = unit_hits(torch.tensor(sorted(broken)), parallel, Layout.of(shape, batch))
+        layout = Layout.of(shape, batch)
+        hits = Hits(*[unit_positions(torch.tensor(sorted(broken)), parallel, layout)] * 2)
         expected = struck_by_units(shape, batch, broken, parallel)
         assert torch.equal(mask_of(hits, shape), expected)
-        assert torch.equal(hits.sample, hits.index // (math.prod(shape) // batch))
+
+
+def test_random_bits_at_given_positions_follow_from_sample_and_element() -> None:
+    whole, later = Layout.of((6, 10), 6), Layout.of((4, 10), 4)
+    index = torch.arange(0, 60, 3)
+    bits = hits_at(index, 7, 0, whole).bits
+    assert bits.unique().numel() == index.numel()
+    second = hits_at(index[index >= 20] - 20, 7, 2, later).bits
+    assert torch.equal(second, bits[index >= 20])
+    assert not torch.equal(hits_at(index, 8, 0, whole).bits, bits)
 
 
 def test_no_unit_and_all_units() -> None:
     layout = Layout.of((2, 3, 4), 2)
-    none = unit_hits(torch.empty(0, dtype=torch.int64), 5, layout)
-    assert none.index.numel() == 0
-    assert bool(mask_of(unit_hits(torch.arange(5), 5, layout), (2, 3, 4)).all())
+    none = unit_positions(torch.empty(0, dtype=torch.int64), 5, layout)
+    assert none.numel() == 0
+    every = unit_positions(torch.arange(5), 5, layout)
+    assert bool(mask_of(Hits(every, every), (2, 3, 4)).all())
