@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault.codes import Word, fits, to_codes, to_values
 from fxfault.errors import SiteError
-from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor, plain
+from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor
 from fxfault.random_numbers import rehash, stream_key
 from fxfault.sampling import (
     Hits,
@@ -37,17 +37,23 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
 
     Args:
         sites: the model's sites.
-        inputs: the model's inputs; the leading dimension of the first tensor among them
-            is the batch.
+        inputs: the model's inputs; the leading dimension of the tensor with most
+            dimensions among them is the batch.
     """
-    sites.clock.begin(_batch_size(inputs))
+    if not recomputing():
+        sites.clock.begin(_batch_size(inputs))
+
+
+def recomputing() -> bool:
+    """Whether a backward runs: gradient checkpointing then repeats a forward."""
+    return torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
 
 
 def _batch_size(inputs: tuple[Any, ...]) -> int:
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return leaf.shape[0]
-    return 1
+    leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
+    # The one with most dimensions, the first of those: a temperature or a table of weights
+    # that comes along has fewer than the samples.
+    return max(leaves, key=lambda x: x.dim()).shape[0] if leaves else 1
 
 
 def fault_inject(x: Any, site: FaultSite) -> Any:
@@ -57,24 +63,27 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
 
     Args:
         x: what the activation layer returned: an `IntQuantTensor` of any shape, in
-            float16, bfloat16, float32 or float64.
+            float16, bfloat16, float32 or float64, or the plain value of one that the
+            layer handed over (`fxfault.layer_outputs`).
         site: state and settings of the place.
 
     Returns:
-        An `IntQuantTensor` with the same scale, zero point and bit width, or its plain
-        value where the next layer expects that. The memory format of `x` is kept.
+        What came in, of the same type and memory format, with faults.
 
     Raises:
         SiteError: the value has no integer word, or its dtype cannot hold the codes.
     """
-    if site.armed:
-        if not isinstance(x, IntQuantTensor):
-            raise SiteError(
-                f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
-                f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
-            )
-        x = x._replace(value=_strike(x, site))
-    return plain(x) if site.unwrap else x
+    handed_over = None if site.handover is None else site.handover.take(x)
+    if not site.armed:
+        return x
+    quantised = x if handed_over is None else handed_over
+    if not isinstance(quantised, IntQuantTensor):
+        raise SiteError(
+            f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
+            f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
+        )
+    value = _strike(quantised, site)
+    return value if handed_over is not None else x._replace(value=value)
 
 
 class FaultInject(torch.autograd.Function):
@@ -123,7 +132,8 @@ def _strike(x: Any, site: FaultSite) -> Tensor:
         return value
     word = _word(x, site)
     with torch.no_grad():
-        key = site.stream()
+        again = recomputing()
+        key = site.stream(again)
         hits = _hits(site, key, layout, value.device)
         scale = _at(x.scale, value, hits.index)
         zero_point = _at(x.zero_point, value, hits.index)
@@ -137,7 +147,7 @@ def _strike(x: Any, site: FaultSite) -> Tensor:
         corrupted = site.fault_model.corrupt(codes, word, draw)
         if hits.writes is not None:
             corrupted = torch.where(hits.writes, corrupted, codes)
-        if site.statistics is not None:
+        if site.statistics is not None and not again:
             _record(site, x, hits, codes, corrupted)
         faulty = to_values(corrupted, scale, zero_point, value.dtype)
         faulty = torch.where(corrupted == codes, original, faulty)

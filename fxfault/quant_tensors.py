@@ -22,7 +22,7 @@ from torch.nn.modules.module import _global_forward_hooks
 __all__ = [
     "IntQuantTensor",
     "Quantiser",
-    "hand_on_quant_tensor",
+    "has_own_forward",
     "is_activation",
     "learned_bit_width",
     "makes_private_tensor",
@@ -30,7 +30,6 @@ __all__ = [
     "plain",
     "read_quantiser",
     "settled_scale",
-    "undo_hand_on_quant_tensor",
     "why_unsupported",
 ]
 
@@ -74,9 +73,14 @@ def why_unsupported(module: nn.Module) -> str | None:
     return None
 
 
+def has_own_forward(layer: nn.Module) -> bool:
+    """Whether a layer adds code of its own around that of Brevitas."""
+    return type(layer).forward is not QuantNonLinearActLayer.forward
+
+
 def output_type(module: nn.Module) -> type | None:
     """The type that a layer returns, where that is certain; None where it is not."""
-    if why_unsupported(module) is not None:
+    if why_unsupported(module) is not None or has_own_forward(module):
         return None
     return IntQuantTensor if module.return_quant_tensor else torch.Tensor
 
@@ -98,21 +102,6 @@ def makes_private_tensor(layer: Any) -> bool:
 def plain(x: Any) -> Any:
     """The dequantised value of a QuantTensor of any kind; anything else as it is."""
     return x.value if isinstance(x, QuantTensor) else x
-
-
-def hand_on_quant_tensor(layer: Any) -> None:
-    """Make a layer return what its quantiser gave, scale and all, whatever it is set to."""
-    layer.__dict__["pack_output"] = _as_it_is
-
-
-def undo_hand_on_quant_tensor(layer: Any) -> None:
-    """The inverse of `hand_on_quant_tensor`."""
-    if layer.__dict__.get("pack_output") is _as_it_is:
-        del layer.__dict__["pack_output"]
-
-
-def _as_it_is(output: Any) -> Any:
-    return output
 
 
 def read_quantiser(module: Any) -> Quantiser:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fxfault.config import FaultInjectionConfig
+    from fxfault.layer_outputs import Handover
     from fxfault.quant_tensors import Quantiser
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class FaultSite:
         fault_model: what a hit does.
         gradient_mode: `ste` or `zero_faulty`.
         selected: whether the configuration selects the site.
-        unwrap: whether the next layer expects a plain tensor.
+        handover: where the layer returns a plain tensor, what keeps the scale for us.
         layer: where no other node of the graph uses the activation, the layer that makes
             it; None elsewhere. See `makes_private_tensor`.
         counts_calls: whether one forward of the model may reach the site more than once,
@@ -166,7 +167,7 @@ class FaultSite:
     gradient_mode: str
     hw_units: int | None = None
     selected: bool = True
-    unwrap: bool = False
+    handover: Handover | None = None
     layer: nn.Module | None = None
     counts_calls: bool = False
     statistics: FaultStatistics | None = None
@@ -174,7 +175,7 @@ class FaultSite:
     scale: Tensor | None = None
     elements: int | None = None
     sound: Tensor | None = None
-    _calls: tuple[int, int] = (0, 0)
+    _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
     _cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -209,7 +210,7 @@ class FaultSite:
         """Set what a hit does, by name or by instance."""
         self.fault_model = get_fault_model(fault_model)
 
-    def stream(self) -> int:
+    def stream(self, again: bool = False) -> int:
         """The key of the random numbers of this call of the site.
 
         A site of the graph is called once in a forward. One that a container calls by its
@@ -217,9 +218,10 @@ class FaultSite:
         """
         if not self.counts_calls:
             return self.clock.stream(self.name)
-        forward, calls = self._calls
-        calls = calls + 1 if forward == self.clock.forward else 1
-        self._calls = (self.clock.forward, calls)
+        now = (self.clock.forward, again)
+        before, calls = self._calls
+        calls = calls + 1 if before == now else 1
+        self._calls = (now, calls)
         return self.clock.stream(self.name if calls == 1 else f"{self.name}#{calls}")
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ from torch.fx.node import map_arg
 
 from fxfault.errors import FxFaultError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.inspection import Inspection, SiteRow, inspect, site_of_hook
+from fxfault.passes.inspection import Inspection, SiteRow, inspect, site_struck_inside
 from fxfault.passes.traced_module import TracedModule
 
 Style = Mapping[str, str]
@@ -193,7 +193,7 @@ class _Drawing:
 
     def _insides(self, module: nn.Module, path: str, caller: str) -> None:
         """Draw what code that no graph shows may reach, by dashed lines."""
-        site = site_of_hook(module)
+        site = site_struck_inside(module)
         if site is not None:
             kind, label = self._fault_label(self.sites[site.name])
             self._edge(caller, self._node(kind, [site.module_type, *label]), dashed=True)

@@ -39,7 +39,10 @@ class FaultInjector:
         sites = self._sites(model)
         if sites is None:
             return model
-        return sites.original.train(model.training)
+        modes = {path: module.training for path, module in model.named_modules()}
+        for path, module in sites.original.named_modules():
+            module.training = modes.get(path, module.training)
+        return sites.original
 
     def get_num_layers(self, model: nn.Module) -> int:
         """Number of sites."""

@@ -13,12 +13,14 @@ After::
     conv2 = self.conv2(fault_inject)
 
 and, once at the top of the model's graph, `begin_forward(self.faults, x)`, which numbers
-the samples. Targets that a container calls by its own Python code get the same function
-as a forward hook.
+the samples. Targets that a container calls by its own Python code strike their output
+themselves (`fxfault.layer_outputs`).
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +31,11 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.sharing import holds, shell
+from fxfault.layer_outputs import Handover, StruckOutput, install, installed
+from fxfault.passes.sharing import holds, replace_modules, shell
 from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import (
-    hand_on_quant_tensor,
+    has_own_forward,
     is_activation,
     read_quantiser,
     why_unsupported,
@@ -52,11 +55,13 @@ class InsertFaults(PassBase):
 
     def requires(self, graph_module: nn.Module) -> None:
         """The model must not carry sites already."""
-        if any(isinstance(vars(graph_module).get(n), FaultSites) for n in ATTRIBUTE_NAMES):
-            raise TransformError(
-                f"{type(graph_module).__name__} already has fault sites; change them through "
-                "`model.faults`, or call fxfault.strip(model) before transforming it again"
-            )
+        for path, module in graph_module.named_modules():
+            if any(isinstance(vars(module).get(n), FaultSites) for n in ATTRIBUTE_NAMES):
+                where = f"{type(module).__name__} at {path!r}" if path else type(module).__name__
+                raise TransformError(
+                    f"{where} already has fault sites; change them through `.faults`, or call "
+                    "fxfault.strip on it before transforming again"
+                )
 
     def call(self, graph_module: nn.Module) -> PassResult:
         """Insert the sites, in place."""
@@ -79,26 +84,22 @@ def _listed(problems: dict[str, str], most: int = 5) -> str:
     return ", ".join(shown + more)
 
 
-class FaultHook:
-    """Strikes the output of a layer that a container calls by its own Python code."""
+class BeginForward:
+    """The forward of a model that keeps its own, with the clock moved first."""
 
-    def __init__(self, site: FaultSite) -> None:
-        self.site = site
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Take the layer's output and return it with faults."""
-        return fault_inject(output, self.site)
-
-
-class BeginHook:
-    """Moves the clock before a model that keeps its own forward."""
-
-    def __init__(self, sites: FaultSites) -> None:
+    def __init__(self, model: nn.Module, sites: FaultSites) -> None:
+        self.model = [model]  # In a list, so that it is not taken for a child.
         self.sites = sites
+        self.own = model.__dict__.get("forward")
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """See the model's inputs; they go on as they are."""
-        begin_forward(self.sites, *args, *kwargs.values())
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model's own forward."""
+        (model,) = self.model
+        forward = self.own or functools.partial(type(model).forward, model)
+        # In the order of the signature, so that keywords do not change the batch.
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+        begin_forward(self.sites, *bound.arguments.values())
+        return forward(*args, **kwargs)
 
 
 class _Plan:
@@ -109,10 +110,12 @@ class _Plan:
         self.config = config
         self.sites = FaultSites(config)
         self.problems: dict[str, str] = {}
-        self.attribute = next(n for n in ATTRIBUTE_NAMES if not hasattr(root, n))
+        modules = list(root.modules())
+        self.attribute = next(n for n in ATTRIBUTE_NAMES if not any(hasattr(m, n) for m in modules))
         self.graph_places: list[tuple[TracedModule, Graph, Node, str]] = []
-        self.hook_places: list[tuple[nn.Module, str, nn.Module, FaultSite]] = []
+        self.own_places: list[tuple[nn.Module, str, nn.Module, FaultSite]] = []
         self.by_name: dict[str, tuple[FaultSite, str]] = {}
+        self.by_layer: dict[int, FaultSite] = {}
         self.visited: set[int] = set()
 
     def is_target(self, module: nn.Module) -> bool:
@@ -128,12 +131,12 @@ class _Plan:
             for graph in module.graphs:
                 self._walk_graph(module, graph, path, in_root_graph)
         elif self.is_target(module):
-            self._add_hooked(module, "", module, path or type(module).__name__)
+            self._add_own(module, "", module, path or type(module).__name__)
         else:
             for name, child in module.named_children():
                 full = f"{path}.{name}" if path else name
                 if self.is_target(child):
-                    self._add_hooked(module, name, child, full)
+                    self._add_own(module, name, child, full)
                 elif holds(child, self.is_target):
                     self.walk(child, full)
 
@@ -147,6 +150,9 @@ class _Plan:
             if not self.is_target(child):
                 self.walk(child, full)
                 continue
+            if has_own_forward(child):
+                self._add_own(module, "", child, full)
+                continue
             calls[full] = calls.get(full, 0) + 1
             name = full if calls[full] == 1 else f"{full}@{calls[full]}"
             if self._supported(full, child):
@@ -154,11 +160,12 @@ class _Plan:
                 site.counts_calls |= not in_root_graph
                 self.graph_places.append((module, graph, node, name))
 
-    def _add_hooked(self, parent: nn.Module, name: str, child: nn.Module, full: str) -> None:
-        if self._supported(full, child, parent) and full not in self.by_name:
-            site = self._site(full, full, child)
+    def _add_own(self, parent: nn.Module, name: str, child: nn.Module, full: str) -> None:
+        if self._supported(full, child, parent):
+            # One layer is one site here, whoever calls it.
+            site = self.by_layer.setdefault(id(child), self._site(full, full, child))
             site.counts_calls = True
-            self.hook_places.append((parent, name, child, site))
+            self.own_places.append((parent, name, child, site))
 
     def _supported(self, path: str, module: nn.Module, parent: nn.Module | None = None) -> bool:
         why = why_unsupported(module)
@@ -180,14 +187,13 @@ class _Plan:
 
     def rewrite(self) -> None:
         in_graphs = {id(m.get_submodule(str(node.target))) for m, _, node, _ in self.graph_places}
-        hooked: dict[int, nn.Module] = {}
-        for parent, name, child, site in self.hook_places:
-            target = child
+        struck: dict[int, nn.Module] = {}
+        for parent, name, child, site in self.own_places:
+            layer = child
             if id(child) in in_graphs:  # A graph calls it too, and strikes there by itself.
-                target = hooked.setdefault(id(child), shell(child))
-                parent._modules = {**parent._modules, name: target}
-            _reach_scale(target, site)
-            target.register_forward_hook(FaultHook(site))
+                layer = struck.setdefault(id(child), shell(child))
+                replace_modules(parent, {id(child): layer})
+            install(layer, StruckOutput(site, bool(layer.return_quant_tensor)))
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
         self._begin()
@@ -199,7 +205,9 @@ class _Plan:
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
         site, attribute = self.by_name[name]
         layer = module.get_submodule(str(node.target))
-        _reach_scale(layer, site)
+        if not layer.return_quant_tensor:
+            site.handover = installed(layer) or Handover()
+            install(layer, site.handover)
         alone = len(node.users) == 1 and site.layer in (None, layer)
         site.layer = layer if alone else None
         with graph.inserting_after(node):
@@ -211,7 +219,7 @@ class _Plan:
     def _begin(self) -> None:
         self.root.__dict__[self.attribute] = self.sites
         if not isinstance(self.root, TracedModule):
-            self.root.register_forward_pre_hook(BeginHook(self.sites), with_kwargs=True)
+            self.root.__dict__["forward"] = BeginForward(self.root, self.sites)
             return
         for graph in self.root.graphs:
             inputs = graph.find_nodes(op="placeholder")
@@ -219,13 +227,3 @@ class _Plan:
             with graph.inserting_before(first):
                 state = graph.create_node("get_attr", self.attribute)
                 graph.call_function(begin_forward, (state, *inputs))
-
-
-def _reach_scale(layer: Any, site: FaultSite) -> None:
-    """Let the layer hand its scale to the site; the site hands on what was asked for.
-
-    The layer is an object of ours (see `fxfault.passes.sharing`), not the model's.
-    """
-    site.unwrap = not layer.return_quant_tensor
-    if site.unwrap:
-        hand_on_quant_tensor(layer)

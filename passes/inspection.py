@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxfault.passes.insert import FaultHook
+from fxfault.layer_outputs import StruckOutput, installed
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of
 from fxfault.passes.transform import strip
@@ -395,11 +395,11 @@ def _notes_on_kept(model: nn.Module) -> list[str]:
         for c in containers_of(model)
         if c.handling == "kept"
     ]
-    hooked = [site_of_hook(module) for module in model.modules()]
-    return notes + [f"# {site.name}: struck by a forward hook" for site in hooked if site]
+    hooked = [site_struck_inside(module) for module in model.modules()]
+    return notes + [f"# {site.name}: struck inside the layer" for site in hooked if site]
 
 
-def site_of_hook(module: nn.Module) -> FaultSite | None:
-    """The site that strikes a layer by a forward hook; None where a graph does or none."""
-    hooks = module._forward_hooks.values()
-    return next((hook.site for hook in hooks if isinstance(hook, FaultHook)), None)
+def site_struck_inside(module: nn.Module) -> FaultSite | None:
+    """The site of a layer that strikes its own output; None where a graph does or none."""
+    output = installed(module)
+    return output.site if isinstance(output, StruckOutput) else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +15,11 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 
+from fxfault.passes.code_questions import why_unreadable
 from fxfault.passes.sharing import holds
 from fxfault.passes.side_effects import Snapshot
 from fxfault.passes.symbolic_values import ValueProxy, is_library
+from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import output_type
 
 # Functions that make a tensor from nothing. Traced code makes it anew in each forward, as
@@ -50,6 +54,7 @@ class ModelTracer(Tracer):
         self.asked_for_mode = False
         self._attributes: dict[str, Proxy] = {}
         self._contexts = _contexts()
+        self._thread = threading.get_ident()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace `root`, a module of ours; its attributes are as before afterwards."""
@@ -82,6 +87,8 @@ class ModelTracer(Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Trace through a container; if that fails, undo it and call it as a leaf."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if path in self.refused or self.is_leaf_module(m, path):
             return self._call_leaf(m, path, args, kwargs)
@@ -106,6 +113,8 @@ class ModelTracer(Tracer):
     def _call_leaf(
         self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if any(isinstance(x, (list, dict, set)) for x in (*args, *kwargs.values())):
+            raise TraceError("its forward hands a list or a dict to a layer, which may fill it")
         result = self.create_proxy("call_module", path, args, kwargs)
         if isinstance(result, ValueProxy):
             passed_on = args[0] if args and isinstance(m, nn.Identity) else None
@@ -129,6 +138,8 @@ class ModelTracer(Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
         """Note the cache of parameter proxies, which undoing a container must clear."""
+        if threading.get_ident() != self._thread:
+            return attr_val
         self._attributes = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -145,6 +156,13 @@ class ModelTracer(Tracer):
         fresh = isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter)
         if fresh and a not in self.tensor_attrs and not self._is_buffer(a):
             raise TraceError("its forward uses a tensor that was made while tracing")
+        if type(a) is OrderedDict:
+            items = [[key, self.create_arg(item)] for key, item in a.items()]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        named = isinstance(a, tuple) and hasattr(a, "_fields")
+        if isinstance(a, (list, tuple, dict)) and not named:
+            if type(a) not in (list, tuple, dict, torch.Size):
+                raise TraceError(f"its forward makes a {type(a).__name__}")
         return super().create_arg(a)
 
     def _is_buffer(self, tensor: torch.Tensor) -> bool:
@@ -154,11 +172,11 @@ class ModelTracer(Tracer):
 
     @contextlib.contextmanager
     def _training_flags(self, root: nn.Module) -> Iterator[None]:
-        """Let containers meet a symbolic `self.training`."""
+        """Let forwards meet a symbolic `training`, of containers and of layers."""
         containers = {
             name: module
             for name, module in root.named_modules()
-            if module is root or (holds(module, self.is_target) and not why_kept(module))
+            if not isinstance(module, torch.jit.ScriptModule)
         }
         flags = {name: module.training for name, module in containers.items()}
         try:
@@ -176,7 +194,8 @@ class ModelTracer(Tracer):
         def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(original)
             def call(*args: Any, **kwargs: Any) -> Any:
-                if is_library(sys._getframe(1)):
+                other_thread = threading.get_ident() != self._thread
+                if other_thread or is_library(sys._getframe(1)):
                     return original(*args, **kwargs)
                 return self.create_proxy("call_function", original, args, kwargs)
 
@@ -227,6 +246,10 @@ class _TrainingFlag:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(self) if is_library(sys._getframe(1)) else bool
+
     def as_argument(self, tracer: ModelTracer) -> Any:
         if not self.path:
             return bool(self)
@@ -241,13 +264,26 @@ def why_kept(module: nn.Module, is_root: bool = False) -> str | None:
     library = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.", "brevitas.nn."))
     if library and not isinstance(module, nn.Sequential):
         return "it is a layer of a library"
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+    if type(module).forward is nn.Module.forward:
         return "it has no forward"
+    if "forward" in vars(module):
+        return "its forward is set on the instance"
+    if any(_own_call(part) for part in (module, *module.children())):
+        return "it or a layer of it has a __call__ of its own"
+    reason = why_unreadable(type(module).forward)
+    if reason is not None:
+        return reason
     if not is_root and (module._forward_hooks or module._forward_pre_hooks):
         return "it has forward hooks"
     if not is_root and (module._backward_hooks or module._backward_pre_hooks):
         return "it has backward hooks"
     return None
+
+
+def _own_call(module: nn.Module) -> bool:
+    call = type(module).__call__
+    generated = "GraphModule" in getattr(call, "__qualname__", "")
+    return call not in (nn.Module.__call__, TracedModule.__call__) and not generated
 
 
 def _contexts() -> tuple[bool, ...]:

@@ -8,8 +8,10 @@ loading or moving one model shows in the other.
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
 from collections.abc import Callable
-from types import MethodType
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,6 +42,12 @@ def shell(module: nn.Module, kind: type | None = None) -> nn.Module:
     """
     new: Any = object.__new__(type(module) if kind is None else kind)
     new.__dict__.update(module.__dict__)
+    for owner in type(module).__mro__:
+        for slot in getattr(owner, "__slots__", ()):
+            if hasattr(module, slot):
+                object.__setattr__(new, slot, getattr(module, slot))
+    # nn.Module.compile leaves compiled code of the original there.
+    new.__dict__["_compiled_call_impl"] = None
     for table in _HOOK_TABLES:
         if table in module.__dict__:
             new.__dict__[table] = module.__dict__[table].copy()
@@ -63,12 +71,26 @@ def twin(
     for module in originals:
         replaced.setdefault(id(module), new_object(module))
     for module in (model, *originals):
-        new = replaced[id(module)]
-        if is_target(module):
-            continue  # A target keeps its very children: its quantiser has one state.
-        for name, value in list(new.__dict__.items()):
-            new.__dict__[name] = _with_replacements(value, replaced)
+        if not is_target(module):  # A target keeps its very children: its quantiser.
+            replace_modules(replaced[id(module)], replaced)
     return replaced[id(model)]
+
+
+def replace_modules(module: nn.Module, replaced: dict[int, nn.Module]) -> None:
+    """Let the attributes of a module lead to other modules.
+
+    Args:
+        module: an object of ours.
+        replaced: the new module for the id of each old one.
+    """
+    for name, value in list(module.__dict__.items()):
+        if name in ("_parameters", "_buffers"):
+            continue  # These must stay the very same objects.
+        if name in _HOOK_TABLES:
+            for key, hook in value.items():
+                value[key] = _with_replacements(hook, replaced)
+        else:
+            module.__dict__[name] = _with_replacements(value, replaced)
 
 
 def holds(module: nn.Module, is_target: Callable[[nn.Module], bool]) -> bool:
@@ -94,18 +116,37 @@ def _modules_to_replace(
 
 
 def _with_replacements(value: Any, replaced: dict[int, nn.Module]) -> Any:
-    """The value with replaced modules in it, looking into plain containers and methods."""
+    """The value with replaced modules in it, looking into plain containers and functions."""
     if isinstance(value, nn.Module):
         return replaced.get(id(value), value)
+    again = functools.partial(_with_replacements, replaced=replaced)
     if isinstance(value, MethodType) and id(value.__self__) in replaced:
         return MethodType(value.__func__, replaced[id(value.__self__)])
+    if isinstance(value, functools.partial):
+        keywords = {key: again(item) for key, item in value.keywords.items()}
+        return functools.partial(again(value.func), *map(again, value.args), **keywords)
+    if isinstance(value, FunctionType) and value.__closure__:
+        return _with_closure(value, replaced)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(again, value))
     if type(value) in (list, tuple, set):
-        return type(value)(_with_replacements(item, replaced) for item in value)
-    if type(value) is dict and _mentions_module(value):
-        return {key: _with_replacements(item, replaced) for key, item in value.items()}
+        return type(value)(map(again, value))
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, again(item)) for key, item in value.items())
+    if type(value) is SimpleNamespace:
+        return SimpleNamespace(**{key: again(item) for key, item in vars(value).items()})
     return value
 
 
-def _mentions_module(mapping: dict[Any, Any]) -> bool:
-    # The dictionaries of parameters and buffers must stay the very same objects.
-    return any(not isinstance(item, torch.Tensor) for item in mapping.values())
+def _with_closure(function: FunctionType, replaced: dict[int, nn.Module]) -> FunctionType:
+    """A function that closes over the new modules, if it closes over an old one."""
+    cells = function.__closure__ or ()
+    held = [cell.cell_contents for cell in cells if cell.cell_contents is not None]
+    if not any(id(item) in replaced for item in held):
+        return function
+    closure = tuple(CellType(_with_replacements(cell.cell_contents, replaced)) for cell in cells)
+    new = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new

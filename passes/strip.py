@@ -12,9 +12,9 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.insert import BeginHook, FaultHook
+from fxfault.layer_outputs import uninstall
+from fxfault.passes.insert import BeginForward
 from fxfault.passes.traced_module import TracedModule
-from fxfault.quant_tensors import undo_hand_on_quant_tensor
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
 
@@ -26,14 +26,13 @@ class StripFaults(PassBase):
         """Strip the model, in place."""
         modified = False
         for module in list(graph_module.modules()):
-            modified |= _strip_hooks(module)
+            modified |= uninstall(module) or _strip_forward(module)
             if isinstance(module, TracedModule) and _strip_graphs(module):
                 module.recompile()
                 modified = True
             for name in ATTRIBUTE_NAMES:
                 if isinstance(module.__dict__.get(name), FaultSites):
                     del module.__dict__[name]
-            undo_hand_on_quant_tensor(module)
         return PassResult(graph_module, modified)
 
 
@@ -51,12 +50,11 @@ def _strip_graphs(module: TracedModule) -> bool:
     return stripped
 
 
-def _strip_hooks(module: nn.Module) -> bool:
-    stripped = False
-    for table in (module._forward_hooks, module._forward_pre_hooks):
-        for key, hook in list(table.items()):
-            if isinstance(hook, (FaultHook, BeginHook)):
-                del table[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                stripped = True
-    return stripped
+def _strip_forward(module: nn.Module) -> bool:
+    begin = module.__dict__.get("forward")
+    if not isinstance(begin, BeginForward):
+        return False
+    del module.__dict__["forward"]
+    if begin.own is not None:
+        module.__dict__["forward"] = begin.own
+    return True

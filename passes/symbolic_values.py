@@ -76,4 +76,4 @@ def _current_instruction(frame: Any) -> str:
 def is_library(frame: Any) -> bool:
     """Whether code belongs to torch or to us, which may look at proxies as such."""
     name = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] in ("torch", "fxfault", "inspect", "functools", "copy")
+    return name.partition(".")[0] in ("torch", "fxfault", "inspect", "copy")

@@ -27,6 +27,9 @@ class TracedModule(GraphModule):
 
     train_graph: Graph | None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Do not tell the source's class of the classes made for generated code."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module with its hooks."""
         # Looked up anew, because tracing replaces it; and not through super(), because a
@@ -139,3 +142,18 @@ def _compile(graph: Graph) -> Callable[..., Any]:
     namespace = dict(code.globals)
     exec(compile(code.src, "<train graph>", "exec"), namespace)
     return namespace["forward"]
+
+
+def why_no_room(module: nn.Module) -> str | None:
+    """Say which name of a `GraphModule` a module uses for something else; None: none."""
+    kind = type(module)
+    if isinstance(module, GraphModule) or "backport.fx" in kind.__module__:
+        return None  # It was generated itself, and means the same by them.
+    taken = set(dir(TracedModule)) | set(vars(GraphModule(nn.Module(), Graph())))
+    taken -= set(dir(nn.Module)) | set(vars(nn.Module())) | {"__weakref__", "__init_subclass__"}
+    own = set(vars(module)) | set(module._modules) | set(module._buffers) | set(module._parameters)
+    for base in kind.__mro__:
+        if base not in (nn.Module, object):
+            own |= set(vars(base)) - {"__module__", "__doc__", "__dict__", "__annotations__"}
+    clash = sorted(name for name in taken & own if not name.startswith("__"))
+    return f"it has an attribute called {clash[0]}" if clash else None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fxfault.errors import TransformError
 from fxfault.passes.model_tracer import ModelTracer, one_line, why_kept
 from fxfault.passes.sharing import holds, twin
 from fxfault.passes.side_effects import random_states_kept
-from fxfault.passes.traced_module import TracedModule, adopt
+from fxfault.passes.traced_module import TracedModule, adopt, why_no_room
 from fxfault.quant_tensors import is_activation
 
+_TRACING = threading.RLock()
 TARGETS = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
 
 
@@ -64,9 +67,16 @@ def trace(model: nn.Module, targets: tuple[str, ...] = TARGETS) -> nn.Module:
 
     if not is_target(model) and not holds(model, is_target):
         raise TransformError(_no_target_message(model, targets))
-    ours = twin(model, is_target)
+    for path, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule":
+            raise TransformError(
+                f"{path or type(model).__name__} was made by torch.compile; transform the model "
+                "first and compile the result"
+            )
     containers: dict[str, Container] = {}
-    with random_states_kept():
+    # Tracing replaces functions of torch for its time: one thread after the other.
+    with _TRACING, random_states_kept(), torch.inference_mode(False), torch.enable_grad():
+        ours = twin(model, is_target)
         _trace_in_place(ours, "", is_target, containers)
     ours.__dict__["_containers"] = tuple(containers.values())
     return ours
@@ -138,7 +148,8 @@ def _attempt(
     module: nn.Module, path: str, is_target: Callable[[nn.Module], bool]
 ) -> list[ModelTracer] | str:
     """Trace one module for each mode that matters; on failure, say why."""
-    refusal = "it is a target" if is_target(module) else why_kept(module, is_root=not path)
+    refusal = "it is a target" if is_target(module) else None
+    refusal = refusal or why_kept(module, is_root=not path) or why_no_room(module)
     if refusal:
         return refusal
     refused: dict[str, str] = {}

@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -729,15 +729,6 @@ def test_brevitas_own_cache_stays_clean(faulty: Faulty) -> None:
 
 
 # -- draws of a fixed size, as on an accelerator -----------------------------------------
-
-
-@pytest.fixture
-def fixed_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Draw positions as on a device that must not be waited for."""
-    fixed = functools.partial(random_hits, fixed_size=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(functional, "random_hits", fixed)
-        yield
 
 
 @pytest.fixture(params=[0.5, 10.0, 90.0, 100.0])

@@ -370,7 +370,7 @@ def test_code_names_what_keeps_its_own_forward(small: Any) -> None:
     *_, kept, hooked = code_of(small).splitlines()
 
     assert kept.startswith("# block.1 keeps its own forward: symbolically traced")
-    assert hooked == "# block.1.act: struck by a forward hook"
+    assert hooked == "# block.1.act: struck inside the layer"
 
 
 def test_diff_goes_from_clean_to_injected_code(faulty: Faulty) -> None:
@@ -401,6 +401,6 @@ def test_diff_names_sites_that_no_code_shows(branching: nn.Module, faulty: Fault
 
     assert all(line.startswith("# ") for line in lines)
     assert lines[1:] == [
-        "# first: struck by a forward hook",
-        "# again: struck by a forward hook",
+        "# first: struck inside the layer",
+        "# again: struck inside the layer",
     ]

@@ -322,7 +322,7 @@ def test_forward_that_changes_an_attribute_is_kept_and_the_attribute_is_as_befor
     [
         ("data_dependent", "control flow"),
         ("type_question", "type of a value"),
-        ("without_gradient", "gradients"),
+        ("without_gradient", "`with`"),
         ("lone_activation", "it is a target"),
     ],
 )
