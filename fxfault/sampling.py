@@ -148,7 +148,7 @@ def _from_ends(ends: Tensor, bits: Tensor, elements: int, fixed_size: bool) -> H
     flat = ends + (start - 1)
     if not fixed_size:
         entries = real.flatten().nonzero().squeeze(1)
-        return Hits(flat.flatten()[entries], bits.flatten()[entries])
+        return Hits(flat.view(-1).index_select(0, entries), bits.view(-1).index_select(0, entries))
     struck = real[:, :1].expand_as(real)
     return Hits(
         index=torch.where(real, flat, torch.where(struck, flat[:, :1], start)).flatten(),

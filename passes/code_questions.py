@@ -58,16 +58,15 @@ def _parts(code: CodeType) -> Iterator[CodeType]:
 def _reason(code: CodeType) -> str | None:
     if {"type", "issubclass"} & set(code.co_names):
         return "its forward asks for the type of a value"
-    previous = [""] * 3
+    previous = [""] * 2
     for step in dis.get_instructions(code):
         if step.opname in _HANDLERS:
             return "its forward has a `try` or a `with`"
         if step.opname in _NONE_JUMPS and previous[-1] not in _SETTLED:
             return "its forward asks whether a value is something (is None)"
-        if step.opname == "IS_OP" and not (
-            previous[-1] == "LOAD_CONST" and previous[-2] in _SETTLED
-        ):
+        if step.opname == "IS_OP" and not (previous[-1] == "None" and previous[-2] in _SETTLED):
             return "its forward asks whether a value is something (is None)"
         if step.opname not in ("CACHE", "EXTENDED_ARG", "NOP", "RESUME"):
-            previous = [*previous[1:], step.opname]
+            constant_none = step.opname == "LOAD_CONST" and step.argval is None
+            previous = [previous[-1], "None" if constant_none else step.opname]
     return None

@@ -110,8 +110,6 @@ class _Plan:
         self.config = config
         self.sites = FaultSites(config)
         self.problems: dict[str, str] = {}
-        modules = list(root.modules())
-        self.attribute = next(n for n in ATTRIBUTE_NAMES if not any(hasattr(m, n) for m in modules))
         self.graph_places: list[tuple[TracedModule, Graph, Node, str]] = []
         self.own_places: list[tuple[nn.Module, str, nn.Module, FaultSite]] = []
         self.by_name: dict[str, tuple[FaultSite, str]] = {}
@@ -188,7 +186,7 @@ class _Plan:
     def rewrite(self) -> None:
         in_graphs = {id(m.get_submodule(str(node.target))) for m, _, node, _ in self.graph_places}
         struck: dict[int, nn.Module] = {}
-        for parent, name, child, site in self.own_places:
+        for parent, _, child, site in self.own_places:
             layer = child
             if id(child) in in_graphs:  # A graph calls it too, and strikes there by itself.
                 layer = struck.setdefault(id(child), shell(child))
@@ -199,31 +197,37 @@ class _Plan:
         self._begin()
         for part in self.root.modules():
             if isinstance(part, TracedModule):
-                part.__dict__[self.attribute] = self.sites
+                part.__dict__[_free_name(part)] = self.sites
                 part.recompile()
 
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
         site, attribute = self.by_name[name]
         layer = module.get_submodule(str(node.target))
         if not layer.return_quant_tensor:
-            site.handover = installed(layer) or Handover()
+            before = installed(layer)
+            site.handover = before if isinstance(before, Handover) else Handover()
             install(layer, site.handover)
         alone = len(node.users) == 1 and site.layer in (None, layer)
         site.layer = layer if alone else None
         with graph.inserting_after(node):
-            state = graph.create_node("get_attr", f"{self.attribute}.{attribute}")
+            state = graph.create_node("get_attr", f"{_free_name(module)}.{attribute}")
         with graph.inserting_after(state):
             struck = graph.call_function(fault_inject, (node, state))
         node.replace_all_uses_with(struck, delete_user_cb=lambda user: user is not struck)
 
     def _begin(self) -> None:
-        self.root.__dict__[self.attribute] = self.sites
         if not isinstance(self.root, TracedModule):
+            self.root.__dict__[_free_name(self.root)] = self.sites
             self.root.__dict__["forward"] = BeginForward(self.root, self.sites)
             return
         for graph in self.root.graphs:
             inputs = graph.find_nodes(op="placeholder")
             first = next(n for n in graph.nodes if n.op != "placeholder")
             with graph.inserting_before(first):
-                state = graph.create_node("get_attr", self.attribute)
+                state = graph.create_node("get_attr", _free_name(self.root))
                 graph.call_function(begin_forward, (state, *inputs))
+
+
+def _free_name(module: nn.Module) -> str:
+    """The attribute for the sites: `faults`, unless the module has something of that name."""
+    return next(n for n in ATTRIBUTE_NAMES if not hasattr(module, n))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from torch.fx.proxy import TraceError
 
 from fxfault.passes.code_questions import why_unreadable
 from fxfault.passes.sharing import holds
-from fxfault.passes.side_effects import Snapshot
+from fxfault.passes.side_effects import Snapshot, copied_values
 from fxfault.passes.symbolic_values import ValueProxy, is_library
 from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import output_type
@@ -55,17 +57,21 @@ class ModelTracer(Tracer):
         self._attributes: dict[str, Proxy] = {}
         self._contexts = _contexts()
         self._thread = threading.get_ident()
+        self._values: list[weakref.ref[ValueProxy]] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace `root`, a module of ours; its attributes are as before afterwards."""
-        before = Snapshot(root)
-        try:
-            with self._training_flags(root), self._factories_recorded():
-                graph = super().trace(root, concrete_args)
-            before.check()
-        except Exception:
-            before.restore()
-            raise
+        ours = [m for m in root.modules() if m is root or holds(m, self.is_target)]
+        with copied_values(ours):
+            before = Snapshot(root)
+            try:
+                with self._training_flags(root), self._factories_recorded():
+                    graph = super().trace(root, concrete_args)
+                before.check()
+                self._check_nothing_escaped()
+            except Exception:
+                before.restore()
+                raise
         return graph
 
     # -- leaves ---------------------------------------------------------------------
@@ -106,7 +112,7 @@ class ModelTracer(Tracer):
             self.refused[path] = one_line(error)
             if isinstance(error, _BranchesOnTraining) and error.path == path:
                 self.branching.add(path)
-            return self.create_proxy("call_module", path, args, kwargs)
+            return self._call_leaf(m, path, args, kwargs)
         self.traced[path] = type(m).__name__
         return result
 
@@ -134,7 +140,17 @@ class ModelTracer(Tracer):
 
     def proxy(self, node: Node) -> Proxy:
         """Stand for a value with a proxy that refuses questions it cannot answer."""
-        return ValueProxy(node, self)
+        value = ValueProxy(node, self)
+        self._values.append(weakref.ref(value))
+        return value
+
+    def _check_nothing_escaped(self) -> None:
+        """A value that is still referred to was put into a list or a cache of the user's."""
+        self._attributes.clear()
+        if any(value() is not None for value in self._values):
+            gc.collect()
+        if any(value() is not None for value in self._values):
+            raise TraceError("its forward keeps a value outside the model")
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
         """Note the cache of parameter proxies, which undoing a container must clear."""
@@ -160,9 +176,9 @@ class ModelTracer(Tracer):
             items = [[key, self.create_arg(item)] for key, item in a.items()]
             return self.create_node("call_function", OrderedDict, (items,), {})
         named = isinstance(a, tuple) and hasattr(a, "_fields")
-        if isinstance(a, (list, tuple, dict)) and not named:
-            if type(a) not in (list, tuple, dict, torch.Size):
-                raise TraceError(f"its forward makes a {type(a).__name__}")
+        own_kind = type(a) not in (list, tuple, dict, torch.Size) and not named
+        if isinstance(a, (list, tuple, dict)) and own_kind:
+            raise TraceError(f"its forward makes a {type(a).__name__}")
         return super().create_arg(a)
 
     def _is_buffer(self, tensor: torch.Tensor) -> bool:
@@ -183,6 +199,9 @@ class ModelTracer(Tracer):
             for name, module in containers.items():
                 module.__dict__["training"] = _TrainingFlag(self, name)
             yield
+            for module in containers.values():
+                if type(module.__dict__["training"]) is not _TrainingFlag:
+                    raise TraceError("its forward switches the mode of a layer")
         finally:
             for name, module in containers.items():
                 module.__dict__["training"] = flags[name]
@@ -195,7 +214,7 @@ class ModelTracer(Tracer):
             @functools.wraps(original)
             def call(*args: Any, **kwargs: Any) -> Any:
                 other_thread = threading.get_ident() != self._thread
-                if other_thread or is_library(sys._getframe(1)):
+                if other_thread or not _is_method_of_module(sys._getframe(1)):
                     return original(*args, **kwargs)
                 return self.create_proxy("call_function", original, args, kwargs)
 
@@ -278,6 +297,13 @@ def why_kept(module: nn.Module, is_root: bool = False) -> str | None:
     if not is_root and (module._backward_hooks or module._backward_pre_hooks):
         return "it has backward hooks"
     return None
+
+
+def _is_method_of_module(frame: Any) -> bool:
+    """Whether code is a method of a module of the user's, and not a helper with a cache."""
+    first = frame.f_code.co_varnames[:1]
+    owner = frame.f_locals.get(first[0]) if first else None
+    return isinstance(owner, nn.Module) and not is_library(frame)
 
 
 def _own_call(module: nn.Module) -> bool:

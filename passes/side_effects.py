@@ -6,8 +6,11 @@ Such an effect would happen once, while tracing, instead of in each forward.
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -17,46 +20,97 @@ from torch.fx.proxy import TraceError
 
 
 class Snapshot:
-    """The attributes of a module and the random states, to see whether a forward moves them.
+    """The attributes of a module and all below it, and the random states.
 
-    Such an effect would happen once, while tracing, instead of in each forward.
+    Values that are compared by identity are copied by `copied_values` around a trace.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = self._attributes()
+        self.modules = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        self.attributes = [_attributes(m) for m in self.modules]
         self.random = random_states()
 
-    def _attributes(self) -> dict[str, Any]:
-        plain = {k: v for k, v in self.module.__dict__.items() if k not in _IGNORED}
-        copies = {k: v.copy() for k, v in plain.items() if type(v) in (list, dict, set)}
-        return {**plain, **copies}
-
     def check(self) -> None:
-        now = self._attributes()
-        for name in {**self.attributes, **now}:
-            then, after = self.attributes.get(name, _IGNORED), now.get(name, _IGNORED)
-            if not _same(then, after):
-                raise TraceError(f"its forward changes self.{_changed_name(name, then, after)}")
+        """Raise TraceError if something is not as it was."""
+        for module, before in zip(self.modules, self.attributes, strict=True):
+            now = _attributes(module)
+            for name in {**before, **now}:
+                then, after = before.get(name, _IGNORED), now.get(name, _IGNORED)
+                if not _same(then, after):
+                    changed = _changed_name(name, then, after)
+                    raise TraceError(f"its forward changes self.{changed}")
         if not same_random(self.random, random_states()):
             raise TraceError("its forward draws random numbers outside the graph")
 
     def restore(self) -> None:
-        for name in [n for n in self.module.__dict__ if n not in _IGNORED]:
-            if name not in self.attributes:
-                del self.module.__dict__[name]
-        for name, value in self.attributes.items():
-            current = self.module.__dict__.get(name)
-            if type(value) is dict and type(current) is dict:
-                current.clear()
-                current.update(value)
-            elif type(value) is list and type(current) is list:
-                current[:] = value
-            else:
-                self.module.__dict__[name] = value
+        """Put the attributes back."""
+        for module, attributes in zip(self.modules, self.attributes, strict=True):
+            for name in [n for n in module.__dict__ if n not in _IGNORED]:
+                if name not in attributes:
+                    del module.__dict__[name]
+            for name, value in attributes.items():
+                current: Any = module.__dict__.get(name)
+                if type(value) in (dict, set) and type(current) is type(value):
+                    current.clear()
+                    current.update(value)
+                elif type(value) is list and type(current) is list:
+                    current[:] = value
+                else:
+                    module.__dict__[name] = value
 
 
 _IGNORED = frozenset({"training"})
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    plain = {k: v for k, v in module.__dict__.items() if k not in _IGNORED}
+    copies = {k: v.copy() for k, v in plain.items() if type(v) in (list, dict, set)}
+    return {**plain, **copies}
+
+
+@contextlib.contextmanager
+def copied_values(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let forwards work on copies of values that they may change, and see whether they do.
+
+    Args:
+        modules: modules of ours; their own tensors, lists, counters, generators and the like
+            are copied, their parameters, buffers and children are not.
+
+    Raises:
+        TraceError: at the end, a copy is no longer what it was.
+    """
+    shared = {id(m): m for root in modules for m in root.modules()}
+    originals: list[tuple[nn.Module, str, Any, Any]] = []
+    for module in modules:
+        for name, value in list(module.__dict__.items()):
+            if name.startswith("_") or isinstance(value, _UNCHANGING):
+                continue
+            with contextlib.suppress(Exception):  # What cannot be copied is taken as it is.
+                copied = copy.deepcopy(value, dict(shared))
+                originals.append((module, name, value, copied))
+                module.__dict__[name] = copied
+    try:
+        yield
+        for _, name, value, copied in originals:
+            if not _alike(value, copied):
+                raise TraceError(f"its forward changes self.{name}")
+    finally:
+        for module, name, value, _ in originals:
+            module.__dict__[name] = value
+
+
+_UNCHANGING = (bool, int, float, str, bytes, type(None), type, FunctionType, MethodType, nn.Module)
+
+
+def _alike(value: Any, copied: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return copied._version == 0
+    if isinstance(value, random.Random):
+        return bool(value.getstate() == copied.getstate())
+    try:
+        return pickle.dumps(value) == pickle.dumps(copied)
+    except Exception:  # Not everything can be pickled; Snapshot looks at the outside of it.
+        return True
 
 
 def _same(before: Any, now: Any) -> bool:

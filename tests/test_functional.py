@@ -703,7 +703,7 @@ def test_hooks_set_on_a_copy_of_the_transformed_model(faulty: Faulty) -> None:
 
 
 @torch.no_grad()
-def test_what_a_layers_own_code_keeps_stays_clean(faulty: Faulty) -> None:
+def test_layer_with_code_of_its_own_is_struck_where_its_quantiser_ends(faulty: Faulty) -> None:
     class Remembering(QuantIdentity):
         def forward(self, x: Tensor) -> Any:
             self.last = super().forward(x)
@@ -713,8 +713,9 @@ def test_what_a_layers_own_code_keeps_stays_clean(faulty: Faulty) -> None:
         bit_width=4, scaling_impl_type="const", scaling_init=2.0, return_quant_tensor=True
     )
     net = faulty(chain(layer), injection_type="msb_flip")
-    net(data(5, 7))
-    assert torch.equal(net[0].last.value, fixed_scale(4)(data(5, 7)).value)
+    output = net(data(5, 7))
+    assert torch.equal(net[0].last.value, output.value)
+    assert not torch.equal(output.value, fixed_scale(4)(data(5, 7)).value)
 
 
 @torch.no_grad()

@@ -315,7 +315,7 @@ def test_a_probe_injects_nothing_and_keeps_modes_and_gradients(faulty: Faulty) -
     seen: list[Tensor] = []
     model = faulty(nn.Sequential(relu(), nn.Linear(4, 4), nn.BatchNorm1d(4), relu()))
     model[1].eval()
-    model[3].register_forward_hook(lambda *args: seen.append(args[-1].value))
+    model[3].register_forward_hook(lambda *args: seen.append(args[-1]))
     modes = [module.training for module in model.modules()]
 
     probe(model, torch.randn(1, 4))
