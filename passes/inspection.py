@@ -361,7 +361,7 @@ def diff(model: nn.Module) -> str:
 
     Returns:
         For each module with code of its own a diff from `clean/PATH` to `injected/PATH`;
-        sites that a forward hook strikes, and which no diff can show, follow as comments.
+        sites that are struck inside their layer, which no diff can show, follow as comments.
 
     Raises:
         SiteError: the model was not transformed.
