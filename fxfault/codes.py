@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from torch import Tensor
 Code = TypeVar("Code", int, Tensor)
 
 MAX_BIT_WIDTH = 32
+
+# A float64 of this size has no binary places: adding and subtracting it rounds to the nearest
+# whole number, to even between two, as `round` does.
+_ROUNDING = 1.5 * 2.0**52
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Word:
     narrow_range: bool = False
     binary: bool = False
 
-    @property
+    @functools.cached_property
     def min(self) -> int | Tensor:
         """The lowest code that the quantiser produces.
 
@@ -63,7 +67,7 @@ class Word:
             return 0
         return -(1 << (self.bit_width - 1)) + int(self.narrow_range)
 
-    @property
+    @functools.cached_property
     def max(self) -> int | Tensor:
         """The highest code that the quantiser produces.
 
@@ -76,7 +80,7 @@ class Word:
             return (1 << (self.bit_width - 1)) - 1
         return (1 << self.bit_width) - 1 - int(self.narrow_range)
 
-    @property
+    @functools.cached_property
     def lowest(self) -> int | Tensor:
         """The lowest code that the word can hold: a fault may leave the quantiser's range.
 
@@ -85,7 +89,7 @@ class Word:
         """
         return Word(self.bit_width, self.signed, binary=self.binary).min
 
-    @property
+    @functools.cached_property
     def highest(self) -> int | Tensor:
         """The highest code that the word can hold.
 
@@ -94,7 +98,7 @@ class Word:
         """
         return Word(self.bit_width, self.signed, binary=self.binary).max
 
-    @property
+    @functools.cached_property
     def all_ones(self) -> int | Tensor:
         """The bit pattern with every bit set.
 
@@ -103,7 +107,7 @@ class Word:
         """
         return (1 << self.bit_width) - 1
 
-    @property
+    @functools.cached_property
     def msb(self) -> int | Tensor:
         """The bit pattern with only the most significant bit set.
 
@@ -136,8 +140,12 @@ class Word:
         return (pattern ^ self.msb) - self.msb  # type: ignore[return-value]
 
 
+Parameter: TypeAlias = "Tensor | float"
+"""A scale or zero point: one number, or a tensor with one for each value."""
+
+
 def to_codes(
-    values: Tensor, scale: Tensor, zero_point: Tensor, word: Word
+    values: Tensor, scale: Parameter, zero_point: Parameter, word: Word
 ) -> tuple[Tensor, Tensor]:
     """Read the integer codes that dequantised values stand for.
 
@@ -145,11 +153,10 @@ def to_codes(
     range: in a 16-bit float two neighbouring codes may share one value, and the
     nearer one is taken.
 
-    >>> codes, valid = to_codes(
-    ...     torch.tensor([-0.5, 0.25]), torch.tensor(0.25), torch.tensor(0.0), Word(4, signed=True)
-    ... )
-    >>> codes, valid
-    (tensor([-2,  1]), tensor([True, True]))
+    >>> values = torch.tensor([-0.5, 0.25, 0.375])
+    >>> codes, distance = to_codes(values, 0.25, 0.0, Word(4, signed=True))
+    >>> codes, distance
+    (tensor([-2,  1,  2]), tensor([0.0000, 0.0000, 0.5000], dtype=torch.float64))
 
     Args:
         values: dequantised values, any shape, floating point.
@@ -158,29 +165,58 @@ def to_codes(
         word: the word that the codes are stored in.
 
     Returns:
-        The codes (int64, shape of `values`) and whether each value was one of the
-        word's codes at all (bool): false for NaN, for values between two codes and
-        for values outside the range.
+        The codes (int64, shape of `values`) and how far each value was from its code, in
+        codes (float64, same shape): beyond `tolerance`, or NaN, where it was no code of the
+        word. The code of a NaN is any.
     """
-    exact = values.double() / scale.double() + zero_point.double()
-    codes = exact.round().clamp(word.lowest, word.highest)  # type: ignore[arg-type]
-    # A dequantised value carries one rounding, of at most eps/2 of its size.
-    rounding = torch.finfo(values.dtype).eps * (word.all_ones + zero_point.double().abs())
-    valid = (exact - codes).abs() <= torch.clamp(torch.as_tensor(rounding), min=0.25)
+    exact = values.double() / _double(scale)
+    if not _is_zero(zero_point):
+        exact += _double(zero_point)
     if word.binary:
-        valid = valid & (codes != 0)
-    return codes.nan_to_num(0.0).long(), valid
+        codes = torch.where(exact > 0, 1.0, -1.0).double()
+    else:
+        # `round` starts all threads for a few thousand values, which costs more than it saves.
+        codes = exact.add(_ROUNDING).sub_(_ROUNDING)
+        codes.clamp_(word.lowest, word.highest)  # type: ignore[arg-type]
+    return codes.long(), exact.sub_(codes).abs_()
 
 
-def to_values(codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+def tolerance(dtype: torch.dtype, zero_point: Parameter, word: Word) -> Parameter:
+    """How far from a code a dequantised value may lie.
+
+    It carries one rounding, of at most eps/2 of its size.
+
+    >>> tolerance(torch.float32, 0.0, Word(4, signed=True))
+    0.25
+    """
+    eps = torch.finfo(dtype).eps
+    if isinstance(zero_point, Tensor):
+        return (eps * (word.all_ones + zero_point.double().abs())).clamp(min=0.25)
+    rounding = eps * (word.all_ones + abs(zero_point))
+    return rounding.clamp(min=0.25) if isinstance(rounding, Tensor) else max(0.25, rounding)
+
+
+def to_values(codes: Tensor, scale: Parameter, zero_point: Parameter, dtype: torch.dtype) -> Tensor:
     """Dequantise codes exactly as Brevitas does: `(code - zero_point) * scale` in `dtype`.
 
-    >>> to_values(torch.tensor([-2, 1]), torch.tensor(0.25), torch.tensor(0.0), torch.float32)
+    >>> to_values(torch.tensor([-2, 1]), 0.25, 0.0, torch.float32)
     tensor([-0.5000,  0.2500])
 
     Reference: `brevitas.core.quant.IntQuant.forward`.
     """
-    return ((codes.to(dtype) - zero_point) * scale).to(dtype)
+    values = codes.to(dtype)
+    if not _is_zero(zero_point):
+        values = values - zero_point
+    return (values * scale).to(dtype)
+
+
+def _double(parameter: Parameter) -> Parameter:
+    return parameter.double() if isinstance(parameter, Tensor) else parameter
+
+
+def _is_zero(parameter: Parameter) -> bool:
+    """Whether a number is known to be 0; a tensor is not asked, it may be on a device."""
+    return not isinstance(parameter, Tensor) and parameter == 0
 
 
 @functools.cache

@@ -7,19 +7,33 @@ Python's global generators are neither read nor moved.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # Odd constants of SplitMix64 (the golden ratio step and the two multipliers of its finaliser).
 _STEP = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 
+# 52 random bits below the bits of 1.0 are a float64 in [1, 2).
+_ONE = 0x3FF0000000000000
+_ONE_LESS_HALF = 1 - 2.0**-53
+
+_ALL_ONES = (1 << 64) - 1
+_UInt64s: TypeAlias = "npt.NDArray[np.uint64]"
+
 
 def _signed(value: int) -> int:
     """A 64-bit pattern as the int64 that torch stores it in."""
-    value &= (1 << 64) - 1
+    value &= _ALL_ONES
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -47,31 +61,71 @@ def mix64(counters: Tensor) -> Tensor:
     Reference: SplitMix64; Steele, Lea, Flood, "Fast splittable pseudorandom number
         generators", OOPSLA 2014, with Stafford's variant 13 of the finaliser.
     """
-    mixed = counters.clone()
+    mixed = counters.clone(memory_format=torch.contiguous_format)
+    if mixed.device.type == "cpu":
+        _mix64_numpy(mixed.numpy().view(np.uint64))
+    else:
+        _mix64_torch(mixed)
+    return mixed
+
+
+def _mix64_torch(mixed: Tensor) -> None:
+    """Scramble int64 in place, on any device."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         # int64 has no logical right shift: mask the copies of the sign bit away.
         mixed ^= (mixed >> shift).bitwise_and_((1 << (64 - shift)) - 1)
         if multiplier != 1:
             mixed *= _signed(multiplier)
-    return mixed
 
 
-def counter_hash(key: int | Tensor, counters: Tensor) -> Tensor:
+def _mix64_numpy(mixed: _UInt64s) -> None:
+    """Scramble uint64 in place: on the CPU a call of NumPy costs a quarter of one of torch."""
+    shifted = np.empty_like(mixed)
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+        np.right_shift(mixed, np.uint64(shift), out=shifted)
+        np.bitwise_xor(mixed, shifted, out=mixed)
+        if multiplier != 1:
+            np.multiply(mixed, np.uint64(multiplier), out=mixed)
+
+
+def counter_hash(key: int, counters: Tensor) -> Tensor:
     """64 random bits for each counter under a key.
 
     Args:
-        key: 64-bit key; an int, or int64 broadcastable to `counters` (a key each row).
-        counters: int64, 0 and up.
+        key: 64-bit key.
+        counters: int64, any shape.
 
     Returns:
-        int64, shape of the broadcast.
+        int64, same shape.
     """
-    if isinstance(key, int):
-        key = _signed(key)
-    return mix64((counters + 1) * _signed(_STEP) + key)
+    return mix64((counters + 1) * _signed(_STEP) + _signed(key))
 
 
-def uniform_int63(key: int | Tensor, counters: Tensor) -> Tensor:
+def grid_hash(key: int, rows: _UInt64s, first: int, count: int) -> _UInt64s:
+    """`counter_hash` for the CPU: the same bits, for runs of counters.
+
+    Args:
+        key: 64-bit key.
+        rows: where the counters of each row start, uint64, one dimension.
+        first: added to all of them, 0 and up.
+        count: counters of a row.
+
+    Returns:
+        uint64, shape (rows, count).
+    """
+    shift = (_STEP * (first + 1) + key) & _ALL_ONES
+    starts = rows * np.uint64(_STEP) + np.uint64(shift)
+    mixed: _UInt64s = starts[:, None] + _steps(count)
+    _mix64_numpy(mixed)
+    return mixed
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(count: int) -> _UInt64s:
+    return np.arange(count, dtype=np.uint64) * np.uint64(_STEP)
+
+
+def uniform_int63(key: int, counters: Tensor) -> Tensor:
     """Uniform integers from 0 to 2**63 - 1, one for each counter (int64).
 
     >>> import torch
@@ -86,11 +140,19 @@ def uniform_int63(key: int | Tensor, counters: Tensor) -> Tensor:
 def rehash(bits: Tensor, stream: int) -> Tensor:
     """Uniform integers from 0 to 2**63 - 1 out of 64 random bits, independent of these.
 
+    Stream 0, which nearly all fault models draw from, is one multiplication: a bijection whose
+    every upper bit depends on all lower ones, and so on those that no gap was made from. The
+    others are independent of it and of each other, and are mixed in full.
+
     Args:
-        bits: random bits that were used for something else, int64, any shape.
+        bits: random bits whose upper 52 were used for something else, int64, any shape.
         stream: 0 and up; each gives other numbers.
     """
-    return mix64(bits + _signed(_STEP * (stream + 1))).bitwise_and_((1 << 63) - 1)
+    if stream > 0:
+        return mix64(bits + _signed(_STEP * (stream + 1))).bitwise_and_((1 << 63) - 1)
+    product = bits * _signed(_STEP)
+    product ^= product >> 32
+    return product.bitwise_and_((1 << 63) - 1)
 
 
 def uniform_open(bits: Tensor) -> Tensor:
@@ -99,8 +161,17 @@ def uniform_open(bits: Tensor) -> Tensor:
     The values are odd multiples of 2**-53, which float64 holds exactly: neither 0 nor
     1 occurs.
     """
-    high = (bits >> 12).bitwise_and_((1 << 52) - 1)
-    return high.double().add_(0.5).mul_(2.0**-52)
+    high = (bits >> 12).bitwise_and_((1 << 52) - 1).bitwise_or_(_ONE)
+    return high.view(torch.float64).sub_(_ONE_LESS_HALF)
+
+
+def uniform_open_numpy(bits: _UInt64s) -> npt.NDArray[np.float64]:
+    """`uniform_open` for the CPU: the same numbers, out of uint64."""
+    high = bits >> np.uint64(12)
+    np.bitwise_or(high, np.uint64(_ONE), out=high)
+    numbers: npt.NDArray[np.float64] = high.view(np.float64)
+    numbers -= _ONE_LESS_HALF
+    return numbers
 
 
 def uniform_float(*parts: object) -> float:

@@ -8,12 +8,35 @@ hits do not depend on the batch that it comes in.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fxfault.random_numbers import counter_hash, uniform_int63, uniform_open
+from fxfault.random_numbers import (
+    counter_hash,
+    grid_hash,
+    uniform_int63,
+    uniform_open,
+    uniform_open_numpy,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+# Draws, or hits, that are worked on together: their temporaries fit a core's L2 cache.
+PART = 3 << 13
+
+# Up to so many rows, copying their beginnings is faster than a mask.
+_FEW_ROWS = 16
+
+# The counters of a sample start at its number, shifted by so many bits.
+_SAMPLE = 32
+
+_Array: TypeAlias = "npt.NDArray[Any]"
 
 
 @dataclass(frozen=True)
@@ -55,7 +78,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Hits:
-    """The elements that are hit.
+    """Elements that are hit: all of a tensor's, or a part of them.
 
     Attributes:
         index: flat positions in row-major order of the shape, int64, one dimension.
@@ -83,7 +106,7 @@ def random_hits(
     device: torch.device,
     *,
     fixed_size: bool | None = None,
-) -> Hits:
+) -> Iterator[Hits]:
     """Hit every element independently with the same probability.
 
     The gap before each hit is geometric, floor(ln u / ln(1 - p)), so a rate of 1e-9 is
@@ -98,57 +121,95 @@ def random_hits(
         fixed_size: draw a number of gaps that is known beforehand, so that no size has to
             be read back from a device; default: only off the CPU. The hits are the same.
 
+    Yields:
+        The hits, in parts that stay in the processor's cache; never an empty one. Those of
+        a fixed size are one part.
+
     Reference: Devroye, "Non-Uniform Random Variate Generation", 1986, X.2 (geometric
         variates by inversion).
     """
-    if fixed_size is None:
-        fixed_size = device.type != "cpu"
-    elements = layout.elements
-    if probability <= 0 or elements == 0:
-        empty = torch.empty(0, dtype=torch.int64, device=device)
-        return Hits(empty, empty)
-    samples = torch.arange(first_sample, first_sample + layout.samples, device=device)
-    keys = counter_hash(key, samples)[:, None]
-    draws = _draws(elements, probability, deviations=9.0 if fixed_size else 4.0)
-    bits = counter_hash(keys, torch.arange(draws, device=device))
-    ends = _gaps(bits, elements, probability).cumsum(1)
-    while not fixed_size and bits.shape[1] < elements and int(ends[:, -1].min()) < elements:
-        drawn = bits.shape[1]
-        more = counter_hash(keys, torch.arange(drawn, drawn + drawn // 4 + 8, device=device))
-        ends = torch.cat([ends, ends[:, -1:] + _gaps(more, elements, probability).cumsum(1)], 1)
-        bits = torch.cat([bits, more], 1)
-    return _from_ends(ends, bits, elements, fixed_size)
+    if probability <= 0 or layout.elements == 0:
+        return
+    if fixed_size or (fixed_size is None and device.type != "cpu"):
+        yield _fixed_hits(key, first_sample, layout, probability, device)
+        return
+    draws = min(_draws(layout.elements, probability, deviations=3, more=4), PART)
+    together = max(1, PART // draws)
+    for first in range(0, layout.samples, together):
+        samples = np.arange(first, min(first + together, layout.samples), dtype=np.uint64)
+        streams = (samples + np.uint64(first_sample)) << np.uint64(_SAMPLE)
+        yield from _hits_of_samples(key, streams, samples, layout.elements, probability, draws)
 
 
-def _draws(elements: int, probability: float, deviations: float) -> int:
-    """How many gaps to draw so that they span a sample.
+def _hits_of_samples(
+    key: int, streams: _Array, samples: _Array, elements: int, probability: float, draws: int
+) -> Iterator[Hits]:
+    """Draw until every sample is spanned, `draws` gaps for each at a time.
+
+    Args:
+        key: stream of the site.
+        streams: the first counter of each sample, uint64.
+        samples: their numbers within the tensor, uint64.
+        elements: of one sample.
+        probability: of a hit.
+        draws: gaps in one go.
+    """
+    scale = _gap_scale(probability)
+    drawn = 0
+    last = (samples.astype(np.int64) + 1) * elements - 1
+    reached = last - elements
+    while True:
+        bits = grid_hash(key, streams, drawn, draws)
+        gaps = uniform_open_numpy(bits)
+        np.log(gaps, out=gaps)
+        gaps *= scale
+        np.minimum(gaps, elements, out=gaps)
+        flat = gaps.astype(np.int64)
+        flat += 1
+        flat[:, 0] += reached
+        np.cumsum(flat, axis=1, out=flat)
+        index, kept = _up_to(last, flat, bits)
+        if index.size:
+            yield Hits(torch.from_numpy(index), torch.from_numpy(kept.view(np.int64)))
+        going = flat[:, -1] < last
+        if not going.any():
+            return
+        streams, last, reached = streams[going], last[going], flat[going, -1]
+        drawn += draws
+
+
+def _up_to(last: _Array, flat: _Array, bits: _Array) -> tuple[_Array, _Array]:
+    """The positions, ascending in each row, that are not beyond the row's last, and their bits."""
+    if len(flat) > _FEW_ROWS:
+        real = flat <= last[:, None]
+        return flat[real], bits[real]
+    counts = [int(row.searchsorted(end, "right")) for row, end in zip(flat, last, strict=True)]
+    index, kept = (
+        np.concatenate([row[:count] for row, count in zip(table, counts, strict=True)])
+        for table in (flat, bits)
+    )
+    return index, kept
+
+
+def _fixed_hits(
+    key: int, first_sample: int, layout: Layout, probability: float, device: torch.device
+) -> Hits:
+    """Draw as many gaps as surely span every sample, and fill up what is too many.
 
     With 9 standard deviations and 60 more than the mean, a binomial count exceeds the
     number with a probability under 1e-17 for each sample (Chernoff's bound, worst where
-    the normal tail is, at large counts). Without a fixed size, fewer are drawn and the
-    rest follows where needed.
+    the normal tail is, at large counts).
     """
-    mean = elements * probability
-    spread = deviations * math.sqrt(mean * (1 - probability))
-    return min(elements, math.ceil(mean + spread + (60 if deviations > 5 else 6)))
-
-
-def _gaps(bits: Tensor, elements: int, probability: float) -> Tensor:
-    """Distances from one hit to the next, 1 and up; no larger than `elements` + 1."""
-    if probability >= 1:
-        return torch.ones_like(bits)
-    gaps = uniform_open(bits).log_().div_(math.log1p(-probability))
-    return gaps.clamp_(max=elements).long().add_(1)
-
-
-def _from_ends(ends: Tensor, bits: Tensor, elements: int, fixed_size: bool) -> Hits:
-    """Turn running sums of gaps (samples, draws) into flat positions."""
+    elements = layout.elements
+    samples = torch.arange(layout.samples, device=device)[:, None]
+    draws = _draws(elements, probability, deviations=9, more=60)
+    streams = (samples + first_sample) << _SAMPLE
+    bits = counter_hash(key, streams + torch.arange(draws, device=device))
+    gaps = uniform_open(bits).log_().mul_(_gap_scale(probability))
+    ends = gaps.clamp_(max=elements).long().add_(1).cumsum(1)
     real = ends <= elements
-    start = torch.arange(ends.shape[0], device=ends.device)[:, None] * elements
+    start = samples * elements
     flat = ends + (start - 1)
-    if not fixed_size:
-        entries = real.flatten().nonzero().squeeze(1)
-        return Hits(flat.view(-1).index_select(0, entries), bits.view(-1).index_select(0, entries))
     struck = real[:, :1].expand_as(real)
     return Hits(
         index=torch.where(real, flat, torch.where(struck, flat[:, :1], start)).flatten(),
@@ -157,6 +218,18 @@ def _from_ends(ends: Tensor, bits: Tensor, elements: int, fixed_size: bool) -> H
         writes=struck.flatten(),
         complete=(ends[:, -1] >= elements).all(),
     )
+
+
+def _draws(elements: int, probability: float, deviations: int, more: int) -> int:
+    """How many gaps to draw for a sample: more than the mean number of its hits."""
+    mean = elements * probability
+    spread = math.sqrt(mean * (1 - probability))
+    return min(elements, math.ceil(mean + deviations * spread) + more)
+
+
+def _gap_scale(probability: float) -> float:
+    """What turns ln u into the gap before a hit, which is 0 where all are hit."""
+    return 1 / math.log1p(-probability) if probability < 1 else 0.0
 
 
 def faulty_units(key: int, units: int, probability: float, device: torch.device) -> Tensor:
@@ -177,7 +250,7 @@ def faulty_units(key: int, units: int, probability: float, device: torch.device)
 
 
 def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
-    """The elements that a broken unit computes: flat row-major positions, int64.
+    """The elements of a sample that a broken unit computes: row-major positions, int64.
 
     The accelerator computes a sample's elements in channels-last order; element i runs
     on unit i mod `parallel`.
@@ -188,28 +261,34 @@ def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
         layout: samples and elements of the tensor; dimension 1 is the channel.
     """
     elements = layout.elements
-    device = units.device
-    rounds = torch.arange(-(-elements // parallel), device=device)[:, None] * parallel
+    rounds = torch.arange(-(-elements // parallel), device=units.device)[:, None] * parallel
     order = (rounds + units).flatten()
     order = order[: _count_below(order, elements)]
     channels = layout.row_shape[0] if layout.row_shape else 1
     spatial = math.prod(layout.row_shape[1:])
     row, place = order // max(1, channels * spatial), order % max(1, channels * spatial)
-    within = row * channels * spatial + (place % channels) * spatial + place // channels
-    return (torch.arange(layout.samples, device=device)[:, None] * elements + within).flatten()
+    return row * channels * spatial + (place % channels) * spatial + place // channels
 
 
-def hits_at(index: Tensor, key: int, first_sample: int, layout: Layout) -> Hits:
-    """Hits at given positions, with random bits that follow from sample and element.
+def hits_at(positions: Tensor, key: int, first_sample: int, layout: Layout) -> Iterator[Hits]:
+    """Hits at the same places of every sample, with random bits of each sample's own.
 
     Args:
-        index: flat row-major positions, int64, one dimension.
+        positions: row-major positions in a sample, int64, one dimension.
         key: stream of the site.
         first_sample: number of the batch's first sample.
         layout: samples and elements of the tensor.
+
+    Yields:
+        The hits, in parts of whole samples; never an empty one.
     """
-    keys = counter_hash(key, index // layout.elements + first_sample)
-    return Hits(index, counter_hash(keys, index % layout.elements))
+    if positions.numel() == 0:
+        return
+    together = max(1, PART // positions.numel())
+    for samples in torch.arange(layout.samples, device=positions.device).split(together):
+        counters = ((samples[:, None] + first_sample) << _SAMPLE) + positions
+        index = samples[:, None] * layout.elements + positions
+        yield Hits(index.flatten(), counter_hash(key, counters).flatten())
 
 
 def _count_below(ascending: Tensor, limit: int) -> int:

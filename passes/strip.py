@@ -26,7 +26,8 @@ class StripFaults(PassBase):
         """Strip the model, in place."""
         modified = False
         for module in list(graph_module.modules()):
-            modified |= uninstall(module) or _strip_forward(module)
+            modified |= uninstall(module)
+            modified |= _strip_forward(module)
             if isinstance(module, TracedModule) and _strip_graphs(module):
                 module.recompile()
                 modified = True

@@ -20,7 +20,7 @@ from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant.ternary import SignedTernaryActPerTensorConst
 from torch import Tensor, nn
 
-from fxfault.codes import Word, fits, to_codes, to_values
+from fxfault.codes import Word, fits, to_codes, to_values, tolerance
 from fxfault.fault_models import get_fault_model
 from fxfault.quant_tensors import read_quantiser
 
@@ -157,6 +157,9 @@ def test_random_follows_the_formula_for_every_code(
 ) -> None:
     valid = valid_codes(width, signed, narrow, binary)
     draws = [*range(min(len(valid), 16)), 2**62, 2**63 - 1]
+    draws += [
+        2**63 // len(valid) * i + j for i in range(1, min(len(valid), 9)) for j in (-999, 999)
+    ]
     draws += random.Random(0).sample(range(2**62), 4)
     pairs = [(code, r) for code in valid for r in draws]
     codes, numbers = (torch.tensor(column) for column in zip(*pairs, strict=True))
@@ -165,6 +168,8 @@ def test_random_follows_the_formula_for_every_code(
     assert set(result) <= set(valid)
     if not binary:
         size, low = len(valid), valid[0]
+        if narrow:  # Where the range is no power of two, r is the draw scaled down to it.
+            pairs = [(code, int((r >> 10) * 2.0**-53 * size)) for code, r in pairs]
         assert result == [((code + r - low) % size) + low for code, r in pairs]
 
 
@@ -175,6 +180,10 @@ def test_random_reaches_every_valid_code_from_every_code_equally_often(
     valid = valid_codes(width, signed, narrow, binary)
     word = Word(width, signed, narrow, binary)
     numbers = torch.arange(3 * len(valid)) + 12345
+    if narrow and not binary:  # r is the draw scaled down: even are those over its whole range.
+        numbers = torch.tensor(
+            [(2 * i + 1) * 2**62 // (3 * len(valid)) for i in range(len(numbers))]
+        )
     for code in valid:
         codes = torch.full_like(numbers, code)
         result = get_fault_model("random").corrupt(codes, word, fixed_draw(numbers)).tolist()
@@ -206,6 +215,23 @@ def test_wide_words_sampled(width: int, signed: bool) -> None:
 # -- values ------------------------------------------------------------------------------
 
 
+def read(values: Tensor, scale: Tensor, zero_point: Tensor, word: Word) -> tuple[Tensor, Tensor]:
+    """Codes, and whether each value was one; the same for numbers as for tensors."""
+    codes, distance = to_codes(values, scale, zero_point, word)
+    are_codes = distance <= tolerance(values.dtype, zero_point, word)
+    if scale.numel() == zero_point.numel() == 1:
+        numbers = scale.item(), zero_point.item()
+        again, apart = to_codes(values, *numbers, word)
+        assert torch.equal(again[are_codes], codes[are_codes])
+        assert torch.equal(apart, distance) or bool(distance.isnan().any())
+        assert torch.equal(apart <= tolerance(values.dtype, numbers[1], word), are_codes)
+        back = to_values(codes, *numbers, values.dtype)
+        assert torch.equal(back, to_values(codes, scale, zero_point, values.dtype)) or bool(
+            back.isnan().any()
+        )
+    return codes, are_codes
+
+
 @pytest.mark.parametrize("zero_point", [0, 3, 128, -5])
 @pytest.mark.parametrize("scale", [1.0, 0.0078125, 0.1, 3.7e-3, 1234.567])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -218,7 +244,7 @@ def test_every_code_survives_its_value(
     values = np.array([kind(code - zero_point) * kind(scale) for code in valid], dtype=kind)
     parameters = torch.tensor(kind(scale)), torch.tensor(kind(zero_point))
     word = Word(width, signed, narrow, binary)
-    codes, are_codes = to_codes(torch.from_numpy(values), *parameters, word)
+    codes, are_codes = read(torch.from_numpy(values), *parameters, word)
     assert codes.tolist() == valid
     assert bool(are_codes.all())
     back = to_values(codes, *parameters, torch.from_numpy(values).dtype)
@@ -238,7 +264,7 @@ def test_wide_codes_survive_their_values(width: int, dtype: torch.dtype, signed:
     expected = [low, high, 0, *(numbers.randint(low, high) for _ in range(300))]
     scale, zero_point = torch.tensor(0.0123, dtype=dtype), torch.tensor(0.0, dtype=dtype)
     values = torch.tensor(expected, dtype=dtype) * scale
-    codes, are_codes = to_codes(values, scale, zero_point, Word(width, signed))
+    codes, are_codes = read(values, scale, zero_point, Word(width, signed))
     assert codes.tolist() == expected
     assert bool(are_codes.all())
     assert torch.equal(to_values(codes, scale, zero_point, dtype), values)
@@ -247,22 +273,18 @@ def test_wide_codes_survive_their_values(width: int, dtype: torch.dtype, signed:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.125, 2.0, -2.25])
 def test_what_is_no_code_is_told(value: float) -> None:
     word = Word(4, signed=True)
-    _, are_codes = to_codes(
-        torch.tensor([0.25, value]), torch.tensor(0.25), torch.tensor(0.0), word
-    )
+    _, are_codes = read(torch.tensor([0.25, value]), torch.tensor(0.25), torch.tensor(0.0), word)
     assert are_codes.tolist() == [True, False]
 
 
 def test_zero_is_no_binary_code() -> None:
     word = Word(1, signed=True, narrow_range=True, binary=True)
-    _, are_codes = to_codes(
-        torch.tensor([-0.5, 0.0, 0.5]), torch.tensor(0.5), torch.tensor(0.0), word
-    )
+    _, are_codes = read(torch.tensor([-0.5, 0.0, 0.5]), torch.tensor(0.5), torch.tensor(0.0), word)
     assert are_codes.tolist() == [True, False, True]
 
 
 def test_nan_scale_gives_no_codes() -> None:
-    _, are_codes = to_codes(
+    _, are_codes = read(
         torch.tensor([0.5]), torch.tensor(float("nan")), torch.tensor(0.0), Word(4, signed=True)
     )
     assert are_codes.tolist() == [False]
@@ -351,7 +373,7 @@ def test_round_trip_of_a_quantisers_own_output(
     value, scale, zero_point = (
         part.detach() for part in (output.value, output.scale, output.zero_point)
     )
-    codes, are_codes = to_codes(value, scale, zero_point, word)
+    codes, are_codes = read(value, scale, zero_point, word)
     assert bool(are_codes.all())
     assert torch.equal(to_values(codes, scale, zero_point, dtype), value)
     if dtype in (torch.float32, torch.float64):

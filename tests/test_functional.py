@@ -18,7 +18,7 @@ from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from fxfault import functional
+from fxfault import functional, sampling
 from fxfault.errors import SiteError
 from fxfault.functional import fault_inject
 from fxfault.sampling import random_hits
@@ -912,3 +912,30 @@ def test_a_delayed_quantiser_is_an_error_and_its_input_is_left_alone(faulty: Fau
     with pytest.raises(SiteError, match="quant_delay_steps"), torch.no_grad():
         net(x)
     assert torch.equal(x, kept)
+
+
+# -- parts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"hw_mask": True, "frequency_value": 16}])
+@pytest.mark.parametrize("gradient_mode", ["ste", "zero_faulty"])
+def test_nothing_depends_on_the_size_of_a_part(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, gradient_mode: str, settings: dict[str, Any]
+) -> None:
+    results = []
+    for size in (1 << 14, 5):
+        monkeypatch.setattr(sampling, "PART", size)
+        net = faulty(
+            chain(fixed_scale(4, narrow_range=True)),
+            probability=30.0,
+            gradient_mode=gradient_mode,
+            **settings,
+        )
+        statistics = net.faults.new_statistics()
+        output, gradient, _ = gradients_of(net, data(30, 20), data(30, 20, seed=3))
+        results.append((output, gradient, statistics.to_dict()))
+    (output, gradient, statistics), (parted, parted_gradient, parted_statistics) = results
+    assert torch.equal(parted, output)
+    assert torch.equal(parted_gradient, gradient)
+    assert parted_statistics == statistics
+    assert statistics["total_injections"] > 100

@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxfault import random_numbers
 from fxfault.random_numbers import (
     counter_hash,
+    grid_hash,
     mix64,
     stream_key,
     uniform_float,
     uniform_int63,
     uniform_open,
+    uniform_open_numpy,
 )
 
 MASK = 2**64 - 1
@@ -66,12 +69,6 @@ def test_the_reference_gives_the_published_numbers() -> None:
 @pytest.mark.parametrize("key", [0, 1, 1234567, 2**63 - 1, 2**63, MASK])
 def test_counter_hash_is_splitmix64(key: int) -> None:
     assert unsigned(counter_hash(key, torch.arange(200))) == splitmix64(key, 200)
-
-
-def test_a_key_for_each_row() -> None:
-    keys = counter_hash(5, torch.arange(3))[:, None]
-    rows = counter_hash(keys, torch.arange(4))
-    assert [unsigned(row) for row in rows] == [splitmix64(k, 4) for k in unsigned(keys.flatten())]
 
 
 def test_a_number_depends_on_its_key_and_counter_only() -> None:
@@ -180,8 +177,8 @@ def test_neighbours_and_keys_are_uncorrelated() -> None:
 
 def test_streams_of_neighbouring_samples_are_uncorrelated() -> None:
     """Correlation of 500 pairs of neighbouring samples: a chi-square that fails with 1e-6."""
-    keys = counter_hash(stream_key("samples"), torch.arange(501))[:, None]
-    rows = uniform_open(counter_hash(keys, torch.arange(2000))) - 0.5
+    counters = (torch.arange(501)[:, None] << 32) + torch.arange(2000)
+    rows = uniform_open(counter_hash(stream_key("samples"), counters)) - 0.5
     z = (rows[1:] * rows[:-1]).sum(1) * 12 / math.sqrt(2000)
     assert float(z.square().sum()) < chi_square_limit(500)
 
@@ -203,3 +200,26 @@ def test_global_generators_are_neither_read_nor_moved() -> None:
     assert random.getstate() == seeded[2]
     torch.set_rng_state(before[0])
     random.setstate(before[2])
+
+
+def test_both_ways_of_mixing_give_the_same_bits() -> None:
+    """NumPy's on the CPU, torch's on other devices."""
+    counters = counter_hash(stream_key("any"), torch.arange(5000))
+    on_a_device = counters.clone()
+    random_numbers._mix64_torch(on_a_device)
+    assert torch.equal(on_a_device, mix64(counters))
+    rows = torch.arange(50)[:, None] << 32
+    for key in (0, 5, 2**64 - 1):
+        for first in (0, 1000):
+            expected = counter_hash(key, rows + first + torch.arange(70))
+            hashed = grid_hash(key, rows.flatten().numpy().view(np.uint64), first, 70)
+            assert hashed.view(np.int64).tolist() == expected.tolist()
+
+
+def test_both_ways_of_making_uniform_numbers_give_the_same() -> None:
+    bits = counter_hash(stream_key("uniform"), torch.arange(5000))
+    bits[:4] = torch.tensor([0, -1, 4095, -4096])
+    numbers = uniform_open(bits)
+    assert uniform_open_numpy(bits.numpy().view(np.uint64)).tolist() == numbers.tolist()
+    exact = [((b % 2**64 >> 12) * 2 + 1) / 2**53 for b in bits.tolist()]
+    assert numbers.tolist() == exact

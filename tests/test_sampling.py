@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxfault import sampling
 from fxfault.codes import Word
 from fxfault.fault_models import get_fault_model
 from fxfault.random_numbers import rehash, stream_key
@@ -41,12 +42,29 @@ def layout_of(samples: int, elements: int) -> Layout:
     return Layout(samples, 1, (elements,))
 
 
+def hits_of(parts: Iterator[Hits]) -> Hits:
+    """All parts as one, in ascending order but for the one part of a fixed size."""
+    drawn = list(parts)
+    assert all(part.index.numel() for part in drawn)
+    if not drawn:
+        return Hits(*[torch.empty(0, dtype=torch.int64)] * 2)
+    if drawn[0].real is not None:
+        assert len(drawn) == 1
+        return drawn[0]
+    index, order = torch.cat([part.index for part in drawn]).sort()
+    return Hits(index, torch.cat([part.bits for part in drawn])[order])
+
+
+def drawn_hits(*arguments: Any, **options: Any) -> Hits:
+    return hits_of(random_hits(*arguments, **options))
+
+
 def hit_matrix(
     samples: int, elements: int, probability: float, key: int = 1, first: int = 0, **options: Any
 ) -> Tensor:
     """A row for each sample, 1 where it is hit; every hit must be there once."""
     layout = layout_of(samples, elements)
-    hits = random_hits(key, first, layout, probability, CPU, **options)
+    hits = drawn_hits(key, first, layout, probability, CPU, **options)
     index = hits.index if hits.real is None else hits.index[hits.real]
     assert index.unique().numel() == index.numel()
     matrix = torch.zeros(samples * elements)
@@ -148,7 +166,7 @@ def test_one_part_in_a_million_of_a_hundred_million_elements() -> None:
     """
     layout = layout_of(1, 10**8)
     counts = [
-        random_hits(stream_key("rare", i), i, layout, 1e-4 / 100, CPU).index.numel()
+        drawn_hits(stream_key("rare", i), i, layout, 1e-4 / 100, CPU).index.numel()
         for i in range(60)
     ]
     assert all(abs(count - 100) < 52 for count in counts)
@@ -163,7 +181,7 @@ def test_the_lowest_rate_of_the_design_is_neither_zero_nor_at_least_one() -> Non
     the positions even over ten bins: fails with probability 3e-6.
     """
     samples, elements = 2000, 10**9
-    hits = random_hits(5, 0, layout_of(samples, elements), 1e-7 / 100, CPU)
+    hits = drawn_hits(5, 0, layout_of(samples, elements), 1e-7 / 100, CPU)
     assert abs(hits.index.numel() - samples) < 4.9 * math.sqrt(samples)
     without = samples - (hits.index // elements).unique().numel()
     none = math.exp(-1)
@@ -210,7 +228,7 @@ def test_random_codes_are_uniform_whatever_the_clean_code(
     low, high = int(word.min), int(word.max)
     size = high - low + 1
     layout = layout_of(300, 1000)
-    hits = random_hits(stream_key("codes", width), 0, layout, 0.2, CPU)
+    hits = drawn_hits(stream_key("codes", width), 0, layout, 0.2, CPU)
 
     def draw(stream: int) -> Tensor:
         return rehash(hits.bits, stream)
@@ -229,7 +247,7 @@ def test_random_codes_are_uniform_whatever_the_clean_code(
 def test_random_codes_do_not_follow_the_position() -> None:
     """Contingency of faulty code (16) and position (16 bins): chi-square, fails with 1e-6."""
     layout = layout_of(500, 1600)
-    hits = random_hits(11, 0, layout, 0.1, CPU)
+    hits = drawn_hits(11, 0, layout, 0.1, CPU)
     numbers = rehash(hits.bits, 0)
     place = (hits.index % 1600) // 100
     counts = torch.bincount(place * 16 + numbers % 16, minlength=256).double()
@@ -241,7 +259,7 @@ def test_random_codes_do_not_follow_the_gap_before_the_hit() -> None:
     """Both come from the same 64 bits. Contingency of gap (8 equally likely bins) and code (16):
     chi-square, fails with probability 1e-6."""
     layout = layout_of(500, 16000)
-    hits = random_hits(12, 0, layout, 0.01, CPU)
+    hits = drawn_hits(12, 0, layout, 0.01, CPU)
     same = hits.index[1:] // 16000 == hits.index[:-1] // 16000
     gaps = (hits.index[1:] - hits.index[:-1])[same].double()
     order = gaps.argsort(stable=True).argsort() * 8 // gaps.numel()
@@ -278,8 +296,8 @@ def test_samples_far_along_have_hits_of_their_own() -> None:
 @pytest.mark.parametrize("probability", [1e-4, 0.01, 0.3, 0.95, 1.0])
 def test_fixed_size_gives_the_same_hits(probability: float) -> None:
     layout = layout_of(40, 900)
-    plain = random_hits(3, 5, layout, probability, CPU, fixed_size=False)
-    fixed = random_hits(3, 5, layout, probability, CPU, fixed_size=True)
+    plain = drawn_hits(3, 5, layout, probability, CPU, fixed_size=False)
+    fixed = drawn_hits(3, 5, layout, probability, CPU, fixed_size=True)
     assert fixed.real is not None
     assert fixed.complete is not None
     assert bool(fixed.complete)
@@ -290,7 +308,7 @@ def test_fixed_size_gives_the_same_hits(probability: float) -> None:
 def test_size_of_a_fixed_draw_does_not_depend_on_the_draws() -> None:
     layout = layout_of(8, 700)
     sizes = {
-        random_hits(key, 0, layout, 0.02, CPU, fixed_size=True).index.numel() for key in range(20)
+        drawn_hits(key, 0, layout, 0.02, CPU, fixed_size=True).index.numel() for key in range(20)
     }
     assert len(sizes) == 1
 
@@ -298,7 +316,7 @@ def test_size_of_a_fixed_draw_does_not_depend_on_the_draws() -> None:
 def test_fillers_of_a_fixed_draw_change_nothing() -> None:
     """A filler stands on a hit of its own sample, or on an element that it leaves alone."""
     layout = layout_of(200, 50)
-    hits = random_hits(4, 0, layout, 0.01, CPU, fixed_size=True)
+    hits = drawn_hits(4, 0, layout, 0.01, CPU, fixed_size=True)
     assert hits.real is not None
     assert hits.writes is not None
     struck = set(hits.index[hits.real].tolist())
@@ -312,14 +330,14 @@ def test_fillers_of_a_fixed_draw_change_nothing() -> None:
 
 def test_numbers_for_words_follow_from_sample_and_element() -> None:
     layout = layout_of(30, 400)
-    plain = random_hits(3, 0, layout, 0.05, CPU)
+    plain = drawn_hits(3, 0, layout, 0.05, CPU)
     numbers = rehash(plain.bits, 0)
     of = dict(zip(plain.index.tolist(), numbers.tolist(), strict=True))
     assert len(set(of.values())) == len(of)
-    later = random_hits(3, 10, layout_of(20, 400), 0.05, CPU)
+    later = drawn_hits(3, 10, layout_of(20, 400), 0.05, CPU)
     shifted = rehash(later.bits, 0)
     assert [of[index + 10 * 400] for index in later.index.tolist()] == shifted.tolist()
-    fixed = random_hits(3, 0, layout, 0.05, CPU, fixed_size=True)
+    fixed = drawn_hits(3, 0, layout, 0.05, CPU, fixed_size=True)
     repeated = rehash(fixed.bits, 0)
     assert fixed.writes is not None
     pairs = zip(fixed.index[fixed.writes].tolist(), repeated[fixed.writes].tolist(), strict=True)
@@ -354,13 +372,13 @@ def test_layout(
 @pytest.mark.parametrize(("shape", "batch"), [((0, 5), 0), ((0, 5), 4), ((4, 0), 4), ((0,), 0)])
 def test_layout_of_nothing(shape: tuple[int, ...], batch: int) -> None:
     layout = Layout.of(shape, batch)
-    assert random_hits(1, 0, layout, 0.5, CPU).index.numel() == 0
+    assert drawn_hits(1, 0, layout, 0.5, CPU).index.numel() == 0
 
 
 def test_rows_of_one_sample_are_drawn_as_one() -> None:
     """Windows folded into the leading dimension: the same hits for any batch."""
-    whole = random_hits(1, 0, Layout.of((12, 50), 4), 0.1, CPU).index
-    parts = [random_hits(1, i, Layout.of((3, 50), 1), 0.1, CPU).index + i * 150 for i in range(4)]
+    whole = drawn_hits(1, 0, Layout.of((12, 50), 4), 0.1, CPU).index
+    parts = [drawn_hits(1, i, Layout.of((3, 50), 1), 0.1, CPU).index + i * 150 for i in range(4)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -446,24 +464,50 @@ def mask_of(hits: Hits, shape: tuple[int, ...]) -> Tensor:
 def test_units_hit_what_they_compute(shape: tuple[int, ...], batch: int, parallel: int) -> None:
     for broken in ({0}, {parallel - 1}, set(range(0, parallel, 3))):
         layout = Layout.of(shape, batch)
-        hits = Hits(*[unit_positions(torch.tensor(sorted(broken)), parallel, layout)] * 2)
+        places = unit_positions(torch.tensor(sorted(broken)), parallel, layout)
+        hits = hits_of(hits_at(places, 1, 0, layout))
         expected = struck_by_units(shape, batch, broken, parallel)
         assert torch.equal(mask_of(hits, shape), expected)
 
 
 def test_random_bits_at_given_positions_follow_from_sample_and_element() -> None:
     whole, later = Layout.of((6, 10), 6), Layout.of((4, 10), 4)
-    index = torch.arange(0, 60, 3)
-    bits = hits_at(index, 7, 0, whole).bits
-    assert bits.unique().numel() == index.numel()
-    second = hits_at(index[index >= 20] - 20, 7, 2, later).bits
-    assert torch.equal(second, bits[index >= 20])
-    assert not torch.equal(hits_at(index, 8, 0, whole).bits, bits)
+    positions = torch.arange(0, 10, 3)
+    hits = hits_of(hits_at(positions, 7, 0, whole))
+    assert hits.bits.unique().numel() == 6 * positions.numel()
+    second = hits_of(hits_at(positions, 7, 2, later))
+    assert torch.equal(second.bits, hits.bits[hits.index >= 20])
+    fewer = hits_of(hits_at(positions[1:], 7, 0, whole))
+    assert torch.equal(fewer.bits, hits.bits[hits.index % 10 > 0])
+    assert not torch.equal(hits_of(hits_at(positions, 8, 0, whole)).bits, hits.bits)
 
 
 def test_no_unit_and_all_units() -> None:
     layout = Layout.of((2, 3, 4), 2)
     none = unit_positions(torch.empty(0, dtype=torch.int64), 5, layout)
     assert none.numel() == 0
+    assert list(hits_at(none, 1, 0, layout)) == []
     every = unit_positions(torch.arange(5), 5, layout)
-    assert bool(mask_of(Hits(every, every), (2, 3, 4)).all())
+    assert bool(mask_of(hits_of(hits_at(every, 1, 0, layout)), (2, 3, 4)).all())
+
+
+# -- parts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [1, 3, 40])
+@pytest.mark.parametrize("probability", [1e-4, 0.01, 0.3, 1.0])
+def test_hits_do_not_depend_on_the_size_of_a_part(
+    monkeypatch: pytest.MonkeyPatch, samples: int, probability: float
+) -> None:
+    layout = layout_of(samples, 900)
+    whole = drawn_hits(3, 5, layout, probability, CPU)
+    given = hits_of(hits_at(torch.arange(0, 900, 7), 3, 5, layout))
+    for size in (1, 7, 64):
+        monkeypatch.setattr(sampling, "PART", size)
+        parts = list(random_hits(3, 5, layout, probability, CPU))
+        assert all(part.index.numel() <= max(size, samples) for part in parts)
+        assert torch.equal(hits_of(iter(parts)).index, whole.index)
+        assert torch.equal(hits_of(iter(parts)).bits, whole.bits)
+        again = hits_of(hits_at(torch.arange(0, 900, 7), 3, 5, layout))
+        assert torch.equal(again.index, given.index)
+        assert torch.equal(again.bits, given.bits)

@@ -1,0 +1,192 @@
+"""One strike: the faults of one forward at one site, written into its activation.
+
+Only the elements that are hit are read, converted, corrupted and written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxfault.codes import Parameter, Word, fits, to_codes, to_values, tolerance
+from fxfault.errors import SiteError
+from fxfault.random_numbers import rehash
+from fxfault.sampling import Hits
+from fxfault.sites import NOT_CODES, FaultSite
+
+
+class Strike:
+    """What one forward at one site needs to know to strike, read once."""
+
+    def __init__(self, x: Any, site: FaultSite) -> None:
+        """Read the quantisation parameters of an activation.
+
+        Args:
+            x: IntQuantTensor; its values are not read.
+            site: the place.
+
+        Raises:
+            SiteError: the dtype cannot hold the codes.
+        """
+        self.site = site
+        self.word = _word(x, site)
+        self.scale = _one_number(x.scale)
+        self.zero_point = _one_number(x.zero_point)
+        limit = tolerance(x.value.dtype, self.zero_point, self.word)
+        self.limit = limit.max() if isinstance(limit, Tensor) else limit
+
+    def write(self, values: Tensor, hits: Hits) -> tuple[Tensor, Tensor]:
+        """Corrupt the values that are hit, in place.
+
+        Args:
+            values: any shape and memory format; an element is in the hits of one call only.
+            hits: at least one.
+
+        Returns:
+            The codes of the hits before and after, int64.
+
+        Raises:
+            SiteError: a value is no code (on the CPU; elsewhere see `FaultSites.check`).
+        """
+        scale, zero_point = (
+            _at(parameter, values, hits.index) for parameter in (self.scale, self.zero_point)
+        )
+        original = _read(values, hits.index)
+        codes, distance = to_codes(original, scale, zero_point, self.word)
+        self._check(distance, hits)
+
+        def draw(stream: int) -> Tensor:
+            return rehash(hits.bits, stream)
+
+        corrupted = self.site.fault_model.corrupt(codes, self.word, draw)
+        if hits.writes is not None:
+            corrupted = torch.where(hits.writes, corrupted, codes)
+        faulty = to_values(corrupted, scale, zero_point, values.dtype)
+        # What a fault leaves as it was keeps its bits, a -0.0 too.
+        _write(values, hits.index, torch.where(corrupted == codes, original, faulty))
+        return codes, corrupted
+
+    def _check(self, distance: Tensor, hits: Hits) -> None:
+        """Refuse values that are no codes, and draws that did not span a sample.
+
+        On the CPU at once. Elsewhere looking would wait for the device, so the verdict is
+        kept there until somebody asks for it (`FaultSites.check`).
+        """
+        site = self.site
+        if distance.device.type != "cpu":
+            sound = (distance <= self.limit).all()
+            sound = sound if hits.complete is None else sound & hits.complete
+            site.sound = sound if site.sound is None else site.sound & sound
+        elif not distance.max() <= self.limit:  # So that a NaN is refused.
+            wrong = int((~(distance <= self.limit)).sum())
+            raise SiteError(
+                f"site {site.name}: {wrong} of {distance.numel()} values that were to be hit "
+                f"{NOT_CODES}"
+            )
+
+
+class Sums:
+    """What the statistics of one forward are made of; exact, in float64.
+
+    With the clean codes c and their change d, the sum over all elements of (c + d)² is
+    Σc² + 2Σcd + Σd², and only the hits have a d.
+    """
+
+    def __init__(self, x: Any) -> None:
+        """Read the activation, before it is struck."""
+        self.elements = x.value.numel()
+        self.clean_square = _sum_of_squares(x)
+        zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
+        self.injected, self.product, self.change_square = zero, zero, zero
+
+    def add(self, hits: Hits, codes: Tensor, corrupted: Tensor) -> None:
+        """Add a part of the hits and their codes before and after."""
+        change = (corrupted - codes).double()
+        if hits.real is None:
+            self.injected = self.injected + codes.numel()
+        else:
+            change = change * hits.real
+            self.injected = self.injected + hits.real.sum()
+        self.product = self.product + torch.dot(codes.double(), change)
+        self.change_square = self.change_square + torch.dot(change, change)
+
+    def record(self, site: FaultSite) -> None:
+        """Add one forward to the statistics of a site."""
+        assert site.statistics is not None
+        site.statistics.record_sums(
+            site.index,
+            elements=self.elements,
+            injected=self.injected,
+            squared_change=self.change_square,
+            clean_square=self.clean_square,
+            faulty_square=self.clean_square + 2 * self.product + self.change_square,
+            product=self.clean_square + self.product,
+        )
+
+
+def _sum_of_squares(x: Any) -> Tensor:
+    """Sum of code² over the whole activation.
+
+    Where codes are values by one factor, the values are read once and nothing is made of
+    them; their roundings, of 2**-24 each, stay below what the statistics show. A 16-bit
+    float has too few digits for that, and a zero point leaves a rest where all codes are 0.
+    """
+    value = x.value.detach()
+    scale, zero_point = _one_number(x.scale), _one_number(x.zero_point)
+    short = value.dtype in (torch.float16, torch.bfloat16)
+    if not short and isinstance(scale, float) and zero_point == 0:
+        length = torch.linalg.vector_norm(value, dtype=torch.float64)
+        return (length / scale).square().round()
+    if short:
+        value, scale = value.float(), x.scale.detach().float()
+    codes = value / scale
+    codes = codes.add_(zero_point).round_()
+    return torch.linalg.vector_norm(codes, dtype=torch.float64).square().round()
+
+
+def _word(x: Any, site: FaultSite) -> Word:
+    """The word of this activation. Reading a learned width costs nothing on the CPU."""
+    bit_width: int | Tensor | None = site.quantiser.bit_width
+    if bit_width is None and x.bit_width.device.type == "cpu":
+        bit_width = round(x.bit_width.item())
+    elif bit_width is None:
+        bit_width = x.bit_width.round().long().reshape(())
+    if isinstance(bit_width, int) and not fits(bit_width, x.value.dtype):
+        raise SiteError(
+            f"site {site.name}: {bit_width}-bit codes do not fit {x.value.dtype}; allowed: 1 to 32 "
+            "bits that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider "
+            "dtype"
+        )
+    return Word(bit_width, x.signed, site.quantiser.narrow_range, site.quantiser.binary)
+
+
+def _one_number(parameter: Tensor) -> Parameter:
+    """A quantisation parameter as a number where it is one and no device must be waited for."""
+    parameter = parameter.detach()
+    if parameter.numel() != 1:
+        return parameter
+    return parameter.item() if parameter.device.type == "cpu" else parameter.reshape(())
+
+
+def _at(parameter: Parameter, values: Tensor, index: Tensor) -> Parameter:
+    """A quantisation parameter at some elements: one number, or one for each of them."""
+    if isinstance(parameter, Tensor) and parameter.dim() > 0:
+        return parameter.expand(values.shape).take(index)
+    return parameter
+
+
+def _read(values: Tensor, index: Tensor) -> Tensor:
+    """`values.take(index)`, which is five times faster on a view where there is one."""
+    if values.is_contiguous():
+        return values.view(-1).index_select(0, index)
+    return values.take(index)
+
+
+def _write(values: Tensor, index: Tensor, new: Tensor) -> None:
+    """`values.put_(index, new)`, which is twice as fast on a view where there is one."""
+    if values.is_contiguous():
+        values.view(-1).scatter_(0, index, new)
+    else:
+        values.put_(index, new)
