@@ -162,7 +162,7 @@ def _write_faults(x: Any, site: FaultSite, layout: Layout) -> Struck | None:
     """
     value = x.value.detach()
     again = recomputing()
-    sums = None if site.statistics is None or again else Sums(x)
+    sums = None if site.statistics is None or again else Sums(x, site.statistics.cosine)
     needs_grad = x.value.requires_grad
     struck: Tensor | None = None
     kept: list[Hits] = []

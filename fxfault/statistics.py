@@ -65,7 +65,10 @@ class LayerStatistics:
 
     @property
     def avg_cosine_similarity(self) -> float:
-        """Cosine between clean and faulty codes, averaged over armed forwards; NaN without any."""
+        """Cosine between clean and faulty codes, averaged over armed forwards.
+
+        NaN without any, and where it was not measured.
+        """
         return self._sum("cosine") / self.sample_count if self.sample_count else math.nan
 
     def add(self, elements: int, injected: Tensor, rmse: Tensor, cosine: Tensor) -> None:
@@ -102,14 +105,17 @@ class LayerStatistics:
         """The inverse of `to_dict`."""
         cosine = entry["avg_cosine_similarity"]
         counts = ("layer_id", "total_activations", "injected_count", "sample_count", "rmse_count")
+        # The specification's own files have no `rmse_count` and no names.
+        entry = {"rmse_count": entry["sample_count"], "name": "", **entry}
         for key in counts:
             if not isinstance(entry[key], int):
                 raise TypeError(f"{key} is {entry[key]!r}, not a whole number")
+        unmeasured = math.nan if entry["sample_count"] else 0.0
         sums = [
             entry["injected_count"],
             entry["avg_rmse"] * entry["rmse_count"],
             entry["rmse_count"],
-            0.0 if cosine is None else cosine * entry["sample_count"],
+            unmeasured if cosine is None else cosine * entry["sample_count"],
         ]
         return cls(
             layer_id=entry["layer_id"],
@@ -132,15 +138,21 @@ class FaultStatistics:
 
     Attributes:
         layer_stats: the statistics of each site, by its index.
+        cosine: whether a recording model measures cosine similarity.
     """
 
-    def __init__(self, num_layers: int, names: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, num_layers: int, names: tuple[str, ...] = (), *, cosine: bool = True
+    ) -> None:
         """Make empty statistics.
 
         Args:
             num_layers: number of sites.
             names: their names, where known.
+            cosine: also measure cosine similarity, the one figure for which every activation
+                must be read as a whole; the others follow from the elements that are hit.
         """
+        self.cosine = cosine
         padded = (*names, *[""] * (num_layers - len(names)))
         self.layer_stats = {i: LayerStatistics(i, padded[i]) for i in range(num_layers)}
 
@@ -163,9 +175,7 @@ class FaultStatistics:
             elements=clean_int.numel(),
             injected=hit.sum(),
             squared_change=((faulty - clean).square() * hit).sum(),
-            clean_square=clean.square().sum(),
-            faulty_square=faulty.square().sum(),
-            product=(clean * faulty).sum(),
+            squares=(clean.square().sum(), faulty.square().sum(), (clean * faulty).sum()),
         )
 
     def record_sums(
@@ -175,9 +185,7 @@ class FaultStatistics:
         elements: int,
         injected: Tensor,
         squared_change: Tensor,
-        clean_square: Tensor,
-        faulty_square: Tensor,
-        product: Tensor,
+        squares: tuple[Tensor, Tensor, Tensor] | None,
     ) -> None:
         """Record one forward of a site from its sums (float64 tensors without dimensions).
 
@@ -186,9 +194,8 @@ class FaultStatistics:
             elements: elements of the tensor.
             injected: number of hits.
             squared_change: sum of (faulty - clean)² over the hits.
-            clean_square: sum of clean² over all elements.
-            faulty_square: sum of faulty² over all elements.
-            product: sum of clean · faulty over all elements.
+            squares: sums of clean², of faulty² and of clean · faulty over all elements; None
+                where cosine similarity is not measured.
         """
         if layer_id not in self.layer_stats:
             raise FxFaultError(
@@ -196,9 +203,7 @@ class FaultStatistics:
                 f"layers (0 to {len(self.layer_stats) - 1})"
             )
         rmse = (squared_change / injected.clamp(min=1)).sqrt()
-        lengths = (clean_square * faulty_square).sqrt()
-        both_zero = (clean_square == 0) & (faulty_square == 0)
-        cosine = torch.where(lengths > 0, product / lengths, both_zero.double())
+        cosine = torch.full_like(rmse, math.nan) if squares is None else _cosine(*squares)
         self.layer_stats[layer_id].add(elements, injected, rmse, cosine)
 
     def reset(self) -> None:
@@ -266,8 +271,15 @@ class FaultStatistics:
         return statistics
 
     def save_to_file(self, path: str | Path) -> None:
-        """Write the JSON form; an existing file is replaced at once or not at all."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write the JSON form; an existing file is replaced at once or not at all.
+
+        Raises:
+            FxFaultError: the file cannot be written.
+        """
+        try:
+            write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise FxFaultError(f"{path}: cannot write fault statistics: {error}") from error
 
     @classmethod
     def load_from_file(cls, path: str | Path) -> FaultStatistics:
@@ -309,6 +321,13 @@ class FaultStatistics:
     def print_report(self) -> None:
         """Print `report()`; the specification asks for this one function that prints."""
         print(self.report())
+
+
+def _cosine(clean_square: Tensor, faulty_square: Tensor, product: Tensor) -> Tensor:
+    """Cosine of two vectors from their sums; 1 where both are 0, and 0 where only one is."""
+    lengths = (clean_square * faulty_square).sqrt()
+    both_zero = (clean_square == 0) & (faulty_square == 0)
+    return torch.where(lengths > 0, product / lengths, both_zero.double())
 
 
 def _percent(rate: float) -> str:

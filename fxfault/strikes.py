@@ -94,10 +94,10 @@ class Sums:
     Σc² + 2Σcd + Σd², and only the hits have a d.
     """
 
-    def __init__(self, x: Any) -> None:
-        """Read the activation, before it is struck."""
+    def __init__(self, x: Any, cosine: bool) -> None:
+        """Read the activation, before it is struck, if cosine similarity is measured."""
         self.elements = x.value.numel()
-        self.clean_square = _sum_of_squares(x)
+        self.clean_square = _sum_of_squares(x) if cosine else None
         zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
         self.injected, self.product, self.change_square = zero, zero, zero
 
@@ -115,14 +115,16 @@ class Sums:
     def record(self, site: FaultSite) -> None:
         """Add one forward to the statistics of a site."""
         assert site.statistics is not None
+        clean, squares = self.clean_square, None
+        if clean is not None:
+            faulty = clean + 2 * self.product + self.change_square
+            squares = (clean, faulty, clean + self.product)
         site.statistics.record_sums(
             site.index,
             elements=self.elements,
             injected=self.injected,
             squared_change=self.change_square,
-            clean_square=self.clean_square,
-            faulty_square=self.clean_square + 2 * self.product + self.change_square,
-            product=self.clean_square + self.product,
+            squares=squares,
         )
 
 

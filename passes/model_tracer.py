@@ -162,7 +162,9 @@ class ModelTracer(Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
         """Record an operation, unless a context that the graph would lose surrounds it."""
         if _contexts() != self._contexts:
-            raise TraceError("its forward switches gradients or autocast on or off")
+            raise TraceError(
+                "its forward switches gradients, autocast or checkpointing on or off"
+            )
         return super().create_proxy(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
@@ -318,6 +320,8 @@ def _contexts() -> tuple[bool, ...]:
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
+        # Gradient checkpointing and offloading: without them a graph needs more memory.
+        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None,
     )
 
 

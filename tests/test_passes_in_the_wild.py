@@ -891,7 +891,7 @@ def test_gradients_are_those_of_the_eager_model_wherever_it_was_transformed(
 
 @pytest.mark.parametrize(
     ("place", "reentrant"),
-    [("traced", False), ("kept", False), ("kept", True), ("outer", False), ("outer", True)],
+    [(place, reentrant) for place in ("traced", "kept", "outer") for reentrant in (False, True)],
 )
 def test_checkpointing_recomputes_the_same_faults(place: str, reentrant: bool) -> None:
     def build(checkpointed: bool) -> nn.Module:
@@ -919,9 +919,31 @@ def test_checkpointing_recomputes_the_same_faults(place: str, reentrant: bool) -
         y = checkpoint(faulty, x, use_reentrant=reentrant) if outer else faulty(x)
         (y * torch.linspace(1, 2, 8)).sum().backward()
         counts = [s.total_activations for s in statistics.layer_stats.values()]
+        counts = [count for count in counts if count]  # Of sites that the forward reaches.
         faulty.faults.clock.begin(1)
         results.append((y, x.grad, counts, faulty.faults.clock.first_sample))
     assert alike(results[1], results[0])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_not_traced_away(reentrant: bool) -> None:
+    """The layers of the block run again in the backward, which is what saves the memory."""
+
+    def setup(self: Any) -> None:
+        self.block = nn.Sequential(block(), block())
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return checkpoint(self.block, self.linear(x), use_reentrant=reentrant)
+
+    faulty = fxfault.transform(_built(net(forward, setup)), SOME_HIT)
+    runs = []
+    linear = next(m for m in faulty.block.modules() if isinstance(m, nn.Linear))
+    linear.register_forward_hook(lambda *_: runs.append(1))
+    y = faulty(X.clone().requires_grad_())
+    assert len(runs) == 1
+    y.sum().backward()
+    assert len(runs) == 2
+    assert "kept" in str(fxfault.inspect(faulty))
 
 
 # -- state ------------------------------------------------------------------------------

@@ -613,3 +613,53 @@ def test_low_rates_do_not_read_as_zero() -> None:
     statistics.record(clean, faulty, mask, layer_id=0)
     rate = statistics.report().splitlines()[5].split()[3]
     assert float(rate) == pytest.approx(1e-4)
+
+
+# -- without cosine similarity -----------------------------------------------------------
+
+
+def test_cosine_similarity_is_left_out_where_it_is_not_wanted(
+    convnet: nn.Module, faulty: Faulty
+) -> None:
+    results = []
+    for cosine in (True, False):
+        net = faulty(convnet, probability=20.0)
+        statistics = FaultStatistics(len(net.faults), net.faults.names, cosine=cosine)
+        net.faults.set_statistics(statistics)
+        for _ in range(2):
+            net(torch.ones(4, 3, 6, 6))
+        results.append(statistics)
+    full, short = (statistics.to_dict()["layers"] for statistics in results)
+    for index, layer in full.items():
+        assert layer.pop("avg_cosine_similarity") is not None
+        assert short[index].pop("avg_cosine_similarity") is None
+        assert short[index] == layer
+    merged = FaultStatistics.from_dict(results[1].to_dict()).merge(results[1])
+    assert merged.to_dict()["layers"]["0"]["avg_cosine_similarity"] is None
+    assert " - " in results[1].report()
+
+
+# -- files -------------------------------------------------------------------------------
+
+
+def test_the_specifications_own_file_loads(tmp_path: Path) -> None:
+    entry = {
+        "layer_id": 0,
+        "total_activations": 125430,
+        "injected_count": 12543,
+        "injection_rate": 10.0,
+        "avg_rmse": 2.3451,
+        "avg_cosine_similarity": 0.978234,
+        "sample_count": 157,
+    }
+    path = tmp_path / "stats.json"
+    path.write_text(json.dumps({"num_layers": 1, "layers": {"0": entry}}))
+    layer = FaultStatistics.load_from_file(path).layer_stats[0]
+    assert (layer.injected_count, layer.injection_rate) == (12543, 10.0)
+    assert layer.avg_rmse == pytest.approx(2.3451)
+    assert layer.avg_cosine_similarity == pytest.approx(0.978234)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FxFaultError, match="absent"):
+        FaultStatistics(1).save_to_file(tmp_path / "absent" / "stats.json")
