@@ -14,7 +14,7 @@ allowed: 'full_model' or 'layer'
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.schema import (
+    SectionList,
     did_you_mean,
     got,
     key_text,
@@ -80,6 +81,56 @@ def _fault_model_names() -> tuple[str, ...]:
 
 _Name = Annotated[str, Field(min_length=1)]
 _Index = Annotated[int, Field(ge=0)]
+_Percentage = Annotated[float, Field(ge=0, le=100)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Interval = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumPoint:
+    """What the schedule of a training is from an epoch on; see `fxfault.curriculum`."""
+
+    epoch: Annotated[int, Field(ge=0, description="Epoch of the point; epochs count from 0.")]
+    probability: Annotated[
+        _Percentage | None,
+        Field(description="As the key of the section; null leaves the setting as it is."),
+    ] = None
+    step_interval: Annotated[
+        _Fraction | None,
+        Field(description="As the key of the section; null leaves the setting as it is."),
+    ] = None
+    epoch_interval: Annotated[
+        _Interval | None,
+        Field(description="As the key of the section; null leaves the setting as it is."),
+    ] = None
+    injection_type: Annotated[
+        Annotated[str | FaultModel, _FaultModelRule()] | None,
+        Field(description="As the key of the section; null leaves the setting as it is."),
+    ] = None
+
+
+CURRICULUM_SETTINGS = tuple(f.name for f in fields(CurriculumPoint) if f.name != "epoch")
+
+
+def _point_problems(points: Sequence[CurriculumPoint | None]) -> list[str]:
+    """Say which points come too early, and which name no setting."""
+    problems = []
+    last: int | None = None
+    for index, point in enumerate(points):
+        if point is None:
+            continue
+        if last is not None and point.epoch <= last:
+            problems.append(
+                f"[{index}].epoch: got {got(point.epoch)}, allowed: an integer above {last}, "
+                "as the points are in ascending order"
+            )
+        last = point.epoch if last is None else max(last, point.epoch)
+        if all(getattr(point, name) is None for name in CURRICULUM_SETTINGS):
+            problems.append(
+                f"[{index}]: names no setting, allowed: at least one of "
+                f"{', '.join(CURRICULUM_SETTINGS)}"
+            )
+    return problems
 
 
 @dataclass(kw_only=True, slots=True)
@@ -147,6 +198,22 @@ allowed: a number from 0 to 100
             "at all; one draw per step for the whole model.",
         ),
     ] = 1.0
+    curriculum: Annotated[
+        Sequence[CurriculumPoint | Mapping[str, Any]] | None,
+        SectionList(CurriculumPoint, _point_problems),
+        Field(
+            description="While training, how the schedule changes: points in ascending order of "
+            "`epoch`, each with some of `probability`, `step_interval`, `epoch_interval` and "
+            "`injection_type`."
+        ),
+    ] = None
+    interpolate: Annotated[
+        Literal["step", "linear", "cosine"],
+        Field(
+            description="How `probability` and `step_interval` go from one point of the "
+            "curriculum to the next: `step` keeps the earlier value until then."
+        ),
+    ] = "step"
     seed: Annotated[
         Annotated[int, Field(ge=0, le=MAX_SEED)] | None,
         Field(description="Seed of all faults; null draws one and reports it."),
@@ -258,7 +325,11 @@ allowed: a number from 0 to 100
         Raises:
             ConfigError: `injection_type` is an object that no registered name stands for.
         """
-        return {**section_to_dict(self), "injection_type": _fault_model_name(self.injection_type)}
+        return {
+            **section_to_dict(self),
+            "injection_type": _fault_model_name(self.injection_type, SECTION),
+            "curriculum": _plain_points(self.curriculum),
+        }
 
     def validate(self) -> None:
         """Check every field.
@@ -269,7 +340,22 @@ allowed: a number from 0 to 100
         self.from_dict({field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def _fault_model_name(model: str | FaultModel) -> str:
+def _plain_points(points: Sequence[CurriculumPoint | Mapping[str, Any]] | None) -> Any:
+    """Give the points of a curriculum as mappings of what they name."""
+    if not isinstance(points, (list, tuple)):
+        return points
+    return [_plain_point(point, f"{SECTION}.curriculum[{i}]") for i, point in enumerate(points)]
+
+
+def _plain_point(point: CurriculumPoint | Mapping[str, Any], where: str) -> dict[str, Any]:
+    values = dict(point) if isinstance(point, Mapping) else section_to_dict(point)
+    plain = {key: value for key, value in values.items() if value is not None}
+    if "injection_type" in plain:
+        plain["injection_type"] = _fault_model_name(plain["injection_type"], where)
+    return plain
+
+
+def _fault_model_name(model: str | FaultModel, where: str) -> str:
     if isinstance(model, str):
         return model
     from fxfault.fault_models import fault_model_names, get_fault_model
@@ -278,7 +364,7 @@ def _fault_model_name(model: str | FaultModel) -> str:
     if name in fault_model_names() and get_fault_model(name) is model:
         return str(name)
     raise ConfigError(
-        f"{SECTION}.injection_type: {got(model)} has no registered name to be written as; "
+        f"{where}.injection_type: {got(model)} has no registered name to be written as; "
         "call fxfault.fault_models.register_fault_model on it"
     )
 

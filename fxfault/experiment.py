@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import InvalidConfigError
 from fxfault.schema import (
+    got,
     parse_section,
     section_reference,
     section_to_dict,
@@ -83,10 +84,40 @@ class QuantizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Length of training, and batches of training and evaluation."""
+    """Length of training, its batches and those of evaluation, and what is done to them."""
 
-    batch_size: Annotated[_AtLeastOne, Field(description="Samples in a batch.")] = 64
+    batch_size: Annotated[
+        _AtLeastOne, Field(description="Samples in a batch, of each process where there are more.")
+    ] = 64
     epochs: Annotated[_AtLeastOne, Field(description="Passes over the training data.")] = 1
+    validation_fraction: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Share of the training data that is held out to choose the best "
+            "checkpoint by, drawn by the seed.",
+        ),
+    ] = 0.1
+    label_smoothing: Annotated[
+        float,
+        Field(ge=0, lt=1, description="Share of each label that is spread over all classes."),
+    ] = 0.0
+    shift: Annotated[
+        int,
+        Field(ge=0, description="Pixels that a training image is moved by at most, each way."),
+    ] = 0
+    flip: Annotated[
+        bool,
+        Field(description="Mirror each training image left to right with a chance of one half."),
+    ] = False
+    gradient_clip: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="Norm that gradients are scaled down to; null leaves them."),
+    ] = None
+    num_workers: Annotated[
+        int, Field(ge=0, description="Processes that load training data; 0 loads in the main one.")
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +164,18 @@ class CheckpointConfig:
         "./experiments"
     )
     save_best: Annotated[
-        bool, Field(description="Also keep the checkpoint with the best accuracy.")
+        bool, Field(description="Also keep the checkpoint with the best validation accuracy.")
     ] = True
+    best_by: Annotated[
+        Literal["clean", "faulty"],
+        Field(
+            description="Which validation accuracy that is: without faults, or under those of "
+            "`apply_during: eval` and `both`."
+        ),
+    ] = "clean"
     resume: Annotated[
-        bool, Field(description="Continue training from the last checkpoint in the folder.")
+        bool,
+        Field(description="Continue the newest run in the folder; start one if there is none."),
     ] = False
     path: Annotated[
         _Name | None,
@@ -205,6 +244,12 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
         if problems:
             raise InvalidConfigError(problems, source)
         return cls(**sections)
+
+    @property
+    def needs_faulty_validation(self) -> bool:
+        """Whether the file asks for faults while evaluating."""
+        faults = self.fault_injection
+        return faults.enabled and faults.apply_during in ("eval", "both")
 
     def to_dict(self) -> dict[str, Any]:
         """Give all sections as plain values that YAML and JSON can hold.
@@ -280,25 +325,51 @@ def bundled_experiments() -> tuple[str, ...]:
     return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml")))
 
 
-def load_experiment(path_or_bundled_name: str | os.PathLike[str]) -> ExperimentConfig:
+def load_experiment(
+    path_or_bundled_name: str | os.PathLike[str], changes: Mapping[str, Any] | None = None
+) -> ExperimentConfig:
     """Read an experiment file, or one of those that come with the package.
+
+    >>> load_experiment("digits", {"training.epochs": 3, "dataset.name": "fake"}).training.epochs
+    3
 
     Args:
         path_or_bundled_name: path of a file; where there is no such file, a bare name such as
             `digits` or `digits.yaml` stands for the bundled experiment.
+        changes: values that take the place of the file's, by the path of the key.
 
     Raises:
-        InvalidConfigError: no such file, or all that is wrong with it.
+        InvalidConfigError: no such file, or all that is wrong with it and the changes.
     """
-    name = os.fspath(path_or_bundled_name)
+    content, source = _read(os.fspath(path_or_bundled_name))
+    for path, value in (changes or {}).items():
+        _set(content, path, value)
+    return ExperimentConfig.from_dict(content, source)
+
+
+def _read(name: str) -> tuple[dict[Any, Any], str]:
     if os.path.exists(name) and not (os.path.isdir(name) and name in bundled_experiments()):
-        return ExperimentConfig.from_dict(load_yaml(name), name)
+        return load_yaml(name), name
     bundled = name.removesuffix(".yaml")
     if bundled not in bundled_experiments():
         raise InvalidConfigError([_no_such_file(name)], name)
     file = resources.files("fxfault").joinpath("configs").joinpath(f"{bundled}.yaml")
     source = f"{bundled}.yaml (bundled)"
-    return ExperimentConfig.from_dict(parse_yaml(file.read_bytes(), source), source)
+    return parse_yaml(file.read_bytes(), source), source
+
+
+def _set(content: dict[Any, Any], path: str, value: Any) -> None:
+    """Set the value of a key in nested mappings; a section that is absent is added."""
+    *parents, key = path.split(".")
+    for depth, parent in enumerate(parents, start=1):
+        inner = content.get(parent)
+        # A copy: YAML's anchors let two keys share one mapping.
+        content[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+        if inner is not None and not isinstance(inner, Mapping):
+            where = ".".join(parents[:depth])
+            raise InvalidConfigError([f"{path}: cannot be set, as {where} is {got(inner)}"])
+        content = content[parent]
+    content[key] = value
 
 
 def _no_such_file(name: str) -> str:

@@ -9,17 +9,82 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    create_model,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 _Section = TypeVar("_Section")
 _PLAIN_VALUE = "text, a finite number, true, false, null, or lists and mappings of these"
 _SCHEMAS: dict[type[Any], type[BaseModel]] = {}
 _YAML_BOOLEANS = "YAML reads no, off, yes and on as booleans: put the text in quotes"
+
+
+@dataclass(frozen=True)
+class SectionList:
+    """Annotation of a field that holds null or a list of sections of one kind.
+
+    Each item may be a mapping, which is checked as a section of its own, or the dataclass itself.
+
+    Attributes:
+        item: the dataclass of an item.
+        check: looks at the items together. It gets them in order, with None for one that has a
+            problem already, and returns one text per problem, each from the index of the item on
+            (`[1].epoch: ...`).
+    """
+
+    item: type[Any]
+    check: Callable[[Sequence[Any]], list[str]]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._parse)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        keys = ", ".join(known_keys(self.item))
+        item = {"description": f"a mapping with keys among {keys}"}
+        return {"anyOf": [{"type": "array", "minItems": 1, "items": item}, {"type": "null"}]}
+
+    def _parse(self, value: Any) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError("no list of sections")
+        items, problems = [], []
+        for index, given in enumerate(value):
+            values = _fields_of(given) if isinstance(given, self.item) else given
+            item, found = parse_section(self.item, values, f"[{index}]")
+            items.append(item)
+            problems += found
+        problems += self.check(items)
+        if problems:
+            raise _ItemProblemsError(problems)
+        return tuple(items)
+
+
+class _ItemProblemsError(ValueError):
+    """What is wrong with the items of a list, for pydantic to carry to `_value_problems`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def _fields_of(section: Any) -> dict[str, Any]:
+    return {field.name: getattr(section, field.name) for field in fields(section)}
 
 
 def tuple_from_list(value: Any) -> Any:
@@ -44,7 +109,7 @@ def section_reference(section: type[Any]) -> str:
 
 def section_to_dict(section: Any) -> dict[str, Any]:
     """Give the fields of a section as plain values; tuples become lists, containers are copies."""
-    return {field.name: _plain(getattr(section, field.name)) for field in fields(section)}
+    return {key: _plain(value) for key, value in _fields_of(section).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -75,15 +140,15 @@ def parse_section(
     prefix = f"{where}." if where else ""
     try:
         checked = schema.model_validate(known)
-        problems = {}
+        problems: dict[Any, list[str]] = {}
     except ValidationError as error:
         problems = _value_problems(section, error, known, prefix)
     for key in values:
         if key not in known:
-            problems[key] = unknown_key(key, prefix, schema.model_fields)
+            problems[key] = [unknown_key(key, prefix, schema.model_fields)]
     if problems:
         order = [*values, *(key for key in problems if key not in values)]
-        return None, [problems[key] for key in order if key in problems]
+        return None, [problem for key in order for problem in problems.get(key, [])]
     return section(**{name: getattr(checked, name) for name in checked.model_fields_set}), []
 
 
@@ -154,22 +219,31 @@ def _json_schema(section: type[Any]) -> dict[str, Any]:
 
 def _value_problems(
     section: type[Any], error: ValidationError, values: Mapping[Any, Any], prefix: str
-) -> dict[Any, str]:
-    """Give one problem for each key that pydantic complains about.
+) -> dict[Any, list[str]]:
+    """Give the problems of each key that pydantic complains about: one, but for a `SectionList`.
 
     A field with alternatives has one pydantic error per alternative; the one that got deepest into
     the value (to an element of a list) tells the most.
     """
     by_key: dict[Any, ErrorDetails] = {}
-    for detail in error.errors(include_url=False, include_context=False):
+    for detail in error.errors(include_url=False):
         key = detail["loc"][0]
         if key not in by_key or len(detail["loc"]) > len(by_key[key]["loc"]):
             by_key[key] = detail
     properties = _json_schema(section)["properties"]
     return {
-        key: f"{prefix}{key}{_complaint(detail, values.get(key), properties[key])}"
+        key: [f"{prefix}{key}{text}" for text in _complaints(detail, values, key, properties[key])]
         for key, detail in by_key.items()
     }
+
+
+def _complaints(
+    detail: ErrorDetails, values: Mapping[Any, Any], key: Any, schema: dict[str, Any]
+) -> list[str]:
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, _ItemProblemsError):
+        return cause.problems
+    return [_complaint(detail, values.get(key), schema)]
 
 
 def _complaint(detail: ErrorDetails, value: Any, schema: dict[str, Any]) -> str:
@@ -209,19 +283,25 @@ def got(value: Any) -> str:
 
 
 def _items(schema: dict[str, Any]) -> dict[str, Any]:
-    for option in schema.get("anyOf", [schema]):
+    for option in _options(schema):
         if "items" in option:
             return dict(option["items"])
     return schema
 
 
 def _takes_text(schema: dict[str, Any]) -> bool:
-    options = schema.get("anyOf", [schema])
-    return any(option.get("type") == "string" or "enum" in option for option in options)
+    return any(option.get("type") == "string" or "enum" in option for option in _options(schema))
 
 
 def _fixed_texts(schema: dict[str, Any]) -> list[str]:
-    return [text for option in schema.get("anyOf", [schema]) for text in option.get("enum", [])]
+    return [text for option in _options(schema) for text in option.get("enum", [])]
+
+
+def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alternatives of a schema, those of an alternative among them."""
+    if "anyOf" not in schema:
+        return [schema]
+    return [option for alternative in schema["anyOf"] for option in _options(alternative)]
 
 
 def _allowed(schema: dict[str, Any]) -> str:
@@ -232,9 +312,7 @@ def _allowed(schema: dict[str, Any]) -> str:
     >>> _allowed({"anyOf": [{"enum": ["lsb_flip", "msb_flip"]}, {"type": "null"}]})
     "'lsb_flip', 'msb_flip' or null"
     """
-    if "anyOf" in schema:
-        return _either([words for option in schema["anyOf"] for words in _choices(option)])
-    return _either(_choices(schema))
+    return _either([words for option in _options(schema) for words in _choices(option)])
 
 
 def _choices(schema: dict[str, Any]) -> list[str]:

@@ -11,10 +11,11 @@ import difflib
 import fnmatch
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fxfault.curriculum import epoch_plan, governed_settings
 from fxfault.errors import ConfigError, SiteError
 from fxfault.fault_models import FaultModel, get_fault_model
 from fxfault.random_numbers import stream_key, uniform_float
@@ -39,6 +40,10 @@ NOT_CODES = (
 )
 
 
+# What a clock knows of where it is, rather than of when.
+_NOT_IN_STATE = ("_model", "_on_move", "forward", "rank", "world_size")
+
+
 class FaultClock:
     """When faults strike, and which stream of random numbers they are drawn from.
 
@@ -57,19 +62,23 @@ class FaultClock:
         step: training steps since the last reset.
         batch: samples of the current forward.
         first_sample: number of the first one.
+        rank, world_size: which of how many processes this is; see `FaultSites.shard`.
     """
 
     def __init__(self, config: FaultInjectionConfig) -> None:
+        plan = epoch_plan(config, 0)
         self.enabled = True
         self.apply_during = config.apply_during
-        self.epoch_interval = config.epoch_interval
-        self.step_interval = config.step_interval
+        self.epoch_interval = plan.epoch_interval
+        self.step_interval = plan.step_interval
+        self.rank, self.world_size = 0, 1
         self.seed = secrets.randbits(63) if config.seed is None else config.seed
         self.trial = 0
         self.epoch = 0
         # A list keeps nn.Module from taking the model for a child of whatever holds the clock;
         # a strong reference survives copy.deepcopy, where a weak one would keep the original.
         self._model: list[nn.Module] = []
+        self._on_move: Callable[[], None] | None = None
         self.forward = 0  # Counts on over resets: no two forwards share a number.
         self.reset()
 
@@ -85,27 +94,48 @@ class FaultClock:
         """Follow the mode (train or eval) of a model."""
         self._model = [model]
 
+    def on_move(self, react: Callable[[], None]) -> None:
+        """Have a function called where `restore` leads to another seed, trial or epoch."""
+        self._on_move = react
+
     @property
     def training(self) -> bool:
         """Whether the model is in training mode."""
         return bool(self._model) and self._model[0].training
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on from here: plain numbers, texts and a mapping."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("_model", "forward")}
+        """What `restore` needs to go on from here: plain numbers, texts and a mapping.
+
+        Any of several processes that share the data can go on from the state of any other.
+        """
+        kept = {k: v for k, v in vars(self).items() if k not in _NOT_IN_STATE}
         return {**kept, "_next_sample": dict(self._next_sample)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state` gave."""
+        """Go back to what `state` gave.
+
+        The sites follow to another epoch of the curriculum, and with `injection_layer: -1` to
+        the layer that another seed or trial draws.
+
+        Raises:
+            ConfigError: `state` does not come from `state`.
+        """
+        expected = self.state().keys()
+        if not isinstance(state, Mapping) or state.keys() != expected:
+            names = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
+            raise ConfigError(f"state of the clock: got {names}, expected {sorted(expected)}")
+        before = (self.seed, self.trial, self.epoch)
         vars(self).update({**state, "_next_sample": dict(state["_next_sample"])})
+        if self._on_move is not None and (self.seed, self.trial, self.epoch) != before:
+            self._on_move()
 
     def begin(self, batch: int) -> None:
         """Note that a forward of the whole model starts."""
         training = self.training
         self.forward += 1
         self.batch = batch
-        self.first_sample = self._next_sample[training]
-        self._next_sample[training] += batch
+        self.first_sample = self._next_sample[training] + self.rank * batch
+        self._next_sample[training] += self.world_size * batch
         if training:
             draw = uniform_float(self.seed, "step", self.epoch, self.step)
             self._noisy_step = draw < self.step_interval
@@ -256,6 +286,7 @@ class FaultSites(Sequence[FaultSite]):
     def __init__(self, config: FaultInjectionConfig) -> None:
         self.config = config
         self.clock = FaultClock(config)
+        self.clock.on_move(self._follow_clock)
         self.skipped: dict[str, str] = {}
         self.statistics: FaultStatistics | None = None
         self._sites: list[FaultSite] = []
@@ -301,6 +332,7 @@ class FaultSites(Sequence[FaultSite]):
         self, name: str, module_path: str, module_type: str, quantiser: Quantiser
     ) -> tuple[FaultSite, str]:
         """Add a site; returns it and the attribute under which generated code finds it."""
+        plan = epoch_plan(self.config, self.clock.epoch)
         site = FaultSite(
             name=name,
             index=len(self._sites),
@@ -308,8 +340,8 @@ class FaultSites(Sequence[FaultSite]):
             module_type=module_type,
             quantiser=quantiser,
             clock=self.clock,
-            probability=float(self.config.probability),
-            fault_model=get_fault_model(self.config.injection_type),
+            probability=plan.probability,
+            fault_model=get_fault_model(plan.injection_type),
             gradient_mode=self.config.gradient_mode,
             hw_units=self.config.frequency_value if self.config.hw_mask else None,
         )
@@ -360,13 +392,88 @@ class FaultSites(Sequence[FaultSite]):
         Args:
             trial: number of the trial, 0 and up; each has its own faults. None keeps it.
             first_sample: number of the first sample that this process will see (the offset
-                of a worker that has a part of the data).
+                of a worker that has a part of the data); after `shard`, that the processes
+                together will see.
         """
         if trial is not None:
             self.clock.trial = trial
         self.clock.reset(first_sample)
-        if self.config.mode == "layer" and self.config.injection_layer == -1:
-            self.select(self.config.layers)
+        self._draw_layer()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Start an epoch of training: `set_epoch`, and samples and steps numbered anew.
+
+        Raises:
+            ConfigError: `epoch` is not an integer of at least 0.
+        """
+        self.set_epoch(epoch)
+        self.reset()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, which `epoch_interval` and the faults of training follow.
+
+        What the configuration's curriculum names is set to its values for the epoch, at every
+        site; all else stays, so that what was set by hand without a curriculum is kept.
+
+        Raises:
+            ConfigError: `epoch` is not an integer of at least 0.
+        """
+        plan, governed = epoch_plan(self.config, epoch), governed_settings(self.config)
+        self.clock.epoch = epoch
+        if "epoch_interval" in governed:
+            self.clock.epoch_interval = plan.epoch_interval
+        if "step_interval" in governed:
+            self.clock.step_interval = plan.step_interval
+        if "probability" in governed:
+            self.set_probability(plan.probability)
+        if "injection_type" in governed:
+            self.set_fault_model(plan.injection_type)
+        if governed and self.config.verbose:
+            logger.info("Curriculum, %s", plan)
+
+    def _follow_clock(self) -> None:
+        """Do what another seed, trial or epoch asks for, once the clock was moved there."""
+        self.set_epoch(self.clock.epoch)
+        self._draw_layer()
+
+    def governs(self, setting: str) -> bool:
+        """Whether a curriculum changes a setting (`probability`, `step_interval`, ...)."""
+        return setting in governed_settings(self.config)
+
+    def shard(self, rank: int, world_size: int) -> None:
+        """Number samples as one of several processes that train or evaluate together.
+
+        In each forward every process has an equal part of a joined batch, one after the other
+        in the order of their ranks; from now on its samples get the numbers, and so the faults,
+        that they would have there. All processes need the same seed. Without `shard`, a model
+        has the whole batch.
+
+        >>> import torch, fxfault
+        >>> from brevitas.nn import QuantReLU
+        >>> from torch import nn
+        >>> net = fxfault.transform(nn.Sequential(QuantReLU()), {"enabled": True, "seed": 7})
+        >>> net.faults.shard(rank=1, world_size=2)
+        >>> numbers = []
+        >>> for batch in torch.ones(2, 8, 3):
+        ...     _ = net(batch)
+        ...     numbers.append(net.faults.clock.first_sample)
+        >>> numbers  # 0 to 7 and 16 to 23 are those of rank 0
+        [8, 24]
+
+        Args:
+            rank: number of this process, 0 and up.
+            world_size: number of processes.
+
+        Raises:
+            ConfigError: they are not integers with 0 <= rank < world_size.
+        """
+        whole = all(type(number) is int for number in (rank, world_size))
+        if not whole or not 0 <= rank < world_size:
+            raise ConfigError(
+                f"shard: got rank {rank!r} and world_size {world_size!r}, allowed: integers "
+                "with 0 <= rank < world_size"
+            )
+        self.clock.rank, self.clock.world_size = rank, world_size
 
     def check(self) -> None:
         """Wait for the device and see whether everything that was struck was sound.
@@ -445,6 +552,10 @@ class FaultSites(Sequence[FaultSite]):
                 raise SiteError(f"layers: {item!r} matches no site; {self.describe(item)}")
             chosen.update(found)
         return sorted(chosen)
+
+    def _draw_layer(self) -> None:
+        if self.config.mode == "layer" and self.config.injection_layer == -1:
+            self.select(self.config.layers)
 
     def _single(self, candidates: list[int]) -> int:
         wanted = self.config.injection_layer

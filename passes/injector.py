@@ -62,10 +62,14 @@ class FaultInjector:
             sites[layer_id].set_probability(probability)
 
     def update_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Tell the epoch, which `epoch_interval` and the faults of training follow."""
+        """Tell the epoch, which `epoch_interval`, a curriculum and the faults of training follow.
+
+        Raises:
+            ConfigError: `epoch` is not an integer of at least 0.
+        """
         sites = self._sites(model)
         if sites is not None:
-            sites.clock.epoch = epoch
+            sites.set_epoch(epoch)
 
     def reset_counters(self, model: nn.Module) -> None:
         """Number samples and steps from 0 again."""
@@ -78,6 +82,10 @@ class FaultInjector:
     ) -> None:
         """Set the probability that a training step is noisy.
 
+        Where the configuration's curriculum says `step_interval`, the curriculum wins: a loop
+        that hands the value of the configuration over after `update_epoch`, as the
+        specification's does, must not undo it. The arguments are only checked then.
+
         Each step is drawn by its number, so that the draws do not depend on how many
         follow; `num_iterations` is only checked.
 
@@ -89,7 +97,7 @@ class FaultInjector:
         if num_iterations < 1:
             raise ConfigError(f"num_iterations: got {num_iterations!r}, allowed: 1 and up")
         sites = self._sites(model)
-        if sites is not None:
+        if sites is not None and not sites.governs("step_interval"):
             sites.clock.step_interval = float(step_interval)
 
     def set_enabled(self, model: nn.Module, enabled: bool) -> None:

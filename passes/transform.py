@@ -27,7 +27,8 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
     The model is traced, and a `fault_inject` call is inserted after every target. As with
     any torch.fx graph module, the result shares layers, parameters and buffers with
     `model`: training, loading, moving or switching one to evaluation shows in the other.
-    `model` itself is not changed, and `state_dict` has the same keys in the same order.
+    `model` itself is not changed, and `state_dict` has the same keys in the same order. Where
+    the configuration has a curriculum, the model starts with its values for epoch 0.
 
     >>> import torch
     >>> from brevitas.nn import QuantReLU
@@ -75,7 +76,7 @@ def _log(sites: FaultSites) -> None:
     config = sites.config
     logger.info("Fault injection enabled: %d injection layers added", len(sites))
     logger.info("  Mode: %s", config.mode)
-    logger.info("  Probability: %s%%", config.probability)
+    logger.info("  Probability: %s%%", sites[0].probability)
     logger.info("  Injection type: %s", sites[0].fault_model.name)
     logger.info("  Apply during: %s", config.apply_during)
 

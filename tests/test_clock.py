@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import io
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from brevitas.nn import QuantIdentity
 from torch import Tensor, nn
+from zoo import HAND_WRITTEN
 
 import fxfault
 from fxfault.errors import ConfigError, FxFaultError, SiteError
@@ -356,6 +360,314 @@ def test_the_batch_is_that_of_the_first_tensor_among_the_inputs(faulty: Faulty, 
     net.faults.reset()
     parts = [run(net, part) for part in x.split(4)]
     assert torch.equal(torch.cat(parts), joint)
+
+
+# -- curriculum ------------------------------------------------------------------------
+
+CURRICULUM = [
+    {"epoch": 0, "probability": 0, "step_interval": 0.5},
+    {"epoch": 2, "probability": 20, "injection_type": "msb_flip"},
+    {"epoch": 4, "epoch_interval": 2, "step_interval": 1},
+]
+
+
+def schedule(net: Any) -> tuple[set[float], float, int, set[str]]:
+    faults = net.faults
+    return (
+        {site.probability for site in faults},
+        faults.clock.step_interval,
+        faults.clock.epoch_interval,
+        {site.fault_model.name for site in faults},
+    )
+
+
+def test_a_transformed_model_starts_with_the_plan_of_epoch_0(faulty: Faulty) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM)
+    assert schedule(net) == ({0.0}, 0.5, 1, {"random"})
+    first = [{"epoch": 0, "epoch_interval": 3, "injection_type": "lsb_flip"}]
+    assert schedule(faulty(Net(), curriculum=first)) == ({100.0}, 1.0, 3, {"lsb_flip"})
+    later = faulty(Net(), curriculum=CURRICULUM[1:], probability=7.0)
+    assert schedule(later) == ({7.0}, 1.0, 1, {"random"})
+
+
+def test_starting_an_epoch_applies_its_plan(faulty: Faulty) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM, interpolate="linear")
+    seen = []
+    for epoch in (1, 2, 3, 4, 9, 0):
+        net.faults.start_epoch(epoch)
+        assert net.faults.clock.epoch == epoch
+        seen.append(schedule(net))
+    assert seen == [
+        ({10.0}, 0.625, 1, {"random"}),
+        ({20.0}, 0.75, 1, {"msb_flip"}),
+        ({20.0}, 0.875, 1, {"msb_flip"}),
+        ({20.0}, 1.0, 2, {"msb_flip"}),
+        ({20.0}, 1.0, 2, {"msb_flip"}),
+        ({0.0}, 0.5, 1, {"random"}),
+    ]
+
+
+def test_what_no_point_names_stays_as_it_was_set_by_hand(faulty: Faulty) -> None:
+    net = faulty(Net(), curriculum=[{"epoch": 1, "step_interval": 0.5}])
+    net.faults[1].set_probability(3.0)
+    net.faults[2].set_fault_model("lsb_flip")
+    net.faults.clock.epoch_interval = 4
+    net.faults.start_epoch(1)
+    assert [site.probability for site in net.faults] == [100.0, 3.0, 100.0, 100.0, 100.0]
+    assert net.faults[2].fault_model.name == "lsb_flip"
+    assert (net.faults.clock.epoch_interval, net.faults.clock.step_interval) == (4, 0.5)
+
+
+def test_without_a_curriculum_an_epoch_changes_no_setting(faulty: Faulty) -> None:
+    net = faulty(Net())
+    net.faults.set_probability(3.0)
+    net.faults.clock.step_interval = 0.25
+    net.faults.start_epoch(5)
+    assert schedule(net) == ({3.0}, 0.25, 1, {"random"})
+
+
+def test_starting_an_epoch_numbers_samples_and_steps_anew(net: Any) -> None:
+    x = data(6, 4)
+    net.train().faults.start_epoch(3)
+    first = net(x).value
+    assert not torch.equal(net(x).value, first)
+    net.faults.start_epoch(3)
+    assert net.faults.clock.step == 0
+    assert torch.equal(net(x).value, first)
+    net.faults.start_epoch(4)
+    assert not torch.equal(net(x).value, first)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2.0, None, True])
+def test_an_epoch_that_is_no_number_changes_nothing(faulty: Faulty, epoch: Any) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM)
+    net.faults.start_epoch(3)
+    before = net.faults.clock.state()
+    with pytest.raises(ConfigError, match=r"^epoch: got .* allowed: an integer of at least 0"):
+        net.faults.start_epoch(epoch)
+    assert net.faults.clock.state() == before
+
+
+def test_fault_models_of_a_curriculum_strike(faulty: Faulty) -> None:
+    points = [
+        {"epoch": 1, "injection_type": "lsb_flip"},
+        {"epoch": 2, "injection_type": fxfault.get_fault_model("full_flip")},
+    ]
+    net = faulty(nn.Sequential(activation()), curriculum=points, injection_type="msb_flip").train()
+    x = torch.tensor([[0.75]])  # 3 is 0011: flipped to 1011, 0010 and 1100
+    codes = []
+    for epoch in range(3):
+        net.faults.start_epoch(epoch)
+        codes.append(round(float(net(x).value) * 4))
+    assert codes == [-5, 2, -4]
+
+
+def test_a_curriculum_is_not_for_evaluation_alone(faulty: Faulty) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM, probability=7.0, apply_during="eval")
+    net.faults.start_epoch(4)
+    assert schedule(net) == ({7.0}, 1.0, 1, {"random"})
+
+
+def test_verbose_logs_the_plan_of_an_epoch(
+    faulty: Faulty, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM, verbose=True)
+    plain = faulty(Net(), verbose=True)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="fxfault"):
+        for epoch in (1, 2):
+            net.faults.start_epoch(epoch)
+            plain.faults.start_epoch(epoch)
+    assert caplog.messages == [
+        "Curriculum, epoch 1: no faults",
+        "Curriculum, epoch 2: msb_flip at 20 %, in 50 % of the steps",
+    ]
+
+
+# -- stopping and going on -----------------------------------------------------------------
+
+
+def frozen(name: str, faulty: Faulty, **settings: Any) -> Any:
+    """A network of the zoo that trains, but whose layers keep their statistics."""
+    (entry,) = (entry for entry in HAND_WRITTEN if entry.name == name)
+    net = faulty(entry(), **{"probability": 20.0, **settings}).train()
+    for child in net.children():
+        child.eval()
+    return net
+
+
+def training(net: Any, epochs: range, steps: int, first_step: int = 0) -> Iterator[Any]:
+    """Train; gives the output of each step, and whether faults struck."""
+    for epoch in epochs:
+        if epoch > epochs[0] or first_step == 0:
+            net.faults.start_epoch(epoch)
+        for step in range(first_step if epoch == epochs[0] else 0, steps):
+            output = net(data(4, 3, 8, 8, seed=step))
+            yield net.faults[0].armed, output.detach()
+
+
+@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 0), (3, 5), (4, 1)])
+def test_a_resumed_loop_is_the_uninterrupted_one(
+    faulty: Faulty, epoch: int, step: int, seed: int | None
+) -> None:
+    def make() -> Any:
+        curriculum = [{"epoch": 0, "probability": 10}, *CURRICULUM[1:]]
+        return frozen(
+            "chain",
+            faulty,
+            curriculum=curriculum,
+            interpolate="cosine",
+            step_interval=0.5,
+            seed=seed,
+        )
+
+    whole = make()
+    start = whole.faults.clock.state()
+    expected = list(training(whole, range(6), 6))
+    assert {armed for armed, _ in expected} == {False, True}
+
+    stopped = make()
+    stopped.faults.clock.restore(start)
+    first = training(stopped, range(6), 6)
+    seen = [next(first) for _ in range(6 * epoch + step)]
+    file = io.BytesIO()
+    torch.save(stopped.faults.clock.state(), file)
+    file.seek(0)
+
+    resumed = make()
+    resumed.faults.clock.restore(torch.load(file, weights_only=True))
+    seen += training(resumed, range(epoch, 6), 6, first_step=step)
+    assert [armed for armed, _ in seen] == [armed for armed, _ in expected]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(seen, expected, strict=True))
+
+
+def test_going_on_takes_the_layer_that_the_saved_seed_drew(faulty: Faulty) -> None:
+    selected = []
+    for seed in range(12):
+        first = faulty(Net(), mode="layer", seed=seed)
+        other = faulty(Net(), mode="layer", seed=99)
+        other.faults.clock.restore(first.faults.clock.state())
+        selected.append(armed_sites(first))
+        assert armed_sites(other) == selected[-1]
+    assert len({sites[0] for sites in selected}) > 1
+
+
+def test_restoring_the_same_place_keeps_what_was_set_by_hand(faulty: Faulty) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM)
+    net.faults.start_epoch(2)
+    net.faults.set_probability(1.0)
+    state = net.faults.clock.state()
+    net.faults.clock.reset()
+    net.faults.clock.restore(state)
+    assert schedule(net)[0] == {1.0}
+
+
+def test_a_copy_follows_its_own_clock(faulty: Faulty) -> None:
+    net = faulty(Net(), curriculum=CURRICULUM)
+    twin = copy.deepcopy(net)
+    net.faults.start_epoch(4)
+    twin.faults.clock.restore(net.faults.clock.state())
+    net.faults.start_epoch(0)
+    assert schedule(twin) == ({20.0}, 1.0, 2, {"msb_flip"})
+    assert schedule(net) == ({0.0}, 0.5, 1, {"random"})
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 3}, None, [("epoch", 3)]])
+def test_a_state_from_elsewhere_is_refused(net: Any, state: Any) -> None:
+    before = net.faults.clock.state()
+    with pytest.raises(ConfigError, match=r"^state of the clock: got .*'epoch'"):
+        net.faults.clock.restore(state)
+    assert net.faults.clock.state() == before
+
+
+# -- several processes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("name", ["chain", "kept_inside", "branching"])
+def test_processes_hit_the_joined_batch_as_one_would(
+    faulty: Faulty, name: str, world_size: int
+) -> None:
+    settings: dict[str, Any] = {"gradient_mode": "zero_faulty", "step_interval": 0.7}
+    shape = (3, 8, 8) if name == "chain" else (8,)
+    joined = frozen(name, faulty, **settings)
+    ranks = []
+    for rank in range(world_size):
+        ranks.append(frozen(name, faulty, **settings))
+        ranks[-1].faults.shard(rank, world_size)
+    statistics = [net.faults.new_statistics() for net in (joined, *ranks)]
+    noisy = set()
+    for epoch in range(2):
+        for net in (joined, *ranks):
+            net.faults.start_epoch(epoch)
+        for step in range(5):
+            # The size changes from step to step, as that of a last batch does.
+            x = data(world_size * (2 + step % 2), *shape, seed=step)
+            expected = joined(x)
+            parts = [net(part) for net, part in zip(ranks, x.chunk(world_size), strict=True)]
+            # Close, as matrix products may add in another order; a hit moves a value by far more.
+            torch.testing.assert_close(torch.cat(parts), expected)
+            assert {net.faults[0].armed for net in ranks} == {joined.faults[0].armed}
+            noisy.add(joined.faults[0].armed)
+            expected.square().sum().backward()
+            for part in parts:
+                part.square().sum().backward()
+    assert noisy == {False, True}
+    for whole, *shares in zip(joined.parameters(), *(n.parameters() for n in ranks), strict=True):
+        if whole.grad is not None:
+            total = sum(share.grad for share in shares)
+            atol = 1e-6 * float(whole.grad.abs().max())
+            torch.testing.assert_close(total, whole.grad, rtol=1e-4, atol=atol)
+    first, *others = statistics[1:]
+    for other in others:
+        first.merge(other)
+    assert first.total_injections == statistics[0].total_injections > 0
+
+
+def test_processes_evaluate_the_joined_batch_as_one_would(faulty: Faulty) -> None:
+    x = data(12, 3, 8, 8)
+    joined = frozen("chain", faulty).eval()
+    expected = torch.cat([joined(x[:8]), joined(x[8:])])
+    for rank in range(2):
+        net = frozen("chain", faulty).eval()
+        net.faults.shard(rank, 2)
+        parts = [net(batch.chunk(2)[rank]) for batch in (x[:8], x[8:])]
+        mine = torch.cat([batch.chunk(2)[rank] for batch in (expected[:8], expected[8:])])
+        torch.testing.assert_close(torch.cat(parts), mine)
+
+
+def test_processes_number_on_from_the_first_sample_of_all(net: Any) -> None:
+    net.faults.shard(2, 3)
+    net.faults.reset(first_sample=100)
+    numbers = []
+    for batch in (5, 5, 2):
+        net(data(batch, 4))
+        numbers.append(net.faults.clock.first_sample)
+    assert numbers == [110, 125, 134]
+
+
+def test_any_process_goes_on_from_the_state_of_any_other(faulty: Faulty) -> None:
+    x = data(3, 4)
+    nets = []
+    for rank in range(2):
+        nets.append(faulty(Net().train(), probability=20.0))
+        nets[-1].faults.shard(rank, 2)
+        nets[-1](x)
+    state = nets[0].faults.clock.state()
+    assert not {"rank", "world_size"} & state.keys()
+    resumed = faulty(Net().train(), probability=20.0)
+    resumed.faults.shard(1, 2)
+    resumed.faults.clock.restore(state)
+    assert torch.equal(resumed(x).value, nets[1](x).value)
+    assert resumed.faults.clock.first_sample == 9
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0), (0.0, 2), (True, 2)])
+def test_a_process_that_cannot_be_is_refused(net: Any, rank: Any, world: Any) -> None:
+    with pytest.raises(ConfigError, match=r"shard: got rank .*0 <= rank < world_size"):
+        net.faults.shard(rank, world)
+    assert (net.faults.clock.rank, net.faults.clock.world_size) == (0, 1)
 
 
 # -- hardware units ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fxfault.config import FaultInjectionConfig
+from fxfault.config import CurriculumPoint, FaultInjectionConfig
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import (
     ExperimentConfig,
@@ -24,6 +24,7 @@ BUNDLED = (
     "bit_flip_stress",
     "curriculum",
     "digits",
+    "digits_fat",
     "fat_training",
     "fault_eval",
     "fault_injection_example",
@@ -71,6 +72,8 @@ def test_digits() -> None:
     assert experiment.quantization.weight_bit_width == 4
     assert experiment.quantization.act_bit_width == 4
     assert experiment.training.batch_size == 64
+    assert experiment.training.epochs == 60
+    assert experiment.optimizer.learning_rate == 0.003
     assert experiment.checkpoint.path == "bundled:digits"
     assert experiment.fault_injection == FaultInjectionConfig(
         enabled=True, probability=5.0, apply_during="eval", seed=42, track_statistics=True
@@ -105,7 +108,17 @@ def test_digits() -> None:
         (
             "curriculum",
             FaultInjectionConfig(
-                enabled=True, probability=10.0, epoch_interval=5, step_interval=0.3
+                enabled=True,
+                probability=10.0,
+                epoch_interval=5,
+                step_interval=0.3,
+                interpolate="linear",
+                curriculum=(
+                    CurriculumPoint(epoch=0, probability=1.0, step_interval=0.3),
+                    CurriculumPoint(epoch=20, epoch_interval=2),
+                    CurriculumPoint(epoch=40, epoch_interval=1),
+                    CurriculumPoint(epoch=60, probability=10.0, step_interval=0.5),
+                ),
             ),
         ),
         (
@@ -188,6 +201,13 @@ def test_sections_cannot_be_changed() -> None:
         ("quantization", "act_bit_width", 33, "an integer from 1 to 32"),
         ("training", "batch_size", 0, "an integer of at least 1"),
         ("training", "epochs", 1.0, "an integer of at least 1"),
+        ("training", "validation_fraction", 1, "a number of at least 0 and below 1"),
+        ("training", "label_smoothing", -0.1, "a number of at least 0 and below 1"),
+        ("training", "shift", -1, "an integer of at least 0"),
+        ("training", "flip", 1, "true or false"),
+        ("training", "gradient_clip", 0, "a number above 0 or null"),
+        ("training", "num_workers", 1.5, "an integer of at least 0"),
+        ("checkpoint", "best_by", "best", "'clean' or 'faulty'"),
         ("optimizer", "name", "lion", "'adam', 'adamw' or 'sgd'"),
         ("optimizer", "learning_rate", 0, "a number above 0"),
         ("optimizer", "weight_decay", -0.1, "a number of at least 0"),
@@ -388,6 +408,66 @@ def test_bundled_files_use_no_absolute_path(name: str) -> None:
     paths = [plain["checkpoint"]["dir"], plain["checkpoint"]["path"]]
     paths += [plain["dataset"]["root"]] if plain["dataset"] else []
     assert not any(Path(path).is_absolute() for path in paths if path)
+
+
+def test_changes_take_the_place_of_values() -> None:
+    changed = load_experiment(
+        "layer_analysis",
+        {"training.epochs": 7, "dataset.name": "fake", "dataset.kwargs.size": 8},
+    )
+
+    assert changed.training.epochs == 7
+    assert changed.dataset is not None
+    assert (changed.dataset.name, changed.dataset.kwargs) == ("fake", {"size": 8})
+    assert changed.fault_injection == load_experiment("layer_analysis").fault_injection
+
+
+def test_change_of_one_key_leaves_one_that_shares_its_anchor(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "dataset: {name: fake, kwargs: &shared {size: 4}}\n"
+        "model: {name: m, kwargs: *shared}\n",
+        encoding="utf-8",
+    )
+
+    changed = load_experiment(path, {"dataset.kwargs.size": 9})
+
+    assert changed.model is not None
+    assert changed.model.kwargs == {"size": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("training.epoch", "training.epoch: unknown key; did you mean 'epochs'?"),
+        ("trainin.epochs", "trainin: unknown key; did you mean 'training'?"),
+        ("dataset.name.x", "dataset.name.x: cannot be set, as dataset.name is 'digits' (str)"),
+        ("training.epochs", "training.epochs: got 'no' (str), allowed: an integer of at least 1"),
+    ],
+)
+def test_change_that_is_not_allowed_is_told(path: str, problem: str) -> None:
+    with pytest.raises(InvalidConfigError) as caught:
+        load_experiment("digits", {path: "no"})
+
+    assert caught.value.problems == [problem]
+
+
+@pytest.mark.parametrize(
+    ("faults", "needed"),
+    [
+        ({}, False),
+        ({"enabled": True}, False),
+        ({"enabled": True, "apply_during": "both"}, True),
+        ({"enabled": True, "apply_during": "eval"}, True),
+        ({"enabled": False, "apply_during": "eval"}, False),
+    ],
+)
+def test_faulty_validation_is_needed_where_faults_strike_in_evaluation(
+    faults: Any, needed: bool
+) -> None:
+    experiment = ExperimentConfig.from_dict({"fault_injection": faults})
+
+    assert experiment.needs_faulty_validation is needed
 
 
 def test_reference_has_a_table_for_every_section() -> None:

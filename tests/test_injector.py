@@ -18,6 +18,7 @@ from fxfault import (
     FaultStatistics,
     SiteError,
 )
+from fxfault.random_numbers import uniform_float
 
 
 def config(**changes: object) -> FaultInjectionConfig:
@@ -94,6 +95,55 @@ def test_a_loop_that_never_calls_the_schedule_draws_steps_by_itself(
     for inputs, _ in batches(32):
         model(inputs)
     assert 4 < statistics.layer_stats[0].sample_count < 28
+
+
+def test_the_curriculum_wins_over_the_step_interval_that_a_loop_hands_over(
+    injector: FaultInjector,
+) -> None:
+    curriculum = [
+        {"epoch": 0, "step_interval": 0.5, "probability": 20},
+        {"epoch": 2, "step_interval": 1, "probability": 40},
+    ]
+    settings = config(
+        apply_during="train", step_interval=0.1, curriculum=curriculum, interpolate="linear"
+    )
+    model = injector.inject(Chain(), settings).train()
+    noisy = []
+    for epoch, share in enumerate([0.5, 0.75, 1.0]):
+        injector.update_epoch(model, epoch)
+        injector.reset_counters(model)
+        injector.set_condition_injector(model, 6, settings.step_interval)
+        for inputs, _ in batches(6):
+            model(inputs)
+            noisy.append(model.faults[0].armed)
+        assert noisy[6 * epoch :] == [
+            uniform_float(1, "step", epoch, step) < share for step in range(6)
+        ]
+        assert {site.probability for site in model.faults} == {20.0 + 10.0 * epoch}
+    assert set(noisy) == {False, True}
+
+
+def test_the_step_interval_of_a_loop_counts_where_no_point_names_it(
+    injector: FaultInjector,
+) -> None:
+    curriculum = [{"epoch": 0, "probability": 20}]
+    model = injector.inject(Chain(), config(curriculum=curriculum))
+    injector.update_epoch(model, 3)
+    injector.set_condition_injector(model, 6, 0.25)
+    assert model.faults.clock.step_interval == 0.25
+
+
+def test_updating_the_epoch_leaves_the_numbers_of_samples_and_steps(
+    injector: FaultInjector,
+) -> None:
+    model = injector.inject(Chain(), config()).train()
+    model(batches()[0][0])
+    injector.update_epoch(model, 2)
+    model(batches()[0][0])
+    clock = model.faults.clock
+    assert (clock.epoch, clock.step, clock.first_sample) == (2, 2, 4)
+    with pytest.raises(ConfigError, match="epoch: got -1"):
+        injector.update_epoch(model, -1)
 
 
 def test_probability_of_all_or_one_layer(injector: FaultInjector) -> None:
