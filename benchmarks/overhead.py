@@ -211,8 +211,8 @@ def _verdict(met: bool) -> str:
 def measure_memory() -> dict[str, Any]:
     """Print and return the memory that faults need beyond the clean forward's."""
     model, images = network()
-    largest = _largest_activation(model, images)
-    activation = largest.value.numel() * largest.value.element_size()
+    largest = _largest_output(model, images)
+    activation = largest_activation(model, images)
     with torch.no_grad():
         clean = peak_bytes(_forward_of(model, images))
     print(
@@ -240,7 +240,13 @@ def measure_memory() -> dict[str, Any]:
     return {"largest_activation": activation, "clean": clean, "extra": rows, "dense": dense}
 
 
-def _largest_activation(model: nn.Module, images: Tensor) -> Any:
+def largest_activation(model: nn.Module, images: Tensor) -> int:
+    """Bytes of the largest output of a target."""
+    values = _largest_output(model, images).value
+    return int(values.numel() * values.element_size())
+
+
+def _largest_output(model: nn.Module, images: Tensor) -> Any:
     """The largest output of a target, as the layer returns it."""
     seen: list[Any] = []
     hooks = [

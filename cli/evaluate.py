@@ -241,6 +241,9 @@ def _fault_changes(
     if config.apply_during == "train":
         notes.append("`apply_during: eval` for this run: the configuration says train")
         changes["apply_during"] = "eval"
+    if config.curriculum is not None:
+        notes.append("`curriculum` is left out: it is for training")
+        changes["curriculum"] = None
     return changes
 
 

@@ -256,6 +256,8 @@ def _fault_words(config: Any) -> str:
         words.append(f"every {config.epoch_interval} epochs")
     if config.apply_during != "eval" and config.step_interval < 1:
         words.append(f"in {100 * config.step_interval:g} % of the steps")
+    if config.apply_during != "eval" and config.curriculum is not None:
+        words.append(f"a curriculum of {len(config.curriculum)} points")
     return ", ".join(words)
 
 

@@ -6,7 +6,6 @@
 epoch it is, so it stays epoch 0 for the faults; each training step draws by `step_interval` whether
 it is noisy, and in evaluation there are no faults.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ The loop is that of the specification, word for word. It trains a small quantise
 handwritten digits, with faults in about half of the steps, and then shows its accuracy with and
 without faults. Ten epochs take about ten seconds.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 

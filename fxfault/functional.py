@@ -27,7 +27,7 @@ from fxfault.sampling import (
     unit_positions,
 )
 from fxfault.sites import FaultSite, FaultSites
-from fxfault.strikes import Strike, Sums
+from fxfault.strikes import Strike, Sums, read, write
 
 SMALL = 1 << 16  # elements
 
@@ -129,8 +129,12 @@ class FaultInject(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """Pass the gradient on, without the hit elements if so asked."""
         if ctx.zero_faulty:
-            index, passed = ctx.saved_tensors
-            grad_output = grad_output.clone().put_(index, grad_output.take(index) * passed)
+            index, factor = ctx.saved_tensors
+            grad_output = grad_output.clone()
+            if factor.dim() == 0 and grad_output.is_contiguous():
+                grad_output.view(-1).index_fill_(0, index, 0.0)
+            else:
+                write(grad_output, index, read(grad_output, index) * factor)
         return grad_output, None
 
 

@@ -1,0 +1,120 @@
+"""What faults cost while training: a training step with faults against a clean one.
+
+    python -m benchmarks.training [--turns N] [--threads N] [--json FILE]
+
+The network is that of `benchmarks.overhead` (quant_cnv, 2-bit weights and activations) in
+training mode, on batches of 64 images of 32 x 32. A step is forward, loss, backward and
+optimiser; 5 % of the elements of every activation are hit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measuring import Run, compare_in_turns, load_average, machine, peak_bytes
+from benchmarks.overhead import largest_activation, network, transformed
+
+PERCENT = 5.0
+BOUND = 1.10
+ACTIVATIONS = 1.0
+CASES: dict[str, dict[str, Any]] = {
+    "ste": {},
+    "zero_faulty": {"gradient_mode": "zero_faulty"},
+    "ste, counted": {"track_statistics": True},
+    "ste, half of the steps": {"step_interval": 0.5},
+}
+BOUNDED = ("ste", "zero_faulty")
+
+
+def main() -> None:
+    """Measure, print, and save where asked."""
+    options = _parse_arguments()
+    torch.set_num_threads(options.threads)
+    result: dict[str, Any] = {"schema": "fxfault-training-overhead/1", "machine": machine()}
+    result["load_average"] = {"before": load_average()}
+    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    print(f"load average {load_average()} before, {options.turns} turns\n")
+    model, images = network()
+    activation = largest_activation(model, images)
+    model.train()
+    steps = {
+        name: step_of(transformed(model, PERCENT, apply_during="train", **settings), images)
+        for name, settings in CASES.items()
+    }
+    clean = step_of(model, images)
+    result["time"] = _measure_time(clean, steps, options.turns)
+    result["memory"] = _measure_memory(clean, steps, activation)
+    result["load_average"]["after"] = load_average()
+    print(f"\nload average {load_average()} after")
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"saved {options.json}")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--turns", type=int, default=9, help="runs of each pair (default 9)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
+    options = parser.parse_args()
+    for name in ("turns", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}, allowed: 1 and up")
+    return options
+
+
+def step_of(model: nn.Module, images: Tensor) -> Run:
+    """One training step of a model on a batch of images."""
+    labels = torch.arange(len(images)) % 10
+    # So small a rate leaves the weights where they are, and every step does the same work.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return run
+
+
+def _measure_time(clean: Run, steps: dict[str, Run], turns: int) -> dict[str, Any]:
+    compared = compare_in_turns(clean, {"clean again": clean, **steps}, turns)
+    print(
+        f"{f'step, {PERCENT:g} % / clean':<26}{'median':>8}{'quartiles':>16}{'added':>11}   bound"
+    )
+    rows = {}
+    for name, case in compared.items():
+        ratio = case.ratio
+        bound = f"{BOUND:.2f}: {_verdict(ratio.median <= BOUND)}" if name in BOUNDED else ""
+        spread = f"{ratio.low:.3f} - {ratio.high:.3f}"
+        added = f"{1e3 * case.added.median:.1f} ms"
+        print(f"{name:<26}{ratio.median:>8.3f}{spread:>16}{added:>11}   {bound}".rstrip())
+        rows[name] = {"median": ratio.median, "quartiles": [ratio.low, ratio.high]}
+    print(f"clean step {1e3 * compared['clean again'].reference.median:.0f} ms (64 images)")
+    return rows
+
+
+def _measure_memory(clean: Run, steps: dict[str, Run], activation: int) -> dict[str, Any]:
+    reference = peak_bytes(clean)
+    print(f"\npeak memory of a clean step {reference / 2**20:.1f} MiB")
+    print(f"{'more, in largest activations':<32}bound   ({activation / 2**20:.1f} MiB)")
+    rows = {}
+    for name in BOUNDED:
+        share = (peak_bytes(steps[name]) - reference) / activation
+        rows[name] = share
+        print(f"{name:<26}{share:>6.2f}{ACTIVATIONS:>5g}: {_verdict(share <= ACTIVATIONS)}")
+    return {"clean_bytes": reference, "largest_activation": activation, "more": rows}
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+if __name__ == "__main__":
+    main()
