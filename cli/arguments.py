@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fxfault.cli.console import BAD_INPUT
 
@@ -135,6 +135,40 @@ def device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read the path of a key of the configuration and its value, which is YAML.
+
+    >>> setting("training.epochs=3"), setting("scheduler.milestones=[10, 20]")
+    (('training.epochs', 3), ('scheduler.milestones', [10, 20]))
+    >>> setting("epochs=3")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: 'epochs=3' is not section.key=value, such as training.epochs=3
+    """
+    from fxfault.errors import ConfigError
+    from fxfault.yaml_files import parse_yaml
+
+    path, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)+", path):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not section.key=value, such as training.epochs=3"
+        )
+    try:
+        content = parse_yaml(f"value: {value}".encode(), path)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"the value is no YAML: {error}") from None
+    if list(content) != ["value"]:  # A line break in it started another key.
+        raise argparse.ArgumentTypeError(f"{text!r} has more than one value")
+    return path, content["value"]
+
+
+def folder(text: str) -> Path:
+    """Read the path of a folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of a folder")
+    return Path(text).expanduser()
 
 
 def file(text: str) -> Path:

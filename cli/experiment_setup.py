@@ -174,6 +174,17 @@ def open_test_data(experiment: ExperimentConfig) -> EvaluationData:
         raise
 
 
+def open_training_data(experiment: ExperimentConfig) -> Any:
+    """Open the training split of an experiment's data set: map-style, of (image, label).
+
+    Raises:
+        DataError: the data is not there or cannot be read.
+    """
+    assert experiment.dataset is not None
+    data = experiment.dataset
+    return build_dataset(data.name, "train", root=data.root, kwargs=data.kwargs)
+
+
 def pick_device(name: str) -> torch.device:
     """Find the device that a user named.
 

@@ -1,4 +1,4 @@
-"""Pictures of what `fxfault-eval` found.
+"""Pictures of what `fxfault-eval` and `fxfault-train` found.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in their
 dashes too. Importing this module does not import matplotlib.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 MOST_BARS = 40
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _LONGEST_NAME = 36
 # Probabilities that lie further apart than this are drawn on a logarithmic axis.
 _LINEAR_RANGE = 20
@@ -35,6 +35,11 @@ _LEGEND: dict[str, Any] = {
     "fontsize": 8.5,
     "columnspacing": 1.2,
     "handlelength": 1.8,
+}
+_CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train": ("training", {"color": _BLUE, "linewidth": 1.2}),
+    "val": ("validation", {"color": _ORANGE, "linestyle": "--"}),
+    "faulty_val": ("validation under faults", {"color": _GREEN, "linestyle": "-."}),
 }
 _SETTINGS = {
     "font.size": 10,
@@ -123,6 +128,62 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
         return _rendered(figure, file_format)
 
 
+def training_picture(
+    rows: Sequence[Mapping[str, float]], test_accuracy: float | None, file_format: str
+) -> bytes:
+    """Draw what each epoch of a training measured: loss, accuracy and faults.
+
+    Args:
+        rows: of metrics.csv, at least one.
+        test_accuracy: of the weights that were kept, in percent; None before the end.
+        file_format: one of `FORMATS`.
+    """
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) <= _MOST_TICKS else None
+    with _settings():
+        figure, (losses, accuracies, faults) = _figure(
+            6.6, 6.6, nrows=3, sharex=True, height_ratios=[3, 3, 2]
+        )
+        for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
+            for source, (label, style) in _CURVES.items():
+                values = [row.get(f"{source}_{measure}") for row in rows]
+                if any(value is not None for value in values):
+                    axes.plot(epochs, values, label=label, marker=marker, markersize=3, **style)
+            axes.grid(axis="y", color="0.9")
+        losses.set_ylabel("Loss")
+        accuracies.set_ylabel("Accuracy (%)")
+        if test_accuracy is not None:
+            label = f"test, at the end ({test_accuracy:.2f}%)"
+            accuracies.axhline(test_accuracy, color=_GREY, linestyle=":", label=label)
+        _draw_schedule(faults, epochs, rows, marker)
+        faults.set_xlabel("Epoch")
+        faults.set_xlim(-0.5, max(epochs) + 0.5)
+        handles, labels = accuracies.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2, **_LEGEND)
+        return _rendered(figure, file_format)
+
+
+def _draw_schedule(
+    axes: Any, epochs: Sequence[float], rows: Sequence[Mapping[str, float]], marker: str | None
+) -> None:
+    """The share of noisy steps, and on an axis of its own the probability in them."""
+    from matplotlib.ticker import MaxNLocator
+
+    shares = [100 * row["noisy_steps"] / row["steps"] for row in rows]
+    axes.bar(epochs, shares, width=1.0, color=_ORANGE, alpha=0.35, linewidth=0)
+    axes.set_ylabel("Noisy steps (%)", color=_ORANGE)
+    axes.set_ylim(0, 105)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    probability = [row.get("probability", 0.0) for row in rows]
+    right = axes.twinx()
+    right.spines["right"].set_visible(True)
+    right.plot(
+        epochs, probability, drawstyle="steps-mid", marker=marker, markersize=3, color="black"
+    )
+    right.set_ylabel("Fault probability (%)")
+    right.set_ylim(0, 1.1 * max(*probability, 1.0))
+
+
 def shortened(name: str) -> str:
     """Cut the middle out of a long name: both ends tell more.
 
@@ -196,12 +257,12 @@ def _settings() -> Any:
     return matplotlib.rc_context(_SETTINGS)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     # Not pyplot: it keeps a global list of figures and may look for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(**grid)
 
 
 def _rendered(figure: Figure, file_format: str) -> bytes:

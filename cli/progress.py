@@ -20,11 +20,12 @@ class Progress:
         self.visible = wanted and sys.stderr.isatty()
         self._bar: Any = None
 
-    def start(self, total: int) -> None:
+    def start(self, total: int, unit: str = " samples") -> None:
         """Show the bar.
 
         Args:
-            total: samples that will be evaluated, over all trials.
+            total: units that there will be, such as the samples of all trials.
+            unit: what they are.
         """
         if not self.visible:
             return
@@ -33,13 +34,23 @@ class Progress:
         except ImportError:  # An installation without the extra `cli` does without bars.
             return
         self._bar = tqdm(
-            total=total, unit=" samples", unit_scale=True, leave=False, dynamic_ncols=True
+            total=total,
+            unit=unit,
+            unit_scale=unit == " samples",  # Thousands of them.
+            leave=False,
+            dynamic_ncols=True,
         )
 
-    def advance(self, samples: int) -> None:
-        """Move the bar by a batch."""
+    def advance(self, units: int) -> None:
+        """Move the bar, by the samples of a batch for instance."""
         if self._bar is not None:
-            self._bar.update(samples)
+            self._bar.update(units)
+
+    def describe(self, before: str, after: str) -> None:
+        """Write texts at both ends of the bar; they are shown when it next moves."""
+        if self._bar is not None:
+            self._bar.set_description_str(before, refresh=False)
+            self._bar.set_postfix_str(after, refresh=False)
 
     def say(self, text: str = "", *, error: bool = False) -> None:
         """Print a line on stdout, or on stderr; a bar steps aside for it."""

@@ -51,8 +51,9 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> CheckpointInfo:
     """Load a checkpoint into a network, strictly; if it does not fit, the network is unchanged.
 
     A checkpoint is what `torch.save` wrote: a state_dict, or a mapping that holds one under
-    `model_state_dict`, `state_dict` or `model`. A `module.` or `_orig_mod.` before every key is
-    taken off. Nothing in the file is executed (`weights_only=True`).
+    `model_state_dict`, `state_dict` or `model`, such as PyTorch Lightning's. What stands before
+    every key because the network was wrapped (`module.`, `_orig_mod.`) or was an attribute of
+    what was saved (`network.`) is taken off. Nothing in the file is executed (`weights_only=True`).
 
     Brevitas builds the quantisers of activations anew when it loads them: load before making
     an optimiser.
@@ -176,12 +177,28 @@ def _is_state_dict(candidate: Mapping[Any, Any]) -> bool:
 
 
 def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    own_keys = list(model.state_dict())
-    for prefix in (*_PREFIXES, *_PREFIXES):  # twice: wrappers come in either order
+    own_keys = set(model.state_dict())
+    for prefix in (_attribute_path(state, own_keys), *_PREFIXES, *_PREFIXES):
+        # The last ones twice: wrappers come in either order.
         is_wrapped = all(key.startswith(prefix) for key in state)
-        if is_wrapped and not all(key.startswith(prefix) for key in own_keys):
+        if prefix and is_wrapped and not all(key.startswith(prefix) for key in own_keys):
             consume_prefix_in_state_dict_if_present(state, prefix)
     return state
+
+
+def _attribute_path(state: Mapping[str, Any], own_keys: set[str]) -> str:
+    """What stands before every key where the network was an attribute of what was saved.
+
+    A LightningModule, for instance. It is taken for that only where keys of the network follow.
+    """
+    prefix = ""
+    while not any(key.removeprefix(prefix) in own_keys for key in state):
+        heads = {key.removeprefix(prefix).partition(".")[::2] for key in state}
+        names = {head for head, rest in heads}
+        if len(names) != 1 or not all(rest for head, rest in heads):
+            return ""
+        prefix += f"{names.pop()}."
+    return prefix
 
 
 def _check_finite(state: Mapping[str, Any], prefix: str) -> None:

@@ -51,3 +51,7 @@ class TransformError(FxFaultError):
 
 class DataError(FxFaultError):
     """A data set, model or checkpoint that cannot be loaded."""
+
+
+class TrainingError(FxFaultError):
+    """A training that cannot go on: no finite loss, or files that cannot be written."""

@@ -53,6 +53,7 @@ def test_imports_point_one_way(path: Path) -> None:
         ("fxfault.data", ("torch", "torchvision", "sklearn")),
         ("fxfault.cli.evaluate", ("torch", "brevitas", "matplotlib")),
         ("fxfault.cli.inspect", ("torch", "brevitas", "matplotlib")),
+        ("fxfault.cli.train", ("torch", "brevitas", "lightning", "matplotlib")),
         ("fxfault.functional", ("torchvision", "sklearn", "matplotlib", "onnx")),
     ],
 )

@@ -72,14 +72,15 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def test_commands_of_the_readme_have_the_options_that_they_use() -> None:
-    from fxfault.cli import evaluate, inspect
+def test_commands_in_the_documentation_have_the_options_that_they_use() -> None:
+    from fxfault.cli import evaluate, inspect, train
 
-    parsers = {"fxfault-eval": evaluate.main, "fxfault-inspect": inspect.main}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\s*(?:\S*/)?(fxfault-(?:eval|inspect) .*)$", text, re.MULTILINE)
+    commands = {"fxfault-eval": evaluate, "fxfault-inspect": inspect, "fxfault-train": train}
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    lines = re.findall(r"^\s*(?:\S*/)?(fxfault-(?:eval|inspect|train) .*)$", text, re.MULTILINE)
+    assert {line.split()[0] for line in lines} <= set(commands)
     assert lines
-    helps = {name: _help_of(main) for name, main in parsers.items()}
+    helps = {name: _help_of(command.main) for name, command in commands.items()}
     for line in lines:
         name, *words = shlex.split(line.split("|")[0])
         for word in words:

@@ -425,8 +425,7 @@ def test_changes_take_the_place_of_values() -> None:
 def test_change_of_one_key_leaves_one_that_shares_its_anchor(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(
-        "dataset: {name: fake, kwargs: &shared {size: 4}}\n"
-        "model: {name: m, kwargs: *shared}\n",
+        "dataset: {name: fake, kwargs: &shared {size: 4}}\nmodel: {name: m, kwargs: *shared}\n",
         encoding="utf-8",
     )
 

@@ -1,0 +1,212 @@
+"""What fault-aware training buys: accuracy under faults of networks trained with and without it.
+
+    python -m benchmarks.fat [--seeds N] [--workers N] [--json FILE] [--plot FILE]
+
+Each way of training starts from the bundled experiment `digits_fat` and is repeated with
+several seeds (weights, order, augmentation and faults of training). Every network is then
+evaluated on the 500 test images at each probability, three trials each, under faults that are
+the same for all networks. An interval is Student's t over the seeds, at 95 %: what it holds is
+the mean over trainings; the choice of the test images is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import load_average, machine
+
+PERCENTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+FAULT_MODELS = ("random", "msb_flip")
+TRIALS = 3
+EVALUATION_SEED = 20_000
+_CLEAN = {"fault_injection.enabled": False, "checkpoint.best_by": "clean"}
+_ALL = {"fault_injection.step_interval": 1.0}
+_ZERO = {"fault_injection.gradient_mode": "zero_faulty"}
+_CURRICULUM = {
+    "fault_injection.interpolate": "linear",
+    "fault_injection.curriculum": [
+        {"epoch": 0, "probability": 0.0},
+        {"epoch": 70, "probability": 20.0},
+    ],
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "no FAT": _CLEAN,
+    "ste, half of the steps": {},
+    "ste, all steps": _ALL,
+    "zero_faulty, half": _ZERO,
+    "zero_faulty, all": {**_ALL, **_ZERO},
+    "curriculum, half": _CURRICULUM,
+}
+SHIPPED = "ste, half of the steps"
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+Accuracies = dict[str, list[float]]
+"""Accuracy in percent at each of `PERCENTS`, by fault model."""
+
+
+def main() -> None:
+    """Train, evaluate, print, and save where asked."""
+    options = _parse_arguments()
+    started = time.perf_counter()
+    print("; ".join(f"{key} {value}" for key, value in machine().items()))
+    print(f"load average {load_average()} before; {options.seeds} seeds, {options.workers} workers")
+    measured = measure(options.seeds, options.workers)
+    for fault_model in FAULT_MODELS:
+        print("\n" + table(measured, fault_model))
+    print(f"\n{(time.perf_counter() - started) / 60:.1f} min; load average {load_average()} after")
+    if options.json is not None:
+        content = {
+            "schema": "fxfault-fat/1",
+            "machine": machine(),
+            "percents": PERCENTS,
+            "accuracies": measured,
+        }
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"saved {options.json}")
+    if options.plot is not None:
+        draw(measured, options.plot)
+        print(f"saved {options.plot}")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each way (default 5)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the accuracies")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
+    options = parser.parse_args()
+    if not 2 <= options.seeds <= 10:
+        parser.error(f"--seeds: got {options.seeds}, allowed: 2 to 10")
+    if options.workers < 1:
+        parser.error(f"--workers: got {options.workers}, allowed: 1 and up")
+    return options
+
+
+def measure(seeds: int, workers: int) -> dict[str, list[Accuracies]]:
+    """Train and evaluate every way with every seed; a line for each that is done."""
+    measured: dict[str, dict[int, Accuracies]] = {way: {} for way in WAYS}
+    # A thread each: so small a network is slower on two.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+        tasks = {
+            pool.submit(train_and_evaluate, way, seed): (way, seed)
+            for seed in range(seeds)
+            for way in WAYS
+        }
+        for number, task in enumerate(as_completed(tasks), start=1):
+            way, seed = tasks[task]
+            accuracies = measured[way][seed] = task.result()
+            shown = " ".join(f"{accuracy:.1f}" for accuracy in accuracies["random"])
+            print(f"{number}/{len(tasks)} {way}, seed {seed}: {shown}", flush=True)
+    return {way: [by_seed[seed] for seed in range(seeds)] for way, by_seed in measured.items()}
+
+
+def _start_worker() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def train_and_evaluate(way: str, seed: int) -> Accuracies:
+    """Train one network and evaluate it at every probability."""
+    import torch
+
+    import fxfault
+    from fxfault.data import build_dataset, dataset_facts
+    from fxfault.evaluation import FaultEvaluation
+    from fxfault.experiment import load_experiment
+    from fxfault.models import build_model
+    from fxfault.training import train
+
+    changes = {**WAYS[way], "seed.value": seed, "fault_injection.seed": seed}
+    config = load_experiment("digits_fat", changes)
+    facts = dataset_facts("digits")
+    torch.manual_seed(seed)
+    network = build_model(
+        "quant_digits",
+        num_classes=facts.num_classes,
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
+        weight_bit_width=config.quantization.weight_bit_width,
+        act_bit_width=config.quantization.act_bit_width,
+    )
+    test = build_dataset("digits", "test")
+    train(config, network, build_dataset("digits", "train"), test)
+    batches = list(torch.utils.data.DataLoader(test, batch_size=250))
+    accuracies: Accuracies = {}
+    for fault_model in FAULT_MODELS:
+        settings = {"enabled": True, "apply_during": "eval", "seed": EVALUATION_SEED}
+        faulty = fxfault.transform(network, {**settings, "injection_type": fault_model})
+        evaluation = FaultEvaluation(faulty, batches, torch.device("cpu"), TRIALS)
+        results = evaluation.sweep(PERCENTS, evaluation.baseline())
+        accuracies[fault_model] = [result.mean for result in results]
+    return accuracies
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval, by Student's t.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> round(mean, 2), round(half, 2)
+    (2.0, 2.48)
+    """
+    deviation = statistics.stdev(values)
+    return statistics.mean(values), _T95[len(values) - 1] * deviation / math.sqrt(len(values))
+
+
+def table(measured: dict[str, list[Accuracies]], fault_model: str) -> str:
+    """Mean accuracy and 95 % interval, a row for each way of training."""
+    head = "".join(f"{f'{percent:g} %':>14}" for percent in PERCENTS)
+    lines = [f"{fault_model + ' faults':<24}{head}"]
+    for way, by_seed in measured.items():
+        columns = zip(*(accuracies[fault_model] for accuracies in by_seed), strict=True)
+        cells = [interval(list(column)) for column in columns]
+        row = "".join(f"{f'{mean:.1f} ± {half:.1f}':>14}" for mean, half in cells)
+        lines.append(f"{way:<24}{row}")
+    return "\n".join(lines)
+
+
+def draw(measured: dict[str, list[Accuracies]], path: Path) -> None:
+    """Accuracy against probability, a panel for each fault model, with 95 % bands."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for panel, fault_model in zip(panels, FAULT_MODELS, strict=True):
+        for number, (way, by_seed) in enumerate(measured.items()):
+            columns = zip(*(accuracies[fault_model] for accuracies in by_seed), strict=True)
+            cells = [interval(list(column)) for column in columns]
+            means = [mean for mean, _ in cells]
+            style = {"color": "black", "linestyle": "--"} if number == 0 else {}
+            (line,) = panel.plot(PERCENTS, means, marker="o", markersize=3, label=way, **style)
+            low = [max(0.0, mean - half) for mean, half in cells]
+            high = [min(100.0, mean + half) for mean, half in cells]
+            panel.fill_between(PERCENTS, low, high, color=line.get_color(), alpha=0.15, lw=0)
+        panel.set_title(f"{fault_model} faults")
+        panel.set_xlabel("elements hit (%)")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy (%), mean and 95 % interval")
+    panels[0].set_ylim(0, 101)
+    panels[1].legend(title="trained with", fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

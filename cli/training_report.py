@@ -1,0 +1,161 @@
+"""What `fxfault-train` does and found, as lines for the console and as run.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxfault.cli.evaluation_report import percent
+from fxfault.curriculum import EpochPlan, epoch_plan
+from fxfault.experiment import ExperimentConfig
+from fxfault.optimizers import learning_rate
+from fxfault.sites import FaultSites
+
+SCHEMA = "fxfault-train/1"
+_PACKAGES = ("fxfault", "torch", "brevitas", "lightning", "torchvision", "numpy", "scikit-learn")
+
+# A plan of more epochs is shortened: epochs with the same faults share a line.
+LONGEST_PLAN = 20
+_SHOWN_GROUPS = 16
+
+
+def fault_lines(config: ExperimentConfig, sites: FaultSites | None) -> list[str]:
+    """The block that says which faults strike where and when."""
+    faults = config.fault_injection
+    if sites is None:
+        return ["Fault Injection: none (fault_injection.enabled is false)"]
+    selected = sum(site.selected for site in sites)
+    number = str(len(sites)) if selected == len(sites) else f"{selected} of {len(sites)}"
+    lines = [
+        "Fault Injection Configuration:",
+        f"  Injection layers: {number}",
+        f"  Mode: {faults.mode}",
+        f"  Injection type: {sites[0].fault_model.name}",
+        f"  Probability: {percent(faults.probability)}",
+        f"  Apply during: {faults.apply_during}{_meaning(faults.apply_during)}",
+    ]
+    if faults.apply_during != "eval":
+        lines.append(f"  Noisy steps: {percent(100 * faults.step_interval, 0)}, {_epochs(config)}")
+        lines.append(f"  Gradient mode: {faults.gradient_mode}")
+    return lines
+
+
+def _meaning(apply_during: str) -> str:
+    if apply_during == "eval":
+        return " (training is clean; faults strike in a second validation)"
+    return " (also in a second validation)" if apply_during == "both" else ""
+
+
+def _epochs(config: ExperimentConfig) -> str:
+    faults = config.fault_injection
+    if faults.curriculum is not None:
+        return f"changed by a curriculum of {len(faults.curriculum)} points"
+    interval = faults.epoch_interval
+    return "in every epoch" if interval == 1 else f"in epochs 0, {interval}, {2 * interval}, ..."
+
+
+# -- the plan -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Group:
+    """Epochs that follow each other with the same faults."""
+
+    plans: list[EpochPlan] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def plan_lines(config: ExperimentConfig) -> list[str]:
+    """A table of what each epoch, from 0, will be; the epochs of a long plan share lines."""
+    epochs = config.training.epochs
+    plans = [epoch_plan(config.fault_injection, epoch) for epoch in range(epochs)]
+    groups: list[_Group] = []
+    for plan in plans:
+        known = groups[-1].plans[0] if groups and epochs > LONGEST_PLAN else None
+        if known is None or _settings(known) != _settings(plan):
+            groups.append(_Group())
+        groups[-1].plans.append(plan)
+        groups[-1].rates.append(learning_rate(config, plan.epoch))
+    rows = [_plan_row(config, group) for group in groups]
+    if len(rows) > LONGEST_PLAN:
+        left = sum(len(group.plans) for group in groups[_SHOWN_GROUPS:-2])
+        gap = (f"({left} more)", *("..." for _ in rows[0][1:]))
+        rows = [*rows[:_SHOWN_GROUPS], gap, *rows[-2:]]
+    heads = ("Epoch", "Learning rate", "Probability", "step_interval", "Type", "Noisy")
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [heads, *rows]
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _settings(plan: EpochPlan) -> tuple[Any, ...]:
+    return plan.probability, plan.step_interval, plan.epoch_interval, plan.injection_type
+
+
+def _plan_row(config: ExperimentConfig, group: _Group) -> tuple[str, ...]:
+    first, last = group.plans[0], group.plans[-1]
+    span = f"{first.epoch}" if first is last else f"{first.epoch}-{last.epoch}"
+    rate, final = (f"{group.rates[i]:.3g}" for i in (0, -1))
+    rates = rate if rate == final else f"{rate} to {final}"
+    faults = config.fault_injection
+    if not faults.enabled or faults.apply_during == "eval":
+        return span, rates, "-", "-", "-", "no"
+    name = getattr(first.injection_type, "name", first.injection_type)
+    values = percent(first.probability, 0), f"{first.step_interval:g}", str(name)
+    return span, rates, *values, _noisy(group.plans)
+
+
+def _noisy(plans: Sequence[EpochPlan]) -> str:
+    noisy = sum(plan.noisy for plan in plans)
+    if noisy in (0, len(plans)):
+        return "yes" if noisy else "no"
+    return f"{noisy} of {len(plans)} (every {plans[0].epoch_interval}th)"
+
+
+# -- results --------------------------------------------------------------------------------
+
+
+def epoch_line(row: Mapping[str, float], epochs: int) -> str:
+    """What an epoch measured, in one line; epochs count from 0, as in a curriculum.
+
+    >>> epoch_line({"epoch": 0, "train_loss": 1.5, "train_accuracy": 50.0, "steps": 8.0,
+    ...             "noisy_steps": 3.0, "seconds": 2.0}, epochs=12)
+    'Epoch  0/11: loss 1.5000, accuracy 50.00%, 3 of 8 steps noisy, 2.0 s'
+    """
+    number = f"{row['epoch']:.0f}".rjust(len(str(epochs - 1)))
+    parts = [f"loss {row['train_loss']:.4f}", f"accuracy {row['train_accuracy']:.2f}%"]
+    if "val_accuracy" in row:
+        parts.append(f"validation {row['val_accuracy']:.2f}%")
+    if "faulty_val_accuracy" in row:
+        parts[-1] += f" ({row['faulty_val_accuracy']:.2f}% under faults)"
+    parts.append(f"{row['noisy_steps']:.0f} of {row['steps']:.0f} steps noisy")
+    return f"Epoch {number}/{epochs - 1}: {', '.join(parts)}, {row['seconds']:.1f} s"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """Write run.json."""
+    document = {
+        "schema": SCHEMA,
+        **record,
+        "versions": versions(),
+        "platform": f"{platform.platform()} {sys.implementation.name}",
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"

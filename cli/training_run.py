@@ -1,0 +1,181 @@
+"""Which configuration `fxfault-train` runs, in which folder, and from where it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import secrets
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxfault.cli.experiment_setup import check_sections
+from fxfault.errors import ConfigError
+from fxfault.experiment import ExperimentConfig, load_experiment
+from fxfault.run_folder import CONFIG, RunFolder
+
+PROGRAM = "fxfault-train"
+
+# How the first process tells those that Lightning starts beside it which run they belong to.
+_FOLDER_VARIABLE = "FXFAULT_RUN_FOLDER"
+_RESUMES_VARIABLE = "FXFAULT_RUN_RESUMES"
+
+# What may be another value when a run is resumed: it changes nothing of what was trained so far.
+_FREE = ("training.epochs", "training.num_workers", "dataset.root", "checkpoint.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run.
+
+    Attributes:
+        experiment: the configuration, with the seeds that were drawn.
+        source: what messages call the configuration.
+        folder: that is there already; None for a new run, whose folder is yet to be made.
+        resumes: whether the run goes on from its last checkpoint.
+        is_helper: whether this process was started by Lightning, beside the first one.
+    """
+
+    experiment: ExperimentConfig
+    source: str
+    folder: RunFolder | None = None
+    resumes: bool = False
+    is_helper: bool = False
+
+    def make_folder(self, out: Path | None) -> RunFolder:
+        """The folder that is written: the resumed run's, or a new one.
+
+        Raises:
+            ConfigError: it cannot be made.
+            TrainingError: the configuration cannot be written into it.
+        """
+        folder = self.folder
+        if folder is None:
+            parent = Path(self.experiment.checkpoint.dir).expanduser()
+            name = Path(self.source).stem
+            folder = RunFolder.create(out) if out else RunFolder.create_next(parent, name)
+        if not self.is_helper:
+            folder.write_config(self.experiment)
+            os.environ[_FOLDER_VARIABLE] = str(folder.path)
+            os.environ[_RESUMES_VARIABLE] = str(int(self.resumes))
+        return folder
+
+
+def plan_run(options: argparse.Namespace) -> Run:
+    """Read the configuration and find the folder that is to be resumed, if one is.
+
+    Raises:
+        ConfigError: the options contradict each other, the configuration has errors or is not
+            that of the run that is to be resumed, or there is nothing to resume.
+    """
+    if _FOLDER_VARIABLE in os.environ and _local_rank() > 0:
+        folder = RunFolder(Path(os.environ[_FOLDER_VARIABLE]))
+        resumes = os.environ.get(_RESUMES_VARIABLE) == "1"
+        return Run(folder.read_config(), str(folder.path), folder, resumes, is_helper=True)
+    _check_options(options)
+    changes = dict(options.set)
+    if options.config is None:
+        folder = RunFolder.open(options.out)
+        source = str(folder.file(CONFIG))
+        return _resumed(load_experiment(source, changes), source, folder)
+    experiment = load_experiment(options.config, changes)
+    check_sections(experiment, ["dataset", "model"], options.config)
+    resumed = None if options.dry_run else _folder_to_resume(options, experiment)
+    if resumed is not None:
+        return _resumed(experiment, options.config, resumed)
+    return Run(_with_seeds(experiment, None), options.config)
+
+
+def resume_command(folder: RunFolder) -> str:
+    """The command line that goes on with a run."""
+    return shlex.join([PROGRAM, "--resume", "--out", str(folder.path)])
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    if options.config is None and not (options.resume and options.out):
+        raise ConfigError(
+            "--config is missing: name a file, or go on with a run by --resume --out FOLDER"
+        )
+    for flag, given in (
+        ("--resume", options.resume),
+        ("--out", options.out is not None),
+        ("--devices", options.devices > 1),
+    ):
+        if options.dry_run and given:
+            raise ConfigError(f"--dry-run writes nothing and runs in one process: leave {flag} out")
+    if options.devices > 1 and options.device.startswith("cuda:"):
+        raise ConfigError(f"--device {options.device} is one device: give --device cuda")
+    if "TORCHELASTIC_RUN_ID" in os.environ or _local_rank() > 0:
+        raise ConfigError(
+            "started by torchrun or another launcher: start fxfault-train itself with --devices N"
+        )
+
+
+def _local_rank() -> int:
+    text = os.environ.get("LOCAL_RANK", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def _folder_to_resume(
+    options: argparse.Namespace, experiment: ExperimentConfig
+) -> RunFolder | None:
+    if not (options.resume or experiment.checkpoint.resume):
+        return None
+    if options.out is not None:
+        holds_run = (options.out / CONFIG).is_file()
+        return RunFolder.open(options.out) if options.resume or holds_run else None
+    parent, name = Path(experiment.checkpoint.dir).expanduser(), Path(options.config).stem
+    newest = RunFolder.newest(parent, name)
+    if newest is None and options.resume:
+        raise ConfigError(
+            f"--resume: no run {name}-NNN with a checkpoint in {parent}; name its folder by --out"
+        )
+    return newest
+
+
+def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Run:
+    recorded = folder.read_config()
+    experiment = _with_seeds(experiment, recorded)
+    then, now = _flat(recorded.to_dict()), _flat(experiment.to_dict())
+    differing = [
+        f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]
+    if differing:
+        raise ConfigError(
+            f"--resume: {folder.path} was trained by another configuration: "
+            f"{'; '.join(differing)}; start a new run, or leave --config out"
+        )
+    return Run(experiment, source, folder, resumes=True)
+
+
+def _with_seeds(
+    experiment: ExperimentConfig, recorded: ExperimentConfig | None
+) -> ExperimentConfig:
+    """Draw the seeds that are not given, so that the run can be repeated and resumed."""
+    seed, faults = experiment.seed, experiment.fault_injection
+    if not seed.enabled:
+        value = recorded.seed.value if recorded else secrets.randbits(32)
+        seed = dataclasses.replace(seed, enabled=True, value=value)
+    if faults.seed is None:
+        drawn = recorded.fault_injection.seed if recorded else secrets.randbits(63)
+        faults = dataclasses.replace(faults, seed=drawn)
+    return dataclasses.replace(experiment, seed=seed, fault_injection=faults)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by the path of their key.
+
+    >>> _flat({"training": {"epochs": 3}})
+    {'training.epochs': 3}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

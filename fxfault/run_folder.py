@@ -1,0 +1,173 @@
+"""The folder that a training run writes: names of its files, and how they are written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fxfault.errors import ConfigError, TrainingError
+from fxfault.experiment import ExperimentConfig, load_experiment
+from fxfault.files import write_atomically
+
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+RECORD = "run.json"
+CURVE = "curve.png"
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+EVENTS = "tensorboard"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of one run, which exists.
+
+    Attributes:
+        path: as it is shown to the user.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Make a folder with a name that the user chose; an empty one that is there serves.
+
+        Raises:
+            ConfigError: it cannot be made, or has something in it.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            is_used = any(path.iterdir())
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be the folder of a run: {_reason(error)}") from error
+        if is_used and (path / CONFIG).is_file():
+            raise ConfigError(f"{path} holds a run: go on with it by --resume, or name another")
+        if is_used:
+            raise ConfigError(f"{path} is not empty and holds no run: name another folder")
+        folder = cls(path)
+        folder.check()
+        return folder
+
+    @classmethod
+    def create_next(cls, parent: Path, name: str) -> RunFolder:
+        """Make the folder `name-001` in `parent`, or with the first number that is free.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number = max(_numbers(parent, name), default=0) + 1
+            while True:
+                path = parent / f"{name}-{number:03d}"
+                try:
+                    path.mkdir()
+                except FileExistsError:  # Another run that starts at this moment has it.
+                    number += 1
+                else:
+                    return cls(path)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint.dir: no folder for the run can be made in {parent}: {_reason(error)}"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that is to be resumed.
+
+        Raises:
+            ConfigError: it is no folder of a run, or was left before its first checkpoint.
+        """
+        if not (path / CONFIG).is_file():
+            raise ConfigError(f"--resume: {path} holds no run (it has no {CONFIG})")
+        if not (path / LAST).is_file():
+            raise ConfigError(
+                f"--resume: {path} has no {LAST} to go on from: start anew, in another folder"
+            )
+        folder = cls(path)
+        folder.check()
+        folder._remove_leftovers()
+        return folder
+
+    @classmethod
+    def newest(cls, parent: Path, name: str) -> RunFolder | None:
+        """Open the run `name-NNN` with the highest number that has a checkpoint, if any has."""
+        for number in sorted(_numbers(parent, name), reverse=True):
+            path = parent / f"{name}-{number:03d}"
+            if (path / CONFIG).is_file() and (path / LAST).is_file():
+                return cls.open(path)
+        return None
+
+    def check(self) -> None:
+        """Check that files can be written.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise ConfigError(f"{self.path} cannot be the folder of a run: it is write-protected")
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the run."""
+        return self.path / name
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            TrainingError: the folder is gone, the disk is full, or the like.
+        """
+        with self.explaining_os_errors():
+            write_atomically(self.file(name), content)
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Write the configuration, with all values and the seeds that were drawn."""
+        content = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        self.write(CONFIG, content)
+
+    def read_config(self) -> ExperimentConfig:
+        """Read the configuration that the run was started with."""
+        return load_experiment(self.file(CONFIG))
+
+    @contextmanager
+    def explaining_os_errors(self) -> Iterator[None]:
+        """Turn an `OSError` into one line that says what is left."""
+        try:
+            yield
+        except OSError as error:
+            if not self.path.is_dir():
+                raise TrainingError(
+                    f"the folder of the run, {self.path}, is gone: the training was stopped, as "
+                    f"nothing of it could be kept"
+                ) from error
+            left = f"; {self.file(LAST)}, written before, is whole" if self._has_last else ""
+            raise TrainingError(
+                f"{self.path} cannot be written: {_reason(error)}{left}; mend that and go on with "
+                f"--resume"
+            ) from error
+
+    @property
+    def _has_last(self) -> bool:
+        return self.file(LAST).is_file()
+
+    def _remove_leftovers(self) -> None:
+        """Remove the half-written files of a process that was killed."""
+        for path in self.path.glob(".*"):
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def _numbers(parent: Path, name: str) -> list[int]:
+    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
+    found = [pattern.fullmatch(path.name) for path in parent.glob("*") if path.is_dir()]
+    return [int(match.group(1)) for match in found if match]
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,491 @@
+"""Train a network by an experiment file, on PyTorch Lightning.
+
+`train` is what `fxfault-train` runs. `Classifier` is an ordinary LightningModule and
+`TrainingBatches` an ordinary LightningDataModule, for use with a Trainer of one's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+# First: see there.
+from fxfault.lightning_import import Callback, LightningModule, Trainer  # isort: skip
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import LightningDataModule
+
+import fxfault
+from fxfault.checkpoints import load_checkpoint
+from fxfault.config import FaultInjectionConfig
+from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError, TrainingError
+from fxfault.evaluation import accuracy
+from fxfault.event_file import EventFile
+from fxfault.experiment import ExperimentConfig
+from fxfault.fault_models import FaultModel
+from fxfault.generators import preserved_generators
+from fxfault.lightning import FaultAwareTraining
+from fxfault.models.user_factory import quote_error
+from fxfault.optimizers import build_optimizer, build_scheduler
+from fxfault.run_folder import BEST, EVENTS, LAST, RunFolder
+from fxfault.sites import FaultSite
+from fxfault.training_callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    Interrupted,
+    Record,
+    Row,
+    read_checkpoint,
+)
+from fxfault.training_data import Shard, TrainingLoader, evaluation_loader, split_validation
+
+__all__ = ["Classifier", "Interrupted", "TrainingBatches", "TrainingResult", "train"]
+
+
+class Totals:
+    """Sums over the batches of an epoch, which a checkpoint within the epoch carries on.
+
+    Attributes:
+        sums: float64, shape (5,): loss times samples, hits, samples, steps, noisy steps.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64)
+
+    def add(self, loss: Tensor, hits: Tensor, samples: int, noisy: bool = False) -> None:
+        """Add a batch; nothing is copied from the device."""
+        batch = self.sums.new_tensor([0, 0, samples, 1, noisy], device=loss.device)
+        batch[0], batch[1] = loss.detach().double() * samples, hits
+        self.sums = self.sums.to(loss.device) + batch
+
+    def state(self) -> Tensor:
+        """What `restore` takes."""
+        return self.sums.cpu()
+
+    def restore(self, state: Tensor) -> None:
+        """Go on from there."""
+        self.sums = state.clone()
+
+
+class Classifier(LightningModule):
+    """A network that gives class scores, and how an experiment trains it.
+
+    Logged for each epoch: `train_loss`, `train_accuracy` (percent), `noisy_steps`, and for
+    each validation loader `val_loss` and `val_accuracy`, of the second one with the prefix
+    `faulty_`: there faults strike where `apply_during` says so, and not in the first. They
+    have the configuration's own probability and type, whatever a curriculum says of the epoch.
+
+    Args:
+        network: gives scores, shape (N, classes), as a tensor, a QuantTensor, or the first
+            item of a tuple.
+        config: sections `training`, `optimizer` and `scheduler`.
+        faulty: the callback that injects faults, if any does.
+
+    Attributes:
+        totals: of the training steps of the epoch.
+        last_loss: of the last training step.
+        last_step_noisy: whether faults could strike in it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: ExperimentConfig,
+        faulty: FaultAwareTraining | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.faulty = faulty
+        self.totals = Totals()
+        self.last_loss = 0.0
+        self.last_step_noisy = False
+        self._validation: list[Totals] = []
+        self._schedule: list[tuple[FaultSite, float, FaultModel]] = []
+        self._metrics: dict[str, float] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores, shape (N, classes)."""
+        return _scores(self.network(images))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.config.optimizer, self.parameters())
+        return [optimizer], [build_scheduler(self.config, optimizer)]
+
+    def on_train_epoch_start(self) -> None:
+        self.totals = Totals()
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            DataError: the network fails; its error is quoted.
+            TrainingError: the loss is not finite; nothing was updated by it.
+        """
+        images, labels = batch
+        smoothing = self.config.training.label_smoothing
+        unsound: SiteError | None = None
+        try:
+            scores = self(images)
+            loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+            self.last_loss = float(loss.detach())
+        except SiteError as error:  # NaN reached a site: what a NaN loss is in a noisy step.
+            self.last_loss, unsound = math.nan, error
+        except FxFaultError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise DataError("out of memory: lower training.batch_size") from error
+        except Exception as error:  # a network may fail in any way
+            raise DataError(
+                f"the model fails in a training step, on images of shape {tuple(images.shape)}: "
+                f"{quote_error(error)}"
+            ) from error
+        self.last_step_noisy = self._is_noisy()
+        self._check_finite(batch_idx, unsound)
+        self.totals.add(loss, _hits(scores, labels), len(labels), self.last_step_noisy)
+        return loss
+
+    def _is_noisy(self) -> bool:
+        sites = self.faulty.faults if self.faulty is not None else None
+        return sites is not None and any(site.armed and site.probability > 0 for site in sites)
+
+    def _check_finite(self, batch_idx: int, unsound: SiteError | None) -> None:
+        # All processes stop together: one that went on would wait for the others for ever.
+        is_broken = not math.isfinite(self.last_loss)
+        if self.trainer.strategy.reduce_boolean_decision(is_broken, all=False):
+            kind = "a noisy step" if self.last_step_noisy else "a clean step"
+            last_epoch = (self.trainer.max_epochs or 0) - 1
+            steps = int(self.trainer.num_training_batches)
+            reason = f" ({unsound})" if unsound is not None else ""
+            raise TrainingError(
+                f"the loss is {self.last_loss} in epoch {self.current_epoch} (of 0 to "
+                f"{last_epoch}), step {batch_idx} (of 0 to {steps - 1}), {kind}{reason}: "
+                f"lower optimizer.learning_rate, set training.gradient_clip, or lower "
+                f"fault_injection.probability"
+            ) from unsound
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation = [Totals(), Totals()]
+        sites = self.faulty.faults if self.faulty is not None else None
+        self._schedule = [(site, site.probability, site.fault_model) for site in sites or ()]
+        for site, _, _ in self._schedule:
+            # Not the curriculum's of this epoch: epochs are compared by it.
+            site.set_probability(self.config.fault_injection.probability)
+            site.set_fault_model(self.config.fault_injection.injection_type)
+
+    def validation_step(
+        self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        images, labels = batch
+        if self.faulty is not None and self.faulty.faults is not None:
+            self.faulty.faults.enabled = dataloader_idx == 1
+        scores = self(images)
+        loss = nn.functional.cross_entropy(scores, labels)
+        self._validation[dataloader_idx].add(loss, _hits(scores, labels), len(labels))
+
+    def on_validation_epoch_end(self) -> None:
+        if self.faulty is not None and self.faulty.faults is not None:
+            self.faulty.faults.enabled = True
+        for site, probability, fault_model in self._schedule:
+            site.set_probability(probability)
+            site.set_fault_model(fault_model)
+        self._metrics = {}
+        for totals, prefix in zip(self._validation, ("val", "faulty_val"), strict=True):
+            self._metrics.update(self._means(totals, prefix))
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """What the epoch measured, over all processes; each must ask at the same moment."""
+        metrics = self._means(self.totals, "train")
+        _, _, _, steps, noisy = self.totals.sums.tolist()
+        return {"steps": steps, "noisy_steps": noisy, **metrics, **self._metrics}
+
+    def _means(self, totals: Totals, prefix: str) -> dict[str, float]:
+        sums: Any = totals.sums.to(self.device, copy=True)  # The reduction is in place.
+        loss, hits, samples, *_ = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        if samples == 0:
+            return {}
+        return {f"{prefix}_loss": loss / samples, f"{prefix}_accuracy": 100 * hits / samples}
+
+
+class TrainingBatches(LightningDataModule):
+    """The loaders of a training, for each process its part.
+
+    Args:
+        config: sections `training`, `seed` and `fault_injection`.
+        training: samples to train on.
+        validation: samples held out; None needs a Trainer with `limit_val_batches=0`.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        training: Dataset[Any],
+        validation: Dataset[Any] | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.training = training
+        self.validation = validation
+
+    def train_dataloader(self) -> TrainingLoader:
+        seed = self.config.seed.value
+        return TrainingLoader(self.training, self.config.training, seed, self._shard)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The validation samples without faults, and again where faults are to strike."""
+        if self.validation is None:
+            return []
+        passes = 2 if self.config.needs_faulty_validation else 1
+        size = self.config.training.batch_size
+        return [evaluation_loader(self.validation, size, self._shard) for _ in range(passes)]
+
+    @property
+    def _shard(self) -> Shard:
+        assert self.trainer is not None
+        return Shard(self.trainer.global_rank, self.trainer.world_size)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training ended with.
+
+    Attributes:
+        network: with the best weights, or the last ones where no best were to be kept; in
+            eval mode, on the device it was trained on.
+        rows: what each epoch measured.
+        best: the row of the best epoch; None where no best was to be kept.
+        test_accuracy: of the network, without faults, in percent.
+        faulty_test_accuracy: under the faults of the configuration, where it asks for faults
+            while evaluating; else None.
+        seconds: of this training, without what came before a stop.
+    """
+
+    network: nn.Module
+    rows: list[Row]
+    best: Row | None
+    test_accuracy: float
+    faulty_test_accuracy: float | None
+    seconds: float
+
+
+def check_trainable(config: ExperimentConfig) -> None:
+    """Check what sections of an experiment ask of each other for training.
+
+    >>> from fxfault.experiment import load_experiment
+    >>> check_trainable(load_experiment("digits", {"training.validation_fraction": 0}))
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.ConfigError: checkpoint.save_best: the best is chosen by validation, but \
+training.validation_fraction is 0; raise it, or set save_best to false
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    kept = config.checkpoint
+    if kept.save_best and config.training.validation_fraction == 0:
+        raise ConfigError(
+            "checkpoint.save_best: the best is chosen by validation, but "
+            "training.validation_fraction is 0; raise it, or set save_best to false"
+        )
+    if kept.best_by == "faulty" and not config.needs_faulty_validation:
+        raise ConfigError(
+            "checkpoint.best_by: `faulty` needs faults while evaluating; set "
+            "fault_injection.enabled to true and apply_during to both (or eval)"
+        )
+
+
+def train(
+    config: ExperimentConfig,
+    network: nn.Module,
+    training_data: Dataset[Any],
+    test_data: Dataset[Any],
+    *,
+    folder: RunFolder | None = None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    devices: int = 1,
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] = lambda: False,
+    one_batch: bool = False,
+) -> TrainingResult | None:
+    """Train a network, keep its checkpoints, and test it once at the end.
+
+    A part of the training data is held out to choose the best epoch by; the test data is
+    looked at once, with the weights that were chosen. The global random generators are left
+    as they were found; what the network draws from them (dropout) follows from their state
+    at the call, or from the checkpoint where a run is resumed.
+
+    Args:
+        config: all sections but `dataset`, `model` and `quantization`, which made the rest.
+        network: gives class scores; trained in place.
+        training_data: map-style, of (image, label).
+        test_data: likewise.
+        folder: where checkpoints, metrics and events are written; None writes nothing.
+        resume: go on from the `last.ckpt` of the folder.
+        device: `cpu`, `cuda` or `cuda:N`.
+        devices: processes; above 1 Lightning starts the program once more for each.
+        callbacks: of the caller, called before those that write.
+        stop: asked after each step; true saves and raises `Interrupted`.
+        one_batch: one step, one batch of validation and one of the test; the rows and
+            accuracies are then of no use.
+
+    Returns:
+        What it ended with; None in all processes but the first.
+
+    Raises:
+        ConfigError: sections contradict each other.
+        DataError: the data, the network or the checkpoint cannot be used.
+        TrainingError: the loss is not finite, or the folder cannot be written.
+        Interrupted: it was stopped, after saving.
+    """
+    check_trainable(config)
+    started = time.perf_counter()
+    fraction = config.training.validation_fraction
+    training, validation = split_validation(training_data, fraction, config.seed.value)
+    faults = config.fault_injection
+    faulty = _make_faulty(faults) if faults.enabled else None
+    module = Classifier(network, config, faulty)
+    record = Record(config, folder)
+    kept = folder if config.checkpoint.enabled else None
+    saved = Checkpoints(config, record, kept, stop)
+    last = checkpoint_to_resume(config, folder) if resume else None
+    trainer_settings: dict[str, Any] = {
+        **_devices(torch.device(device), devices),
+        "callbacks": [*([] if faulty is None else [faulty]), record, *callbacks, saved],
+        "max_epochs": 1 if one_batch else config.training.epochs,
+        "gradient_clip_val": config.training.gradient_clip,
+        "plugins": [AtomicCheckpointIO()],
+        "logger": [] if folder is None else [EventFile(folder.file(EVENTS), *_step_of(last))],
+    }
+    if one_batch:
+        trainer_settings.update(limit_train_batches=1, limit_val_batches=1)
+    if validation is None:
+        trainer_settings["limit_val_batches"] = 0
+    batches = TrainingBatches(config, training, validation)
+    explaining: AbstractContextManager[None] = nullcontext()
+    if folder is not None:
+        explaining = folder.explaining_os_errors()
+    with preserved_generators(), _quiet_lightning(), explaining:
+        trainer = Trainer(
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            inference_mode=False,  # Breaks some quantised layers (Xilinx/brevitas#1245).
+            **trainer_settings,
+        )
+        _fit(trainer, module.train(), batches, last)
+    if not trainer.is_global_zero:
+        return None
+    device = torch.device(device)
+    network.to(device).eval()
+    _load_best(network, saved)
+    tests = evaluation_loader(test_data, config.training.batch_size, Shard())
+    tested: Any = [next(iter(tests))] if one_batch else tests
+    return TrainingResult(
+        network=network,
+        rows=record.rows,
+        best=saved.best,
+        test_accuracy=accuracy(network, tested, device),
+        faulty_test_accuracy=_faulty_accuracy(config, network, tested, device),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _make_faulty(faults: FaultInjectionConfig) -> FaultAwareTraining:
+    return FaultAwareTraining(faults, network="network", log_statistics=faults.track_statistics)
+
+
+def _fit(trainer: Trainer, module: Classifier, batches: TrainingBatches, last: Any) -> None:
+    try:
+        trainer.fit(module, datamodule=batches, ckpt_path=last, weights_only=True)
+    except SystemExit as end:  # What Lightning makes of a KeyboardInterrupt.
+        raise KeyboardInterrupt from end
+    except torch.OutOfMemoryError as error:
+        raise DataError("out of memory: lower training.batch_size") from error
+    except FxFaultError as error:
+        if "Original Traceback" not in str(error):
+            raise
+        # A loader's worker process puts its traceback into the message.
+        reason = str(error).strip().splitlines()[-1].partition(": ")[2]
+        raise type(error)(reason) from error
+
+
+def _devices(device: torch.device, devices: int) -> dict[str, Any]:
+    strategy = {"strategy": "ddp"} if devices > 1 else {}
+    if device.type == "cpu":
+        return {"accelerator": "cpu", "devices": devices, **strategy}
+    chosen: Any = devices if devices > 1 else [device.index or 0]
+    return {"accelerator": "gpu", "devices": chosen, **strategy}
+
+
+def checkpoint_to_resume(config: ExperimentConfig, folder: RunFolder | None) -> Path:
+    """Find the checkpoint that a training goes on from.
+
+    Raises:
+        ConfigError: there is no folder, or it has more epochs behind it than are wanted.
+        DataError: the checkpoint cannot be read.
+    """
+    if folder is None:
+        raise ConfigError("resume: there is no folder to go on from; give the run's")
+    path = folder.file(LAST)
+    done = len(read_checkpoint(path)["fxfault"]["rows"])
+    if done > config.training.epochs:
+        raise ConfigError(
+            f"training.epochs: got {config.training.epochs}, but {path} has {done} epochs behind "
+            f"it; give at least as many"
+        )
+    return path
+
+
+def _step_of(checkpoint: Path | None) -> list[int]:
+    return [] if checkpoint is None else [read_checkpoint(checkpoint)["global_step"]]
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep advice to who wrote the Trainer call from who reads the result."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # Lightning 2.6 on torch 2.13 uses what torch is about to drop.
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        yield
+
+
+def _load_best(network: nn.Module, saved: Checkpoints) -> None:
+    if saved.best_weights is not None:
+        network.load_state_dict(saved.best_weights)
+    elif saved.best is not None and saved.folder is not None:
+        load_checkpoint(saved.folder.file(BEST), network)
+
+
+def _faulty_accuracy(
+    config: ExperimentConfig, network: nn.Module, batches: Any, device: torch.device
+) -> float | None:
+    if not config.needs_faulty_validation:
+        return None
+    faults = dataclasses.replace(config.fault_injection, curriculum=None, verbose=False)
+    return accuracy(fxfault.transform(network, faults), batches, device)
+
+
+def _scores(output: Any) -> Tensor:
+    # A QuantTensor is a tuple too, with its values under `value`.
+    scores = getattr(output, "value", output)
+    if isinstance(scores, (tuple, list)):
+        scores = getattr(scores[0], "value", scores[0])
+    result: Tensor = scores
+    return result
+
+
+def _hits(scores: Tensor, labels: Tensor) -> Tensor:
+    return (scores.detach().argmax(1) == labels).sum()

@@ -1,0 +1,557 @@
+"""`fxfault-train` as a user runs it: what it prints and writes, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+
+from fxfault.cli import evaluate, train
+from fxfault.cli.plots import training_picture
+from fxfault.cli.training_report import LONGEST_PLAN, plan_lines
+from fxfault.experiment import load_experiment
+from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
+
+# Digits with faults, two epochs of four steps.
+FAST = [
+    "--config", "digits_fat", "--set", "training.epochs=2", "--set", "training.batch_size=256",
+]  # fmt: skip
+FILES = [
+    "best.ckpt", "config.yaml", "curve.png", "last.ckpt", "metrics.csv", "run.json", "tensorboard",
+]  # fmt: skip
+
+
+class Run(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and no trace of a run that another test made."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FXFAULT_RUN_FOLDER", "FXFAULT_RUN_RESUMES", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # So that what the command sets is taken away again.
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    """Give a function that runs the command."""
+
+    def run(*argv: str) -> Run:
+        try:
+            status = train.main(argv)
+        except SystemExit as end:  # argparse
+            status = int(end.code or 0)
+        return Run(status, *capsys.readouterr())
+
+    return run
+
+
+def table(folder: str | Path) -> list[dict[str, str]]:
+    text = (Path(folder) / "metrics.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def record(folder: str | Path) -> Any:
+    return json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+
+
+# -- a run ----------------------------------------------------------------------------------
+
+
+def test_a_run_prints_its_epochs_and_writes_its_folder(command: Callable[..., Run]) -> None:
+    run = command(*FAST)
+    assert (run.status, run.err) == (0, "")
+    expected = r"""Using device: cpu
+Dataset: digits \(1167 training, 130 validation, 500 test samples\)
+Model: quant_digits
+Seed: 42 \(of the faults: 42\)
+Run folder: experiments/digits_fat-001
+
+Fault Injection Configuration:
+  Injection layers: 5
+  Mode: full_model
+  Injection type: random
+  Probability: [\d.]+%
+  Apply during: both \(also in a second validation\)
+  Noisy steps: [\d.]+%, .*
+  Gradient mode: \w+
+
+(Epoch \d/1: loss [\d.]+, accuracy [\d.]+%, validation [\d.]+% \([\d.]+% under faults\), """
+    expected += r"""\d of 4 steps noisy, [\d.]+ s
+){2}
+Test accuracy: [\d.]+% \(.*\)
+Test accuracy under faults: [\d.]+%
+Run saved to: experiments/digits_fat-001
+"""
+    assert re.fullmatch(expected, run.out), run.out
+    folder = Path("experiments/digits_fat-001")
+    assert set(FILES) - {"best.ckpt"} <= {path.name for path in folder.iterdir()} <= set(FILES)
+    assert [row["epoch"] for row in table(folder)] == ["0", "1"]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_folder_holds_what_repeats_the_run(command: Callable[..., Run]) -> None:
+    settings = ["--set", "fault_injection.seed=null", "--set", "seed.enabled=false"]
+    first = command(*FAST, *settings, "--out", "one")
+    assert first.status == 0
+    found = record("one")
+    assert found["complete"]
+    assert found["epochs"] == 2
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["sessions"][0]["command"].startswith("fxfault-train --config digits_fat --set ")
+    assert found["repeat"] == "fxfault-train --config one/config.yaml"
+    resolved = yaml.safe_load(Path("one/config.yaml").read_text(encoding="utf-8"))
+    assert resolved["seed"] == {"enabled": True, "value": found["seed"], "deterministic": False}
+    assert resolved["fault_injection"]["seed"] == found["fault_seed"]
+    again = command("--config", "one/config.yaml", "--out", "two")
+    assert again.status == 0
+    assert table("one") == table("two")
+    assert found["test_accuracy"] == record("two")["test_accuracy"]
+
+
+def test_runs_are_numbered(command: Callable[..., Run]) -> None:
+    Path("experiments/digits_fat-007").mkdir(parents=True)
+    short = [*FAST, "--set", "training.epochs=1", "--set", "fault_injection.enabled=false"]
+    short += ["--set", "checkpoint.best_by=clean"]
+    assert "Run folder: experiments/digits_fat-008\n" in command(*short).out
+    assert "Run folder: experiments/digits_fat-009\n" in command(*short).out
+
+
+def test_a_checkpoint_can_be_evaluated(
+    command: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(*FAST, "--out", "run", "--set", "checkpoint.save_best=true")
+    argv = ["--config", "digits_fat", "--checkpoint", "run/best.ckpt", "--probability", "0"]
+    assert evaluate.main(argv) == 0
+    accuracy = re.search(r"Baseline accuracy: ([\d.]+)%", capsys.readouterr().out)
+    assert accuracy is not None
+    assert float(accuracy.group(1)) == pytest.approx(record("run")["test_accuracy"], abs=0.005)
+
+
+def test_several_values_can_be_set_and_the_last_counts(command: Callable[..., Run]) -> None:
+    run = command(
+        *FAST, "--set", "training.epochs=1", "--out", "run",
+        "--set", "scheduler={name: multistep, milestones: [1]}",
+    )  # fmt: skip
+    assert run.status == 2  # A whole section is not section.key.
+    run = command(
+        *FAST, "--set", "training.epochs=1", "--out", "run",
+        "--set", "scheduler.name=multistep", "--set", "scheduler.milestones=[1, 5]",
+        "--set", "optimizer.learning_rate=1e-3",
+    )  # fmt: skip
+    assert run.status == 0
+    resolved = yaml.safe_load(Path("run/config.yaml").read_text(encoding="utf-8"))
+    assert resolved["training"]["epochs"] == 1
+    assert resolved["scheduler"]["milestones"] == [1, 5]
+    assert resolved["optimizer"]["learning_rate"] == 0.001
+
+
+def test_a_bar_shows_loss_accuracy_and_noise(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    slow = [*FAST, "--set", "training.batch_size=32", "--set", "fault_injection.step_interval=0.5"]
+    shown = command(*slow).err
+    states = re.findall(r"Epoch \d/1: .*?loss [\d.]+, accuracy [\d.]+%, (noisy|clean)", shown)
+    assert states
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert command(*FAST, "--no-progress").err == ""
+
+
+# -- dry run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["fat_training", "fault_injection_example", "quant_cnv_w2a2_cifar10"]
+)
+def test_dry_run_of_the_specifications_examples(command: Callable[..., Run], name: str) -> None:
+    size = "dataset.kwargs={size: 8, image_size: 32}"
+    run = command("--config", name, "--dry-run", "--set", "dataset.name=fake", "--set", size)
+    assert (run.status, run.err) == (0, "")
+    assert "One batch of training, validation and test: all run." in run.out
+    assert re.search(r"\n0-299 +0.01 to ", run.out)
+    assert list(Path().iterdir()) == []
+
+
+def test_dry_run_prints_the_plan_of_each_epoch(command: Callable[..., Run]) -> None:
+    run = command(
+        *FAST, "--dry-run", "--set", "training.epochs=4",
+        "--set", "fault_injection.step_interval=0.25",
+        "--set", "fault_injection.curriculum=[{epoch: 1, probability: 2}, "
+        "{epoch: 3, probability: 8, epoch_interval: 2}]",
+        "--set", "fault_injection.interpolate=linear",
+        "--set", "scheduler.name=none", "--set", "scheduler.warmup_epochs=0",
+        "--set", "fault_injection.probability=4", "--set", "optimizer.learning_rate=0.5",
+    )  # fmt: skip
+    assert run.status == 0, run.err
+    lines = [line.split() for line in run.out.splitlines()[-4:]]
+    assert lines == [
+        ["0", "0.5", "4%", "0.25", "random", "yes"],
+        ["1", "0.5", "2%", "0.25", "random", "yes"],
+        ["2", "0.5", "5%", "0.25", "random", "yes"],
+        ["3", "0.5", "8%", "0.25", "random", "no"],
+    ]
+
+
+def test_a_long_plan_is_shortened() -> None:
+    steady = load_experiment("fat_training", {"fault_injection.epoch_interval": 5})
+    (line,) = plan_lines(steady)[2:]
+    assert line.split()[0] == "0-299"
+    assert line.endswith("60 of 300 (every 5th)")
+    points = [{"epoch": 0, "probability": 0}, {"epoch": 299, "probability": 30}]
+    changes = {"fault_injection.curriculum": points, "fault_injection.interpolate": "linear"}
+    lines = plan_lines(load_experiment("fat_training", changes))[2:]
+    assert len(lines) == LONGEST_PLAN - 1
+    assert "(282 more)" in lines[-3]
+    assert lines[-1].split()[:4] == ["299", "2.74e-07", "30%", "0.5"]
+    assert len(plan_lines(load_experiment("digits"))[2:]) == 1
+
+
+# -- resuming -------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(command: Callable[..., Run]) -> None:
+    """SIGKILL at random moments, again and again, until the training is through."""
+    slow = [*FAST, "--set", "training.epochs=4", "--set", "training.batch_size=64"]
+    assert command(*slow, "--out", "straight").status == 0
+    chooser = random.Random(7)
+    kills = 0
+    argv = slow
+    for _ in range(2):
+        kills += _killed(argv, chooser.uniform(0.0, 1.5))
+        checkpoint = read_checkpoint("run/last.ckpt")  # Whole, whenever it was.
+        assert set(checkpoint["state_dict"])
+        argv = ["--resume"]
+    assert kills
+    run = command("--resume", "--out", "run")
+    assert run.status == 0, run.err
+    assert table("run") == table("straight")
+    left, right = (read_checkpoint(f"{name}/last.ckpt") for name in ("run", "straight"))
+    for key in ("state_dict", "optimizer_states"):
+        assert _same(left[key], right[key])
+    assert not [path for path in Path("run").iterdir() if path.name.startswith(".")]
+    assert len(record("run")["sessions"]) >= 2
+
+
+def _killed(argv: list[str], seconds: float) -> bool:
+    """Start the command, kill it so long after its first checkpoint; whether it still ran."""
+    argv = [sys.executable, "-m", "fxfault.cli.train", *argv, "--out", "run"]
+    with subprocess.Popen(argv, env=_environment(), stdout=subprocess.DEVNULL) as process:
+        _wait_for(lambda: Path("run/last.ckpt").exists() or process.poll() is not None)
+        time.sleep(seconds)
+        process.kill()
+        return process.wait() == -signal.SIGKILL
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return bool(left == right)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
+    argv = [sys.executable, "-m", "fxfault.cli.train", "--config", "digits_fat", "--out", "run"]
+    with subprocess.Popen(
+        argv, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch  0"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = err.splitlines()
+    assert lines[0] == "stopping after this step (Ctrl-C again: at once)"
+    assert re.fullmatch(
+        r"interrupted: saved run/last.ckpt in epoch \d+ of 60 \(from 0\); go on with: "
+        r"fxfault-train --resume --out run",
+        lines[1],
+    )
+    assert len(lines) == 2
+    assert not record("run")["complete"]
+    assert read_checkpoint("run/last.ckpt")["global_step"] >= 18
+
+
+def test_what_a_cluster_sends_ends_a_run_too(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxfault.cli.training_progress import Reporter
+
+    def terminate(self: Any, trainer: Any, module: Any, *arguments: Any) -> None:
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(Reporter, "on_train_batch_end", terminate)
+        run = command(*FAST, "--out", "run")
+    assert run.status == 130
+    assert "interrupted: saved run/last.ckpt in epoch 1 of 2" in run.err
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert read_checkpoint("run/last.ckpt")["global_step"] == 6
+    assert command("--resume", "--out", "run").status == 0
+    assert command(*FAST, "--out", "straight").status == 0
+    assert table("run") == table("straight")
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxfault.cli.training_progress import Reporter
+
+    def interrupt(self: Any, trainer: Any, module: Any, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Reporter, "on_train_batch_end", interrupt)
+    run = command(*FAST, "--out", "run")
+    assert run.status == 130
+    assert run.err.splitlines()[-1] == (
+        "interrupted at once; go on with: fxfault-train --resume --out run"
+    )
+    assert read_checkpoint("run/last.ckpt")["global_step"] == 0
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_resume_finds_the_newest_run_and_can_be_longer(command: Callable[..., Run]) -> None:
+    # The schedule depends on the number of epochs, unless T_max is given.
+    short = [*FAST, "--set", "scheduler.T_max=4"]
+    for epochs in (1, 1):
+        command(*short, "--set", f"training.epochs={epochs}")
+    run = command(*short, "--resume")
+    assert run.status == 0, run.err
+    assert "Run folder: experiments/digits_fat-002 (resumed)" in run.out
+    assert run.out.count("Epoch 1/1: ") == 1
+    assert "Epoch 0" not in run.out
+    assert command(*short, "--out", "straight").status == 0
+    assert table("experiments/digits_fat-002") == table("straight")
+    assert len(table("experiments/digits_fat-001")) == 1
+
+
+def test_the_configuration_can_ask_to_resume(command: Callable[..., Run]) -> None:
+    argv = [*FAST, "--set", "checkpoint.resume=true"]
+    first, second = command(*argv), command(*argv)
+    assert (first.status, second.status) == (0, 0)
+    assert "digits_fat-001\n" in first.out
+    assert "digits_fat-001 (resumed)\n" in second.out
+
+
+# -- what is wrong --------------------------------------------------------------------------
+
+
+def listing() -> dict[str, bytes]:
+    files = (Path(folder, name) for folder, _, names in os.walk(".") for name in names)
+    return {str(file): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def fails(command: Callable[..., Run]) -> Callable[..., str]:
+    """Give a function that runs the command, checks how it fails, and returns its one line."""
+
+    def run(*argv: str) -> str:
+        before = listing()
+        result = command(*argv)
+        assert result.status == 2
+        assert re.fullmatch(r"error: .+\n", result.err)
+        assert listing() == before
+        return result.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ([], ["--config is missing", "--resume --out FOLDER"]),
+        (["--resume"], ["--config is missing"]),
+        (["--config", "digitz"], ["digitz", "no such file", "'digits'"]),
+        (["--config", "digits", "--sett", "a.b=1"], ["unknown flag --sett", "--set"]),
+        (["--config", "digits", "--set", "epochs=1"], ["--set", "'epochs=1'", "training.epochs=3"]),
+        (["--config", "digits", "--set", "training.epochs"], ["section.key=value"]),
+        (["--config", "digits", "--set", "training.epochs=[1"], ["training.epochs", "YAML"]),
+        (["--config", "digits", "--set", "training.epochs=1\nx: 2"], ["more than one value"]),
+        (["--config", "digits", "--set", "training.epochs=0"], ["training.epochs", "at least 1"]),
+        (["--config", "digits", "--set", "training.epoch=1"], ["training.epoch", "'epochs'"]),
+        (["--config", "digits", "--set", "trainig.epochs=1"], ["trainig", "'training'"]),
+        (["--config", "digits", "--set", "dataset.name.x=1"], ["dataset.name is 'digits'"]),
+        (["--config", "digits", "--set", "dataset.name=digitz"], ["digitz", "'digits'"]),
+        (["--config", "digits", "--set", "dataset.name=fake"], ["quant_digits", "8 x 8"]),
+        (["--config", "digits", "--set", "model.name=nothing:here"], ["nothing"]),
+        (["--config", "digits", "--set", "training.validation_fraction=0"], ["save_best"]),
+        (["--config", "digits", "--set", "training.validation_fraction=0.9999"], ["to train on"]),
+        (["--config", "digits", "--set", "fault_injection.layers=x*"], ["matches no site"]),
+        (["--config", "layer_analysis"], ["no section `dataset` and no section `model`"]),
+        (["--config", "digits", "--device", "gpu"], ["--device", "cuda:N"]),
+        (["--config", "digits", "--devices", "0"], ["--devices", "at least 1"]),
+        (["--config", "digits", "--device", "cuda:1", "--devices", "2"], ["--device cuda"]),
+        (["--config", "digits", "--dry-run", "--out", "x"], ["--dry-run", "--out"]),
+        (["--config", "digits", "--dry-run", "--resume"], ["--dry-run", "--resume"]),
+        (["--config", "digits", "--resume"], ["--resume", "no run digits-NNN", "experiments"]),
+        (["--resume", "--out", "nowhere"], ["nowhere", "holds no run"]),
+        (["--config", "digits", "--out", ""], ["--out", "''"]),
+    ],
+)  # fmt: skip
+def test_bad_input(fails: Callable[..., str], argv: list[str], parts: list[str]) -> None:
+    line = fails(*argv)
+    assert all(part in line for part in parts), line
+
+
+def test_folders_that_cannot_be_used(fails: Callable[..., str], command: Any) -> None:
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine", encoding="utf-8")
+    assert "full is not empty and holds no run" in fails(*FAST, "--out", "full")
+    Path("file").write_text("mine", encoding="utf-8")
+    assert "file" in fails(*FAST, "--out", "file")
+    assert "checkpoint.dir" in fails(*FAST, "--set", "checkpoint.dir=file")
+    command(*FAST, "--set", "training.epochs=1", "--out", "run")
+    assert "run holds a run: go on with it by --resume" in fails(*FAST, "--out", "run")
+
+
+def test_resuming_what_cannot_be_resumed(fails: Callable[..., str], command: Any) -> None:
+    command(*FAST, "--out", "run")
+    resume = [*FAST, "--resume", "--out", "run"]
+    line = fails(*resume, "--set", "optimizer.learning_rate=0.5", "--set", "fault_injection.seed=1")
+    assert "optimizer.learning_rate was 0.003 and is 0.5" in line
+    assert "fault_injection.seed was 42 and is 1" in line
+    assert "1, but run/last.ckpt has 2 epochs" in fails(*resume, "--set", "training.epochs=1")
+    Path("run/last.ckpt").write_bytes(Path("run/last.ckpt").read_bytes()[:1000])
+    assert "checkpoint 'run/last.ckpt' cannot be read" in fails(*resume)
+    Path("run/last.ckpt").unlink()
+    assert "run has no last.ckpt to go on from" in fails(*resume)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    write = AtomicCheckpointIO.save_checkpoint
+    saved: list[int] = []
+
+    def save(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        (write if len(saved) < 3 else full)(self, checkpoint, path)
+        saved.append(1)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+    run = command(*FAST, "--out", "run")
+    assert run.status == 2
+    assert re.fullmatch(
+        r"error: run cannot be written: No space left on device; run/last.ckpt, written before, "
+        r"is whole; .*--resume\n",
+        run.err,
+    )
+    assert read_checkpoint("run/last.ckpt")["epoch"] == 0
+
+
+def test_a_loss_that_is_not_finite_is_one_line(command: Callable[..., Run]) -> None:
+    run = command(
+        *FAST, "--out", "run", "--set", "optimizer.learning_rate=1e30",
+        "--set", "scheduler.name=none", "--set", "scheduler.warmup_epochs=0",
+        "--set", "optimizer.name=sgd",
+    )  # fmt: skip
+    assert run.status == 2
+    assert re.fullmatch(
+        r"error: the loss is (nan|inf) in epoch \d \(of 0 to 1\), step \d \(of 0 to 3\), "
+        r"a (noisy|clean) step.*\n",
+        run.err,
+    )
+
+
+def test_missing_lightning_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lightning").mkdir()
+    (tmp_path / "lightning" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'lightning'\", name='lightning')",
+        encoding="utf-8",
+    )
+    code = "import sys; from fxfault.cli.train import main; sys.exit(main(['--config', 'digits']))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**_environment(), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: PyTorch Lightning cannot be imported")
+    assert 'pip install "fxfault[train]"' in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_another_launcher_is_refused(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert "--devices N" in fails("--config", "digits")
+
+
+# -- the rest -------------------------------------------------------------------------------
+
+
+def test_two_processes_train_together() -> None:
+    """Each has half of every batch, and all stop together."""
+    argv = [sys.executable, "-m", "fxfault.cli.train", *FAST, "--devices", "2"]
+    argv += ["--set", "training.batch_size=128", "--out", "run"]
+    run = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count("Using device: cpu (2 processes)") == 1
+    assert [row["steps"] for row in table("run")] == ["4.0", "4.0"]
+    assert record("run")["devices"] == 2
+
+
+def test_help_and_bad_flags_are_quick() -> None:
+    code = (
+        "import sys\nfrom fxfault.cli.train import main\n"
+        "try:\n    main(['--help'])\nfinally:\n"
+        "    loaded = [m for m in ('torch', 'lightning', 'brevitas') if m in sys.modules]\n"
+        "    print('loaded:', loaded)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("loaded: []\n")
+    assert "--dry-run" in run.stdout
+
+
+def test_a_picture_of_one_epoch_and_of_many() -> None:
+    row = {"train_loss": 1.0, "train_accuracy": 50.0, "steps": 4.0, "noisy_steps": 1.0}
+    for number in (1, 30):
+        rows = [{**row, "epoch": float(epoch)} for epoch in range(number)]
+        assert training_picture(rows, None, "svg").startswith(b"<?xml")
+    text = training_picture(
+        [{**row, "epoch": 0.0, "val_accuracy": 40.0, "val_loss": 2.0}], 42.0, "svg"
+    ).decode()
+    assert "validation" in text
+    assert "test, at the end (42.00%)" in text
