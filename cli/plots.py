@@ -131,19 +131,25 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
 def training_picture(
     rows: Sequence[Mapping[str, float]], test_accuracy: float | None, file_format: str
 ) -> bytes:
-    """Draw what each epoch of a training measured: loss, accuracy and faults.
+    """Draw what each epoch of a training measured: loss, accuracy and, if any, faults.
 
     Args:
         rows: of metrics.csv, at least one.
         test_accuracy: of the weights that were kept, in percent; None before the end.
         file_format: one of `FORMATS`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) <= _MOST_TICKS else None
+    noisy = any(row["noisy_steps"] for row in rows)
     with _settings():
-        figure, (losses, accuracies, faults) = _figure(
-            6.6, 6.6, nrows=3, sharex=True, height_ratios=[3, 3, 2]
+        figure, panels = (
+            _figure(6.6, 6.6, nrows=3, sharex=True, height_ratios=[3, 3, 2])
+            if noisy
+            else _figure(6.6, 5.0, nrows=2, sharex=True)
         )
+        losses, accuracies = panels[:2]
         for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
             for source, (label, style) in _CURVES.items():
                 values = [row.get(f"{source}_{measure}") for row in rows]
@@ -155,9 +161,11 @@ def training_picture(
         if test_accuracy is not None:
             label = f"test, at the end ({test_accuracy:.2f}%)"
             accuracies.axhline(test_accuracy, color=_GREY, linestyle=":", label=label)
-        _draw_schedule(faults, epochs, rows, marker)
-        faults.set_xlabel("Epoch")
-        faults.set_xlim(-0.5, max(epochs) + 0.5)
+        if noisy:
+            _draw_schedule(panels[2], epochs, rows, marker)
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].set_xlabel("Epoch")
+        panels[-1].set_xlim(-0.5, max(epochs) + 0.5)
         handles, labels = accuracies.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, **_LEGEND)
         return _rendered(figure, file_format)
@@ -167,13 +175,10 @@ def _draw_schedule(
     axes: Any, epochs: Sequence[float], rows: Sequence[Mapping[str, float]], marker: str | None
 ) -> None:
     """The share of noisy steps, and on an axis of its own the probability in them."""
-    from matplotlib.ticker import MaxNLocator
-
     shares = [100 * row["noisy_steps"] / row["steps"] for row in rows]
     axes.bar(epochs, shares, width=1.0, color=_ORANGE, alpha=0.35, linewidth=0)
     axes.set_ylabel("Noisy steps (%)", color=_ORANGE)
     axes.set_ylim(0, 105)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     probability = [row.get("probability", 0.0) for row in rows]
     right = axes.twinx()
     right.spines["right"].set_visible(True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DataError,
         FxFaultError,
         SiteError,
+        TrainingError,
         TransformError,
     )
     from fxfault.fault_models import (
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "fxfault.config": ("FaultInjectionConfig",),
-    "fxfault.errors": ("ConfigError", "DataError", "FxFaultError", "SiteError", "TransformError"),
+    "fxfault.errors": (
+        "ConfigError",
+        "DataError",
+        "FxFaultError",
+        "SiteError",
+        "TrainingError",
+        "TransformError",
+    ),
     "fxfault.fault_models": (
         "FaultModel",
         "FullFlipStrategy",
@@ -76,6 +84,7 @@ __all__ = [
     "MSBFlipStrategy",
     "RandomStrategy",
     "SiteError",
+    "TrainingError",
     "TransformError",
     "fault_model_names",
     "get_fault_model",
