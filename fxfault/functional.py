@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fxfault.errors import SiteError
 from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor
 from fxfault.random_numbers import stream_key
+from fxfault.recomputation import Moment, moment_of, recomputing
 from fxfault.sampling import (
     Hits,
     Layout,
@@ -46,11 +47,6 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
         sites.clock.begin(_batch_size(inputs))
 
 
-def recomputing() -> bool:
-    """Whether a backward runs: gradient checkpointing then repeats a forward."""
-    return torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
-
-
 def _batch_size(inputs: tuple[Any, ...]) -> int:
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
     # The one with most dimensions, the first of those: a temperature or a table of weights
@@ -76,15 +72,12 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
         SiteError: the value has no integer word, or its dtype cannot hold the codes.
     """
     handed_over = None if site.handover is None else site.handover.take(x)
-    if not site.armed:
+    # What a backward repeats may have been armed, whatever the site is now.
+    if not site.armed and (torch.compiler.is_compiling() or not recomputing()):
         return x
-    quantised = x if handed_over is None else handed_over
-    if not isinstance(quantised, IntQuantTensor):
-        raise SiteError(
-            f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
-            f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
-        )
-    value = _strike(quantised, site)
+    value = _strike(x if handed_over is None else handed_over, site)
+    if value is None:
+        return x
     return value if handed_over is not None else x._replace(value=value)
 
 
@@ -134,31 +127,42 @@ class FaultInject(torch.autograd.Function):
             if factor.dim() == 0 and grad_output.is_contiguous():
                 grad_output.view(-1).index_fill_(0, index, 0.0)
             else:
-                write(grad_output, index, read(grad_output, index) * factor)
+                # No product with the factor: infinity times 0 is not 0.
+                kept = torch.where(factor == 0, 0.0, read(grad_output, index))
+                write(grad_output, index, kept)
         return grad_output, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _strike(x: Any, site: FaultSite) -> Tensor:
+def _strike(x: Any, site: FaultSite) -> Tensor | None:
     """Strike the values of an activation and see to their gradient.
 
     Returns:
-        The values with faults; those that came in, where nothing is hit.
+        The values with faults; those that came in, where nothing is hit; None where the site
+        is not armed.
     """
+    moment = moment_of(site)
+    if moment is None:
+        return None
+    if not isinstance(x, IntQuantTensor):
+        raise SiteError(
+            f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
+            f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
+        )
     value: Tensor = x.value
     site.signed, site.scale = x.signed, x.scale.detach()
-    layout = Layout.of(tuple(value.shape), _batch_of(site, value))
+    layout = Layout.of(tuple(value.shape), _batch_of(moment, value))
     site.elements = layout.elements
     if value.numel() == 0:
         return value
     with torch.no_grad():
-        struck = _write_faults(x, site, layout)
+        struck = _write_faults(x, site, moment, layout)
     if struck is None:
         return value
     return FaultInject.apply(value, struck) if value.requires_grad else struck.values
 
 
-def _write_faults(x: Any, site: FaultSite, layout: Layout) -> Struck | None:
+def _write_faults(x: Any, site: FaultSite, moment: Moment, layout: Layout) -> Struck | None:
     """Strike a copy of the values, or the values themselves where nobody else sees them.
 
     Returns:
@@ -170,7 +174,7 @@ def _write_faults(x: Any, site: FaultSite, layout: Layout) -> Struck | None:
     needs_grad = x.value.requires_grad
     struck: Tensor | None = None
     kept: list[Hits] = []
-    for hits in _hits(site, site.stream(again), layout, value.device):
+    for hits in _hits(site, moment, layout, value.device):
         if struck is None:
             strike = Strike(x, site)
             alone = not needs_grad and _may_overwrite(value, site)
@@ -206,15 +210,15 @@ def _may_overwrite(value: Tensor, site: FaultSite) -> bool:
     return makes_private_tensor(site.layer)
 
 
-def _batch_of(site: FaultSite, value: Tensor) -> int:
-    """The batch of the current forward; before any, the tensor's own leading dimension."""
-    if site.clock.batch is None:
+def _batch_of(moment: Moment, value: Tensor) -> int:
+    """The batch of the forward; before any, the tensor's own leading dimension."""
+    if moment.batch is None:
         return value.shape[0] if value.dim() else 1
-    return site.clock.batch
+    return moment.batch
 
 
-def _hits(site: FaultSite, key: int, layout: Layout, device: torch.device) -> Iterator[Hits]:
-    first = site.clock.first_sample
+def _hits(site: FaultSite, moment: Moment, layout: Layout, device: torch.device) -> Iterator[Hits]:
+    key, first = moment.key, moment.first_sample
     if site.hw_units is None:
         return random_hits(key, first, layout, site.probability / 100, device)
     run = (site.clock.seed, site.clock.trial)

@@ -1,0 +1,124 @@
+"""Gradient checkpointing: a part that runs again in the backward meets the same faults.
+
+By then the clock may have moved on (two forwards, then one backward), and of the calls of a
+shared layer the last one is repeated first. So what a strike followed from is kept with the
+checkpoint that it happened in, and looked up there when that checkpoint is run again.
+
+torch tells the function that it repeats neither that this is a repetition nor of what
+(`context_fn` belongs to the caller, and only one of the two kinds of checkpoint takes it). Both
+are read off the Python stack, where torch's own frames hold the checkpoint. This can go once
+`torch.utils.checkpoint` lets others keep something with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+
+from fxfault.sites import FaultSite
+
+_FILE = torch.utils.checkpoint.__file__
+_ATTRIBUTE = "_fxfault_strikes"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a strike follows from, besides the settings of its site.
+
+    Attributes:
+        key: of the random numbers.
+        first_sample: number of the first sample of the batch.
+        batch: samples of the forward; None before any.
+    """
+
+    key: int
+    first_sample: int
+    batch: int | None
+
+
+@dataclass
+class _Strikes:
+    """The strikes within one checkpoint, site by site in the order of their calls.
+
+    Attributes:
+        moments: of each call.
+        repeated: how many of them a backward, by its number, has repeated.
+    """
+
+    moments: dict[FaultSite, list[Moment]] = field(default_factory=dict)
+    repeated: dict[tuple[int, FaultSite], int] = field(default_factory=dict)
+
+    def add(self, site: FaultSite, moment: Moment) -> None:
+        self.moments.setdefault(site, []).append(moment)
+
+    def next(self, site: FaultSite) -> Moment | None:
+        """The moment of the next call in this backward; None where it was not struck."""
+        turn = (_backward(), site)
+        done = self.repeated.get(turn, 0)
+        self.repeated[turn] = done + 1
+        moments = self.moments.get(site, [])
+        return moments[done] if done < len(moments) else None
+
+
+def recomputing() -> bool:
+    """Whether a backward runs: gradient checkpointing then repeats a forward."""
+    return _backward() != -1
+
+
+def moment_of(site: FaultSite) -> Moment | None:
+    """What the strike of a site that is reached now follows from; None: it is not struck."""
+    running, repeated = _checkpoints()
+    if repeated is not None:
+        moment = _strikes(repeated).next(site)
+    elif site.armed:
+        # Somebody else's way of checkpointing: as good as the clock knows.
+        key = site.stream(again=recomputing())
+        moment = Moment(key, site.clock.first_sample, site.clock.batch)
+    else:
+        moment = None
+    if moment is not None:
+        for checkpoint in running:
+            _strikes(checkpoint).add(site, moment)
+    return moment
+
+
+def _backward() -> int:
+    """The number of the backward that runs in this thread; -1 for none."""
+    return torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+
+
+def _strikes(checkpoint: Any) -> _Strikes:
+    kept = vars(checkpoint).setdefault(_ATTRIBUTE, _Strikes())
+    assert isinstance(kept, _Strikes)
+    return kept
+
+
+def _checkpoints() -> tuple[list[Any], Any]:
+    """The checkpoints that run for the first time around the caller, and the one that repeats.
+
+    A checkpoint within one that is repeated runs for the first time itself: torch makes a
+    new one for it.
+
+    Returns:
+        The objects that torch keeps for them; None for the second where nothing is repeated.
+    """
+    running: list[Any] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _FILE:
+            names, name = frame.f_locals, frame.f_code.co_name
+            if name == "unpack_hook":  # Without reentrant autograd.
+                return running, names["frame"]
+            if name == "backward":  # With it.
+                return running, names["ctx"]
+            if name == "forward":
+                running.append(names["ctx"])
+            elif name == "checkpoint" and "gen" in names:
+                running.append(names["gen"].gi_frame.f_locals["new_frame"])
+        frame = frame.f_back
+    return running, None
