@@ -7,6 +7,7 @@ what counts is the ratio of the two, over many turns.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import json
@@ -68,6 +69,30 @@ class Compared:
     reference: Spread
     ratio: Spread
     added: Spread
+
+
+def parse_options(description: str | None, turns: int) -> argparse.Namespace:
+    """The command line of a benchmark that runs in turns: `--turns`, `--threads`, `--json`.
+
+    Args:
+        description: the module's docstring.
+        turns: default of `--turns`.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    help_turns = f"runs of each pair (default {turns})"
+    parser.add_argument("--turns", type=int, default=turns, help=help_turns)
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
+    options = parser.parse_args()
+    for name in ("turns", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}, allowed: 1 and up")
+    return options
+
+
+def verdict(met: bool) -> str:
+    """How a table says whether a bound is met."""
+    return "met" if met else "MISSED"
 
 
 def seconds_of(run: Run) -> float:

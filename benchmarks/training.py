@@ -9,15 +9,21 @@ optimiser; 5 % of the elements of every activation are hit.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import Run, compare_in_turns, load_average, machine, peak_bytes
+from benchmarks.measuring import (
+    Run,
+    compare_in_turns,
+    load_average,
+    machine,
+    parse_options,
+    peak_bytes,
+    verdict,
+)
 from benchmarks.overhead import largest_activation, network, transformed
 
 PERCENT = 5.0
@@ -34,7 +40,7 @@ BOUNDED = ("ste", "zero_faulty")
 
 def main() -> None:
     """Measure, print, and save where asked."""
-    options = _parse_arguments()
+    options = parse_options(__doc__, turns=9)
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {"schema": "fxfault-training-overhead/1", "machine": machine()}
     result["load_average"] = {"before": load_average()}
@@ -55,18 +61,6 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"saved {options.json}")
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--turns", type=int, default=9, help="runs of each pair (default 9)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
-    options = parser.parse_args()
-    for name in ("turns", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: got {getattr(options, name)}, allowed: 1 and up")
-    return options
 
 
 def step_of(model: nn.Module, images: Tensor) -> Run:
@@ -91,7 +85,7 @@ def _measure_time(clean: Run, steps: dict[str, Run], turns: int) -> dict[str, An
     rows = {}
     for name, case in compared.items():
         ratio = case.ratio
-        bound = f"{BOUND:.2f}: {_verdict(ratio.median <= BOUND)}" if name in BOUNDED else ""
+        bound = f"{BOUND:.2f}: {verdict(ratio.median <= BOUND)}" if name in BOUNDED else ""
         spread = f"{ratio.low:.3f} - {ratio.high:.3f}"
         added = f"{1e3 * case.added.median:.1f} ms"
         print(f"{name:<26}{ratio.median:>8.3f}{spread:>16}{added:>11}   {bound}".rstrip())
@@ -108,12 +102,8 @@ def _measure_memory(clean: Run, steps: dict[str, Run], activation: int) -> dict[
     for name in BOUNDED:
         share = (peak_bytes(steps[name]) - reference) / activation
         rows[name] = share
-        print(f"{name:<26}{share:>6.2f}{ACTIVATIONS:>5g}: {_verdict(share <= ACTIVATIONS)}")
+        print(f"{name:<26}{share:>6.2f}{ACTIVATIONS:>5g}: {verdict(share <= ACTIVATIONS)}")
     return {"clean_bytes": reference, "largest_activation": activation, "more": rows}
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "MISSED"
 
 
 if __name__ == "__main__":

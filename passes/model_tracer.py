@@ -162,9 +162,7 @@ class ModelTracer(Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
         """Record an operation, unless a context that the graph would lose surrounds it."""
         if _contexts() != self._contexts:
-            raise TraceError(
-                "its forward switches gradients, autocast or checkpointing on or off"
-            )
+            raise TraceError("its forward switches gradients, autocast or checkpointing on or off")
         return super().create_proxy(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
