@@ -72,19 +72,25 @@ def recomputing() -> bool:
 
 def moment_of(site: FaultSite) -> Moment | None:
     """What the strike of a site that is reached now follows from; None: it is not struck."""
+    training = site.clock.training
+    if not (training or torch.is_grad_enabled() or recomputing()):
+        return _moment_now(site)  # An evaluation; looking for checkpoints would slow it down.
     running, repeated = _checkpoints()
-    if repeated is not None:
+    if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
         moment = _strikes(repeated).next(site)
-    elif site.armed:
-        # Somebody else's way of checkpointing: as good as the clock knows.
-        key = site.stream(again=recomputing())
-        moment = Moment(key, site.clock.first_sample, site.clock.batch)
-    else:
-        moment = None
+    else:  # If repeated, then not seen before: as good as the clock knows.
+        moment = _moment_now(site)
     if moment is not None:
         for checkpoint in running:
             _strikes(checkpoint).add(site, moment)
     return moment
+
+
+def _moment_now(site: FaultSite) -> Moment | None:
+    if not site.armed:
+        return None
+    key = site.stream(again=recomputing())
+    return Moment(key, site.clock.first_sample, site.clock.batch)
 
 
 def _backward() -> int:

@@ -7,6 +7,7 @@ hits do not depend on the batch that it comes in.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Layout:
     row_shape: tuple[int, ...]
 
     @classmethod
+    @functools.lru_cache(maxsize=1024)
     def of(cls, shape: tuple[int, ...], batch: int) -> Layout:
         """Lay a tensor's shape out over a batch of `batch` samples."""
         if not shape:
@@ -70,7 +72,7 @@ class Layout:
         samples = batch if batch > 0 and leading % batch == 0 and leading > 0 else 1
         return cls(samples, leading // samples, tuple(shape[1:]))
 
-    @property
+    @functools.cached_property
     def elements(self) -> int:
         """Elements of one sample."""
         return self.rows * math.prod(self.row_shape)

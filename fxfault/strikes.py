@@ -5,6 +5,7 @@ Only the elements that are hit are read, converted, corrupted and written.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -148,6 +149,9 @@ def _sum_of_squares(x: Any) -> Tensor:
     return torch.linalg.vector_norm(codes, dtype=torch.float64).square().round()
 
 
+_known_word = functools.lru_cache(maxsize=256)(Word)  # Its limits are then worked out once.
+
+
 def _word(x: Any, site: FaultSite) -> Word:
     """The word of this activation. Reading a learned width costs nothing on the CPU."""
     bit_width: int | Tensor | None = site.quantiser.bit_width
@@ -161,7 +165,8 @@ def _word(x: Any, site: FaultSite) -> Word:
             "bits that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider "
             "dtype"
         )
-    return Word(bit_width, x.signed, site.quantiser.narrow_range, site.quantiser.binary)
+    make = _known_word if isinstance(bit_width, int) else Word
+    return make(bit_width, x.signed, site.quantiser.narrow_range, site.quantiser.binary)
 
 
 def _one_number(parameter: Tensor) -> Parameter:
