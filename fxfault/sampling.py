@@ -171,10 +171,11 @@ def _hits_of_samples(
         flat[:, 0] += reached
         np.cumsum(flat, axis=1, out=flat)
         index, kept = _up_to(last, flat, bits)
+        going = flat[:, -1] < last
+        ended = not going.any()  # Before the hits are worked on, which takes the caches.
         if index.size:
             yield Hits(torch.from_numpy(index), torch.from_numpy(kept.view(np.int64)))
-        going = flat[:, -1] < last
-        if not going.any():
+        if ended:
             return
         streams, last, reached = streams[going], last[going], flat[going, -1]
         drawn += draws
