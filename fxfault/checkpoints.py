@@ -71,7 +71,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> CheckpointInfo:
         >>> load_checkpoint("bundled:digit", nn.Linear(1, 1))
         Traceback (most recent call last):
         fxfault.errors.DataError: checkpoint 'bundled:digit': no such weights come with fxfault \
-(did you mean 'bundled:digits'?); there are: bundled:digits
+(did you mean 'bundled:digits'?); there are: bundled:digits, bundled:digits_fat
     """
     label = str(path)
     prefix = f"checkpoint {label!r}"
@@ -88,7 +88,7 @@ def bundled_names() -> tuple[str, ...]:
 
     Example:
         >>> bundled_names()
-        ('bundled:digits',)
+        ('bundled:digits', 'bundled:digits_fat')
     """
     folder = importlib.resources.files("fxfault") / "checkpoints_data"
     stems = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".pt"))
