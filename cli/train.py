@@ -157,7 +157,7 @@ class _Command:
 
         check_trainable(self.config)
         if self.plan.resumes:
-            checkpoint_to_resume(self.config, self.plan.folder)
+            checkpoint_to_resume(self.config, self.plan.folder, self.options.devices)
         network, sites = self._prepare()
         if self.options.dry_run:
             return self._dry_run(network, sites)
@@ -193,7 +193,7 @@ class _Command:
 
     def _split(self) -> None:
         """Find out before anything is written whether there is enough to train on."""
-        from fxfault.training_data import EpochOrder, Shard, split_validation
+        from fxfault.training_data import EpochOrder, Shard, evaluation_loader, split_validation
 
         settings = self.config.training
         training, validation = split_validation(
@@ -203,6 +203,8 @@ class _Command:
         self.sizes = sizes
         shard = Shard(0, self.options.devices)
         EpochOrder(samples=sizes[0], batch_size=settings.batch_size, seed=0, shard=shard)
+        if validation is not None:
+            evaluation_loader(validation, settings.batch_size, shard)
 
     def _pick_device(self) -> torch.device:
         from fxfault.cli.experiment_setup import pick_device
@@ -257,7 +259,6 @@ class _Command:
 
     def _run_in(self, folder: RunFolder, network: nn.Module) -> int:
         from fxfault.cli.training_progress import Reporter
-        from fxfault.cli.training_run import resume_command
         from fxfault.errors import TrainingError
         from fxfault.training import Interrupted, train
 
@@ -284,7 +285,7 @@ class _Command:
             self.rows = reporter.rows
             return self._interrupted(folder, f"in epoch {stop.epoch}")
         except KeyboardInterrupt:
-            say(f"interrupted at once; go on with: {resume_command(folder)}", error=True)
+            say(f"interrupted at once; {self._going_on(folder)}", error=True)
             return INTERRUPTED
         except TrainingError:
             if self.plan.is_helper:
@@ -296,20 +297,26 @@ class _Command:
         return self._finish(folder, result)
 
     def _interrupted(self, folder: RunFolder, where: str) -> int:
-        from fxfault.cli.training_run import resume_command
-
         if self.plan.is_helper:
             return 0
         self._draw(folder, None)
+        saved = ""
         if self.config.checkpoint.enabled:
             epochs = f"{self.config.training.epochs} (from 0)"
-            saved = f"saved {folder.path / 'last.ckpt'} {where} of {epochs}"
-            say = f"interrupted: {saved}; go on with: {resume_command(folder)}"
-        else:
-            say = "interrupted: no checkpoint was saved, as checkpoint.enabled is false"
-        self.progress.say(say, error=True)
+            saved = f"saved {folder.path / 'last.ckpt'} {where} of {epochs}; "
+        self.progress.say(f"interrupted: {saved}{self._going_on(folder)}", error=True)
         self._write_record(folder, None)
         return INTERRUPTED
+
+    def _going_on(self, folder: RunFolder) -> str:
+        from fxfault.cli.training_run import resume_command
+        from fxfault.run_folder import LAST
+
+        if not self.config.checkpoint.enabled:
+            return "no checkpoint was saved, as checkpoint.enabled is false"
+        if not folder.file(LAST).is_file():
+            return "no checkpoint was saved yet: start anew"
+        return f"go on with: {resume_command(folder, self.options.devices)}"
 
     def _finish(self, folder: RunFolder, result: TrainingResult) -> int:
         say = self.progress.say
@@ -350,6 +357,7 @@ class _Command:
         import torch
 
         from fxfault.cli.training_report import to_json
+        from fxfault.cli.training_run import repeat_command
         from fxfault.run_folder import RECORD
 
         if self.plan.is_helper:
@@ -364,7 +372,7 @@ class _Command:
         }
         record: dict[str, Any] = {
             "complete": result is not None,
-            "repeat": shlex.join([PROGRAM, "--config", str(folder.file("config.yaml"))]),
+            "repeat": repeat_command(folder, self.options.devices),
             "seed": self.config.seed.value,
             "fault_seed": self.config.fault_injection.seed,
             "device": str(self.device),

@@ -14,7 +14,7 @@ from typing import Any
 from fxfault.cli.experiment_setup import check_sections
 from fxfault.errors import ConfigError
 from fxfault.experiment import ExperimentConfig, load_experiment
-from fxfault.run_folder import CONFIG, RunFolder
+from fxfault.run_folder import CONFIG, LAST, RunFolder
 
 PROGRAM = "fxfault-train"
 
@@ -88,9 +88,18 @@ def plan_run(options: argparse.Namespace) -> Run:
     return Run(_with_seeds(experiment, None), options.config)
 
 
-def resume_command(folder: RunFolder) -> str:
+def resume_command(folder: RunFolder, devices: int) -> str:
     """The command line that goes on with a run."""
-    return shlex.join([PROGRAM, "--resume", "--out", str(folder.path)])
+    return shlex.join([PROGRAM, "--resume", "--out", str(folder.path), *_devices(devices)])
+
+
+def repeat_command(folder: RunFolder, devices: int) -> str:
+    """The command line that does the same again."""
+    return shlex.join([PROGRAM, "--config", str(folder.file(CONFIG)), *_devices(devices)])
+
+
+def _devices(number: int) -> list[str]:
+    return ["--devices", str(number)] if number > 1 else []
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -124,8 +133,8 @@ def _folder_to_resume(
     if not (options.resume or experiment.checkpoint.resume):
         return None
     if options.out is not None:
-        holds_run = (options.out / CONFIG).is_file()
-        return RunFolder.open(options.out) if options.resume or holds_run else None
+        can_go_on = (options.out / CONFIG).is_file() and (options.out / LAST).is_file()
+        return RunFolder.open(options.out) if options.resume or can_go_on else None
     parent, name = Path(experiment.checkpoint.dir).expanduser(), Path(options.config).stem
     newest = RunFolder.newest(parent, name)
     if newest is None and options.resume:
@@ -147,7 +156,7 @@ def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Ru
     if differing:
         raise ConfigError(
             f"--resume: {folder.path} was trained by another configuration: "
-            f"{'; '.join(differing)}; start a new run, or leave --config out"
+            f"{'; '.join(differing)}; start a new run, or leave --config and --set out"
         )
     return Run(experiment, source, folder, resumes=True)
 

@@ -139,7 +139,9 @@ class SchedulerConfig:
     ] = "none"
     T_max: Annotated[
         _AtLeastOne | None,
-        Field(description="Epochs of the half period of `cosine`; null takes `training.epochs`."),
+        Field(
+            description="Epochs of the half period of `cosine`; null takes the epochs after the warm-up."
+        ),
     ] = None
     step_size: Annotated[_AtLeastOne, Field(description="Epochs between two steps of `step`.")] = 30
     gamma: Annotated[

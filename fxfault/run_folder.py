@@ -38,12 +38,15 @@ class RunFolder:
     def create(cls, path: Path) -> RunFolder:
         """Make a folder with a name that the user chose; an empty one that is there serves.
 
+        So does one of a run that was killed before its first checkpoint.
+
         Raises:
             ConfigError: it cannot be made, or has something in it.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            is_used = any(path.iterdir())
+            held = {file.name for file in path.iterdir() if not _is_leftover(file)}
+            is_used = bool(held) and held != {CONFIG, RECORD}
         except OSError as error:
             raise ConfigError(f"{path} cannot be the folder of a run: {_reason(error)}") from error
         if is_used and (path / CONFIG).is_file():
@@ -146,21 +149,23 @@ class RunFolder:
                     f"the folder of the run, {self.path}, is gone: the training was stopped, as "
                     f"nothing of it could be kept"
                 ) from error
-            left = f"; {self.file(LAST)}, written before, is whole" if self._has_last else ""
-            raise TrainingError(
-                f"{self.path} cannot be written: {_reason(error)}{left}; mend that and go on with "
-                f"--resume"
-            ) from error
-
-    @property
-    def _has_last(self) -> bool:
-        return self.file(LAST).is_file()
+            what = "; mend that and start anew"
+            if self.file(LAST).is_file():
+                what = (
+                    f"; {self.file(LAST)}, written before, is whole; mend that and go on with "
+                    f"--resume"
+                )
+            raise TrainingError(f"{self.path} cannot be written: {_reason(error)}{what}") from error
 
     def _remove_leftovers(self) -> None:
         """Remove the half-written files of a process that was killed."""
         for path in self.path.glob(".*"):
-            if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file():
+            if _is_leftover(path):
                 path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    return bool(re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name)) and path.is_file()
 
 
 def _numbers(parent: Path, name: str) -> list[int]:

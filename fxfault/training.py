@@ -84,6 +84,7 @@ class Classifier(LightningModule):
     each validation loader `val_loss` and `val_accuracy`, of the second one with the prefix
     `faulty_`: there faults strike where `apply_during` says so, and not in the first. They
     have the configuration's own probability and type, whatever a curriculum says of the epoch.
+    A callback finds those of training by `epoch_metrics` already, as its hook is the earlier.
 
     Args:
         network: gives scores, shape (N, classes), as a tensor, a QuantTensor, or the first
@@ -170,8 +171,8 @@ class Classifier(LightningModule):
             raise TrainingError(
                 f"the loss is {self.last_loss} in epoch {self.current_epoch} (of 0 to "
                 f"{last_epoch}), step {batch_idx} (of 0 to {steps - 1}), {kind}{reason}: "
-                f"lower optimizer.learning_rate, set training.gradient_clip, or lower "
-                f"fault_injection.probability"
+                f"lower optimizer.learning_rate or set training.gradient_clip"
+                + (", or lower fault_injection.probability" if self.last_step_noisy else "")
             ) from unsound
 
     def on_validation_epoch_start(self) -> None:
@@ -202,6 +203,15 @@ class Classifier(LightningModule):
         self._metrics = {}
         for totals, prefix in zip(self._validation, ("val", "faulty_val"), strict=True):
             self._metrics.update(self._means(totals, prefix))
+        self._log(self._metrics)
+
+    def on_train_epoch_end(self) -> None:
+        noisy = float(self.totals.sums[4])
+        self._log({"noisy_steps": noisy, **self._means(self.totals, "train")})
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        # All processes have the same values; not to say so would make Lightning warn.
+        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
 
     def epoch_metrics(self) -> dict[str, float]:
         """What the epoch measured, over all processes; each must ask at the same moment."""
@@ -358,7 +368,7 @@ def train(
     record = Record(config, folder)
     kept = folder if config.checkpoint.enabled else None
     saved = Checkpoints(config, record, kept, stop)
-    last = checkpoint_to_resume(config, folder) if resume else None
+    last = checkpoint_to_resume(config, folder, devices) if resume else None
     trainer_settings: dict[str, Any] = {
         **_devices(torch.device(device), devices),
         "callbacks": [*([] if faulty is None else [faulty]), record, *callbacks, saved],
@@ -429,17 +439,27 @@ def _devices(device: torch.device, devices: int) -> dict[str, Any]:
     return {"accelerator": "gpu", "devices": chosen, **strategy}
 
 
-def checkpoint_to_resume(config: ExperimentConfig, folder: RunFolder | None) -> Path:
+def checkpoint_to_resume(
+    config: ExperimentConfig, folder: RunFolder | None, devices: int = 1
+) -> Path:
     """Find the checkpoint that a training goes on from.
 
     Raises:
-        ConfigError: there is no folder, or it has more epochs behind it than are wanted.
+        ConfigError: there is no folder, or it has more epochs behind it than are wanted, or was
+            trained by another number of processes.
         DataError: the checkpoint cannot be read.
     """
     if folder is None:
         raise ConfigError("resume: there is no folder to go on from; give the run's")
     path = folder.file(LAST)
-    done = len(read_checkpoint(path)["fxfault"]["rows"])
+    state = read_checkpoint(path)["fxfault"]
+    if state.get("processes", devices) != devices:
+        # Each takes batches of `batch_size`: another number trains on other batches.
+        raise ConfigError(
+            f"devices: got {devices}, but {path} was trained by {state['processes']} process(es), "
+            f"which is also how to go on with it"
+        )
+    done = len(state["rows"])
     if done > config.training.epochs:
         raise ConfigError(
             f"training.epochs: got {config.training.epochs}, but {path} has {done} epochs behind "

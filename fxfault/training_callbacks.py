@@ -117,7 +117,9 @@ class Record(Callback):
             row["fault_rate"] = float(trainer.callback_metrics["fault_rate"])
         row["seconds"] = time.perf_counter() - self._started
         self.rows.append(row)
-        logged = {name: value for name, value in row.items() if name not in ("epoch", "fault_rate")}
+        # The rest is logged by the module and by the callback that injects faults.
+        own = ("learning_rate", "steps", "probability", "seconds")
+        logged = {name: row[name] for name in own if name in row}
         pl_module.log_dict(logged, on_step=False, on_epoch=True, rank_zero_only=True)
         if self.folder is not None and trainer.is_global_zero:
             self.folder.write(METRICS, to_csv(self.rows))
@@ -140,6 +142,7 @@ class Record(Callback):
             "totals": pl_module.totals.state(),
             "calibration": calibration,
             "generators": generator_states(),
+            "processes": trainer.world_size,
         }
 
     def on_load_checkpoint(

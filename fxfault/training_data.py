@@ -242,35 +242,46 @@ class TrainingLoader(DataLoader[Any]):
 def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> DataLoader[Any]:
     """The batches of one process's part of a data set, in its order.
 
-    >>> data = Subset(range(10), range(10))
-    >>> [evaluation_loader(data, 2, Shard(rank, 2)).sampler.indices for rank in (0, 1)]
-    [[0, 1, 4, 5, 8], [2, 3, 6, 7, 9]]
+    Each process has an equal slice of every joined batch, as `FaultSites.shard` asks for. What
+    cannot be shared equally at the end is one more batch, of one sample, for the first of them.
+
+    >>> data = Subset(range(11), range(11))
+    >>> [list(evaluation_loader(data, 2, Shard(rank, 2)).batch_sampler) for rank in (0, 1)]
+    [[[0, 1], [4, 5], [8], [10]], [[2, 3], [6, 7], [9]]]
 
     Args:
         dataset: map-style.
         batch_size: samples in a batch of this process.
-        shard: which of several processes this is; each has its slice of every joined batch.
+        shard: which of several processes this is.
+
+    Raises:
+        DataError: there is not a sample for each process.
     """
     size: int = len(dataset)  # type: ignore[arg-type]
-    own: list[int] = []
+    if size < shard.world_size:
+        raise DataError(
+            f"{size} validation samples are too few for {shard.world_size} processes; raise "
+            f"training.validation_fraction"
+        )
+    own: list[list[int]] = []
     for start in range(0, size, batch_size * shard.world_size):
         joined = range(start, min(start + batch_size * shard.world_size, size))
-        part = -(-len(joined) // shard.world_size)
-        own += joined[shard.rank * part : (shard.rank + 1) * part]
-    return DataLoader(
-        dataset, batch_size=batch_size, sampler=_Indices(own), generator=torch.Generator()
-    )
+        part = len(joined) // shard.world_size
+        rest = joined[part * shard.world_size :]
+        own += [list(joined[shard.rank * part :][:part]), list(rest[shard.rank :][:1])]
+    batches = _Batches([batch for batch in own if batch])
+    return DataLoader(dataset, batch_sampler=batches, generator=torch.Generator())
 
 
-class _Indices(Sampler[int]):
-    def __init__(self, indices: list[int]) -> None:
-        self.indices = indices
+class _Batches(Sampler[list[int]]):
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
 
 
 def _generator(*parts: object) -> torch.Generator:

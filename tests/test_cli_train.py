@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,18 @@ import yaml
 
 from fxfault.cli import evaluate, train
 from fxfault.cli.plots import training_picture
+from fxfault.cli.training_progress import Reporter
 from fxfault.cli.training_report import LONGEST_PLAN, plan_lines
+from fxfault.cli.training_run import resume_command
 from fxfault.experiment import load_experiment
+from fxfault.run_folder import RunFolder
 from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
 
-# Digits with faults, two epochs of four steps.
+# Digits with faults, two epochs of four steps; whatever else is tuned in the bundled file.
 FAST = [
     "--config", "digits_fat", "--set", "training.epochs=2", "--set", "training.batch_size=256",
+    "--set", "seed.value=42", "--set", "fault_injection.seed=42",
+    "--set", "optimizer.learning_rate=0.003", "--set", "checkpoint.save_best=true",
 ]  # fmt: skip
 FILES = [
     "best.ckpt", "config.yaml", "curve.png", "last.ckpt", "metrics.csv", "run.json", "tensorboard",
@@ -103,7 +109,7 @@ Run saved to: experiments/digits_fat-001
 """
     assert re.fullmatch(expected, run.out), run.out
     folder = Path("experiments/digits_fat-001")
-    assert set(FILES) - {"best.ckpt"} <= {path.name for path in folder.iterdir()} <= set(FILES)
+    assert {path.name for path in folder.iterdir()} == set(FILES)
     assert [row["epoch"] for row in table(folder)] == ["0", "1"]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -283,7 +289,8 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
-    argv = [sys.executable, "-m", "fxfault.cli.train", "--config", "digits_fat", "--out", "run"]
+    argv = [sys.executable, "-m", "fxfault.cli.train", *FAST, "--out", "run"]
+    argv += ["--set", "training.epochs=60"]
     with subprocess.Popen(
         argv, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -303,7 +310,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
     )
     assert len(lines) == 2
     assert not record("run")["complete"]
-    assert read_checkpoint("run/last.ckpt")["global_step"] >= 18
+    assert read_checkpoint("run/last.ckpt")["global_step"] >= 4
 
 
 def test_what_a_cluster_sends_ends_a_run_too(
@@ -331,8 +338,6 @@ def test_what_a_cluster_sends_ends_a_run_too(
 def test_a_second_ctrl_c_stops_at_once(
     command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxfault.cli.training_progress import Reporter
-
     def interrupt(self: Any, trainer: Any, module: Any, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -345,6 +350,19 @@ def test_a_second_ctrl_c_stops_at_once(
     )
     assert read_checkpoint("run/last.ckpt")["global_step"] == 0
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_second_ctrl_c_promises_nothing_that_was_not_saved(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reporter, "on_train_batch_end", interrupt)
+    run = command(*FAST, "--out", "run", "--set", "checkpoint.enabled=false")
+    assert (run.status, run.err) == (
+        130, "interrupted at once; no checkpoint was saved, as checkpoint.enabled is false\n",
+    )  # fmt: skip
 
 
 def test_resume_finds_the_newest_run_and_can_be_longer(command: Callable[..., Run]) -> None:
@@ -368,6 +386,20 @@ def test_the_configuration_can_ask_to_resume(command: Callable[..., Run]) -> Non
     assert (first.status, second.status) == (0, 0)
     assert "digits_fat-001\n" in first.out
     assert "digits_fat-001 (resumed)\n" in second.out
+
+
+def test_asking_to_resume_a_run_that_was_killed_before_its_checkpoint_starts_anew(
+    command: Callable[..., Run],
+) -> None:
+    argv = [*FAST, "--set", "checkpoint.resume=true", "--out", "run"]
+    assert command(*argv).status == 0
+    for path in Path("run").iterdir():
+        if path.name not in ("config.yaml", "run.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (Path("run") / ".last.ckpt.0123abcd").touch()  # It was killed while it wrote that.
+    run = command(*argv)
+    assert (run.status, run.err) == (0, "")
+    assert (Path("run") / "last.ckpt").is_file()
 
 
 # -- what is wrong --------------------------------------------------------------------------
@@ -531,6 +563,23 @@ def test_two_processes_train_together() -> None:
     assert run.stdout.count("Using device: cpu (2 processes)") == 1
     assert [row["steps"] for row in table("run")] == ["4.0", "4.0"]
     assert record("run")["devices"] == 2
+    assert record("run")["repeat"] == "fxfault-train --config run/config.yaml --devices 2"
+
+
+def test_a_run_of_several_processes_goes_on_as_one(
+    fails: Callable[..., str], command: Callable[..., Run]
+) -> None:
+    assert resume_command(RunFolder(Path("run")), 2).endswith("--resume --out run --devices 2")
+    assert command(*FAST, "--out", "run").status == 0
+    error = fails("--resume", "--out", "run", "--devices", "2")
+    assert "devices: got 2, but run/last.ckpt was trained by 1 process" in error
+
+
+def test_validation_with_fewer_samples_than_processes(fails: Callable[..., str]) -> None:
+    few = ["--set", "training.validation_fraction=0.0005", "--out", "run"]
+    error = fails(*FAST, *few, "--devices", "2")
+    assert "1 validation samples are too few for 2 processes" in error
+    assert not Path("run").exists()
 
 
 def test_help_and_bad_flags_are_quick() -> None:

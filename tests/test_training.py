@@ -19,6 +19,7 @@ from brevitas.nn import QuantIdentity, QuantLinear, QuantReLU
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
+import fxfault
 from fxfault.calibration import calibration_state, restore_calibration
 from fxfault.checkpoints import load_checkpoint
 from fxfault.data import build_dataset
@@ -213,6 +214,12 @@ def test_workers_and_an_extra_epoch_change_nothing_before(straight: Path, tmp_pa
     run(config(**{"training.num_workers": 1, "training.epochs": 1}), tmp_path)
     rows = [read_checkpoint(path / LAST)["fxfault"]["rows"] for path in (straight, tmp_path)]
     assert untimed(rows[0][:1]) == untimed(rows[1])
+
+
+def test_going_on_with_another_number_of_processes_is_refused(straight: Path) -> None:
+    with pytest.raises(ConfigError, match=r"devices: got 2, but .*last\.ckpt was trained by 1"):
+        train(config(), Net(), digits("train"), digits("test"), folder=RunFolder(straight),
+              resume=True, devices=2)  # fmt: skip
 
 
 def test_a_finished_training_is_tested_again_and_left_alone(straight: Path, tmp_path: Path) -> None:
@@ -505,6 +512,29 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
     assert module.epoch_metrics()["steps"] == 7
 
 
+def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from fxfault.training import _quiet_lightning
+
+    best = ModelCheckpoint(tmp_path, "best", monitor="val_accuracy", mode="max")
+    trainer = Trainer(
+        max_epochs=1, logger=False, callbacks=[best], enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, accelerator="cpu",
+    )  # fmt: skip
+    experiment = config(**{"fault_injection.enabled": False})
+    module = Classifier(Net(), experiment)
+    batches = TrainingBatches(experiment, digits("train"), digits("test", 100))
+    with _quiet_lightning():
+        trainer.fit(module, datamodule=batches)
+    assert Path(best.best_model_path).is_file()
+    metrics = module.epoch_metrics()
+    names = {"train_loss", "train_accuracy", "noisy_steps", "val_loss", "val_accuracy"}
+    assert set(trainer.callback_metrics) == names
+    for name in names:
+        assert float(trainer.callback_metrics[name]) == pytest.approx(metrics[name])
+
+
 def test_calibration_goes_on_where_it_was() -> None:
     torch.manual_seed(0)
     images = [torch.randn(8, 1, 8, 8) * (i + 1) for i in range(4)]
@@ -636,7 +666,25 @@ def test_a_loader_goes_on_within_an_epoch() -> None:
 def test_evaluation_sees_every_sample_once(world_size: int) -> None:
     data = digits("train", 23)
     parts = [evaluation_loader(data, 4, Shard(rank, world_size)) for rank in range(world_size)]
-    assert sorted(index for part in parts for index in part.sampler) == list(range(23))
+    batches = [batch for part in parts for batch in part.batch_sampler]
+    assert sorted(index for batch in batches for index in batch) == list(range(23))
+
+
+@pytest.mark.parametrize("size", [7, 16, 17, 23])
+def test_sharded_evaluation_numbers_samples_as_one_process_does(size: int) -> None:
+    """Also where the last batch cannot be shared equally: the faults follow the numbers."""
+    for rank in range(3):
+        faulty: Any = fxfault.transform(QuantIdentity(), {"enabled": True, "seed": 1}).eval()
+        faulty.faults.shard(rank, 3)
+        for batch in evaluation_loader(digits("train", size), 2, Shard(rank, 3)).batch_sampler:
+            faulty(torch.ones(len(batch), 1))
+            first = faulty.faults.clock.first_sample
+            assert batch == list(range(first, first + len(batch)))
+
+
+def test_evaluation_needs_a_sample_for_each_process() -> None:
+    with pytest.raises(DataError, match="1 validation samples are too few for 2 processes"):
+        evaluation_loader(digits("train", 1), 4, Shard(0, 2))
 
 
 def test_augmentation_follows_seed_epoch_and_sample() -> None:
