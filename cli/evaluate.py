@@ -139,6 +139,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is one)",
     )
+    group.add_argument(
+        "--no-freeze",
+        dest="freeze",
+        action="store_false",
+        help="quantise weights anew in each batch; slower, and the results are the same",
+    )
     group.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
 
@@ -279,9 +285,11 @@ def _prepare(
     """Open the data, build the network and its sites, and say what was found."""
     import torch
 
+    import fxfault
     from fxfault.cli import experiment_setup as setup
     from fxfault.cli.evaluation_report import Setting, setting_lines
     from fxfault.evaluation import FaultEvaluation
+    from fxfault.passes import frozen_parts
     from fxfault.sites import faults_of
 
     device = setup.pick_device(options.device)
@@ -290,6 +298,7 @@ def _prepare(
     data = setup.open_test_data(experiment)
     batches = setup.Batches(data.dataset, experiment.training.batch_size)
     model, checkpoint = _load(experiment, data.facts, batches, device, progress)
+    model = fxfault.freeze(model) if options.freeze else model
     faults = faults_of(model)
     _say_seed_and_notes(experiment, faults.seed, notes, progress)
     setting = Setting(
@@ -307,6 +316,7 @@ def _prepare(
         num_runs=options.num_runs,
         sweep=options.sweep is not None,
         per_layer=options.per_layer,
+        frozen=frozen_parts(model) if options.freeze else None,
     )
     progress.say("\n" + "\n".join(setting_lines(setting)))
     track, on_batch = experiment.fault_injection.track_statistics, progress.advance

@@ -14,6 +14,7 @@ from fxfault.checkpoints import CheckpointInfo
 from fxfault.data import DatasetFacts
 from fxfault.evaluation import AccuracyUnderFaults, LayerResult, ProbabilityResult, rank
 from fxfault.experiment import ExperimentConfig
+from fxfault.passes import FrozenPart
 from fxfault.sites import FaultSite, FaultSites
 from fxfault.statistics import FaultStatistics
 
@@ -40,6 +41,7 @@ class Setting:
         num_runs: trials for each result.
         sweep: whether the probabilities are a sweep (of one, perhaps).
         per_layer: whether each site is struck alone, too.
+        frozen: what became of each quantised layer; None where the model is not frozen.
     """
 
     command: str
@@ -56,6 +58,7 @@ class Setting:
     num_runs: int
     sweep: bool
     per_layer: bool
+    frozen: Sequence[FrozenPart] | None
 
     @property
     def selected(self) -> list[FaultSite]:
@@ -248,6 +251,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         "device_name": setting.device_name,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
+        "frozen": None if setting.frozen is None else _frozen_entry(setting.frozen),
         "injection_layers": [_site_entry(site) for site in setting.faults],
         "skipped": dict(setting.faults.skipped),
         "baseline": findings.baseline,
@@ -269,6 +273,15 @@ def _versions() -> dict[str, str]:
         "brevitas": version("brevitas"),
         "numpy": numpy.__version__,
         "fxfault": version("fxfault"),
+    }
+
+
+def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
+    what = [part.what for part in parts]
+    return {
+        "weights": what.count("weights"),
+        "activations": what.count("activation"),
+        "left": [f"{part.path} ({part.type}): {part.why_not}" for part in parts if not part.what],
     }
 
 

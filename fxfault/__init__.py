@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fxfault.errors import (
         ConfigError,
         DataError,
+        FreezeError,
         FxFaultError,
         SiteError,
         TrainingError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         get_strategy,
         register_fault_model,
     )
+    from fxfault.passes.freeze import freeze, thaw
     from fxfault.passes.injector import FaultInjector
     from fxfault.passes.inspection import inspect
     from fxfault.passes.transform import strip, transform
@@ -46,6 +48,7 @@ _HOMES = {
     "fxfault.errors": (
         "ConfigError",
         "DataError",
+        "FreezeError",
         "FxFaultError",
         "SiteError",
         "TrainingError",
@@ -63,6 +66,7 @@ _HOMES = {
         "get_strategy",
         "register_fault_model",
     ),
+    "fxfault.passes.freeze": ("freeze", "thaw"),
     "fxfault.passes.injector": ("FaultInjector",),
     "fxfault.passes.inspection": ("inspect",),
     "fxfault.passes.transform": ("strip", "transform"),
@@ -77,6 +81,7 @@ __all__ = [
     "FaultInjector",
     "FaultModel",
     "FaultStatistics",
+    "FreezeError",
     "FullFlipStrategy",
     "FxFaultError",
     "InjectionStrategy",
@@ -87,11 +92,13 @@ __all__ = [
     "TrainingError",
     "TransformError",
     "fault_model_names",
+    "freeze",
     "get_fault_model",
     "get_strategy",
     "inspect",
     "register_fault_model",
     "strip",
+    "thaw",
     "transform",
 ]
 

@@ -49,6 +49,10 @@ class TransformError(FxFaultError):
     """A model that the passes cannot rewrite as asked."""
 
 
+class FreezeError(FxFaultError):
+    """A model that cannot be frozen now, or that cannot train because it is frozen."""
+
+
 class DataError(FxFaultError):
     """A data set, model or checkpoint that cannot be loaded."""
 

@@ -1,6 +1,6 @@
 """What fxfault knows of Brevitas: its activation layers and its integer QuantTensor.
 
-The only file besides the tracer that touches Brevitas's classes.
+Besides `frozen_layers` and the built-in networks the only file that touches Brevitas's classes.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def why_unsupported(module: nn.Module) -> str | None:
 
 
 def has_own_forward(layer: nn.Module) -> bool:
-    """Whether a layer adds code of its own around that of Brevitas."""
-    return type(layer).forward is not QuantNonLinearActLayer.forward
+    """Whether a layer adds code of its own around that of Brevitas; freezing it adds none."""
+    source = getattr(type(layer), "source", type(layer))  # See `fxfault.frozen_layers`.
+    return source.forward is not QuantNonLinearActLayer.forward
 
 
 def output_type(module: nn.Module) -> type | None:

@@ -1,6 +1,7 @@
-"""Graph passes: trace, insert, strip; and ways to look at what they did."""
+"""Graph passes: trace, insert, strip, freeze; and ways to look at what they did."""
 
 from fxfault.passes.drawing import to_dot, to_svg
+from fxfault.passes.freeze import FreezeLayers, FrozenPart, frozen_parts, refresh
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.inspection import Inspection, code_of, diff, inspect, probe
 from fxfault.passes.strip import StripFaults
@@ -9,6 +10,8 @@ from fxfault.passes.tracing import Container, containers_of, trace
 
 __all__ = [
     "Container",
+    "FreezeLayers",
+    "FrozenPart",
     "InsertFaults",
     "Inspection",
     "StripFaults",
@@ -16,8 +19,10 @@ __all__ = [
     "code_of",
     "containers_of",
     "diff",
+    "frozen_parts",
     "inspect",
     "probe",
+    "refresh",
     "to_dot",
     "to_svg",
     "trace",
