@@ -140,7 +140,8 @@ class SchedulerConfig:
     T_max: Annotated[
         _AtLeastOne | None,
         Field(
-            description="Epochs of the half period of `cosine`; null takes the epochs after the warm-up."
+            description="Epochs of the half period of `cosine`; null takes the epochs after the "
+            "warm-up."
         ),
     ] = None
     step_size: Annotated[_AtLeastOne, Field(description="Epochs between two steps of `step`.")] = 30
