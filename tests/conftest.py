@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ import fxfault
 
 # Two threads on a busy machine can be fifty times slower than one for models of this size.
 torch.set_num_threads(1)
+
+# A shell starts a job in the background with Ctrl-C ignored, and what we start inherits that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _calibrated(model: nn.Module, *inputs: Tensor) -> nn.Module:
