@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 
-from fxfault.checkpoints import load_checkpoint
-from fxfault.data import dataset_facts
+from fxfault.cli.experiment_setup import load_model
 from fxfault.experiment import load_experiment
 from fxfault.files import write_atomically
-from fxfault.models import build_model
 
 
 def main() -> None:
@@ -40,19 +38,7 @@ def bundle(config: str, checkpoint: Path, out: Path) -> None:
         checkpoint: of a run.
         out: file to write.
     """
-    experiment = load_experiment(config)
-    assert experiment.dataset is not None
-    assert experiment.model is not None
-    facts = dataset_facts(experiment.dataset.name)
-    model = build_model(
-        experiment.model.name,
-        num_classes=facts.num_classes,
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
-        weight_bit_width=experiment.quantization.weight_bit_width,
-        act_bit_width=experiment.quantization.act_bit_width,
-    )
-    load_checkpoint(checkpoint, model)
+    model, _ = load_model(load_experiment(config), str(checkpoint))
     content = io.BytesIO()  # Saved to a path, the bytes would depend on its name.
     torch.save(model.state_dict(), content)
     write_atomically(out, content.getvalue())

@@ -34,7 +34,8 @@ PART = 3 << 13
 # Up to so many rows, copying their beginnings is faster than a mask.
 _FEW_ROWS = 16
 
-# The counters of a sample start at its number, shifted by so many bits.
+# The counters of a sample start at its number, shifted by so many bits: no two of 2**32 samples
+# with up to 2**32 elements share one.
 _SAMPLE = 32
 
 _Array: TypeAlias = "npt.NDArray[Any]"
