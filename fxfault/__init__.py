@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TransformError,
     )
     from fxfault.fault_models import (
+        BitMaskModel,
         FaultModel,
         FullFlipStrategy,
         InjectionStrategy,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fxfault.passes.freeze import freeze, thaw
     from fxfault.passes.injector import FaultInjector
     from fxfault.passes.inspection import inspect
+    from fxfault.passes.segments import split_at_sites
     from fxfault.passes.transform import strip, transform
     from fxfault.statistics import FaultStatistics
 
@@ -55,6 +57,7 @@ _HOMES = {
         "TransformError",
     ),
     "fxfault.fault_models": (
+        "BitMaskModel",
         "FaultModel",
         "FullFlipStrategy",
         "InjectionStrategy",
@@ -69,6 +72,7 @@ _HOMES = {
     "fxfault.passes.freeze": ("freeze", "thaw"),
     "fxfault.passes.injector": ("FaultInjector",),
     "fxfault.passes.inspection": ("inspect",),
+    "fxfault.passes.segments": ("split_at_sites",),
     "fxfault.passes.transform": ("strip", "transform"),
     "fxfault.statistics": ("FaultStatistics",),
 }
@@ -79,6 +83,7 @@ __all__ = [
     "DataError",
     "FaultInjectionConfig",
     "FaultInjector",
+    "BitMaskModel",
     "FaultModel",
     "FaultStatistics",
     "FreezeError",
@@ -97,6 +102,7 @@ __all__ = [
     "get_strategy",
     "inspect",
     "register_fault_model",
+    "split_at_sites",
     "strip",
     "thaw",
     "transform",

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+from fxfault import kernels
 
 Code = TypeVar("Code", int, Tensor)
 
@@ -115,6 +117,14 @@ class Word:
         '0b1000'
         """
         return 1 << (self.bit_width - 1)
+
+    @functools.cached_property
+    def for_loops(self) -> tuple[Any, ...]:
+        """The fields of `fxfault.kernels.Word`; the bit width must be an int."""
+        numbers = (self.lowest, self.highest, self.min, self.max, self.max - self.min + 1)
+        patterns = (self.all_ones, self.msb)
+        kinds = {"signed": self.signed, "narrow": self.narrow_range, "binary": self.binary}
+        return tuple(kernels.Word(*(int(number) for number in (*numbers, *patterns)), **kinds))
 
     def to_pattern(self, code: Code) -> Code:
         """The bits of a code as a number from 0 to 2**bit_width - 1.

@@ -122,31 +122,60 @@ class RandomStrategy(FaultModel):
         return beyond + ((beyond >> 63) & size) + word.min
 
 
-class LSBFlipStrategy(FaultModel):
+class BitMaskModel(FaultModel):
+    """Keeps some bits of the word, clears the others, and then flips some.
+
+    A fault model that knows its bits beforehand needs no more than `masks`:
+
+    >>> class StuckAtOne(BitMaskModel):
+    ...     '''The least significant bit reads as 1.'''
+    ...
+    ...     name = "lsb_stuck_at_1"
+    ...
+    ...     def masks(self, word):
+    ...         return word.all_ones ^ 1, 1
+    >>> StuckAtOne().corrupt(torch.tensor([4, 5, -2]), Word(4, signed=True), draw=None)
+    tensor([ 5,  5, -1])
+    """
+
+    @abstractmethod
+    def masks(self, word: Word) -> tuple[int | Tensor, int | Tensor]:
+        """Give the bits to keep and those to flip then, as patterns from 0 to `word.all_ones`.
+
+        Args:
+            word: the word that the codes are stored in.
+        """
+
+    def corrupt(self, codes: Tensor, word: Word, draw: Draw) -> Tensor:
+        keep, flip = self.masks(word)
+        return word.from_pattern((word.to_pattern(codes) & keep) ^ flip)
+
+
+class LSBFlipStrategy(BitMaskModel):
     """The least significant bit (bit 0) flips."""
 
     name = "lsb_flip"
 
-    def corrupt(self, codes: Tensor, word: Word, draw: Draw) -> Tensor:
-        return word.from_pattern(word.to_pattern(codes) ^ 1)
+    def masks(self, word: Word) -> tuple[int | Tensor, int | Tensor]:
+        return word.all_ones, 1
 
 
-class MSBFlipStrategy(FaultModel):
+class MSBFlipStrategy(BitMaskModel):
     """The most significant bit flips: the sign bit of a signed word."""
 
     name = "msb_flip"
 
-    def corrupt(self, codes: Tensor, word: Word, draw: Draw) -> Tensor:
-        return word.from_pattern(word.to_pattern(codes) ^ word.msb)
+    def masks(self, word: Word) -> tuple[int | Tensor, int | Tensor]:
+        return word.all_ones, word.msb
 
 
-class FullFlipStrategy(FaultModel):
+class FullFlipStrategy(BitMaskModel):
     """Every bit of the word flips."""
 
     name = "full_flip"
 
-    def corrupt(self, codes: Tensor, word: Word, draw: Draw) -> Tensor:
-        return word.from_pattern(word.to_pattern(codes) ^ word.all_ones)
+    def masks(self, word: Word) -> tuple[int | Tensor, int | Tensor]:
+        return word.all_ones, word.all_ones
 
 
 _REGISTRY: dict[str, FaultModel] = {}

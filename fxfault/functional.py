@@ -6,9 +6,9 @@ the number of hits: only the elements that are hit are read, converted and writt
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +25,19 @@ from fxfault.sampling import (
     faulty_units,
     hits_at,
     random_hits,
+    room_for,
+    samples_hit,
+    stream_of,
     unit_positions,
 )
 from fxfault.sites import FaultSite, FaultSites
-from fxfault.strikes import Strike, Sums, read, write
+from fxfault.strikes import Change, Strike, Sums, read, write
 
-SMALL = 1 << 16  # elements
+# Elements up to which a copy is made without asking whether it is needed.
+SMALL = 1 << 16
+
+# Hits up to which it is likely enough that there is none.
+FEW = 5
 
 
 @has_side_effect  # type: ignore[untyped-decorator]
@@ -75,14 +82,14 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     # What a backward repeats may have been armed, whatever the site is now.
     if not site.armed and (torch.compiler.is_compiling() or not recomputing()):
         return x
-    value = _strike(x if handed_over is None else handed_over, site)
-    if value is None:
+    activation = x if handed_over is None else handed_over
+    value = _strike(activation, site)
+    if value is None or value is activation.value:  # Struck in place, or not at all.
         return x
     return value if handed_over is not None else x._replace(value=value)
 
 
-@dataclass(frozen=True)
-class Struck:
+class Struck(NamedTuple):
     """An activation after a strike.
 
     Attributes:
@@ -150,12 +157,16 @@ def _strike(x: Any, site: FaultSite) -> Tensor | None:
             f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
         )
     value: Tensor = x.value
-    site.signed, site.scale = x.signed, x.scale.detach()
+    site.signed = x.signed
+    site.scale = x.scale.detach() if x.scale.requires_grad else x.scale
     layout = Layout.of(tuple(value.shape), _batch_of(moment, value))
     site.elements = layout.elements
     if value.numel() == 0:
         return value
-    with torch.no_grad():
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            struck = _write_faults(x, site, moment, layout)
+    else:  # As evaluations run; entering it once more would take time.
         struck = _write_faults(x, site, moment, layout)
     if struck is None:
         return value
@@ -168,27 +179,75 @@ def _write_faults(x: Any, site: FaultSite, moment: Moment, layout: Layout) -> St
     Returns:
         None where nothing is hit.
     """
-    value = x.value.detach()
-    again = recomputing()
-    sums = None if site.statistics is None or again else Sums(x, site.statistics.cosine)
     needs_grad = x.value.requires_grad
-    struck: Tensor | None = None
+    values = _Values(x.value, site, needs_grad)
+    sums = None
+    if site.statistics is not None and not recomputing():
+        sums = Sums(x, site.statistics.cosine)
+    stopping = needs_grad and site.gradient_mode == "zero_faulty"
     kept: list[Hits] = []
-    for hits in _hits(site, moment, layout, value.device):
-        if struck is None:
-            strike = Strike(x, site)
-            alone = not needs_grad and _may_overwrite(value, site)
-            struck = value if alone else value.clone()
-        codes, corrupted = strike.write(struck, hits)
+    for part in _changes(Strike(x, site), values, moment, layout, record=bool(sums) or stopping):
         if sums is not None:
-            sums.add(hits, codes, corrupted)
-        if needs_grad and site.gradient_mode == "zero_faulty":
-            kept.append(hits)
+            sums.add(part)
+        if stopping:
+            kept.append(part.hits)
     if sums is not None:
         sums.record(site)
-    if struck is None:
+    if values.written is None:
         return None
-    return Struck(struck, _stopped(kept, value.dtype) if kept else None)
+    return Struck(values.written, _stopped(kept, x.value.dtype) if kept else None)
+
+
+class _Values:
+    """The values of an activation, and what faults are written into once there are any.
+
+    Attributes:
+        clean: no part of a gradient's graph.
+        written: a copy, or the values themselves where nobody else sees them; None so far.
+    """
+
+    def __init__(self, value: Tensor, site: FaultSite, needs_grad: bool) -> None:
+        self.clean = value.detach() if needs_grad else value
+        self.written: Tensor | None = None
+        self._site = site
+        self._needs_grad = needs_grad
+
+    @functools.cached_property
+    def may_overwrite(self) -> bool:
+        """Whether the copy can be spared.
+
+        Small tensors are copied faster than the question is answered.
+        """
+        if self._needs_grad or self._site.layer is None or self.clean.numel() < SMALL:
+            return False
+        return makes_private_tensor(self._site.layer)
+
+    def to_write(self) -> Tensor:
+        """What to write faults into."""
+        if self.written is None:
+            self.written = self.clean if self.may_overwrite else self.clean.clone()
+        return self.written
+
+
+def _changes(
+    strike: Strike, values: _Values, moment: Moment, layout: Layout, record: bool
+) -> Iterator[Change]:
+    """Strike the values; gives what was changed, part by part, if it is to be recorded."""
+    site = strike.site
+    if site.hw_units is not None or not strike.takes_loop(values.clean):
+        for hits in _hits(site, moment, layout, values.clean.device):
+            yield strike.write(values.to_write(), hits)
+        return
+    probability, numbers = site.probability / 100, moment.numbers(layout.samples)
+    if probability == 0:
+        return
+    if layout.samples * layout.elements * probability < FEW and not values.may_overwrite:
+        struck = samples_hit(moment.key, numbers, layout.elements, probability)
+        if not struck.any():  # Looked at twice rather than copied for nothing.
+            return
+    stream = stream_of(moment.key, numbers, layout.elements, probability)
+    room = room_for(layout, probability) if record else 0
+    yield from strike.by_loop(values.to_write(), stream, room)
 
 
 def _stopped(hits: list[Hits], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -200,16 +259,6 @@ def _stopped(hits: list[Hits], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return index, (~writes).to(dtype)
 
 
-def _may_overwrite(value: Tensor, site: FaultSite) -> bool:
-    """Whether the copy can be spared: nobody else sees the activation.
-
-    Small tensors are copied faster than the question is answered.
-    """
-    if site.layer is None or value.numel() < SMALL:
-        return False
-    return makes_private_tensor(site.layer)
-
-
 def _batch_of(moment: Moment, value: Tensor) -> int:
     """The batch of the forward; before any, the tensor's own leading dimension."""
     if moment.batch is None:
@@ -218,13 +267,46 @@ def _batch_of(moment: Moment, value: Tensor) -> int:
 
 
 def _hits(site: FaultSite, moment: Moment, layout: Layout, device: torch.device) -> Iterator[Hits]:
-    key, first = moment.key, moment.first_sample
+    numbers = moment.numbers(layout.samples)
     if site.hw_units is None:
-        return random_hits(key, first, layout, site.probability / 100, device)
+        return random_hits(moment.key, numbers, layout, site.probability / 100, device)
+    return hits_at(_broken_places(site, layout, device), moment.key, numbers, layout)
+
+
+def _broken_places(site: FaultSite, layout: Layout, device: torch.device) -> Tensor:
+    """The elements of a sample that broken hardware units compute, found once for a layout."""
+    assert site.hw_units is not None
     run = (site.clock.seed, site.clock.trial)
     wanted = (run, layout.rows, layout.row_shape, site.probability, device)
     if site._cache.get("units") != wanted:
-        units_key = stream_key("units", *run)
-        units = faulty_units(units_key, site.hw_units, site.probability / 100, device)
+        key = stream_key("units", *run)
+        units = faulty_units(key, site.hw_units, site.probability / 100, device)
         site._cache = {"units": wanted, "places": unit_positions(units, site.hw_units, layout)}
-    return hits_at(site._cache["places"], key, first, layout)
+    places: Tensor = site._cache["places"]
+    return places
+
+
+def struck_samples(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:
+    """Say which samples the next evaluation would hit at a site, without an activation.
+
+    Args:
+        site: of the graph itself; one that a container calls draws for each of its calls.
+        numbers: of the samples, int64, one dimension.
+        layout: of the site's activation; its number of samples is not looked at.
+
+    Returns:
+        bool, on the CPU, one for each number; all false where the site is not armed.
+
+    Raises:
+        SiteError: a container may call the site more than once in a forward.
+    """
+    if site.counts_calls:
+        raise SiteError(
+            f"site {site.name}: a container calls it, so its faults are not known ahead"
+        )
+    if not site.armed:
+        return torch.zeros(len(numbers), dtype=torch.bool)
+    if site.hw_units is not None:
+        broken = _broken_places(site, layout, torch.device("cpu"))
+        return torch.full((len(numbers),), broken.numel() > 0)
+    return samples_hit(site.stream(), numbers, layout.elements, site.probability / 100)

@@ -7,31 +7,23 @@ Python's global generators are neither read nor moved.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-# Odd constants of SplitMix64 (the golden ratio step and the two multipliers of its finaliser).
-_STEP = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
+from fxfault import kernels
+from fxfault.kernels import MULTIPLIERS, SHIFTS, STEP
 
 # 52 random bits below the bits of 1.0 are a float64 in [1, 2).
 _ONE = 0x3FF0000000000000
 _ONE_LESS_HALF = 1 - 2.0**-53
 
 _ALL_ONES = (1 << 64) - 1
-_UInt64s: TypeAlias = "npt.NDArray[np.uint64]"
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """A 64-bit pattern as the int64 that torch stores it in."""
     value &= _ALL_ONES
     return value - (1 << 64) if value >> 63 else value
@@ -63,7 +55,7 @@ def mix64(counters: Tensor) -> Tensor:
     """
     mixed = counters.clone(memory_format=torch.contiguous_format)
     if mixed.device.type == "cpu":
-        _mix64_numpy(mixed.numpy().view(np.uint64))
+        kernels.mix64(mixed.view(-1).numpy().view(np.uint64))
     else:
         _mix64_torch(mixed)
     return mixed
@@ -71,21 +63,11 @@ def mix64(counters: Tensor) -> Tensor:
 
 def _mix64_torch(mixed: Tensor) -> None:
     """Scramble int64 in place, on any device."""
-    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
         # int64 has no logical right shift: mask the copies of the sign bit away.
         mixed ^= (mixed >> shift).bitwise_and_((1 << (64 - shift)) - 1)
         if multiplier != 1:
-            mixed *= _signed(multiplier)
-
-
-def _mix64_numpy(mixed: _UInt64s) -> None:
-    """Scramble uint64 in place: on the CPU a call of NumPy costs a quarter of one of torch."""
-    shifted = np.empty_like(mixed)
-    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
-        np.right_shift(mixed, np.uint64(shift), out=shifted)
-        np.bitwise_xor(mixed, shifted, out=mixed)
-        if multiplier != 1:
-            np.multiply(mixed, np.uint64(multiplier), out=mixed)
+            mixed *= signed(multiplier)
 
 
 def counter_hash(key: int, counters: Tensor) -> Tensor:
@@ -98,31 +80,7 @@ def counter_hash(key: int, counters: Tensor) -> Tensor:
     Returns:
         int64, same shape.
     """
-    return mix64((counters + 1) * _signed(_STEP) + _signed(key))
-
-
-def grid_hash(key: int, rows: _UInt64s, first: int, count: int) -> _UInt64s:
-    """`counter_hash` for the CPU: the same bits, for runs of counters.
-
-    Args:
-        key: 64-bit key.
-        rows: where the counters of each row start, uint64, one dimension.
-        first: added to all of them, 0 and up.
-        count: counters of a row.
-
-    Returns:
-        uint64, shape (rows, count).
-    """
-    shift = (_STEP * (first + 1) + key) & _ALL_ONES
-    starts = rows * np.uint64(_STEP) + np.uint64(shift)
-    mixed: _UInt64s = starts[:, None] + _steps(count)
-    _mix64_numpy(mixed)
-    return mixed
-
-
-@functools.lru_cache(maxsize=64)
-def _steps(count: int) -> _UInt64s:
-    return np.arange(count, dtype=np.uint64) * np.uint64(_STEP)
+    return mix64((counters + 1) * signed(STEP) + signed(key))
 
 
 def uniform_int63(key: int, counters: Tensor) -> Tensor:
@@ -149,8 +107,8 @@ def rehash(bits: Tensor, stream: int) -> Tensor:
         stream: 0 and up; each gives other numbers.
     """
     if stream > 0:
-        return mix64(bits + _signed(_STEP * (stream + 1))).bitwise_and_((1 << 63) - 1)
-    product = bits * _signed(_STEP)
+        return mix64(bits + signed(STEP * (stream + 1))).bitwise_and_((1 << 63) - 1)
+    product = bits * signed(STEP)
     product ^= product >> 32
     return product.bitwise_and_((1 << 63) - 1)
 
@@ -163,15 +121,6 @@ def uniform_open(bits: Tensor) -> Tensor:
     """
     high = (bits >> 12).bitwise_and_((1 << 52) - 1).bitwise_or_(_ONE)
     return high.view(torch.float64).sub_(_ONE_LESS_HALF)
-
-
-def uniform_open_numpy(bits: _UInt64s) -> npt.NDArray[np.float64]:
-    """`uniform_open` for the CPU: the same numbers, out of uint64."""
-    high = bits >> np.uint64(12)
-    np.bitwise_or(high, np.uint64(_ONE), out=high)
-    numbers: npt.NDArray[np.float64] = high.view(np.float64)
-    numbers -= _ONE_LESS_HALF
-    return numbers
 
 
 def uniform_float(*parts: object) -> float:

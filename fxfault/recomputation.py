@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch import Tensor
 
 from fxfault.sites import FaultSite
 
@@ -32,13 +33,21 @@ class Moment:
 
     Attributes:
         key: of the random numbers.
-        first_sample: number of the first sample of the batch.
         batch: samples of the forward; None before any.
+        first_sample: number of the first sample of the batch.
+        given: the numbers of the samples where somebody gave them (`FaultSites.samples`).
     """
 
     key: int
-    first_sample: int
     batch: int | None
+    first_sample: int
+    given: Tensor | None
+
+    def numbers(self, samples: int) -> range | Tensor:
+        """The numbers of the samples that a tensor holds."""
+        if self.given is not None:
+            return self.given[:samples]
+        return range(self.first_sample, self.first_sample + samples)
 
 
 @dataclass
@@ -90,7 +99,8 @@ def _moment_now(site: FaultSite) -> Moment | None:
     if not site.armed:
         return None
     key = site.stream(again=recomputing())
-    return Moment(key, site.clock.first_sample, site.clock.batch)
+    clock = site.clock
+    return Moment(key, clock.batch, clock.first_sample, clock.given)
 
 
 def _backward() -> int:

@@ -11,34 +11,24 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fxfault.random_numbers import (
-    counter_hash,
-    grid_hash,
-    uniform_int63,
-    uniform_open,
-    uniform_open_numpy,
-)
+from fxfault import kernels
+from fxfault.kernels import SAMPLE_SHIFT
+from fxfault.random_numbers import counter_hash, signed, uniform_int63, uniform_open
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# Draws, or hits, that are worked on together: their temporaries fit a core's L2 cache.
+# Hits that are worked on together: what is made of them fits a core's L2 cache.
 PART = 3 << 13
 
-# Up to so many rows, copying their beginnings is faster than a mask.
-_FEW_ROWS = 16
-
-# The counters of a sample start at its number, shifted by so many bits: no two of 2**32 samples
-# with up to 2**32 elements share one.
-_SAMPLE = 32
-
-_Array: TypeAlias = "npt.NDArray[Any]"
+Numbers: TypeAlias = "range | Tensor"
+"""The numbers of a batch's samples, 0 and up: a range, or int64 of one dimension."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +69,13 @@ class Layout:
         return self.rows * math.prod(self.row_shape)
 
 
-@dataclass(frozen=True)
-class Hits:
+class Hits(NamedTuple):
     """Elements that are hit: all of a tensor's, or a part of them.
 
     Attributes:
         index: flat positions in row-major order of the shape, int64, one dimension.
-        bits: 64 random bits for each, that its fault may be drawn from; int64, same length.
+        bits: 64 random bits for each, that its fault may be drawn from; int64, same length. None
+            where it is drawn already.
         real: None where every entry is a hit; otherwise bool, false for an entry that
             only fills the tensor up to its fixed length. A filler repeats a hit of its
             sample, or stands at element 0 of a sample without hits and must not change it.
@@ -95,7 +85,7 @@ class Hits:
     """
 
     index: Tensor
-    bits: Tensor
+    bits: Tensor | None = None
     real: Tensor | None = None
     writes: Tensor | None = None
     complete: Tensor | None = None
@@ -103,7 +93,7 @@ class Hits:
 
 def random_hits(
     key: int,
-    first_sample: int,
+    numbers: Numbers,
     layout: Layout,
     probability: float,
     device: torch.device,
@@ -117,7 +107,7 @@ def random_hits(
 
     Args:
         key: stream of the site (seed, trial and site).
-        first_sample: number of the batch's first sample; its faults follow from it.
+        numbers: of the samples, one for each of the layout's; their faults follow from them.
         layout: samples and elements of the tensor.
         probability: 0 to 1, for each element.
         device: where the positions are wanted.
@@ -134,69 +124,56 @@ def random_hits(
     if probability <= 0 or layout.elements == 0:
         return
     if fixed_size or (fixed_size is None and device.type != "cpu"):
-        yield _fixed_hits(key, first_sample, layout, probability, device)
+        yield _fixed_hits(key, numbers, layout, probability, device)
         return
-    draws = min(_draws(layout.elements, probability, deviations=3, more=4), PART)
-    together = max(1, PART // draws)
-    for first in range(0, layout.samples, together):
-        samples = np.arange(first, min(first + together, layout.samples), dtype=np.uint64)
-        streams = (samples + np.uint64(first_sample)) << np.uint64(_SAMPLE)
-        yield from _hits_of_samples(key, streams, samples, layout.elements, probability, draws)
+    stream = stream_of(key, numbers, layout.elements, probability)
+    room = room_for(layout, probability)
+    place = kernels.START
+    while place[0] < layout.samples:
+        index, bits = np.empty((2, room), np.int64)
+        count, place = kernels.draw_hits(tuple(stream), place, index, bits)
+        if count:
+            yield Hits(torch.from_numpy(index[:count]), torch.from_numpy(bits[:count]))
 
 
-def _hits_of_samples(
-    key: int, streams: _Array, samples: _Array, elements: int, probability: float, draws: int
-) -> Iterator[Hits]:
-    """Draw until every sample is spanned, `draws` gaps for each at a time.
-
-    Args:
-        key: stream of the site.
-        streams: the first counter of each sample, uint64.
-        samples: their numbers within the tensor, uint64.
-        elements: of one sample.
-        probability: of a hit.
-        draws: gaps in one go.
-    """
-    scale = _gap_scale(probability)
-    drawn = 0
-    last = (samples.astype(np.int64) + 1) * elements - 1
-    reached = last - elements
-    while True:
-        bits = grid_hash(key, streams, drawn, draws)
-        gaps = uniform_open_numpy(bits)
-        np.log(gaps, out=gaps)
-        gaps *= scale
-        np.minimum(gaps, elements, out=gaps)
-        flat = gaps.astype(np.int64)
-        flat += 1
-        flat[:, 0] += reached
-        np.cumsum(flat, axis=1, out=flat)
-        index, kept = _up_to(last, flat, bits)
-        going = flat[:, -1] < last
-        ended = not going.any()  # Before the hits are worked on, which takes the caches.
-        if index.size:
-            yield Hits(torch.from_numpy(index), torch.from_numpy(kept.view(np.int64)))
-        if ended:
-            return
-        streams, last, reached = streams[going], last[going], flat[going, -1]
-        drawn += draws
+def stream_of(key: int, numbers: Numbers, elements: int, probability: float) -> kernels.Stream:
+    """Where the hits of a tensor come from, as the loops take it; see `random_hits`."""
+    return kernels.Stream(signed(key), _on_host(numbers), elements, _gap_scale(probability))
 
 
-def _up_to(last: _Array, flat: _Array, bits: _Array) -> tuple[_Array, _Array]:
-    """The positions, ascending in each row, that are not beyond the row's last, and their bits."""
-    if len(flat) > _FEW_ROWS:
-        real = flat <= last[:, None]
-        return flat[real], bits[real]
-    counts = [int(row.searchsorted(end, "right")) for row, end in zip(flat, last, strict=True)]
-    index, kept = (
-        np.concatenate([row[:count] for row, count in zip(table, counts, strict=True)])
-        for table in (flat, bits)
-    )
-    return index, kept
+def room_for(layout: Layout, probability: float) -> int:
+    """How many hits to work on together."""
+    return min(_draws(layout.samples * layout.elements, probability, deviations=4, more=4), PART)
+
+
+def samples_hit(key: int, numbers: Numbers, elements: int, probability: float) -> Tensor:
+    """Which samples `random_hits` hits at all; bool on the CPU, one for each number."""
+    struck = np.zeros(len(numbers), bool)
+    if probability > 0 and elements > 0:
+        kernels.find_struck(tuple(stream_of(key, numbers, elements, probability)), struck)
+    return torch.from_numpy(struck)
+
+
+def _on_host(numbers: Numbers) -> npt.NDArray[np.uint64]:
+    if isinstance(numbers, range):
+        return _counted(numbers.start, numbers.stop)
+    return numbers.cpu().numpy().view(np.uint64)
+
+
+@functools.lru_cache(maxsize=8)
+def _counted(first: int, end: int) -> npt.NDArray[np.uint64]:
+    """The numbers of a batch, which all sites of a forward ask for."""
+    return np.arange(first, end, dtype=np.uint64)
+
+
+def _on_device(numbers: Numbers, device: torch.device) -> Tensor:
+    if isinstance(numbers, range):
+        return torch.arange(numbers.start, numbers.stop, device=device)
+    return numbers.to(device)
 
 
 def _fixed_hits(
-    key: int, first_sample: int, layout: Layout, probability: float, device: torch.device
+    key: int, numbers: Numbers, layout: Layout, probability: float, device: torch.device
 ) -> Hits:
     """Draw as many gaps as surely span every sample, and fill up what is too many.
 
@@ -205,14 +182,13 @@ def _fixed_hits(
     the normal tail is, at large counts).
     """
     elements = layout.elements
-    samples = torch.arange(layout.samples, device=device)[:, None]
     draws = _draws(elements, probability, deviations=9, more=60)
-    streams = (samples + first_sample) << _SAMPLE
+    streams = _on_device(numbers, device)[:, None] << SAMPLE_SHIFT
     bits = counter_hash(key, streams + torch.arange(draws, device=device))
     gaps = uniform_open(bits).log_().mul_(_gap_scale(probability))
     ends = gaps.clamp_(max=elements).long().add_(1).cumsum(1)
     real = ends <= elements
-    start = samples * elements
+    start = torch.arange(layout.samples, device=device)[:, None] * elements
     flat = ends + (start - 1)
     struck = real[:, :1].expand_as(real)
     return Hits(
@@ -225,7 +201,7 @@ def _fixed_hits(
 
 
 def _draws(elements: int, probability: float, deviations: int, more: int) -> int:
-    """How many gaps to draw for a sample: more than the mean number of its hits."""
+    """How many gaps to draw: more than the mean number of hits, but no more than elements."""
     mean = elements * probability
     spread = math.sqrt(mean * (1 - probability))
     return min(elements, math.ceil(mean + deviations * spread) + more)
@@ -274,13 +250,13 @@ def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
     return row * channels * spatial + (place % channels) * spatial + place // channels
 
 
-def hits_at(positions: Tensor, key: int, first_sample: int, layout: Layout) -> Iterator[Hits]:
+def hits_at(positions: Tensor, key: int, numbers: Numbers, layout: Layout) -> Iterator[Hits]:
     """Hits at the same places of every sample, with random bits of each sample's own.
 
     Args:
         positions: row-major positions in a sample, int64, one dimension.
         key: stream of the site.
-        first_sample: number of the batch's first sample.
+        numbers: of the samples, one for each of the layout's.
         layout: samples and elements of the tensor.
 
     Yields:
@@ -289,9 +265,11 @@ def hits_at(positions: Tensor, key: int, first_sample: int, layout: Layout) -> I
     if positions.numel() == 0:
         return
     together = max(1, PART // positions.numel())
-    for samples in torch.arange(layout.samples, device=positions.device).split(together):
-        counters = ((samples[:, None] + first_sample) << _SAMPLE) + positions
-        index = samples[:, None] * layout.elements + positions
+    for first in range(0, layout.samples, together):
+        part = _on_device(numbers[first : first + together], positions.device)[:, None]
+        rows = torch.arange(first, first + len(part), device=positions.device)[:, None]
+        counters = (part << SAMPLE_SHIFT) + positions
+        index = rows * layout.elements + positions
         yield Hits(index.flatten(), counter_hash(key, counters).flatten())
 
 

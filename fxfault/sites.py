@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from fxfault.curriculum import epoch_plan, governed_settings
 from fxfault.errors import ConfigError, SiteError
@@ -41,7 +45,10 @@ NOT_CODES = (
 
 
 # What a clock knows of where it is, rather than of when.
-_NOT_IN_STATE = ("_model", "_on_move", "forward", "rank", "world_size")
+_NOT_IN_STATE = ("_model", "_on_move", "forward", "given", "rank", "world_size")
+
+
+_known_key = functools.lru_cache(maxsize=4096)(stream_key)
 
 
 class FaultClock:
@@ -62,6 +69,7 @@ class FaultClock:
         step: training steps since the last reset.
         batch: samples of the current forward.
         first_sample: number of the first one.
+        given: the numbers of all of them where somebody gave them; see `FaultSites.samples`.
         rank, world_size: which of how many processes this is; see `FaultSites.shard`.
     """
 
@@ -80,6 +88,7 @@ class FaultClock:
         self._model: list[nn.Module] = []
         self._on_move: Callable[[], None] | None = None
         self.forward = 0  # Counts on over resets: no two forwards share a number.
+        self.given: Tensor | None = None
         self.reset()
 
     def reset(self, first_sample: int = 0) -> None:
@@ -134,6 +143,13 @@ class FaultClock:
         training = self.training
         self.forward += 1
         self.batch = batch
+        if self.given is not None:
+            if len(self.given) != batch:
+                raise SiteError(
+                    f"samples: got {len(self.given)} numbers for a batch of {batch} samples; give "
+                    "one for each"
+                )
+            return
         self.first_sample = self._next_sample[training] + self.rank * batch
         self._next_sample[training] += self.world_size * batch
         if training:
@@ -157,8 +173,7 @@ class FaultClock:
 
     def stream(self, site: str) -> int:
         """The key of a site's random numbers in the current forward."""
-        epoch = self.epoch if self.training else "eval"
-        return stream_key(self.seed, self.trial, epoch, site)
+        return _known_key(self.seed, self.trial, self.epoch if self.training else "eval", site)
 
 
 @dataclass(eq=False)
@@ -474,6 +489,43 @@ class FaultSites(Sequence[FaultSite]):
                 "with 0 <= rank < world_size"
             )
         self.clock.rank, self.clock.world_size = rank, world_size
+
+    @contextmanager
+    def samples(self, numbers: Tensor) -> Iterator[None]:
+        """Run forwards on samples that are told by number instead of counted.
+
+        The faults of a sample follow from its number alone, so any samples can be run again,
+        in any batch, with the faults that they had. The count of samples and steps rests.
+
+        >>> import torch, fxfault
+        >>> from brevitas.nn import QuantReLU
+        >>> from torch import nn
+        >>> config = {"enabled": True, "apply_during": "eval", "probability": 20.0, "seed": 7}
+        >>> net = fxfault.transform(nn.Sequential(QuantReLU(bit_width=4)).eval(), config)
+        >>> data = torch.rand(8, 5)
+        >>> whole = net(data)
+        >>> chosen = torch.tensor([6, 1])
+        >>> with net.faults.samples(chosen):
+        ...     torch.equal(net(data[chosen]), whole[chosen])
+        True
+
+        Args:
+            numbers: int64, 0 and up, one dimension; one for each sample of a batch.
+
+        Raises:
+            SiteError: they are none; or, by a forward inside, their number is not that of its
+                batch's samples.
+        """
+        if numbers.dtype != torch.int64 or numbers.dim() != 1 or (numbers < 0).any():
+            raise SiteError(
+                f"samples: got {numbers.dtype} of shape {tuple(numbers.shape)}, allowed: int64 of "
+                "one dimension, 0 and up"
+            )
+        before, self.clock.given = self.clock.given, numbers
+        try:
+            yield
+        finally:
+            self.clock.given = before
 
     def check(self) -> None:
         """Wait for the device and see whether everything that was struck was sound.

@@ -6,16 +6,37 @@ Only the elements that are hit are read, converted, corrupted and written.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fxfault import kernels
 from fxfault.codes import Parameter, Word, fits, to_codes, to_values, tolerance
 from fxfault.errors import SiteError
+from fxfault.fault_models import BitMaskModel, RandomStrategy
 from fxfault.random_numbers import rehash
 from fxfault.sampling import Hits
 from fxfault.sites import NOT_CODES, FaultSite
+
+_NOTHING = np.empty((3, 0), np.int64)
+_LOOP_TYPES = (torch.float32, torch.float64)
+
+
+class Change(NamedTuple):
+    """What happened to some of the elements that were hit.
+
+    Attributes:
+        hits: the elements; their `bits` are missing where a loop has used them.
+        codes: before the fault, int64, one for each.
+        corrupted: after it.
+    """
+
+    hits: Hits
+    codes: Tensor
+    corrupted: Tensor
 
 
 class Strike:
@@ -35,18 +56,59 @@ class Strike:
         self.word = _word(x, site)
         self.scale = _one_number(x.scale)
         self.zero_point = _one_number(x.zero_point)
-        limit = tolerance(x.value.dtype, self.zero_point, self.word)
+        known = isinstance(self.zero_point, float) and isinstance(self.word.bit_width, int)
+        find = _known_tolerance if known else tolerance
+        limit = find(x.value.dtype, self.zero_point, self.word)
         self.limit = limit.max() if isinstance(limit, Tensor) else limit
 
-    def write(self, values: Tensor, hits: Hits) -> tuple[Tensor, Tensor]:
-        """Corrupt the values that are hit, in place.
+    def takes_loop(self, values: Tensor) -> bool:
+        """Whether the compiled loop can strike these values with the site's fault model."""
+        simple = isinstance(self.scale, float) and isinstance(self.zero_point, float)
+        if not simple or values.dtype not in _LOOP_TYPES or self._fault is None:
+            return False
+        return values.is_cpu and values.is_contiguous()
+
+    @functools.cached_property
+    def _fault(self) -> kernels.Fault | None:
+        model = self.site.fault_model
+        if type(model) is RandomStrategy:
+            return (kernels.UNIFORM, 0, 0)
+        if isinstance(model, BitMaskModel) and type(model).corrupt is BitMaskModel.corrupt:
+            keep, flip = model.masks(self.word)
+            return (kernels.MASKS, int(keep), int(flip))
+        return None
+
+    def by_loop(self, values: Tensor, stream: kernels.Stream, room: int) -> Iterator[Change]:
+        """Draw and strike in one loop, which `takes_loop` must have allowed.
 
         Args:
-            values: any shape and memory format; an element is in the hits of one call only.
-            hits: at least one.
+            values: any shape; changed in place.
+            stream: where the hits come from.
+            room: how many changes to give at a time; 0 gives none, which is faster.
 
-        Returns:
-            The codes of the hits before and after, int64.
+        Raises:
+            SiteError: a value is no code.
+        """
+        flat, fault = values.view(-1).numpy(), self._fault
+        quantiser, word = (self.scale, self.zero_point, self.limit), self.word.for_loops
+        place = kernels.START
+        while place[0] < len(stream.numbers):
+            record = np.empty((3, room), np.int64) if room else _NOTHING
+            count, wrong, place = kernels.strike(
+                flat, tuple(stream), quantiser, word, fault, place, record
+            )
+            if wrong:
+                self._refuse(wrong, count)
+            if room and count:
+                index, codes, corrupted = torch.from_numpy(record[:, :count])
+                yield Change(Hits(index), codes, corrupted)
+
+    def write(self, values: Tensor, hits: Hits) -> Change:
+        """Corrupt the values that are hit, in place: on any device, with any fault model.
+
+        Args:
+            values: any shape, dtype and memory format; an element is in the hits of one call only.
+            hits: at least one.
 
         Raises:
             SiteError: a value is no code (on the CPU; elsewhere see `FaultSites.check`).
@@ -67,7 +129,7 @@ class Strike:
         faulty = to_values(corrupted, scale, zero_point, values.dtype)
         # What a fault leaves as it was keeps its bits, a -0.0 too.
         write(values, hits.index, torch.where(corrupted == codes, original, faulty))
-        return codes, corrupted
+        return Change(hits, codes, corrupted)
 
     def _check(self, distance: Tensor, hits: Hits) -> None:
         """Refuse values that are no codes, and draws that did not span a sample.
@@ -81,11 +143,12 @@ class Strike:
             sound = sound if hits.complete is None else sound & hits.complete
             site.sound = sound if site.sound is None else site.sound & sound
         elif not distance.max() <= self.limit:  # So that a NaN is refused.
-            wrong = int((~(distance <= self.limit)).sum())
-            raise SiteError(
-                f"site {site.name}: {wrong} of {distance.numel()} values that were to be hit "
-                f"{NOT_CODES}"
-            )
+            self._refuse(int((~(distance <= self.limit)).sum()), distance.numel())
+
+    def _refuse(self, wrong: int, count: int) -> NoReturn:
+        raise SiteError(
+            f"site {self.site.name}: {wrong} of {count} values that were to be hit {NOT_CODES}"
+        )
 
 
 class Sums:
@@ -102,8 +165,9 @@ class Sums:
         zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
         self.injected, self.product, self.change_square = zero, zero, zero
 
-    def add(self, hits: Hits, codes: Tensor, corrupted: Tensor) -> None:
+    def add(self, part: Change) -> None:
         """Add a part of the hits and their codes before and after."""
+        hits, codes, corrupted = part
         change = (corrupted - codes).double()
         if hits.real is None:
             self.injected = self.injected + codes.numel()
@@ -149,6 +213,7 @@ def _sum_of_squares(x: Any) -> Tensor:
     return torch.linalg.vector_norm(codes, dtype=torch.float64).square().round()
 
 
+_known_tolerance = functools.lru_cache(maxsize=256)(tolerance)
 _known_word = functools.lru_cache(maxsize=256)(Word)  # Its limits are then worked out once.
 
 
@@ -171,10 +236,9 @@ def _word(x: Any, site: FaultSite) -> Word:
 
 def _one_number(parameter: Tensor) -> Parameter:
     """A quantisation parameter as a number where it is one and no device must be waited for."""
-    parameter = parameter.detach()
     if parameter.numel() != 1:
-        return parameter
-    return parameter.item() if parameter.device.type == "cpu" else parameter.reshape(())
+        return parameter.detach()
+    return parameter.item() if parameter.is_cpu else parameter.detach().reshape(())
 
 
 def _at(parameter: Parameter, values: Tensor, index: Tensor) -> Parameter:

@@ -16,7 +16,8 @@ from zoo import HAND_WRITTEN
 
 import fxfault
 from fxfault.errors import ConfigError, FxFaultError, SiteError
-from fxfault.functional import begin_forward
+from fxfault.functional import begin_forward, struck_samples
+from fxfault.sampling import Layout
 
 Faulty = Callable[..., Any]
 
@@ -877,3 +878,62 @@ def test_injector_does_nothing_to_a_model_without_sites() -> None:
     injector.set_statistics(model, fxfault.FaultStatistics(0))
     assert injector.get_num_layers(model) == 0
     assert injector.remove(model) is model
+
+
+# -- samples told by number ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"hw_mask": True, "frequency_value": 7}])
+@pytest.mark.parametrize("probability", [3.0, 40.0])
+def test_samples_told_by_number_meet_their_own_faults(
+    faulty: Faulty, probability: float, settings: dict[str, Any]
+) -> None:
+    net = faulty(nn.Sequential(activation()).eval(), probability=probability, **settings)
+    x = data(40, 9)
+    whole = net(x).value
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    for chosen in order.split([1, 7, 32]):
+        with net.faults.samples(chosen):
+            assert torch.equal(net(x[chosen]).value, whole[chosen])
+    assert not torch.equal(net(x).value, whole)  # samples 40 to 79: the count has rested
+
+
+def test_numbers_of_samples_rest_while_a_step_is_repeated(faulty: Faulty) -> None:
+    net = faulty(nn.Sequential(activation()).train(), probability=40.0)
+    clock, x = net.faults.clock, data(6, 9)
+    net(x)
+    before = clock.state()
+    with net.faults.samples(torch.arange(6)):
+        net(x)
+    assert clock.state() == {**before, "batch": 6}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (torch.arange(3), "got 3 numbers for a batch of 4 samples"),
+        (torch.arange(4.0), "got torch.float32"),
+        (torch.arange(4)[None], r"shape \(1, 4\)"),
+        (torch.arange(-1, 3), "0 and up"),
+    ],
+)
+def test_numbers_that_are_none(net: Any, numbers: Tensor, message: str) -> None:
+    with pytest.raises(SiteError, match=message), net.faults.samples(numbers):
+        net(data(4, 9))
+    net(data(4, 9))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 5.0, 100.0])
+def test_struck_samples_are_those_that_change(faulty: Faulty, probability: float) -> None:
+    one_site = nn.Sequential(activation()).eval()
+    net = faulty(one_site, probability=probability, injection_type="full_flip")
+    x = data(300, 9)
+    net.faults.enabled = False
+    clean = net(x).value
+    assert not struck_samples(net.faults[0], torch.arange(300), Layout.of((300, 9), 300)).any()
+    net.faults.enabled = True
+    net.faults.reset()
+    changed = (net(x).value != clean).flatten(1).any(1)
+    struck = struck_samples(net.faults[0], torch.arange(300), Layout.of((300, 9), 300))
+    assert torch.equal(struck, changed)
+    assert struck.any() == (probability > 0)

@@ -22,6 +22,7 @@ from fxfault import functional, sampling
 from fxfault.errors import SiteError
 from fxfault.functional import fault_inject
 from fxfault.sampling import random_hits
+from fxfault.strikes import Strike
 
 MODELS = ("random", "lsb_flip", "msb_flip", "full_flip")
 FLIPS = MODELS[1:]
@@ -743,6 +744,8 @@ def both_draws(
         for fixed in (False, True):
             draw = functools.partial(random_hits, fixed_size=fixed)
             monkeypatch.setattr(functional, "random_hits", draw)
+            if fixed:
+                monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
             net = faulty(
                 chain(fixed_scale(4, narrow_range=True)),
                 probability=request.param,
@@ -912,6 +915,44 @@ def test_a_delayed_quantiser_is_an_error_and_its_input_is_left_alone(faulty: Fau
     with pytest.raises(SiteError, match="quant_delay_steps"), torch.no_grad():
         net(x)
     assert torch.equal(x, kept)
+
+
+# -- the compiled loop and torch's operations ----------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probability", [0.5, 20.0, 100.0])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("width", [1, 3, 8, 16])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_loop_gives_what_torch_gives(
+    faulty: Faulty,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    narrow: bool,
+    model: str,
+    probability: float,
+    dtype: torch.dtype,
+) -> None:
+    binary = QuantIdentity(act_quant=SignedBinaryActPerTensorConst, return_quant_tensor=True)
+    layer = fixed_scale(width, narrow_range=narrow) if width > 1 else binary
+    results = []
+    for by_loop in (True, False):
+        if not by_loop:
+            monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+        net = faulty(chain(layer), probability=probability, injection_type=model, seed=1).to(dtype)
+        statistics = net.faults.new_statistics()
+        with torch.no_grad():
+            recorded = net(data(30, 50).to(dtype)).value
+        net.faults.set_statistics(None)
+        net.faults.reset()
+        with torch.no_grad():
+            alone = net(data(30, 50).to(dtype)).value
+        assert torch.equal(alone, recorded)
+        results.append((recorded.view(torch.uint8), statistics.to_dict()))
+    (looped, counts), (plain, plain_counts) = results
+    assert torch.equal(looped, plain)  # All bits, the sign of a zero too.
+    assert counts == plain_counts
 
 
 # -- parts -------------------------------------------------------------------------------

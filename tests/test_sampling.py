@@ -55,8 +55,9 @@ def hits_of(parts: Iterator[Hits]) -> Hits:
     return Hits(index, torch.cat([part.bits for part in drawn])[order])
 
 
-def drawn_hits(*arguments: Any, **options: Any) -> Hits:
-    return hits_of(random_hits(*arguments, **options))
+def drawn_hits(key: int, first: int, layout: Layout, *arguments: Any, **options: Any) -> Hits:
+    numbers = range(first, first + layout.samples)
+    return hits_of(random_hits(key, numbers, layout, *arguments, **options))
 
 
 def hit_matrix(
@@ -465,7 +466,7 @@ def test_units_hit_what_they_compute(shape: tuple[int, ...], batch: int, paralle
     for broken in ({0}, {parallel - 1}, set(range(0, parallel, 3))):
         layout = Layout.of(shape, batch)
         places = unit_positions(torch.tensor(sorted(broken)), parallel, layout)
-        hits = hits_of(hits_at(places, 1, 0, layout))
+        hits = hits_of(hits_at(places, 1, range(layout.samples), layout))
         expected = struck_by_units(shape, batch, broken, parallel)
         assert torch.equal(mask_of(hits, shape), expected)
 
@@ -473,22 +474,22 @@ def test_units_hit_what_they_compute(shape: tuple[int, ...], batch: int, paralle
 def test_random_bits_at_given_positions_follow_from_sample_and_element() -> None:
     whole, later = Layout.of((6, 10), 6), Layout.of((4, 10), 4)
     positions = torch.arange(0, 10, 3)
-    hits = hits_of(hits_at(positions, 7, 0, whole))
+    hits = hits_of(hits_at(positions, 7, range(6), whole))
     assert hits.bits.unique().numel() == 6 * positions.numel()
-    second = hits_of(hits_at(positions, 7, 2, later))
+    second = hits_of(hits_at(positions, 7, range(2, 6), later))
     assert torch.equal(second.bits, hits.bits[hits.index >= 20])
-    fewer = hits_of(hits_at(positions[1:], 7, 0, whole))
+    fewer = hits_of(hits_at(positions[1:], 7, range(6), whole))
     assert torch.equal(fewer.bits, hits.bits[hits.index % 10 > 0])
-    assert not torch.equal(hits_of(hits_at(positions, 8, 0, whole)).bits, hits.bits)
+    assert not torch.equal(hits_of(hits_at(positions, 8, range(6), whole)).bits, hits.bits)
 
 
 def test_no_unit_and_all_units() -> None:
     layout = Layout.of((2, 3, 4), 2)
     none = unit_positions(torch.empty(0, dtype=torch.int64), 5, layout)
     assert none.numel() == 0
-    assert list(hits_at(none, 1, 0, layout)) == []
+    assert list(hits_at(none, 1, range(2), layout)) == []
     every = unit_positions(torch.arange(5), 5, layout)
-    assert bool(mask_of(hits_of(hits_at(every, 1, 0, layout)), (2, 3, 4)).all())
+    assert bool(mask_of(hits_of(hits_at(every, 1, range(2), layout)), (2, 3, 4)).all())
 
 
 # -- parts -------------------------------------------------------------------------------
@@ -499,15 +500,15 @@ def test_no_unit_and_all_units() -> None:
 def test_hits_do_not_depend_on_the_size_of_a_part(
     monkeypatch: pytest.MonkeyPatch, samples: int, probability: float
 ) -> None:
-    layout = layout_of(samples, 900)
+    layout, numbers = layout_of(samples, 900), range(5, 5 + samples)
     whole = drawn_hits(3, 5, layout, probability, CPU)
-    given = hits_of(hits_at(torch.arange(0, 900, 7), 3, 5, layout))
+    given = hits_of(hits_at(torch.arange(0, 900, 7), 3, numbers, layout))
     for size in (1, 7, 64):
         monkeypatch.setattr(sampling, "PART", size)
-        parts = list(random_hits(3, 5, layout, probability, CPU))
+        parts = list(random_hits(3, numbers, layout, probability, CPU))
         assert all(part.index.numel() <= max(size, samples) for part in parts)
         assert torch.equal(hits_of(iter(parts)).index, whole.index)
         assert torch.equal(hits_of(iter(parts)).bits, whole.bits)
-        again = hits_of(hits_at(torch.arange(0, 900, 7), 3, 5, layout))
+        again = hits_of(hits_at(torch.arange(0, 900, 7), 3, numbers, layout))
         assert torch.equal(again.index, given.index)
         assert torch.equal(again.bits, given.bits)
