@@ -40,6 +40,9 @@ SAMPLE_SHIFT = 32
 MASKS, UNIFORM = 0, 1
 Fault: TypeAlias = tuple[int, int, int]
 
+# Hits that are drawn, then read, then struck together.
+BLOCK = 256
+
 # Where a loop goes on: row of the sample, position of its last hit in the tensor, draws of the
 # sample so far. All is drawn when the row is the number of samples.
 Place: TypeAlias = tuple[int, int, int]
@@ -217,37 +220,36 @@ def strike(
         How many hits there were, how many of their values are no codes, and the place to go on
         from.
     """
-    stream, word = Stream(*given_stream), Word(*given_word)
+    word = Word(*given_word)
     scale, zero_point, limit = quantiser
-    row, position, drawn = place
     kind = values.dtype.type
     factor, shift = kind(scale), kind(zero_point)
     lowest, highest = np.float64(word.lowest), np.float64(word.highest)
-    count, wrong, room = 0, 0, record.shape[1]
-    while row < stream.numbers.size:
-        last = (row + 1) * stream.elements - 1
-        start = _start(stream, row)
-        while True:
-            hashed = _mix(start + np.uint64(drawn + 1) * _STEP)
-            gap = _gap(hashed, stream.scale)
-            if gap >= last - position:
-                break
-            if count == room > 0:
-                return count, wrong, (row, position, drawn)
-            position += np.int64(gap) + 1
-            drawn += 1
-            value = values[position]
-            exact = np.float64(value) / scale + zero_point
+    index, bits = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    clean = np.empty(BLOCK, values.dtype)
+    total, wrong, room = 0, 0, record.shape[1]
+    while place[0] < given_stream[1].size:
+        block = min(BLOCK, room - total) if room > 0 else BLOCK
+        if block == 0:
+            break
+        count, place = draw_hits(given_stream, place, index[:block], bits[:block])
+        for i in range(count):  # By itself, so that these wait for memory together.
+            clean[i] = values[index[i]]
+        for i in range(count):
+            exact = np.float64(clean[i]) / scale + zero_point
             rounded = min(max(np.rint(exact), lowest), highest)
             if word.binary:
                 rounded = 1.0 if exact > 0 else -1.0
             code = np.int64(rounded)
-            new = _corrupt(code, hashed, word, fault)
+            new = _corrupt(code, np.uint64(bits[i]), word, fault)
             wrong += not abs(exact - rounded) <= limit  # So that a NaN is wrong.
             # Always written, as a branch that nobody foretells takes longer.
-            values[position] = value if new == code else (kind(new) - shift) * factor
+            values[index[i]] = clean[i] if new == code else (kind(new) - shift) * factor
             if room > 0:
-                record[0, count], record[1, count], record[2, count] = position, code, new
-            count += 1
-        row, position, drawn = row + 1, last, 0
-    return count, wrong, (row, position, drawn)
+                record[0, total + i], record[1, total + i], record[2, total + i] = (
+                    index[i],
+                    code,
+                    new,
+                )
+        total += count
+    return total, wrong, place
