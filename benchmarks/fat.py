@@ -132,6 +132,7 @@ def train_and_evaluate(way: str, seed: int) -> Accuracies:
     from fxfault.evaluation import FaultEvaluation
     from fxfault.experiment import load_experiment
     from fxfault.models import build_model
+    from fxfault.predictions import FullRunner
     from fxfault.training import train
 
     changes = {**WAYS[way], "seed.value": seed, "fault_injection.seed": seed}
@@ -153,7 +154,7 @@ def train_and_evaluate(way: str, seed: int) -> Accuracies:
     for fault_model in FAULT_MODELS:
         settings = {"enabled": True, "apply_during": "eval", "seed": EVALUATION_SEED}
         faulty = fxfault.transform(network, {**settings, "injection_type": fault_model})
-        evaluation = FaultEvaluation(faulty, batches, torch.device("cpu"), TRIALS)
+        evaluation = FaultEvaluation(FullRunner(faulty, batches), TRIALS)
         results = evaluation.sweep(PERCENTS, evaluation.baseline())
         accuracies[fault_model] = [result.mean for result in results]
     return accuracies

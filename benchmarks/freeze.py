@@ -5,13 +5,15 @@
 Two networks in evaluation, without gradients: quant_cnv with 2-bit weights and activations on
 batches of 64 images of 32 x 32, and the small quant_digits with 4 bits on batches of 64 images of
 8 x 8, where the overhead of Python shows. Faults strike all sites at 1 %. Before anything is timed
-the frozen outputs are compared with the unfrozen ones, bit for bit.
-
-What torch.compile adds is not measured here.
+the frozen outputs are compared with the unfrozen ones, bit for bit; what torch.compile makes of
+them is compared by `fxfault.compile`, which needs a C++ compiler. Without one these rows are
+skipped; without the package onnx, the one that compares with Brevitas's cached inference mode is.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,11 +32,13 @@ from benchmarks.measuring import (
     verdict,
 )
 from fxfault.models import build_model
-from fxfault.passes import frozen_parts
+from fxfault.passes import Compilation, frozen_parts
 
 BATCH = 64
 PERCENT = 1.0
 FAULTY = f"frozen, faulty {PERCENT:g} %"
+COMPILED = f"compiled, faulty {PERCENT:g} %"
+CACHED_BOUND = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Network:
         shape: of one image.
         turns: how many turns it gets for each of `--turns`: the smaller, the more.
         bound: frozen and faulty over clean and unfrozen time, at most.
+        compiled_bound: the same, compiled.
     """
 
     name: str
@@ -54,6 +59,12 @@ class Network:
     shape: tuple[int, int, int]
     turns: int
     bound: float
+    compiled_bound: float
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bound of each case that has one."""
+        return {FAULTY: self.bound, COMPILED: self.compiled_bound}
 
     def build(self) -> tuple[nn.Module, Tensor]:
         """The clean network, in eval mode, with scales and normalisation from one batch."""
@@ -74,8 +85,8 @@ class Network:
 
 
 NETWORKS = (
-    Network("quant_cnv", bits=2, shape=(3, 32, 32), turns=1, bound=0.75),
-    Network("quant_digits", bits=4, shape=(1, 8, 8), turns=10, bound=0.40),
+    Network("quant_cnv", bits=2, shape=(3, 32, 32), turns=1, bound=0.75, compiled_bound=0.40),
+    Network("quant_digits", bits=4, shape=(1, 8, 8), turns=10, bound=0.40, compiled_bound=0.25),
 )
 
 
@@ -106,13 +117,24 @@ def measure(network: Network, turns: int) -> dict[str, Any]:
     cases = _cases(model)
     with torch.no_grad():
         _require_same_bits(cases, model, images)
+        cached = against_cached_mode(model, cases["frozen, clean"], images, turns)
         runs = {name: _forward_of(case, images) for name, case in cases.items()}
+        made: Compilation = fxfault.compile(copy.deepcopy(cases[FAULTY]), images)
+        if made.compiled:
+            runs["compiled, sites disabled"] = _switched(made.model, images, enabled=False)
+            runs[COMPILED] = _switched(made.model, images, enabled=True)
         compared = compare_in_turns(_forward_of(model, images), runs, turns)
     counts = _counts(cases["frozen, clean"])
     print(f"\n{network.name}, {network.bits} bits, {turns} turns; frozen: {counts}")
     print(f"{'over clean, unfrozen time':<26}{'median':>8}{'quartiles':>16}   bound")
     for name, case in compared.items():
-        print(_row(name, case, network.bound if name == FAULTY else None))
+        print(_row(name, case, network.bounds.get(name)))
+    print(f"{COMPILED}: {made}")
+    if cached is None:
+        print("over Brevitas's cached inference: skipped, as the package onnx is not installed")
+    else:
+        print(_row("frozen, clean / cached", cached, CACHED_BOUND))
+        compared["frozen, clean over Brevitas's cached inference"] = cached
     clean = compared["clean again"].reference
     print(f"clean, unfrozen forward {1e3 * clean.median:.2f} ms ({BATCH} images)")
     return {name: asdict(case) for name, case in compared.items()}
@@ -129,6 +151,34 @@ def _cases(model: nn.Module) -> dict[str, nn.Module]:
         "frozen, sites disabled": fxfault.freeze(disabled),
         FAULTY: fxfault.freeze(faulty),
     }
+
+
+def _switched(model: Any, images: Tensor, *, enabled: bool) -> Run:
+    """A forward with the sites switched on or off, by the same compiled code."""
+
+    def run() -> None:
+        model.faults.enabled = enabled
+        model(images)
+
+    return run
+
+
+def against_cached_mode(
+    model: nn.Module, frozen: nn.Module, images: Tensor, turns: int
+) -> Compared | None:
+    """Compare a frozen forward with Brevitas's own mode for inference; None without onnx.
+
+    Before compiling: the mode makes torch forget all compiled code.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        return None
+    from brevitas.export.inference import quant_inference_mode
+
+    theirs = copy.deepcopy(model)
+    with quant_inference_mode(theirs, cache_quant_weight=True):
+        theirs(images)  # Fills the cache.
+        runs = {"frozen": _forward_of(frozen, images)}
+        return compare_in_turns(_forward_of(theirs, images), runs, turns)["frozen"]
 
 
 def _require_same_bits(cases: dict[str, nn.Module], model: nn.Module, images: Tensor) -> None:

@@ -101,6 +101,24 @@ def count(text: str) -> int:
     return _integer(text, 1, None, "an integer of at least 1")
 
 
+def memory(text: str) -> int:
+    """Read an amount of memory in bytes: a number, perhaps with K, M, G or T (powers of 1024).
+
+    >>> memory("512M"), memory("1.5G"), memory("0")
+    (536870912, 1610612736, 0)
+    >>> memory("lots")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: 'lots' is not an amount of memory, such as 512M, 2G or 0
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an amount of memory, such as 512M, 2G or 0"
+        )
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
 def seed(text: str) -> int:
     """Read a seed of faults."""
     from fxfault.config import MAX_SEED

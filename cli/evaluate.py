@@ -34,6 +34,11 @@ DESCRIPTION = """\
 Measure how the accuracy of a quantised network falls when its activations are hit by faults.
 Faults are injected while evaluating, whatever `apply_during` in the configuration says."""
 
+FULL_FOR_STATISTICS = (
+    "every run is a full one, so --cache-memory and --verify have no effect: statistics are "
+    "tracked (set `track_statistics: false` for faster runs)"
+)
+
 EPILOG = """\
 examples:
   fxfault-eval --config digits --sweep 0,1,2,5,10,20,50 --num-runs 5 --plot accuracy.png
@@ -145,6 +150,27 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="quantise weights anew in each batch; slower, and the results are the same",
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="run full batches by torch.compile, where it and a C++ compiler can; takes up to a "
+        "minute first, and says whether outputs are bit for bit those without",
+    )
+    group.add_argument(
+        "--cache-memory",
+        type=types.memory,
+        metavar="SIZE",
+        help="memory for activations of the fault-free run, such as 512M or 2G, from which runs "
+        "under faults start; with 0 they start from the data (default: a quarter of what is "
+        "free); the results are the same",
+    )
+    group.add_argument(
+        "--verify",
+        type=types.percentage,
+        default=0.0,
+        metavar="PERCENT",
+        help="run this share of the batches in full, too, and stop if predictions differ",
+    )
     group.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
 
@@ -203,6 +229,10 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
 
     if options.per_layer and options.sweep is not None:
         raise ConfigError("--per-layer takes one probability: give --probability, not --sweep")
+    if options.compile and (options.cache_memory is not None or options.verify):
+        raise ConfigError("--compile runs full batches: leave --cache-memory and --verify out")
+    if options.compile and not options.freeze:
+        raise ConfigError("--compile needs a frozen network: leave --no-freeze out")
     experiment = load_experiment(options.config)
     check_sections(experiment, ["dataset", "model"], options.config)
     path = options.checkpoint or experiment.checkpoint.path
@@ -213,6 +243,11 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     if not path.startswith(BUNDLED) and not Path(path).expanduser().exists():
         # Before data is downloaded, and before the output beside it is looked at.
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
+    if experiment.fault_injection.num_faults is not None or experiment.fault_injection.faults:
+        raise ConfigError(
+            f"{options.config}: `num_faults` and `faults` are no probability, which this command "
+            "sweeps; run them by fxfault-campaign, or set `probability`"
+        )
     notes: list[str] = []
     changes = _fault_changes(options, experiment, notes)
     faults = dataclasses.replace(experiment.fault_injection, **changes)
@@ -289,7 +324,9 @@ def _prepare(
     from fxfault.cli import experiment_setup as setup
     from fxfault.cli.evaluation_report import Setting, setting_lines
     from fxfault.evaluation import FaultEvaluation
+    from fxfault.incremental import IncrementalRunner
     from fxfault.passes import frozen_parts
+    from fxfault.predictions import FullRunner, Runner
     from fxfault.sites import faults_of
 
     device = setup.pick_device(options.device)
@@ -320,7 +357,23 @@ def _prepare(
     )
     progress.say("\n" + "\n".join(setting_lines(setting)))
     track, on_batch = experiment.fault_injection.track_statistics, progress.advance
-    return setting, FaultEvaluation(model, batches, device, options.num_runs, track, on_batch)
+    runner: Runner = FullRunner(model, batches, device)
+    made = _compiled(model, batches, device, progress) if options.compile else False
+    if not made and not track:
+        runner = IncrementalRunner(model, batches, device, options.cache_memory, options.verify)
+    elif options.cache_memory is not None or options.verify:
+        progress.say(f"Note: {FULL_FOR_STATISTICS}")
+    return setting, FaultEvaluation(runner, options.num_runs, track, on_batch)
+
+
+def _compiled(model: nn.Module, batches: Batches, device: torch.device, progress: Progress) -> bool:
+    """Compile the model if that works, and say what came of it."""
+    import fxfault
+
+    inputs, _ = next(iter(batches))
+    made = fxfault.compile(model, inputs.to(device))
+    progress.say(f"Note: {made}")
+    return made.compiled
 
 
 def _load(
@@ -369,7 +422,9 @@ def _measure(
     try:
         say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
         findings.baseline = evaluation.baseline()
-        say(f"Baseline accuracy: {findings.baseline:.2f}%\n\n{WIDE}")
+        say(f"Baseline accuracy: {findings.baseline:.2f}%")
+        why = getattr(evaluation.runner, "why_full", None)
+        say(f"Note: {why}\n\n{WIDE}" if why else f"\n{WIDE}")
         for result in evaluation.sweep(_announced(setting, progress), findings.baseline):
             findings.results.append(result)
             lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]

@@ -250,7 +250,8 @@ def _headline(
 
 
 def _fault_words(config: Any) -> str:
-    words = [f"{config.injection_type} {config.probability:g} %", f"mode {config.mode}"]
+    faults = "; ".join(str(entry).replace(" at ", " ") for entry in config.entries())
+    words = [faults, f"mode {config.mode}"]
     words.append(f"during {config.apply_during}")
     if config.apply_during != "eval" and config.epoch_interval > 1:
         words.append(f"every {config.epoch_interval} epochs")

@@ -76,8 +76,8 @@ def sweep_picture(
         file_format: one of `FORMATS`.
     """
     ordered = sorted(results, key=lambda result: result.probability)
-    with _settings():
-        figure, axes = _figure(6.6, 4.0)
+    with plot_settings():
+        figure, axes = new_figure(6.6, 4.0)
         _draw_accuracy(axes, ordered, fault_model)
         _draw_levels(axes, ordered, chance)
         scale = _scale_probabilities(axes, [result.probability for result in ordered])
@@ -88,7 +88,7 @@ def sweep_picture(
         length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
         columns = 3 if length < _LEGEND_LINE else 1
         figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
-        return _rendered(figure, file_format)
+        return rendered(figure, file_format)
 
 
 def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
@@ -102,9 +102,11 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
     """
     shown = rank(results)[:MOST_BARS]
     runs, probability = len(shown[0].runs), shown[0].probability
-    with _settings():
+    with plot_settings():
         names = [f"{result.index}  {shortened(result.name)}" for result in shown]
-        figure, axes = _figure(4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + 0.24 * len(shown)))
+        figure, axes = new_figure(
+            4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + 0.24 * len(shown))
+        )
         errors = [result.std for result in shown] if runs > 1 else None
         axes.barh(
             range(len(shown)),
@@ -125,7 +127,7 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
             axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
         else:
             axes.set_ylabel("Site struck alone")
-        return _rendered(figure, file_format)
+        return rendered(figure, file_format)
 
 
 def training_picture(
@@ -143,11 +145,11 @@ def training_picture(
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) <= _MOST_TICKS else None
     noisy = any(row["noisy_steps"] for row in rows)
-    with _settings():
+    with plot_settings():
         figure, panels = (
-            _figure(6.6, 6.6, nrows=3, sharex=True, height_ratios=[3, 3, 2])
+            new_figure(6.6, 6.6, nrows=3, sharex=True, height_ratios=[3, 3, 2])
             if noisy
-            else _figure(6.6, 5.0, nrows=2, sharex=True)
+            else new_figure(6.6, 5.0, nrows=2, sharex=True)
         )
         losses, accuracies = panels[:2]
         for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
@@ -168,7 +170,7 @@ def training_picture(
         panels[-1].set_xlim(-0.5, max(epochs) + 0.5)
         handles, labels = accuracies.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, **_LEGEND)
-        return _rendered(figure, file_format)
+        return rendered(figure, file_format)
 
 
 def _draw_schedule(
@@ -256,13 +258,15 @@ def _scale_probabilities(axes: Any, places: Sequence[float]) -> str:
     return ", logarithmic" if is_wide else ""
 
 
-def _settings() -> Any:
+def plot_settings() -> Any:
+    """Draw with our fonts, sizes and colours inside this context, and as before after it."""
     import matplotlib
 
     return matplotlib.rc_context(_SETTINGS)
 
 
-def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    """Make a figure of some size in inches, and its axes; `grid` as for `Figure.subplots`."""
     # Not pyplot: it keeps a global list of figures and may look for a display.
     from matplotlib.figure import Figure
 
@@ -270,7 +274,8 @@ def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(**grid)
 
 
-def _rendered(figure: Figure, file_format: str) -> bytes:
+def rendered(figure: Figure, file_format: str) -> bytes:
+    """The bytes of a picture file: `png`, `svg` or `pdf`."""
     # Without the time of drawing, the same results give the same file.
     undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     picture = io.BytesIO()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         get_strategy,
         register_fault_model,
     )
+    from fxfault.passes.compilation import compile
     from fxfault.passes.freeze import freeze, thaw
     from fxfault.passes.injector import FaultInjector
     from fxfault.passes.inspection import inspect
@@ -69,6 +70,7 @@ _HOMES = {
         "get_strategy",
         "register_fault_model",
     ),
+    "fxfault.passes.compilation": ("compile",),
     "fxfault.passes.freeze": ("freeze", "thaw"),
     "fxfault.passes.injector": ("FaultInjector",),
     "fxfault.passes.inspection": ("inspect",),
@@ -96,6 +98,7 @@ __all__ = [
     "SiteError",
     "TrainingError",
     "TransformError",
+    "compile",
     "fault_model_names",
     "freeze",
     "get_fault_model",

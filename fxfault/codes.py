@@ -124,7 +124,8 @@ class Word:
         numbers = (self.lowest, self.highest, self.min, self.max, self.max - self.min + 1)
         patterns = (self.all_ones, self.msb)
         kinds = {"signed": self.signed, "narrow": self.narrow_range, "binary": self.binary}
-        return tuple(kernels.Word(*(int(number) for number in (*numbers, *patterns)), **kinds))
+        fields: list[Any] = [int(number) for number in (*numbers, *patterns)]
+        return tuple(kernels.Word(*fields, **kinds))
 
     def to_pattern(self, code: Code) -> Code:
         """The bits of a code as a number from 0 to 2**bit_width - 1.

@@ -84,6 +84,64 @@ _Index = Annotated[int, Field(ge=0)]
 _Percentage = Annotated[float, Field(ge=0, le=100)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Interval = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Bit = Annotated[int, Field(ge=0, le=31)] | Literal["random", "each"]
+_Length = Annotated[int, Field(ge=1, le=32)]
+_Layers = _Name | _Index | Annotated[list[_Name | _Index], Field(min_length=1)] | None
+_AS_ABOVE = "As the key of the section."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultEntry:
+    """One of several faults that strike in one run: what, how often and where.
+
+    >>> print(FaultEntry(injection_type="bit_flip", bit=3, probability=0.1))
+    bit_flip 3 at 0.1 %
+    >>> print(FaultEntry(num_faults=2))
+    random, 2 a sample
+    """
+
+    injection_type: Annotated[str | FaultModel, _FaultModelRule(), Field(description=_AS_ABOVE)] = (
+        "random"
+    )
+    bit: Annotated[_Bit | None, Field(description=_AS_ABOVE)] = None
+    burst_length: Annotated[_Length | None, Field(description=_AS_ABOVE)] = None
+    probability: Annotated[
+        _Percentage | None,
+        Field(description="As the key of the section; an entry has this or `num_faults`."),
+    ] = None
+    rate_unit: Annotated[Literal["element", "bit"], Field(description=_AS_ABOVE)] = "element"
+    num_faults: Annotated[
+        _Count | None,
+        Field(description="As the key of the section; an entry has this or `probability`."),
+    ] = None
+    layers: Annotated[_Layers, Field(description=_AS_ABOVE)] = None
+
+    @property
+    def strikes(self) -> bool:
+        """Whether it can hit anything."""
+        return bool(self.probability or self.num_faults)
+
+    def __str__(self) -> str:
+        model: Any = self.injection_type
+        label = str(getattr(model, "label", None) or getattr(model, "name", model))
+        chosen = [str(c) for c in (self.bit, self.burst_length) if c not in (None, "random")]
+        return f"{' '.join([label, *chosen])}{rate_text(self)}"
+
+
+def rate_text(fault: Any) -> str:
+    """How often a fault strikes, to stand after its name.
+
+    >>> rate_text(FaultEntry(probability=0.1, rate_unit="bit")), rate_text(FaultEntry(num_faults=2))
+    (' at 0.1 % of the bits', ', 2 a sample')
+
+    Args:
+        fault: has `probability`, `rate_unit` and `num_faults`.
+    """
+    bits = fault.rate_unit == "bit"
+    if fault.num_faults is not None:
+        return f", {fault.num_faults} {'bits ' if bits else ''}a sample"
+    return f" at {fault.probability:g} %{' of the bits' if bits else ''}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +191,116 @@ def _point_problems(points: Sequence[CurriculumPoint | None]) -> list[str]:
     return problems
 
 
+def _entry_problems(entries: Sequence[FaultEntry | None]) -> list[str]:
+    """Say what cannot be together in an entry."""
+    problems = []
+    for index, entry in enumerate(entries):
+        if entry is None:
+            continue
+        if (entry.probability is None) == (entry.num_faults is None):
+            have = "neither" if entry.probability is None else "both"
+            problems.append(f"[{index}]: has {have}, allowed: one of probability and num_faults")
+        problems += _word_problems(entry, [entry.injection_type], f"[{index}].")
+    return problems
+
+
+def _word_problems(fault: Any, models: Sequence[str | FaultModel], prefix: str) -> list[str]:
+    """Say which of `bit`, `burst_length` and `rate_unit` do not fit the fault models."""
+    if (fault.bit, fault.burst_length, fault.rate_unit) == (None, None, "element"):
+        return []
+    from fxfault.fault_models import fault_model_names, get_fault_model, takes
+
+    def allowed(key: str) -> str:
+        fit = [repr(name) for name in fault_model_names() if takes(get_fault_model(name), key)]
+        return f"allowed with an injection_type of {', '.join(fit)}"
+
+    problems = []
+    named = [get_fault_model(model) for model in models if isinstance(model, str)]
+    if fault.bit == "each":
+        problems.append(
+            f"{prefix}bit: got 'each' (str), which stands for many runs: make it an axis of a "
+            "study (fxfault-campaign), or give one bit, from 0 to 31, or 'random'"
+        )
+    for key in ("bit", "burst_length"):
+        value = getattr(fault, key)
+        if value not in (None, "each") and not any(takes(model, key) for model in named):
+            problems.append(f"{prefix}{key}: got {got(value)}, {allowed(key)}")
+    if fault.rate_unit == "bit":
+        if not all(takes(get_fault_model(model), "rate_unit") for model in models):
+            problems.append(f"{prefix}rate_unit: got 'bit' (str), {allowed('rate_unit')}")
+        elif fault.bit not in (None, "random", "each"):
+            problems.append(
+                f"{prefix}bit: got {got(fault.bit)}, allowed with rate_unit: bit: null or "
+                "'random', as every bit is drawn by itself"
+            )
+    return problems
+
+
+def contradictions(config: FaultInjectionConfig | None, where: str) -> list[str]:
+    """Say which values are allowed, but not together.
+
+    Args:
+        config: a section whose values are allowed one by one; None: there is nothing to say.
+        where: path of the section in its file; empty for the top level.
+    """
+    if config is None:
+        return []
+    prefix = f"{where}." if where else ""
+    points = [point for point in config.curriculum or () if isinstance(point, CurriculumPoint)]
+    if config.faults is not None:
+        return _beside_entries(config, points, prefix)
+    types = [point.injection_type for point in points if point.injection_type is not None]
+    problems = _word_problems(config, [config.injection_type, *types], prefix)
+    if config.num_faults is not None:
+        problems += _beside_num_faults(config, points, prefix)
+    if config.hw_mask and config.rate_unit == "bit":
+        problems.append(
+            f"{prefix}rate_unit: got 'bit' (str), allowed with hw_mask: 'element', as a broken "
+            "unit computes whole values"
+        )
+    return problems
+
+
+def _default_of(key: str) -> Any:
+    return next(field.default for field in fields(FaultInjectionConfig) if field.name == key)
+
+
+def _beside_num_faults(
+    config: FaultInjectionConfig, points: Sequence[CurriculumPoint], prefix: str
+) -> list[str]:
+    problems = []
+    if config.probability != _default_of("probability"):
+        problems.append(
+            f"{prefix}probability: got {got(config.probability)} beside num_faults, which takes "
+            "its place; leave one out"
+        )
+    if any(point.probability is not None for point in points):
+        problems.append(f"{prefix}curriculum: changes probability, in whose place num_faults is")
+    if config.hw_mask:
+        problems.append(
+            f"{prefix}num_faults: got {got(config.num_faults)}, allowed with hw_mask: null; "
+            "`probability` says how many units are broken"
+        )
+    return problems
+
+
+def _beside_entries(
+    config: FaultInjectionConfig, points: Sequence[CurriculumPoint], prefix: str
+) -> list[str]:
+    """Say what the section itself must leave to the entries of `faults`."""
+    problems = [
+        f"{prefix}{key}: got {got(getattr(config, key))} beside faults; say it in their entries"
+        for key in (*(field.name for field in fields(FaultEntry)), "hw_mask")
+        if getattr(config, key) != _default_of(key)
+    ]
+    problems += [
+        f"{prefix}curriculum: changes {key}, which each entry of faults has for itself"
+        for key in ("probability", "injection_type")
+        if any(getattr(point, key) is not None for point in points)
+    ]
+    return problems
+
+
 @dataclass(kw_only=True, slots=True)
 class FaultInjectionConfig:
     """The `fault_injection` section: which faults to inject, how often, when and where.
@@ -161,6 +329,20 @@ allowed: a number from 0 to 100
             "independently, afresh at every forward.",
         ),
     ] = 5.0
+    rate_unit: Annotated[
+        Literal["element", "bit"],
+        Field(
+            description="What `probability` and `num_faults` count: values, or single bits of "
+            "their words, of which one value may then have several hit."
+        ),
+    ] = "element"
+    num_faults: Annotated[
+        _Count | None,
+        Field(
+            description="In place of a probability: so many hits in each sample, no more and no "
+            "less, spread evenly over all selected sites together."
+        ),
+    ] = None
     mode: Annotated[
         Literal["full_model", "layer"],
         Field(description="Inject at all selected sites, or at one of them (`injection_layer`)."),
@@ -178,6 +360,25 @@ allowed: a number from 0 to 100
         _FaultModelRule(),
         Field(description="Fault model: what happens to the integer code of a value that is hit."),
     ] = "random"
+    bit: Annotated[
+        _Bit | None,
+        Field(
+            description="Bit of the word that `bit_flip`, `stuck_at_0` and `stuck_at_1` strike; 0 "
+            "is the lowest. Null and `random` draw it for each hit; `each` is for studies."
+        ),
+    ] = None
+    burst_length: Annotated[
+        _Length | None,
+        Field(description="Adjacent bits that a `burst` flips; null takes 2."),
+    ] = None
+    faults: Annotated[
+        Sequence[FaultEntry | Mapping[str, Any]] | None,
+        SectionList(FaultEntry, _entry_problems),
+        Field(
+            description="Several faults in one run, each with its own layers and rate; what an "
+            "entry says, the section itself then does not."
+        ),
+    ] = None
     apply_during: Annotated[
         Literal["train", "eval", "both"],
         Field(description="Phase in which faults are injected, told by `model.training`."),
@@ -245,7 +446,7 @@ allowed: a number from 0 to 100
         ),
     ] = "ste"
     layers: Annotated[
-        _Name | _Index | Annotated[list[_Name | _Index], Field(min_length=1)] | None,
+        _Layers,
         Field(
             description="Sites to inject at: names, glob patterns such as `layer1.*`, or indices "
             "in execution order; null selects all."
@@ -275,7 +476,8 @@ allowed: a number from 0 to 100
             InvalidConfigError: any number of unknown keys and values that are not allowed.
         """
         made, problems = parse_section(cls, config, SECTION)
-        if made is None:
+        problems += contradictions(made, SECTION)
+        if made is None or problems:
             raise InvalidConfigError(problems)
         return made
 
@@ -290,7 +492,7 @@ allowed: a number from 0 to 100
         Raises:
             InvalidConfigError: the file cannot be read, or its section is not allowed.
         """
-        content, source = load_yaml(path), str(path)
+        content, source, where = load_yaml(path), str(path), SECTION
         # no key of the section holds a mapping, but an experiment's own `seed` section is one
         own = [
             key
@@ -306,14 +508,29 @@ allowed: a number from 0 to 100
                 if content[key] is not None  # an empty `seed` section of an experiment
             ]
         elif own:
-            made, problems = parse_section(cls, content, "")
+            where = ""
+            made, problems = parse_section(cls, content, where)
         else:
             found = ", ".join(key_text(key) for key in content) or "no key"
             hint = did_you_mean(content, [SECTION])
             made, problems = None, [f"no section {SECTION!r}; found: {found}{hint}"]
+        problems += contradictions(made, where)
         if made is None or problems:
             raise InvalidConfigError(problems, source)
         return made
+
+    def entries(self) -> tuple[FaultEntry, ...]:
+        """Give what strikes: the entries of `faults`, or the one fault of the section itself.
+
+        >>> [str(entry) for entry in FaultInjectionConfig(injection_type="msb_flip").entries()]
+        ['msb_flip at 5 %']
+        """
+        if self.faults is not None:
+            return tuple(e if isinstance(e, FaultEntry) else FaultEntry(**e) for e in self.faults)
+        own = {field.name: getattr(self, field.name) for field in fields(FaultEntry)}
+        if self.num_faults is not None:
+            own["probability"] = None
+        return (FaultEntry(**own),)
 
     def to_dict(self) -> dict[str, Any]:
         """Give all fields as plain values that YAML and JSON can hold.
@@ -328,7 +545,8 @@ allowed: a number from 0 to 100
         return {
             **section_to_dict(self),
             "injection_type": _fault_model_name(self.injection_type, SECTION),
-            "curriculum": _plain_points(self.curriculum),
+            "curriculum": _plain_list(self.curriculum, "curriculum"),
+            "faults": _plain_list(self.faults, "faults"),
         }
 
     def validate(self) -> None:
@@ -340,15 +558,15 @@ allowed: a number from 0 to 100
         self.from_dict({field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def _plain_points(points: Sequence[CurriculumPoint | Mapping[str, Any]] | None) -> Any:
-    """Give the points of a curriculum as mappings of what they name."""
-    if not isinstance(points, (list, tuple)):
-        return points
-    return [_plain_point(point, f"{SECTION}.curriculum[{i}]") for i, point in enumerate(points)]
+def _plain_list(items: Sequence[Any] | None, key: str) -> Any:
+    """Give the points of a curriculum, or the entries of `faults`, as mappings of what they say."""
+    if not isinstance(items, (list, tuple)):
+        return items
+    return [_plain_item(item, f"{SECTION}.{key}[{i}]") for i, item in enumerate(items)]
 
 
-def _plain_point(point: CurriculumPoint | Mapping[str, Any], where: str) -> dict[str, Any]:
-    values = dict(point) if isinstance(point, Mapping) else section_to_dict(point)
+def _plain_item(item: Any, where: str) -> dict[str, Any]:
+    values = dict(item) if isinstance(item, Mapping) else section_to_dict(item)
     plain = {key: value for key, value in values.items() if value is not None}
     if "injection_type" in plain:
         plain["injection_type"] = _fault_model_name(plain["injection_type"], where)

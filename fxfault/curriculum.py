@@ -31,12 +31,18 @@ Only training has epochs: with `apply_during: eval` every epoch has the configur
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxfault.config import CURRICULUM_SETTINGS, CurriculumPoint, FaultInjectionConfig
+from fxfault.config import (
+    CURRICULUM_SETTINGS,
+    CurriculumPoint,
+    FaultEntry,
+    FaultInjectionConfig,
+)
 from fxfault.errors import ConfigError
 from fxfault.schema import got
 
@@ -60,6 +66,8 @@ class EpochPlan:
     epoch 3: random at 5 %, in 50 % of the steps
     >>> print(EpochPlan(3, 5.0, 0.5, 2, "random"))
     epoch 3: no faults
+    >>> print(epoch_plan(FaultInjectionConfig(num_faults=2), 3))
+    epoch 3: random, 2 a sample, in 100 % of the steps
 
     Attributes:
         epoch: the epoch, counted from 0.
@@ -67,6 +75,7 @@ class EpochPlan:
         step_interval: chance that a training step is noisy, 0 to 1.
         epoch_interval: faults strike in every such epoch.
         injection_type: the fault model, by name or as an object.
+        several: what strikes, where that is not just this fault model with this probability.
     """
 
     epoch: int
@@ -74,21 +83,25 @@ class EpochPlan:
     step_interval: float
     epoch_interval: int
     injection_type: str | FaultModel
+    several: tuple[FaultEntry, ...] = ()
 
     @property
     def noisy(self) -> bool:
         """Whether any fault can strike in this epoch."""
         due = self.epoch % self.epoch_interval == 0
-        return due and self.step_interval > 0 and self.probability > 0
+        return due and self.step_interval > 0 and any(entry.strikes for entry in self.entries)
+
+    @property
+    def entries(self) -> tuple[FaultEntry, ...]:
+        """What strikes in a noisy step."""
+        own = FaultEntry(injection_type=self.injection_type, probability=self.probability)
+        return self.several or (own,)
 
     def __str__(self) -> str:
         if not self.noisy:
             return f"epoch {self.epoch}: no faults"
-        name = getattr(self.injection_type, "name", self.injection_type)
-        return (
-            f"epoch {self.epoch}: {name} at {self.probability:g} %, "
-            f"in {100 * self.step_interval:g} % of the steps"
-        )
+        share = f"in {100 * self.step_interval:g} % of the steps"
+        return f"epoch {self.epoch}: {'; '.join(map(str, self.entries))}, {share}"
 
 
 def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
@@ -109,7 +122,14 @@ def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
         name: _value(points, name, getattr(config, name), epoch, config.interpolate)
         for name in CURRICULUM_SETTINGS
     }
-    return EpochPlan(epoch=epoch, **values)
+    plan = EpochPlan(epoch=epoch, **values)
+    said = (config.faults, config.num_faults, config.bit, config.burst_length, config.rate_unit)
+    if said == (None, None, None, None, "element"):
+        return plan
+    now = dataclasses.replace(
+        config, probability=plan.probability, injection_type=plan.injection_type
+    )
+    return dataclasses.replace(plan, several=now.entries())
 
 
 def governed_settings(config: FaultInjectionConfig) -> frozenset[str]:

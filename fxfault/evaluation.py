@@ -13,20 +13,18 @@ Results come out of generators one by one, so that a caller may show each and st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fxfault.errors import ConfigError, DataError
+from fxfault.errors import ConfigError
+from fxfault.predictions import OnBatch, Runner, predict
 from fxfault.sites import FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
-
-OnBatch = Callable[[int], None]
-"""Called with the number of samples of a batch when it is done."""
 
 
 def accuracy(
@@ -37,8 +35,7 @@ def accuracy(
 ) -> float:
     """Give the share of samples whose highest score is that of their label, in percent.
 
-    The model is in eval mode meanwhile; each of its modules gets the mode back that it had. The
-    scores may come as a tensor, a QuantTensor, or the first item of a tuple or list.
+    See `fxfault.predictions.predict` for what the model and the loader may give.
 
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> scores, labels = torch.eye(4), torch.tensor([0, 1, 2, 0])
@@ -54,44 +51,7 @@ def accuracy(
     Raises:
         DataError: there is no sample, or the scores have another shape.
     """
-    # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
-    with _in_eval_mode(model), torch.no_grad():
-        hits, samples = torch.zeros((), dtype=torch.int64, device=device), 0
-        for inputs, labels in loader:
-            predicted = _scores(model(inputs.to(device)), len(labels)).argmax(1)
-            hits += (predicted == labels.to(device)).sum()
-            samples += len(labels)
-            if on_batch is not None:
-                on_batch(len(labels))
-    if samples == 0:
-        raise DataError("accuracy: the data has no sample")
-    return 100.0 * int(hits) / samples
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    # One by one: a part may have been put into eval mode on purpose (frozen batch norm).
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _scores(output: Any, samples: int) -> Tensor:
-    # A QuantTensor is a tuple too, with its values under `value`.
-    scores = getattr(output, "value", output)
-    if isinstance(scores, (tuple, list)) and scores:
-        scores = getattr(scores[0], "value", scores[0])
-    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[0] != samples:
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise DataError(
-            f"accuracy: the model returned {found} for {samples} samples; expected scores of shape "
-            f"({samples}, classes), alone or as the first item of a tuple"
-        )
-    return scores
+    return predict(model, loader, device, on_batch).accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +131,19 @@ def rank(results: Iterable[LayerResult]) -> list[LayerResult]:
 class FaultEvaluation:
     """Evaluates a transformed model under faults; between results nothing is kept here.
 
+    How the model is run is the runner's business: in full, or incrementally
+    (`fxfault.incremental`), with the same results.
+
     >>> import fxfault
     >>> from brevitas.nn import QuantReLU
+    >>> from fxfault.predictions import FullRunner
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> data = TensorDataset(torch.eye(8).repeat(8, 1), torch.arange(8).repeat(8))
     >>> model = fxfault.transform(
     ...     nn.Sequential(QuantReLU(bit_width=4, scaling_impl_type="const", max_val=1.0)),
     ...     {"enabled": True, "apply_during": "eval", "injection_type": "msb_flip", "seed": 1},
     ... )
-    >>> evaluation = FaultEvaluation(model, DataLoader(data, batch_size=16), num_runs=3)
+    >>> evaluation = FaultEvaluation(FullRunner(model, DataLoader(data, batch_size=16)), num_runs=3)
     >>> baseline = evaluation.baseline()
     >>> [result.mean for result in evaluation.sweep([0, 100], baseline)]
     [100.0, 0.0]
@@ -189,36 +153,29 @@ class FaultEvaluation:
     as they were.
 
     Attributes:
-        model: what `fxfault.transform` returned, on `device`.
-        loader: gives the same batches of (inputs, labels) each time that it is iterated.
-        device: where the model is.
+        runner: runs the model on the data.
         num_runs: trials for each result, at least 1.
         track_statistics: measure what is injected.
-        on_batch: called after each batch of every trial.
+        on_batch: called with a number of samples whenever some are done.
     """
 
-    model: nn.Module
-    loader: Iterable[Any]
-    device: torch.device | str = "cpu"
+    runner: Runner
     num_runs: int = 1
     track_statistics: bool = False
     on_batch: OnBatch | None = None
 
     def __post_init__(self) -> None:
-        faults_of(self.model)
         if isinstance(self.num_runs, bool) or self.num_runs < 1:
             raise ConfigError(f"num_runs: got {self.num_runs!r}, allowed: an integer of at least 1")
 
     @property
     def faults(self) -> FaultSites:
         """The sites of the model."""
-        return faults_of(self.model)
+        return faults_of(self.runner.model)
 
     def baseline(self) -> float:
         """Accuracy without faults, in percent."""
-        with _settings_restored(self.faults):
-            self.faults.enabled = False
-            return self._accuracy()
+        return self.runner.golden(self.on_batch).accuracy
 
     def sweep(self, probabilities: Iterable[float], baseline: float) -> Iterator[ProbabilityResult]:
         """Evaluate at each probability in turn, with all selected sites struck together.
@@ -297,12 +254,8 @@ class FaultEvaluation:
             # Not `select`, which in mode `layer` takes the site of the configuration.
             for site in faults:
                 site.selected = site.index == only
-        result = self._accuracy()
-        faults.check()
-        return result, [site.index for site in faults if site.selected]
-
-    def _accuracy(self) -> float:
-        return accuracy(self.model, self.loader, self.device, self.on_batch)
+        reached = self.runner.run(self.on_batch).accuracy
+        return reached, [site.index for site in faults if site.selected]
 
     def _new_statistics(self) -> FaultStatistics | None:
         if self.track_statistics:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from fxfault.config import FaultInjectionConfig
+from fxfault.config import SECTION, FaultInjectionConfig, contradictions
 from fxfault.errors import InvalidConfigError
 from fxfault.schema import (
     got,
@@ -243,6 +243,7 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
             elif values is not None:
                 sections[key], found = parse_section(_SECTIONS[key], values, key)
                 problems += found
+        problems += contradictions(sections.get(SECTION), SECTION)
         problems += _schedule_problems(sections.get("scheduler"))
         if problems:
             raise InvalidConfigError(problems, source)

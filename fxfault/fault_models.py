@@ -19,14 +19,17 @@ files with `register_fault_model(StuckAtZero())`.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fxfault.codes import Word
+from fxfault.codes import MAX_BIT_WIDTH, Word
 from fxfault.errors import ConfigError
 from fxfault.random_numbers import stream_key, uniform_int63
 
@@ -40,9 +43,28 @@ class FaultModel(ABC):
 
     Attributes:
         name: how configuration files, tables and plots call it.
+        label: the same with what was chosen for it, such as a bit.
+        takes_bit: whether the key `bit` is meant for it; then it is a dataclass with that field.
+        takes_burst_length: the same for the key `burst_length` and a field `length`.
+        same_in_every_sample: whether the fault sits in the hardware: the same elements are hit,
+            in the same way, in every sample of a trial.
+        fewest_bits: of a word that it can strike.
     """
 
     name: str
+    takes_bit: ClassVar[bool] = False
+    takes_burst_length: ClassVar[bool] = False
+    same_in_every_sample: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """The name, with what was chosen."""
+        return self.name
+
+    @property
+    def fewest_bits(self) -> int:
+        """Bits that a word must have at least."""
+        return 1
 
     @abstractmethod
     def corrupt(self, codes: Tensor, word: Word, draw: Draw) -> Tensor:
@@ -178,6 +200,169 @@ class FullFlipStrategy(BitMaskModel):
         return word.all_ones, word.all_ones
 
 
+class BitModel(FaultModel):
+    """Strikes some bits of the word and leaves the others.
+
+    Which bits is one question, and what becomes of them another: `effect` is that they flip, or
+    are stuck and read as 0 (`clear`) or as 1 (`set`).
+
+    Attributes:
+        effect: what becomes of a bit that is struck.
+        strikes_single_bits: whether an upset is that of one bit, so that upsets of a word's bits
+            can be drawn one by one (`rate_unit: bit`).
+    """
+
+    effect: ClassVar[Literal["flip", "clear", "set"]]
+    strikes_single_bits: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def span(self) -> int:
+        """The bits that are struck together, as a pattern; of those that are drawn, at bit 0."""
+
+    @property
+    @abstractmethod
+    def is_drawn(self) -> bool:
+        """Whether their place in the word is drawn for each hit."""
+
+    @property
+    def fewest_bits(self) -> int:
+        """Bits that a word must have at least."""
+        return self.span.bit_length()
+
+    def places(self, word: Word) -> int | Tensor:
+        """How many places in the word the struck bits can have."""
+        return word.bit_width - self.fewest_bits + 1
+
+    def corrupt(self, codes: Tensor, word: Word, draw: Draw) -> Tensor:
+        struck = self.span << (draw(0) % self.places(word)) if self.is_drawn else self.span
+        return self.corrupt_bits(codes, word, struck)
+
+    def corrupt_bits(self, codes: Tensor, word: Word, struck: int | Tensor) -> Tensor:
+        """Give the codes that are read back after certain bits were struck.
+
+        >>> StuckAt1Strategy().corrupt_bits(torch.tensor([4, -8]), Word(4, signed=True), 0b0011)
+        tensor([ 7, -5])
+
+        Args:
+            codes: as `corrupt` takes them.
+            word: the word that they are stored in.
+            struck: the bits, as a pattern; one for all codes, or int64 of their shape.
+        """
+        pattern = word.to_pattern(codes)
+        if self.effect == "flip":
+            pattern = pattern ^ struck
+        elif self.effect == "set":
+            pattern = pattern | struck
+        else:
+            pattern = pattern & (pattern ^ struck)
+        return word.from_pattern(pattern)
+
+
+@dataclass(frozen=True)
+class _OneBit(BitModel):
+    """Strikes one bit: a certain one, or one that is drawn uniformly for each hit.
+
+    Attributes:
+        bit: which; None draws it. Bit 0 is the least significant.
+    """
+
+    bit: int | None = None
+    takes_bit: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_range("bit", self.bit, 0, MAX_BIT_WIDTH - 1)
+
+    @property
+    def label(self) -> str:
+        """The name, and the bit where it is not drawn."""
+        return self.name if self.bit is None else f"{self.name} {self.bit}"
+
+    @property
+    def span(self) -> int:
+        """The bit, as a pattern."""
+        return 1 << (self.bit or 0)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the bit is drawn for each hit."""
+        return self.bit is None
+
+
+class BitFlipStrategy(_OneBit):
+    """One bit flips: a single-event upset.
+
+    >>> BitFlipStrategy(bit=2).corrupt(torch.tensor([0, -1]), Word(4, signed=True), draw=None)
+    tensor([ 4, -5])
+    """
+
+    name = "bit_flip"
+    effect = "flip"
+
+
+class StuckAt0Strategy(_OneBit):
+    """One bit reads as 0, in the same elements of every sample: a broken cell.
+
+    >>> StuckAt0Strategy(bit=3).corrupt(torch.tensor([7, -1]), Word(4, signed=True), draw=None)
+    tensor([7, 7])
+    """
+
+    name = "stuck_at_0"
+    effect = "clear"
+    same_in_every_sample = True
+
+
+class StuckAt1Strategy(_OneBit):
+    """One bit reads as 1, in the same elements of every sample: a broken cell."""
+
+    name = "stuck_at_1"
+    effect = "set"
+    same_in_every_sample = True
+
+
+@dataclass(frozen=True)
+class BurstStrategy(BitModel):
+    """Adjacent bits of the word flip; where they start is drawn uniformly for each hit.
+
+    >>> BurstStrategy(length=4).corrupt(torch.tensor([5]), Word(4, False), lambda stream: 12345)
+    tensor([10])
+
+    Attributes:
+        length: how many; a word must have that many.
+    """
+
+    length: int = 2
+    name = "burst"
+    effect = "flip"
+    strikes_single_bits: ClassVar[bool] = False
+    takes_burst_length: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_range("burst_length", self.length, 1, MAX_BIT_WIDTH)
+
+    @property
+    def label(self) -> str:
+        """The name, and how many bits."""
+        return f"{self.name} {self.length}"
+
+    @property
+    def span(self) -> int:
+        """So many ones."""
+        return (1 << self.length) - 1
+
+    @property
+    def is_drawn(self) -> bool:
+        """Always."""
+        return True
+
+
+def _check_range(key: str, number: int | None, low: int, high: int) -> None:
+    if number is None and key == "bit":
+        return
+    if type(number) is not int or not low <= number <= high:
+        raise ConfigError(f"{key}: got {number!r}, allowed: an integer from {low} to {high}")
+
+
 _REGISTRY: dict[str, FaultModel] = {}
 
 
@@ -211,11 +396,21 @@ def fault_model_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
-def get_fault_model(model: str | FaultModel) -> FaultModel:
+def get_fault_model(
+    model: str | FaultModel, bit: int | str | None = None, burst_length: int | None = None
+) -> FaultModel:
     """Find a fault model by name; an instance is returned as it is.
 
     >>> get_fault_model("msb_flip")
     MSBFlipStrategy()
+    >>> get_fault_model("bit_flip", bit=3)
+    BitFlipStrategy(bit=3)
+
+    Args:
+        model: its name, or an instance.
+        bit: which bit one that is found by name strikes, if it takes one; None or `random`: it
+            draws it.
+        burst_length: how many bits, likewise; None leaves it as it was registered.
 
     Raises:
         ConfigError: no fault model has this name.
@@ -233,10 +428,40 @@ def get_fault_model(model: str | FaultModel) -> FaultModel:
         raise ConfigError(
             f"no fault model {model!r}; {hint}known: {', '.join(fault_model_names())}"
         )
-    return _REGISTRY[model]
+    found = _REGISTRY[model]
+    if bit not in (None, "random") and found.takes_bit:
+        found = dataclasses.replace(found, bit=bit)  # type: ignore[type-var]
+    if burst_length is not None and found.takes_burst_length:
+        found = dataclasses.replace(found, length=burst_length)  # type: ignore[type-var]
+    return found
 
 
-for _model in (RandomStrategy(), LSBFlipStrategy(), MSBFlipStrategy(), FullFlipStrategy()):
+def label_of(model: FaultModel) -> str:
+    """The label of a fault model, also of one without our base class."""
+    return str(getattr(model, "label", model.name))
+
+
+def is_same_in_every_sample(model: FaultModel) -> bool:
+    """Whether the fault sits in the hardware; see `FaultModel.same_in_every_sample`."""
+    return bool(getattr(model, "same_in_every_sample", False))
+
+
+def takes(model: FaultModel, key: str) -> bool:
+    """Whether a fault model takes the key `bit` or `burst_length`, or `rate_unit: bit`."""
+    attribute = "strikes_single_bits" if key == "rate_unit" else f"takes_{key}"
+    return bool(getattr(model, attribute, False))
+
+
+for _model in (
+    RandomStrategy(),
+    LSBFlipStrategy(),
+    MSBFlipStrategy(),
+    FullFlipStrategy(),
+    BitFlipStrategy(),
+    StuckAt0Strategy(),
+    StuckAt1Strategy(),
+    BurstStrategy(),
+):
     register_fault_model(_model)
 
 # The specification's names for the same two things.

@@ -258,6 +258,7 @@ class ActivationConstants:
         steps: compute the values.
         dtype: of the inputs that they serve.
         scale, zero_point, bit_width, signed, training: what the QuantTensor carries.
+        is_signed: `signed` as a number, which a compiler can look at.
     """
 
     steps: Callable[[Tensor], Tensor]
@@ -267,6 +268,28 @@ class ActivationConstants:
     bit_width: Tensor
     signed: Tensor
     training: Tensor
+    is_signed: bool
+
+
+class SettledQuantTensor(IntQuantTensor):  # type: ignore[misc]
+    """What a frozen activation gives in code that is being compiled.
+
+    Brevitas asks a QuantTensor for its signedness and mode, and two that are joined whether
+    their scales agree. A compiler cannot answer what depends on a tensor's values. Here
+    the first two are known, and the comparisons, which would only raise errors, are left to a run
+    without a compiler.
+    """
+
+    training = False
+
+    def check_scaling_factors_same(self, other: Any) -> None:
+        """Not compared."""
+
+    def check_zero_points_same(self, other: Any) -> None:
+        """Not compared."""
+
+    def check_bit_width_same(self, other: Any) -> None:
+        """Not compared."""
 
 
 # -- the layers -----------------------------------------------------------------------------
@@ -387,13 +410,17 @@ class FrozenActivation(FrozenLayer):
         value = constants.steps(x)
         if not self.return_quant_tensor and "pack_output" not in self.__dict__:
             return value
+        kind: Any = IntQuantTensor
+        signed: bool | Tensor = constants.signed
+        if torch.compiler.is_compiling():
+            kind, signed = SettledQuantTensor, constants.is_signed
         return self.pack_output(
-            IntQuantTensor(
+            kind(
                 value,
                 constants.scale,
                 constants.zero_point,
                 constants.bit_width,
-                constants.signed,
+                signed,
                 constants.training,
             )
         )
@@ -544,9 +571,11 @@ def _activation_constants(layer: Any) -> ActivationConstants:
     scale, zero_point, bit_width = (tensor.detach() for tensor in quantiser(probe)[1:])
     steps = _steps(fused.activation_impl, quantiser, scale, zero_point, bit_width)
     _compare(steps, fused, _probe_values(scale, bit_width))
-    signed = torch.tensor(proxy.is_signed, dtype=torch.bool)
-    off = torch.tensor(False)
-    return ActivationConstants(steps, scale.dtype, scale, zero_point, bit_width, signed, off)
+    is_signed = bool(proxy.is_signed)
+    signed, off = torch.tensor(is_signed), torch.tensor(False)
+    return ActivationConstants(
+        steps, scale.dtype, scale, zero_point, bit_width, signed, off, is_signed
+    )
 
 
 def _steps(

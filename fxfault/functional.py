@@ -7,7 +7,7 @@ the number of hits: only the elements that are hit are read, converted and writt
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,23 +15,15 @@ from torch import Tensor
 from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
+from fxfault import kernels
+from fxfault.draws import Draw, draw_of, samples_struck
 from fxfault.errors import SiteError
+from fxfault.operators import begin_compiled, strike_compiled
 from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor
-from fxfault.random_numbers import stream_key
 from fxfault.recomputation import Moment, moment_of, recomputing
-from fxfault.sampling import (
-    Hits,
-    Layout,
-    faulty_units,
-    hits_at,
-    random_hits,
-    room_for,
-    samples_hit,
-    stream_of,
-    unit_positions,
-)
+from fxfault.sampling import Hits, Layout
 from fxfault.sites import FaultSite, FaultSites
-from fxfault.strikes import Change, Strike, Sums, read, write
+from fxfault.strikes import Change, Strike, Sums, merged, read, write
 
 # Elements up to which a copy is made without asking whether it is needed.
 SMALL = 1 << 16
@@ -41,7 +33,6 @@ FEW = 5
 
 
 @has_side_effect  # type: ignore[untyped-decorator]
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def begin_forward(sites: FaultSites, *inputs: Any) -> None:
     """Move the clock of a model's sites: one forward of the whole model starts.
 
@@ -50,11 +41,20 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
         inputs: the model's inputs; the leading dimension of the tensor with most
             dimensions among them is the batch.
     """
+    if torch.compiler.is_compiling():
+        begin_compiled(sites.clock.handle.number, inputs)
+    else:
+        begin(sites, inputs)
+
+
+def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
+    """What `begin_forward` does, in compiled code too."""
     if not recomputing():
+        sites.prepare(inputs)
         sites.clock.begin(_batch_size(inputs))
 
 
-def _batch_size(inputs: tuple[Any, ...]) -> int:
+def _batch_size(inputs: Sequence[Any]) -> int:
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
     # The one with most dimensions, the first of those: a temperature or a table of weights
     # that comes along has fewer than the samples.
@@ -79,14 +79,21 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
         SiteError: the value has no integer word, or its dtype cannot hold the codes.
     """
     handed_over = None if site.handover is None else site.handover.take(x)
-    # What a backward repeats may have been armed, whatever the site is now.
-    if not site.armed and (torch.compiler.is_compiling() or not recomputing()):
-        return x
     activation = x if handed_over is None else handed_over
-    value = _strike(activation, site)
+    if torch.compiler.is_compiling():
+        value = _strike_compiled(activation, site)
+    # What a backward repeats may have been armed, whatever the site is now.
+    elif site.armed or recomputing():
+        value = _strike(activation, site)
+    else:
+        return x
     if value is None or value is activation.value:  # Struck in place, or not at all.
         return x
-    return value if handed_over is not None else x._replace(value=value)
+    if handed_over is not None:
+        return value
+    if torch.compiler.is_compiling():  # torch 2.13 loses track of what `_replace` gives.
+        return type(x)(value, *x[1:])
+    return x._replace(value=value)
 
 
 class Struck(NamedTuple):
@@ -140,7 +147,41 @@ class FaultInject(torch.autograd.Function):
         return grad_output, None
 
 
+def _strike_compiled(x: Any, site: FaultSite) -> Any:
+    """Leave the strike to an operator, which a compiler takes as it is."""
+    if not isinstance(x, IntQuantTensor):
+        return _strike_out_of_graph(x, site)
+    zero_faulty = site.gradient_mode == "zero_faulty"
+    return strike_compiled(x, site.clock.handle.number, site.index, zero_faulty)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
+def _strike_out_of_graph(x: Any, site: FaultSite) -> Tensor | None:
+    """Refuse what has no integer word if the site is armed by then, as without a compiler."""
+    return _strike(x, site)
+
+
+def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
+    """Strike an activation in place, if the site is armed.
+
+    Args:
+        x: IntQuantTensor; its values are part of no gradient's graph.
+        site: state and settings of the place.
+        hits: None, or bool in the shape of the values, all false: takes note of what is hit.
+    """
+    moment = moment_of(site)
+    if moment is None:
+        return
+    layout = _note(x, site, moment)
+    if x.value.numel() == 0:
+        return
+    keep = hits is not None
+    struck = _write_faults(x, site, moment, layout, stopping=keep, in_place=True)
+    if hits is not None and struck is not None and struck.stopped is not None:
+        index, factor = struck.stopped
+        write(hits, index, (factor == 0).expand_as(index))
+
+
 def _strike(x: Any, site: FaultSite) -> Tensor | None:
     """Strike the values of an activation and see to their gradient.
 
@@ -157,45 +198,72 @@ def _strike(x: Any, site: FaultSite) -> Tensor | None:
             f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
         )
     value: Tensor = x.value
-    site.signed = x.signed
-    site.scale = x.scale.detach() if x.scale.requires_grad else x.scale
-    layout = Layout.of(tuple(value.shape), _batch_of(moment, value))
-    site.elements = layout.elements
+    layout = _note(x, site, moment)
     if value.numel() == 0:
         return value
+    stopping = value.requires_grad and site.gradient_mode == "zero_faulty"
     if torch.is_grad_enabled():
         with torch.no_grad():
-            struck = _write_faults(x, site, moment, layout)
+            struck = _write_faults(x, site, moment, layout, stopping)
     else:  # As evaluations run; entering it once more would take time.
-        struck = _write_faults(x, site, moment, layout)
+        struck = _write_faults(x, site, moment, layout, stopping)
     if struck is None:
         return value
     return FaultInject.apply(value, struck) if value.requires_grad else struck.values
 
 
-def _write_faults(x: Any, site: FaultSite, moment: Moment, layout: Layout) -> Struck | None:
+def _note(x: Any, site: FaultSite, moment: Moment) -> Layout:
+    """Note what an armed forward shows of a site; returns the layout of its activation."""
+    site.signed = x.signed
+    site.scale = x.scale.detach() if x.scale.requires_grad else x.scale
+    layout = Layout.of(tuple(x.value.shape), _batch_of(moment, x.value))
+    site.elements = layout.elements
+    return layout
+
+
+def _write_faults(
+    x: Any,
+    site: FaultSite,
+    moment: Moment,
+    layout: Layout,
+    stopping: bool,
+    in_place: bool = False,
+) -> Struck | None:
     """Strike a copy of the values, or the values themselves where nobody else sees them.
+
+    Args:
+        x: IntQuantTensor of at least one element.
+        site: state and settings of the place.
+        moment: what the strike follows from.
+        layout: of the values.
+        stopping: whether to tell where gradients end.
+        in_place: strike the values themselves in any case.
 
     Returns:
         None where nothing is hit.
     """
-    needs_grad = x.value.requires_grad
-    values = _Values(x.value, site, needs_grad)
+    values = _Values(x.value, site, x.value.requires_grad)
+    if in_place:
+        values.may_overwrite = True
     sums = None
     if site.statistics is not None and not recomputing():
         sums = Sums(x, site.statistics.cosine)
-    stopping = needs_grad and site.gradient_mode == "zero_faulty"
     kept: list[Hits] = []
+    several: list[Change] = []
     for part in _changes(Strike(x, site), values, moment, layout, record=bool(sums) or stopping):
-        if sums is not None:
+        if sums is not None and site.several is None:
             sums.add(part)
+        elif sums is not None:
+            several.append(part)
         if stopping:
             kept.append(part.hits)
     if sums is not None:
+        if several:
+            sums.add(merged(several))
         sums.record(site)
     if values.written is None:
         return None
-    return Struck(values.written, _stopped(kept, x.value.dtype) if kept else None)
+    return Struck(values.written, _stopped(kept, x.value) if kept else None)
 
 
 class _Values:
@@ -234,29 +302,52 @@ def _changes(
 ) -> Iterator[Change]:
     """Strike the values; gives what was changed, part by part, if it is to be recorded."""
     site = strike.site
-    if site.hw_units is not None or not strike.takes_loop(values.clean):
-        for hits in _hits(site, moment, layout, values.clean.device):
-            yield strike.write(values.to_write(), hits)
+    if site.probability == 0:
         return
-    probability, numbers = site.probability / 100, moment.numbers(layout.samples)
-    if probability == 0:
-        return
-    if layout.samples * layout.elements * probability < FEW and not values.may_overwrite:
-        struck = samples_hit(moment.key, numbers, layout.elements, probability)
-        if not struck.any():  # Looked at twice rather than copied for nothing.
-            return
-    stream = stream_of(moment.key, numbers, layout.elements, probability)
-    room = room_for(layout, probability) if record else 0
-    yield from strike.by_loop(values.to_write(), stream, room)
+    numbers, bits = moment.numbers(layout.samples), strike.word.bit_width
+    looping = strike.takes_loop(values.clean)
+    for fault in site.faults:
+        known = bits if isinstance(bits, int) else None
+        draw = draw_of(site, fault, moment.key, numbers, layout, known)
+        strike.check(fault.model, draw.width)
+        loop = strike.fault_of(fault.model) if looping else None
+        if loop is not None and draw.by_element:
+            yield from _by_loop(strike, values, loop, draw, record)
+            continue
+        for hits in draw.hits(values.clean.device):
+            if loop is not None:
+                yield strike.at_by_loop(values.to_write(), loop, hits)
+            else:
+                yield strike.write(values.to_write(), hits, fault.model)
 
 
-def _stopped(hits: list[Hits], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _by_loop(
+    strike: Strike, values: _Values, loop: kernels.Fault, draw: Draw, record: bool
+) -> Iterator[Change]:
+    """Draw and strike in one compiled loop."""
+    if draw.probability == 0:
+        return
+    unlikely = draw.expected < FEW and values.written is None and not values.may_overwrite
+    if unlikely and not draw.samples_hit().any():  # Looked at twice rather than copied for nothing.
+        return
+    room = draw.room() if record else 0
+    yield from strike.by_loop(values.to_write(), loop, draw.stream(), room)
+
+
+def _stopped(hits: list[Hits], values: Tensor) -> tuple[Tensor, Tensor]:
     """Where gradients end, and which of them pass all the same; see `Struck`."""
     index = torch.cat([part.index for part in hits])
-    writes = hits[0].writes  # Only hits of a fixed size have them, and these are one part.
-    if writes is None:
-        return index, torch.zeros((), dtype=dtype, device=index.device)
-    return index, (~writes).to(dtype)
+    if all(part.writes is None for part in hits):  # Only hits of a fixed size have them.
+        return index, torch.zeros((), dtype=values.dtype, device=index.device)
+    stops = torch.cat([_writes(part) for part in hits])
+    if len(hits) > 1:  # What fills one fault up may stand where another one hits.
+        anywhere = torch.zeros(values.numel(), dtype=torch.uint8, device=index.device)
+        stops = anywhere.scatter_reduce_(0, index, stops.byte(), "amax")[index].bool()
+    return index, (~stops).to(values.dtype)
+
+
+def _writes(hits: Hits) -> Tensor:
+    return torch.ones_like(hits.index, dtype=torch.bool) if hits.writes is None else hits.writes
 
 
 def _batch_of(moment: Moment, value: Tensor) -> int:
@@ -264,26 +355,6 @@ def _batch_of(moment: Moment, value: Tensor) -> int:
     if moment.batch is None:
         return value.shape[0] if value.dim() else 1
     return moment.batch
-
-
-def _hits(site: FaultSite, moment: Moment, layout: Layout, device: torch.device) -> Iterator[Hits]:
-    numbers = moment.numbers(layout.samples)
-    if site.hw_units is None:
-        return random_hits(moment.key, numbers, layout, site.probability / 100, device)
-    return hits_at(_broken_places(site, layout, device), moment.key, numbers, layout)
-
-
-def _broken_places(site: FaultSite, layout: Layout, device: torch.device) -> Tensor:
-    """The elements of a sample that broken hardware units compute, found once for a layout."""
-    assert site.hw_units is not None
-    run = (site.clock.seed, site.clock.trial)
-    wanted = (run, layout.rows, layout.row_shape, site.probability, device)
-    if site._cache.get("units") != wanted:
-        key = stream_key("units", *run)
-        units = faulty_units(key, site.hw_units, site.probability / 100, device)
-        site._cache = {"units": wanted, "places": unit_positions(units, site.hw_units, layout)}
-    places: Tensor = site._cache["places"]
-    return places
 
 
 def struck_samples(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:
@@ -298,7 +369,8 @@ def struck_samples(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:
         bool, on the CPU, one for each number; all false where the site is not armed.
 
     Raises:
-        SiteError: a container may call the site more than once in a forward.
+        SiteError: a container may call the site more than once in a forward; or it is not known
+            yet how much there is to hit (see `FaultSites.measure`).
     """
     if site.counts_calls:
         raise SiteError(
@@ -306,7 +378,4 @@ def struck_samples(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:
         )
     if not site.armed:
         return torch.zeros(len(numbers), dtype=torch.bool)
-    if site.hw_units is not None:
-        broken = _broken_places(site, layout, torch.device("cpu"))
-        return torch.full((len(numbers),), broken.numel() > 0)
-    return samples_hit(site.stream(), numbers, layout.elements, site.probability / 100)
+    return samples_struck(site, site.stream(), numbers, layout)

@@ -36,8 +36,10 @@ SHIFTS = (30, 27, 31)
 # with up to 2**32 elements share one.
 SAMPLE_SHIFT = 32
 
-# What a fault does, as `strike` knows it, and which bits it keeps and then flips.
-MASKS, UNIFORM = 0, 1
+# What a fault does, as the loops know it: MASKS with the bits that it keeps and those that it then
+# flips; UNIFORM; or FLIP, CLEAR or SET with the bits that it strikes together, at bit 0, and how
+# many places they can have. With no place at all, the bits that come with a hit are those struck.
+MASKS, UNIFORM, FLIP, CLEAR, SET = range(5)
 Fault: TypeAlias = tuple[int, int, int]
 
 # Hits that are drawn, then read, then struck together.
@@ -51,7 +53,7 @@ START: Place = (0, -1, 0)
 _STEP, _FIRST, _SECOND = (np.uint64(number) for number in (STEP, *MULTIPLIERS))
 _SHIFTS = tuple(np.uint64(shift) for shift in SHIFTS)
 _SAMPLE_SHIFT = np.uint64(SAMPLE_SHIFT)
-_TWELVE = np.uint64(12)
+_ELEVEN, _TWELVE = np.uint64(11), np.uint64(12)
 _SIGN_OFF = np.int64((1 << 63) - 1)
 
 
@@ -177,12 +179,24 @@ def find_struck(given: tuple[Any, ...], struck: Bools) -> None:
 
 
 @_compiled
+def _upset(pattern: int, bits: Any, fault: Fault) -> int:
+    """The bits of a word after some of them were struck; see `fxfault.fault_models.BitModel`."""
+    kind, span, places = fault
+    struck = np.int64(bits) if places == 0 else span << (_rehash(bits) % places)
+    if kind == FLIP:
+        return pattern ^ struck
+    return pattern | struck if kind == SET else pattern & ~struck
+
+
+@_compiled
 def _corrupt(code: int, bits: Any, word: Word, fault: Fault) -> int:
     """The code that is read back after a fault; `bits` are the hit's 64 random ones."""
     kind, keep, flip = fault
     pattern = (code + 1) // 2 if word.binary else code & word.all_ones
     if kind == MASKS:
         pattern = (pattern & keep) ^ flip
+    elif kind >= FLIP:
+        pattern = _upset(pattern, bits, fault)
     elif word.narrow and not word.binary:
         r = np.int64(np.float64(_rehash(bits) >> 10) * 2.0**-53 * word.size)
         beyond = code + r - word.max - 1
@@ -253,3 +267,164 @@ def strike(
                 )
         total += count
     return total, wrong, place
+
+
+@_compiled
+def strike_at(
+    values: Floats,
+    index: Ints,
+    bits: Ints,
+    quantiser: tuple[float, float, float],
+    given_word: tuple[Any, ...],
+    fault: Fault,
+    record: Ints,
+) -> int:
+    """Read the codes at given positions, corrupt and write them.
+
+    Args:
+        values: as for `strike`.
+        index: positions, each once.
+        bits: 64 random bits of each, or the bits of its word that are struck; same length.
+        quantiser: as for `strike`.
+        given_word: as for `strike`.
+        fault: what becomes of them.
+        record: takes the codes before and after, shape (2, hits).
+
+    Returns:
+        How many of the values are no codes.
+    """
+    word = Word(*given_word)
+    scale, zero_point, limit = quantiser
+    kind = values.dtype.type
+    factor, shift = kind(scale), kind(zero_point)
+    lowest, highest = np.float64(word.lowest), np.float64(word.highest)
+    wrong = 0
+    for i in range(index.size):
+        value = values[index[i]]
+        exact = np.float64(value) / scale + zero_point
+        rounded = min(max(np.rint(exact), lowest), highest)
+        if word.binary:
+            rounded = 1.0 if exact > 0 else -1.0
+        code = np.int64(rounded)
+        new = _corrupt(code, np.uint64(bits[i]), word, fault)
+        wrong += not abs(exact - rounded) <= limit  # So that a NaN is wrong.
+        values[index[i]] = value if new == code else (kind(new) - shift) * factor
+        record[0, i], record[1, i] = code, new
+    return wrong
+
+
+@_compiled
+def draw_upsets(
+    given: tuple[Any, ...], width: int, place: Place, index: Ints, struck: Ints
+) -> tuple[int, Place]:
+    """Draw bits that are hit, and put those of one word together.
+
+    Args:
+        given: the fields of `Stream`, where the hits come from; its elements are bits, those of
+            a word beside each other.
+        width: bits of a word.
+        place: where to go on; `START` at first.
+        index: takes the positions of the words, ascending.
+        struck: takes which bits of each; same length.
+
+    Returns:
+        How many words were written, and the place to go on from.
+    """
+    stream = Stream(*given)
+    row, position, drawn = place
+    count = 0
+    while row < stream.numbers.size:
+        last = (row + 1) * stream.elements - 1
+        start = _start(stream, row)
+        while True:
+            gap = _gap(_mix(start + np.uint64(drawn + 1) * _STEP), stream.scale)
+            if gap >= last - position:
+                break
+            bit = position + np.int64(gap) + 1
+            word = bit // width
+            if count == 0 or index[count - 1] != word:
+                if count == index.size:
+                    return count, (row, position, drawn)
+                index[count], struck[count] = word, 0
+                count += 1
+            struck[count - 1] |= np.int64(1) << (bit - word * width)
+            position = bit
+            drawn += 1
+        row, position, drawn = row + 1, last, 0
+    return count, (row, position, drawn)
+
+
+@_compiled
+def _put(table: Ints, number: int) -> bool:
+    """Put a number into an open hash table; false if it is there already."""
+    last = table.size - 1
+    place = np.int64((np.uint64(number) * _STEP) >> _SHIFTS[0]) & last
+    while table[place] >= 0:
+        if table[place] == number:
+            return False
+        place = (place + 1) & last
+    table[place] = number
+    return True
+
+
+@_compiled
+def draw_distinct(key: int, numbers: UInts, total: int, drawn: Ints) -> None:
+    """Draw distinct numbers from 0 to `total` - 1, every set of them equally likely.
+
+    Args:
+        key: of the random numbers, the 64 bits as a signed number.
+        numbers: of the samples, each of which has a draw of its own.
+        total: at least as many as are drawn.
+        drawn: takes them, ascending, shape (samples, how many).
+
+    Reference: Floyd's algorithm; Bentley and Floyd, "Programming pearls: a sample of brilliance",
+        Communications of the ACM 30(9), 1987.
+    """
+    count = drawn.shape[1]
+    size = 2
+    while size < 2 * count:
+        size *= 2
+    table = np.empty(size, np.int64)
+    for row in range(numbers.size):
+        table[:] = -1
+        start = (numbers[row] << _SAMPLE_SHIFT) * _STEP + np.uint64(key)
+        for j in range(count):
+            most = total - count + j
+            hashed = _mix(start + np.uint64(j + 1) * _STEP)
+            number = np.int64(np.float64(np.int64(hashed >> _ELEVEN)) * 2.0**-53 * (most + 1))
+            if not _put(table, number):
+                number = most
+                _put(table, number)
+            drawn[row, j] = number
+        drawn[row].sort()
+
+
+@_compiled
+def take_between(drawn: Ints, low: int, high: int, width: int, index: Ints, struck: Ints) -> int:
+    """Take the part of one site out of numbers drawn for several.
+
+    Args:
+        drawn: ascending, shape (samples, how many).
+        low: first of the site's numbers.
+        high: one after the last.
+        width: numbers that one element has: 1, or the bits of its word.
+        index: takes the positions of the elements in the tensor, ascending.
+        struck: takes which bits of each; same length.
+
+    Returns:
+        How many elements were written.
+    """
+    elements = (high - low) // width
+    count = 0
+    for row in range(drawn.shape[0]):
+        for j in range(np.searchsorted(drawn[row], low), drawn.shape[1]):
+            if drawn[row, j] >= high:
+                break
+            within = (drawn[row, j] - low) // width
+            bit = np.int64(1) << (drawn[row, j] - low - within * width)
+            position = row * elements + within
+            if count == 0 or index[count - 1] != position:
+                index[count], struck[count] = position, 0
+                count += 1
+            struck[count - 1] |= bit
+    return count

@@ -7,6 +7,7 @@ Python's global generators are neither read nor moved.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -39,6 +40,10 @@ def stream_key(*parts: object) -> int:
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+known_key = functools.lru_cache(maxsize=4096)(stream_key)
+"""`stream_key`, which remembers the last keys."""
 
 
 def mix64(counters: Tensor) -> Tensor:

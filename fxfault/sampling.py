@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Hits that are worked on together: what is made of them fits a core's L2 cache.
 PART = 3 << 13
 
+# Numbers drawn for several sites together that are kept from site to site (32 MiB).
+MOST_KEPT = 1 << 22
+
 Numbers: TypeAlias = "range | Tensor"
 """The numbers of a batch's samples, 0 and up: a range, or int64 of one dimension."""
 
@@ -82,13 +85,15 @@ class Hits(NamedTuple):
         writes: None, or bool: the entry is a hit or repeats one.
         complete: None, or a bool tensor that is false in the (astronomically rare) case
             that the fixed number of draws did not reach the end of a sample.
+        struck: None, or which bits of each word are struck, as a pattern; int64, same length.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     bits: Tensor | None = None
     real: Tensor | None = None
     writes: Tensor | None = None
     complete: Tensor | None = None
+    struck: Tensor | None = None
 
 
 def random_hits(
@@ -136,6 +141,172 @@ def random_hits(
             yield Hits(torch.from_numpy(index[:count]), torch.from_numpy(bits[:count]))
 
 
+def random_upsets(
+    key: int,
+    numbers: Numbers,
+    layout: Layout,
+    width: int,
+    probability: float,
+    device: torch.device,
+    *,
+    fixed_size: bool | None = None,
+) -> Iterator[Hits]:
+    """Hit every bit independently with the same probability.
+
+    Bits are drawn as `random_hits` draws elements, with those of a word beside each other, bit 0
+    first.
+
+    Args:
+        key: as for `random_hits`.
+        numbers: as for `random_hits`.
+        layout: samples and elements of the tensor.
+        width: bits of a word.
+        probability: 0 to 1, for each bit.
+        device: where the positions are wanted.
+        fixed_size: as for `random_hits`.
+
+    Yields:
+        The elements of which at least one bit is hit, with these bits; as `random_hits`.
+    """
+    bits = Layout(layout.samples, 1, (layout.elements * width,))
+    if probability <= 0 or bits.elements == 0:
+        return
+    if fixed_size or (fixed_size is None and device.type != "cpu"):
+        yield _words_of(_fixed_hits(key, numbers, bits, probability, device), bits, width)
+        return
+    stream = stream_of(key, numbers, bits.elements, probability)
+    room = room_for(bits, probability)
+    place = kernels.START
+    while place[0] < layout.samples:
+        index, struck = np.empty((2, room), np.int64)
+        count, place = kernels.draw_upsets(tuple(stream), width, place, index, struck)
+        if count:
+            yield Hits(torch.from_numpy(index[:count]), struck=torch.from_numpy(struck[:count]))
+
+
+def _words_of(hits: Hits, bits: Layout, width: int) -> Hits:
+    """Put the bits of one word together, in hits of a fixed size, which it stays.
+
+    The bits of a word follow each other within their sample, and what fills a sample up comes
+    last; it takes the place of the sample's last word, whose bits it repeats.
+    """
+    assert hits.real is not None
+    index, real = (part.view(bits.samples, -1) for part in (hits.index, hits.real))
+    word = torch.where(real, index // width, index[:, :1] // width).cummax(1).values
+    first = real.clone()
+    first[:, 1:] &= word[:, 1:] != word[:, :-1]
+    starts = first.clone()
+    starts[:, 0] = True
+    group = starts.flatten().cumsum(0) - 1
+    struck = torch.where(real, 1 << (index % width), 0).flatten()
+    together = torch.zeros_like(struck).scatter_add_(0, group, struck)
+    return Hits(
+        index=word.flatten(),
+        real=first.flatten(),
+        writes=hits.writes,
+        complete=hits.complete,
+        struck=together[group],
+    )
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of one site in numbers that are drawn for several sites together.
+
+    The elements (or bits) of the first site have the first numbers, and so on.
+
+    Attributes:
+        low: the first of the site's numbers.
+        high: one after the last.
+        total: of all sites together.
+        width: numbers of one element: 1, or the bits of its word.
+    """
+
+    low: int
+    high: int
+    total: int
+    width: int
+
+
+def exact_hits(
+    joint_key: int,
+    key: int,
+    numbers: Numbers,
+    share: Share,
+    count: int,
+    device: torch.device,
+) -> Iterator[Hits]:
+    """Hit exactly so many elements (or bits) of each sample, at several sites together.
+
+    Every set of them is equally likely. All is drawn on the host, whose positions follow from
+    nothing on the device, so that no forward waits for it.
+
+    Args:
+        joint_key: stream that all these sites have in common.
+        key: stream of the site, which random bits come from.
+        numbers: of the samples.
+        share: the site's part.
+        count: hits of each sample, at most `share.total`.
+        device: where the positions are wanted.
+
+    Yields:
+        The hits of the site, all at once, ascending; nothing where it has none.
+    """
+    drawn = _drawn_together(joint_key, numbers, share.total, count)
+    index, struck = np.empty((2, _room_between(drawn, share)), np.int64)
+    found = kernels.take_between(drawn, share.low, share.high, share.width, index, struck)
+    if found == 0:
+        return
+    if share.width > 1:
+        yield Hits(_sent(index[:found], device), struck=_sent(struck[:found], device))
+        return
+    elements = share.high - share.low
+    of_sample = _on_host(numbers).view(np.int64)[index[:found] // elements]
+    counters = torch.from_numpy((of_sample << SAMPLE_SHIFT) + index[:found] % elements)
+    bits = counter_hash(key, counters)
+    yield Hits(_sent(index[:found], device), _moved(bits, device))
+
+
+def samples_hit_exactly(joint_key: int, numbers: Numbers, share: Share, count: int) -> Tensor:
+    """Which samples `exact_hits` hits at a site; bool on the CPU, one for each number."""
+    drawn = _drawn_together(joint_key, numbers, share.total, count)
+    return torch.from_numpy(((drawn >= share.low) & (drawn < share.high)).any(1))
+
+
+def _room_between(drawn: npt.NDArray[np.int64], share: Share) -> int:
+    return int(((drawn >= share.low) & (drawn < share.high)).sum())
+
+
+def _drawn_together(
+    joint_key: int, numbers: Numbers, total: int, count: int
+) -> npt.NDArray[np.int64]:
+    """What is drawn for all sites, ascending for each sample; shape (samples, count)."""
+    host = _on_host(numbers)
+    find = _draw_distinct.__wrapped__ if host.size * count > MOST_KEPT else _draw_distinct
+    drawn: npt.NDArray[np.int64] = find(joint_key, host.tobytes(), total, count)
+    return drawn
+
+
+@functools.lru_cache(maxsize=4)
+def _draw_distinct(joint_key: int, numbers: bytes, total: int, count: int) -> npt.NDArray[np.int64]:
+    """Kept, as every site of a forward asks for it."""
+    given = np.frombuffer(numbers, np.uint64)
+    drawn = np.empty((given.size, count), np.int64)
+    kernels.draw_distinct(signed(joint_key), given, total, drawn)
+    return drawn
+
+
+def _sent(host: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    return _moved(torch.from_numpy(host), device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, which the host does not wait for."""
+    if device.type != "cuda" or not tensor.is_cpu:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def stream_of(key: int, numbers: Numbers, elements: int, probability: float) -> kernels.Stream:
     """Where the hits of a tensor come from, as the loops take it; see `random_hits`."""
     return kernels.Stream(signed(key), _on_host(numbers), elements, _gap_scale(probability))
@@ -169,7 +340,7 @@ def _counted(first: int, end: int) -> npt.NDArray[np.uint64]:
 def _on_device(numbers: Numbers, device: torch.device) -> Tensor:
     if isinstance(numbers, range):
         return torch.arange(numbers.start, numbers.stop, device=device)
-    return numbers.to(device)
+    return _moved(numbers, device)
 
 
 def _fixed_hits(

@@ -169,7 +169,9 @@ def unknown_key(key: object, prefix: str, known: Iterable[str]) -> str:
         known: the keys of the section.
     """
     names = list(known)
-    hint = did_you_mean([key], names) or f"; known keys: {', '.join(names)}"
+    # YAML's `no` is not meant as a name that looks like `False`.
+    meant = [] if isinstance(key, bool) else [key]
+    hint = did_you_mean(meant, names) or f"; known keys: {', '.join(names)}"
     note = f"; {_YAML_BOOLEANS}" if isinstance(key, bool) else ""
     return f"{prefix}{key_text(key)}: unknown key{hint}{note}"
 

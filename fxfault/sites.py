@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import functools
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,10 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxfault.config import rate_text
 from fxfault.curriculum import epoch_plan, governed_settings
 from fxfault.errors import ConfigError, SiteError
-from fxfault.fault_models import FaultModel, get_fault_model
-from fxfault.random_numbers import stream_key, uniform_float
+from fxfault.extents import Extent, Extents
+from fxfault.fault_models import (
+    FaultModel,
+    get_fault_model,
+    is_same_in_every_sample,
+    label_of,
+)
+from fxfault.handles import Handle
+from fxfault.random_numbers import known_key, uniform_float
 from fxfault.statistics import FaultStatistics
 
 if TYPE_CHECKING:
@@ -45,10 +52,7 @@ NOT_CODES = (
 
 
 # What a clock knows of where it is, rather than of when.
-_NOT_IN_STATE = ("_model", "_on_move", "forward", "given", "rank", "world_size")
-
-
-_known_key = functools.lru_cache(maxsize=4096)(stream_key)
+_NOT_IN_STATE = ("_model", "_on_move", "forward", "given", "handle", "rank", "world_size")
 
 
 class FaultClock:
@@ -71,7 +75,10 @@ class FaultClock:
         first_sample: number of the first one.
         given: the numbers of all of them where somebody gave them; see `FaultSites.samples`.
         rank, world_size: which of how many processes this is; see `FaultSites.shard`.
+        handle: by which compiled code finds the sites.
     """
+
+    handle: Handle[FaultSites]
 
     def __init__(self, config: FaultInjectionConfig) -> None:
         plan = epoch_plan(config, 0)
@@ -106,6 +113,11 @@ class FaultClock:
     def on_move(self, react: Callable[[], None]) -> None:
         """Have a function called where `restore` leads to another seed, trial or epoch."""
         self._on_move = react
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the clock follows."""
+        return self._model[0]
 
     @property
     def training(self) -> bool:
@@ -173,7 +185,47 @@ class FaultClock:
 
     def stream(self, site: str) -> int:
         """The key of a site's random numbers in the current forward."""
-        return _known_key(self.seed, self.trial, self.epoch if self.training else "eval", site)
+        return known_key(self.seed, self.trial, self.epoch if self.training else "eval", site)
+
+    def hardware_stream(self, site: str) -> int:
+        """The key of what is broken in a site's hardware: the same for the whole trial."""
+        return known_key("hardware", self.seed, self.trial, site)
+
+
+@dataclass(frozen=True)
+class SiteFault:
+    """One of the faults that strike a site.
+
+    >>> print(SiteFault(get_fault_model("bit_flip", bit=3), probability=0.5))
+    bit_flip 3 at 0.5 %
+
+    Attributes:
+        model: what a hit does.
+        probability: of a hit, in percent, for each element or bit; not used with `num_faults`.
+        rate_unit: `element` or `bit`: what the rate counts.
+        num_faults: hits of each sample, at all sites with this fault together; None: the
+            probability says how many.
+        number: 0 and up, among the faults of a run; each has random numbers of its own.
+    """
+
+    model: FaultModel
+    probability: float
+    rate_unit: str = "element"
+    num_faults: int | None = None
+    number: int = 0
+
+    @property
+    def most(self) -> float:
+        """The probability, as far as it is known: all, in percent, where hits are counted."""
+        return self.probability if self.num_faults is None else 100.0 * (self.num_faults > 0)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the same elements are hit in every sample."""
+        return is_same_in_every_sample(self.model)
+
+    def __str__(self) -> str:
+        return f"{label_of(self.model)}{rate_text(self)}"
 
 
 @dataclass(eq=False)
@@ -186,7 +238,8 @@ class FaultSite:
         module_path: path of the activation layer.
         module_type: class name of the activation layer.
         quantiser: its constants.
-        probability: of a hit, in percent, for each element.
+        probability: of a hit, in percent, for each element (see `rate_unit`); at 0 nothing strikes
+            here, whatever else is set.
         fault_model: what a hit does.
         gradient_mode: `ste` or `zero_faulty`.
         selected: whether the configuration selects the site.
@@ -199,6 +252,15 @@ class FaultSite:
             tensor, elements of one sample); None before.
         sound: off the CPU, whether all forwards so far were sound (bool tensor), see
             `FaultSites.check`.
+        rate_unit: `element` or `bit`: what the rate counts.
+        num_faults: hits of each sample, at all selected sites together, in place of the
+            probability; or None.
+        several: the faults that strike here where the configuration has a list of them, in whose
+            place there is then no fault model and rate of the site; None where it has none.
+        options: which `bit` and `burst_length` a fault model that is set by name takes.
+        peers: all sites of the model, this one too.
+        extent: how much there is to hit; None before somebody measured it.
+        word_bits: of the last armed forward (a tensor where that is not known on the host).
     """
 
     name: str
@@ -220,6 +282,13 @@ class FaultSite:
     scale: Tensor | None = None
     elements: int | None = None
     sound: Tensor | None = None
+    rate_unit: str = "element"
+    num_faults: int | None = None
+    several: tuple[SiteFault, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    peers: Sequence[FaultSite] = ()
+    extent: Extent | None = None
+    word_bits: int | Tensor | None = None
     _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
     _cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -231,19 +300,55 @@ class FaultSite:
     @property
     def armed(self) -> bool:
         """Whether faults strike here in the current forward."""
-        return self.selected and self.clock.why_quiet is None
+        return self.selected and self.several != () and self.clock.why_quiet is None
 
     @property
     def why_unarmed(self) -> str | None:
         """Why the site is not armed; None if it is."""
-        return "not selected" if not self.selected else self.clock.why_quiet
+        return "not selected" if not self.selected or self.several == () else self.clock.why_quiet
+
+    @property
+    def faults(self) -> tuple[SiteFault, ...]:
+        """What strikes here, in this order."""
+        if self.several is not None:
+            return self.several
+        return (SiteFault(self.fault_model, self.probability, self.rate_unit, self.num_faults),)
+
+    def check_word(self, model: FaultModel, width: int | None) -> None:
+        """See that a word has the bits that a fault model strikes.
+
+        Raises:
+            SiteError: it has not.
+        """
+        fewest = getattr(model, "fewest_bits", 1)
+        if width is not None and width < fewest:
+            raise SiteError(
+                f"site {self.name}: {label_of(model)} needs a word of at least {fewest} bits, its "
+                f"word has {width}; choose other bits, or leave the site out by `layers`"
+            )
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What strikes here, to be put back by `restore`."""
+        return {name: getattr(self, name) for name in _SETTING}
+
+    def restore(self, setting: Mapping[str, Any]) -> None:
+        """Let that strike again which `setting` gave."""
+        for name in _SETTING:
+            setattr(self, name, setting[name])
 
     def set_probability(self, probability: float) -> None:
         """Set the probability of a hit, in percent.
 
         Raises:
-            ConfigError: it is not a number from 0 to 100.
+            ConfigError: it is not a number from 0 to 100, or here no probability counts.
         """
+        if self.num_faults is not None or self.several is not None:
+            key = "faults" if self.num_faults is None else f"num_faults: {self.num_faults}"
+            raise ConfigError(
+                f"probability of {self.name}: got {probability!r}, but `{key}` says how often "
+                "faults strike; set another configuration by `model.faults.set_faults`"
+            )
         valid = isinstance(probability, (int, float)) and not isinstance(probability, bool)
         if not valid or not 0 <= probability <= 100:
             raise ConfigError(
@@ -252,8 +357,19 @@ class FaultSite:
         self.probability = float(probability)
 
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
-        """Set what a hit does, by name or by instance."""
-        self.fault_model = get_fault_model(fault_model)
+        """Set what a hit does, by name or by instance.
+
+        One that is set by name strikes the `bit` of the configuration, and so on.
+
+        Raises:
+            ConfigError: there is no such fault model, or here several strike.
+        """
+        if self.several is not None:
+            raise ConfigError(
+                f"fault model of {self.name}: got {fault_model!r}, but `faults` has several; set "
+                "another configuration by `model.faults.set_faults`"
+            )
+        self.fault_model = get_fault_model(fault_model, **self.options)
 
     def stream(self, again: bool = False) -> int:
         """The key of the random numbers of this call of the site.
@@ -271,10 +387,19 @@ class FaultSite:
 
     def __repr__(self) -> str:
         state = self.why_unarmed or "armed"
-        return (
-            f"FaultSite({self.index}, {self.name!r}, {self.fault_model.name} "
-            f"{self.probability:g} %, {state})"
-        )
+        faults = "; ".join(map(str, self.faults)).replace(" at ", " ") or "no fault"
+        return f"FaultSite({self.index}, {self.name!r}, {faults}, {state})"
+
+
+_SETTING = (
+    "probability",
+    "fault_model",
+    "rate_unit",
+    "num_faults",
+    "several",
+    "options",
+    "hw_units",
+)
 
 
 class FaultSites(Sequence[FaultSite]):
@@ -302,10 +427,12 @@ class FaultSites(Sequence[FaultSite]):
         self.config = config
         self.clock = FaultClock(config)
         self.clock.on_move(self._follow_clock)
+        self.clock.handle = Handle(self)
         self.skipped: dict[str, str] = {}
         self.statistics: FaultStatistics | None = None
         self._sites: list[FaultSite] = []
         self._original: list[nn.Module] = []
+        self._extents = Extents()
 
     # -- addressing ---------------------------------------------------------------------
 
@@ -348,6 +475,7 @@ class FaultSites(Sequence[FaultSite]):
     ) -> tuple[FaultSite, str]:
         """Add a site; returns it and the attribute under which generated code finds it."""
         plan = epoch_plan(self.config, self.clock.epoch)
+        options: dict[str, Any] = {"bit": self.config.bit, "burst_length": self.config.burst_length}
         site = FaultSite(
             name=name,
             index=len(self._sites),
@@ -356,9 +484,13 @@ class FaultSites(Sequence[FaultSite]):
             quantiser=quantiser,
             clock=self.clock,
             probability=plan.probability,
-            fault_model=get_fault_model(plan.injection_type),
+            fault_model=get_fault_model(plan.injection_type, **options),
             gradient_mode=self.config.gradient_mode,
             hw_units=self.config.frequency_value if self.config.hw_mask else None,
+            rate_unit=self.config.rate_unit,
+            num_faults=self.config.num_faults,
+            options=options,
+            peers=self._sites,
         )
         self._sites.append(site)
         attribute = "".join(c if c.isalnum() else "_" for c in name)
@@ -546,6 +678,93 @@ class FaultSites(Sequence[FaultSite]):
         for site in self._sites:
             site.set_probability(probability)
 
+    def set_faults(self, config: FaultInjectionConfig) -> None:
+        """Let that strike which another configuration says, at every site that it says.
+
+        Its fault models, rates and, of `faults`, the layers of each count; what it says of times,
+        seeds and statistics does not, nor which sites its own `layers` selects (see `select`).
+
+        >>> import fxfault
+        >>> from brevitas.nn import QuantReLU
+        >>> from torch import nn
+        >>> net = fxfault.transform(nn.Sequential(QuantReLU()), {"enabled": True, "seed": 7})
+        >>> config = fxfault.FaultInjectionConfig(
+        ...     faults=[
+        ...         {"injection_type": "bit_flip", "bit": 7, "probability": 0.1},
+        ...         {"injection_type": "stuck_at_0", "num_faults": 3, "layers": "0"},
+        ...     ]
+        ... )
+        >>> net.faults.set_faults(config)
+        >>> print(*net.faults[0].faults, sep="; ")
+        bit_flip 7 at 0.1 %; stuck_at_0, 3 a sample
+
+        Raises:
+            ConfigError: the configuration has errors.
+            SiteError: the layers of one of the `faults` match no site.
+        """
+        config.validate()
+        options: dict[str, Any] = {"bit": config.bit, "burst_length": config.burst_length}
+        several = None if config.faults is None else self._several(config)
+        for site in self._sites:
+            site.options, site.several = options, None
+            site.rate_unit, site.num_faults = config.rate_unit, config.num_faults
+            site.probability = float(config.probability)
+            site.hw_units = config.frequency_value if config.hw_mask else None
+            site.set_fault_model(config.injection_type)
+            if several is not None:
+                site.several = several[site.index]
+                _show_first(site)
+
+    def _several(self, config: FaultInjectionConfig) -> list[tuple[SiteFault, ...]]:
+        """The faults of each site, where a configuration has several."""
+        found: list[tuple[SiteFault, ...]] = [()] * len(self)
+        for number, entry in enumerate(config.entries()):
+            fault = SiteFault(
+                model=get_fault_model(entry.injection_type, entry.bit, entry.burst_length),
+                probability=entry.probability or 0.0,
+                rate_unit=entry.rate_unit,
+                num_faults=entry.num_faults,
+                number=number,
+            )
+            for index in self._matching(entry.layers, f"faults[{number}].layers"):
+                found[index] += (fault,)
+        return found
+
+    def check_words(self) -> None:
+        """See that the words of the selected sites have the bits that are to be struck.
+
+        Learned widths are seen by the forward that strikes.
+
+        Raises:
+            SiteError: one of them has not.
+        """
+        for site in self._sites:
+            for fault in site.faults if site.selected else ():
+                site.check_word(fault.model, site.bit_width)
+
+    # -- how much there is to hit -------------------------------------------------------
+
+    def prepare(self, inputs: Sequence[Any]) -> None:
+        """Measure, if `num_faults` is spread over sites that were not measured for such inputs.
+
+        Args:
+            inputs: what the model is called with.
+        """
+        self._extents.prepare(self, inputs)
+
+    def measure(self, *inputs: Any) -> None:
+        """Run the model once without faults, and see how much there is to hit at each site.
+
+        `num_faults` needs it. A forward does it by itself where inputs have a shape that was not
+        seen before; what is asked ahead of any forward (`struck_samples`) needs it to be called.
+        The run is one in evaluation mode and without gradients; afterwards modes, settings, clock
+        and statistics are as before.
+
+        Args:
+            inputs: what the model is called with; the values do not matter, their shapes do.
+        """
+        self._extents.measure(self, inputs)
+
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
         """Set the fault model of every site, by name or by instance."""
         for site in self._sites:
@@ -590,7 +809,9 @@ class FaultSites(Sequence[FaultSite]):
         for site in self._sites:
             site.selected = site.index in chosen
 
-    def _matching(self, layers: str | int | Iterable[str | int] | None) -> list[int]:
+    def _matching(
+        self, layers: str | int | Iterable[str | int] | None, where: str = "layers"
+    ) -> list[int]:
         if layers is None:
             return list(range(len(self)))
         wanted = [layers] if isinstance(layers, (str, int)) else list(layers)
@@ -601,7 +822,7 @@ class FaultSites(Sequence[FaultSite]):
                 continue
             found = [s.index for s in self._sites if fnmatch.fnmatchcase(s.name, item)]
             if not found:
-                raise SiteError(f"layers: {item!r} matches no site; {self.describe(item)}")
+                raise SiteError(f"{where}: {item!r} matches no site; {self.describe(item)}")
             chosen.update(found)
         return sorted(chosen)
 
@@ -624,6 +845,13 @@ class FaultSites(Sequence[FaultSite]):
     def __repr__(self) -> str:
         armed = sum(site.armed for site in self._sites)
         return f"FaultSites({len(self)} sites, {armed} armed, seed {self.seed})"
+
+
+def _show_first(site: FaultSite) -> None:
+    """Let a site with several faults have the fault model of the first, and a rate if any has."""
+    if site.faults:
+        site.fault_model = site.faults[0].model
+    site.probability = max((fault.most for fault in site.faults), default=0.0)
 
 
 def faults_of(model: nn.Module) -> FaultSites:

@@ -16,13 +16,14 @@ from torch import Tensor
 from fxfault import kernels
 from fxfault.codes import Parameter, Word, fits, to_codes, to_values, tolerance
 from fxfault.errors import SiteError
-from fxfault.fault_models import BitMaskModel, RandomStrategy
+from fxfault.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
 from fxfault.random_numbers import rehash
 from fxfault.sampling import Hits
 from fxfault.sites import NOT_CODES, FaultSite
 
 _NOTHING = np.empty((3, 0), np.int64)
 _LOOP_TYPES = (torch.float32, torch.float64)
+_LOOP_EFFECTS = {"flip": kernels.FLIP, "clear": kernels.CLEAR, "set": kernels.SET}
 
 
 class Change(NamedTuple):
@@ -54,6 +55,7 @@ class Strike:
         """
         self.site = site
         self.word = _word(x, site)
+        site.word_bits = self.word.bit_width
         self.scale = _one_number(x.scale)
         self.zero_point = _one_number(x.zero_point)
         known = isinstance(self.zero_point, float) and isinstance(self.word.bit_width, int)
@@ -62,35 +64,64 @@ class Strike:
         self.limit = limit.max() if isinstance(limit, Tensor) else limit
 
     def takes_loop(self, values: Tensor) -> bool:
-        """Whether the compiled loop can strike these values with the site's fault model."""
+        """Whether the compiled loops can strike these values, if they know the fault model."""
         simple = isinstance(self.scale, float) and isinstance(self.zero_point, float)
-        if not simple or values.dtype not in _LOOP_TYPES or self._fault is None:
+        if not simple or values.dtype not in _LOOP_TYPES:
             return False
         return values.is_cpu and values.is_contiguous()
 
-    @functools.cached_property
-    def _fault(self) -> kernels.Fault | None:
-        model = self.site.fault_model
+    @property
+    def _quantiser(self) -> tuple[float, float, float]:
+        """Scale, zero point and limit, which `takes_loop` has seen to be numbers."""
+        return self.scale, self.zero_point, self.limit  # type: ignore[return-value]
+
+    def fault_of(self, model: FaultModel) -> kernels.Fault | None:
+        """What a fault model does, as the loops take it; None if they do not know it."""
         if type(model) is RandomStrategy:
             return (kernels.UNIFORM, 0, 0)
         if isinstance(model, BitMaskModel) and type(model).corrupt is BitMaskModel.corrupt:
             keep, flip = model.masks(self.word)
             return (kernels.MASKS, int(keep), int(flip))
+        if isinstance(model, BitModel) and _is_built_in(type(model)):
+            return _fault_of_bits(model, self.word)
         return None
 
-    def by_loop(self, values: Tensor, stream: kernels.Stream, room: int) -> Iterator[Change]:
+    def check(self, model: FaultModel, drawn_bits: int) -> None:
+        """Refuse a word of other bits than are struck; off the CPU see `FaultSites.check`.
+
+        Args:
+            model: strikes it.
+            drawn_bits: so many bits are drawn from; 1 where elements are.
+
+        Raises:
+            SiteError: the word has too few.
+        """
+        width = self.word.bit_width
+        if isinstance(width, int):
+            self.site.check_word(model, width)
+            return
+        fewest = getattr(model, "fewest_bits", 1)
+        if fewest > 1:
+            _note(self.site, width >= fewest)
+        if drawn_bits > 1:
+            _note(self.site, width == drawn_bits)
+
+    def by_loop(
+        self, values: Tensor, fault: kernels.Fault, stream: kernels.Stream, room: int
+    ) -> Iterator[Change]:
         """Draw and strike in one loop, which `takes_loop` must have allowed.
 
         Args:
             values: any shape; changed in place.
+            fault: of `fault_of`.
             stream: where the hits come from.
             room: how many changes to give at a time; 0 gives none, which is faster.
 
         Raises:
             SiteError: a value is no code.
         """
-        flat, fault = values.view(-1).numpy(), self._fault
-        quantiser, word = (self.scale, self.zero_point, self.limit), self.word.for_loops
+        flat = values.view(-1).numpy()
+        quantiser, word = self._quantiser, self.word.for_loops
         place = kernels.START
         while place[0] < len(stream.numbers):
             record = np.empty((3, room), np.int64) if room else _NOTHING
@@ -103,12 +134,43 @@ class Strike:
                 index, codes, corrupted = torch.from_numpy(record[:, :count])
                 yield Change(Hits(index), codes, corrupted)
 
-    def write(self, values: Tensor, hits: Hits) -> Change:
+    def at_by_loop(self, values: Tensor, fault: kernels.Fault, hits: Hits) -> Change:
+        """Strike hits that are drawn already, where `takes_loop` allows it.
+
+        Args:
+            values: any shape; changed in place.
+            fault: of `fault_of`.
+            hits: at least one, of no fixed size.
+
+        Raises:
+            SiteError: a value is no code.
+        """
+        bits = hits.bits
+        if hits.struck is not None:
+            bits, fault = hits.struck, (fault[0], 0, 0)
+        assert bits is not None
+        record = np.empty((2, hits.index.numel()), np.int64)
+        wrong = kernels.strike_at(
+            values.view(-1).numpy(),
+            hits.index.numpy(),
+            bits.numpy(),
+            self._quantiser,
+            self.word.for_loops,
+            fault,
+            record,
+        )
+        if wrong:
+            self._refuse(wrong, record.shape[1])
+        codes, corrupted = torch.from_numpy(record)
+        return Change(hits, codes, corrupted)
+
+    def write(self, values: Tensor, hits: Hits, model: FaultModel) -> Change:
         """Corrupt the values that are hit, in place: on any device, with any fault model.
 
         Args:
             values: any shape, dtype and memory format; an element is in the hits of one call only.
             hits: at least one.
+            model: what a hit does.
 
         Raises:
             SiteError: a value is no code (on the CPU; elsewhere see `FaultSites.check`).
@@ -121,9 +183,14 @@ class Strike:
         self._check(distance, hits)
 
         def draw(stream: int) -> Tensor:
+            assert hits.bits is not None
             return rehash(hits.bits, stream)
 
-        corrupted = self.site.fault_model.corrupt(codes, self.word, draw)
+        if hits.struck is None:
+            corrupted = model.corrupt(codes, self.word, draw)
+        else:
+            assert isinstance(model, BitModel)
+            corrupted = model.corrupt_bits(codes, self.word, hits.struck)
         if hits.writes is not None:
             corrupted = torch.where(hits.writes, corrupted, codes)
         faulty = to_values(corrupted, scale, zero_point, values.dtype)
@@ -137,11 +204,9 @@ class Strike:
         On the CPU at once. Elsewhere looking would wait for the device, so the verdict is
         kept there until somebody asks for it (`FaultSites.check`).
         """
-        site = self.site
         if distance.device.type != "cpu":
             sound = (distance <= self.limit).all()
-            sound = sound if hits.complete is None else sound & hits.complete
-            site.sound = sound if site.sound is None else site.sound & sound
+            _note(self.site, sound if hits.complete is None else sound & hits.complete)
         elif not distance.max() <= self.limit:  # So that a NaN is refused.
             self._refuse(int((~(distance <= self.limit)).sum()), distance.numel())
 
@@ -149,6 +214,59 @@ class Strike:
         raise SiteError(
             f"site {self.site.name}: {wrong} of {count} values that were to be hit {NOT_CODES}"
         )
+
+
+def _is_built_in(kind: type[BitModel]) -> bool:
+    """Whether a class does what the loops do, and no more."""
+    return kind.corrupt is BitModel.corrupt and kind.corrupt_bits is BitModel.corrupt_bits
+
+
+def _fault_of_bits(model: BitModel, word: Word) -> kernels.Fault:
+    """What it does to the bits of a word whose width is an int, as the loops take it."""
+    if model.is_drawn:
+        return (_LOOP_EFFECTS[model.effect], model.span, int(model.places(word)))
+    ones, struck = int(word.all_ones), model.span
+    if model.effect == "flip":
+        return (kernels.MASKS, ones, struck)
+    return (kernels.MASKS, ones ^ struck, struck if model.effect == "set" else 0)
+
+
+def _note(site: FaultSite, sound: Tensor) -> None:
+    """Keep on the device whether all was sound, which `FaultSites.check` looks at."""
+    site.sound = sound if site.sound is None else site.sound & sound
+
+
+def merged(parts: list[Change]) -> Change:
+    """Give the changes of several faults as one, from the first code of an element to its last.
+
+    Two faults of one forward may hit the same element; it is one hit then.
+
+    Args:
+        parts: in the order in which they struck; at least one.
+
+    Returns:
+        One entry for each of the parts', of which those that are `real` say it all.
+    """
+    index = torch.cat([part.hits.index for part in parts])
+    codes = torch.cat([part.codes for part in parts])
+    change = torch.cat([part.corrupted for part in parts]) - codes
+    real = torch.cat([_real(part.hits) for part in parts])
+    index, order = index.sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    group = first.cumsum(0) - 1
+
+    def total(of_each: Tensor) -> Tensor:
+        return torch.zeros_like(of_each).scatter_add_(0, group, of_each)
+
+    before = total(codes[order] * first)
+    after = before + total((change * real)[order])
+    hit = total(real[order].long()) > 0
+    return Change(Hits(index, real=hit), before, after)
+
+
+def _real(hits: Hits) -> Tensor:
+    return torch.ones_like(hits.index, dtype=torch.bool) if hits.real is None else hits.real
 
 
 class Sums:

@@ -32,7 +32,6 @@ from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError, Trai
 from fxfault.evaluation import accuracy
 from fxfault.event_file import EventFile
 from fxfault.experiment import ExperimentConfig
-from fxfault.fault_models import FaultModel
 from fxfault.generators import preserved_generators
 from fxfault.lightning import FaultAwareTraining
 from fxfault.models.user_factory import quote_error
@@ -112,7 +111,7 @@ class Classifier(LightningModule):
         self.last_loss = 0.0
         self.last_step_noisy = False
         self._validation: list[Totals] = []
-        self._schedule: list[tuple[FaultSite, float, FaultModel]] = []
+        self._schedule: list[tuple[FaultSite, dict[str, Any]]] = []
         self._metrics: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -178,11 +177,10 @@ class Classifier(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._validation = [Totals(), Totals()]
         sites = self.faulty.faults if self.faulty is not None else None
-        self._schedule = [(site, site.probability, site.fault_model) for site in sites or ()]
-        for site, _, _ in self._schedule:
+        self._schedule = [(site, site.setting) for site in sites or ()]
+        if sites is not None:
             # Not the curriculum's of this epoch: epochs are compared by it.
-            site.set_probability(self.config.fault_injection.probability)
-            site.set_fault_model(self.config.fault_injection.injection_type)
+            sites.set_faults(self.config.fault_injection)
 
     def validation_step(
         self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -197,9 +195,8 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.faulty is not None and self.faulty.faults is not None:
             self.faulty.faults.enabled = True
-        for site, probability, fault_model in self._schedule:
-            site.set_probability(probability)
-            site.set_fault_model(fault_model)
+        for site, setting in self._schedule:
+            site.restore(setting)
         self._metrics = {}
         for totals, prefix in zip(self._validation, ("val", "faulty_val"), strict=True):
             self._metrics.update(self._means(totals, prefix))

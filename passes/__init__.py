@@ -1,5 +1,6 @@
-"""Graph passes: trace, insert, strip, freeze; and ways to look at what they did."""
+"""Graph passes: trace, insert, strip, freeze, compile; and ways to look at what they did."""
 
+from fxfault.passes.compilation import Compilation, Difference, compile
 from fxfault.passes.drawing import to_dot, to_svg
 from fxfault.passes.freeze import FreezeLayers, FrozenPart, frozen_parts, refresh
 from fxfault.passes.insert import InsertFaults
@@ -9,7 +10,9 @@ from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of, trace
 
 __all__ = [
+    "Compilation",
     "Container",
+    "Difference",
     "FreezeLayers",
     "FrozenPart",
     "InsertFaults",
@@ -17,6 +20,7 @@ __all__ = [
     "StripFaults",
     "TracedModule",
     "code_of",
+    "compile",
     "containers_of",
     "diff",
     "frozen_parts",

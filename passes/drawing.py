@@ -286,7 +286,8 @@ class _Drawing:
     # -- faults -------------------------------------------------------------------------
 
     def _fault_label(self, site: SiteRow) -> tuple[str, list[str]]:
-        label = [f"FAULT {site.index}: {site.name}", f"{site.fault_model} {site.probability:g} %"]
+        rate = "" if site.probability is None else f" {site.probability:g} %"
+        label = [f"FAULT {site.index}: {site.name}", f"{site.fault_model}{rate}"]
         if site.armed:
             return "fault, armed", label
         return "fault, not armed", [*label, f"not armed: {site.why_unarmed}"]

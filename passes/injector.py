@@ -52,7 +52,12 @@ class FaultInjector:
     def update_probability(
         self, model: nn.Module, probability: float, layer_id: int | None = None
     ) -> None:
-        """Set the probability, in percent, of one site or of all; nothing is traced again."""
+        """Set the probability, in percent, of one site or of all; nothing is traced again.
+
+        Raises:
+            ConfigError: it is not a number from 0 to 100; or the configuration has `num_faults` or
+                `faults`, in whose place no probability is set.
+        """
         sites = self._sites(model)
         if sites is None:
             return

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxfault.fault_models import label_of
 from fxfault.layer_outputs import StruckOutput, installed
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of
@@ -75,8 +76,9 @@ class SiteRow:
         signed: whether the codes are signed; None where that is not known yet.
         scale: the quantiser's; None where only a forward will show it.
         elements: elements of one sample; None before the first armed forward.
-        fault_model: what a hit does.
-        probability: of a hit, in percent.
+        fault_model: what a hit does; of several faults, or of one that is counted or strikes
+            single bits, with how often it does.
+        probability: of a hit, in percent; None where `fault_model` says that.
         why_unarmed: why no fault strikes here in the model's present mode; None: it is armed.
     """
 
@@ -90,7 +92,7 @@ class SiteRow:
     scale: Scale | None
     elements: int | None
     fault_model: str
-    probability: float
+    probability: float | None
     why_unarmed: str | None
 
     @property
@@ -231,10 +233,21 @@ def _look_at(site: FaultSite, layer: nn.Module) -> SiteRow:
         signed=signed,
         scale=_summary(settled_scale(layer), site.scale),
         elements=site.elements,
-        fault_model=f"{site.fault_model.name}{units}",
-        probability=site.probability,
+        fault_model=f"{_what_strikes(site)}{units}",
+        probability=site.probability if _is_plain(site) else None,
         why_unarmed=site.why_unarmed,
     )
+
+
+def _is_plain(site: FaultSite) -> bool:
+    """Whether a fault model and the probability of an element say it all."""
+    return site.several is None and site.num_faults is None and site.rate_unit == "element"
+
+
+def _what_strikes(site: FaultSite) -> str:
+    if _is_plain(site):
+        return label_of(site.fault_model)
+    return "; ".join(map(str, site.faults)) or "-"
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:
@@ -314,7 +327,7 @@ def _site_cells(site: SiteRow) -> tuple[str, ...]:
         "-" if site.scale is None else str(site.scale),
         "-" if site.elements is None else str(site.elements),
         site.fault_model,
-        f"{site.probability:g}",
+        "-" if site.probability is None else f"{site.probability:g}",
         site.why_unarmed or "armed",
     )
 

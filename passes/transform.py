@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from fxfault.config import FaultInjectionConfig
+from fxfault.curriculum import epoch_plan
 from fxfault.errors import SiteError
+from fxfault.fault_models import label_of
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.sharing import twin
 from fxfault.passes.strip import StripFaults
@@ -52,7 +54,8 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
         ConfigError: the configuration has errors.
         TransformError: the model has no target, has sites already, or has targets whose
             output is not an integer QuantTensor.
-        SiteError: `layers` or `injection_layer` names a site that does not exist.
+        SiteError: `layers` or `injection_layer` names a site that does not exist, or a selected
+            site's word has fewer bits than the fault model strikes.
     """
     if not isinstance(config, FaultInjectionConfig):
         config = FaultInjectionConfig.from_dict(config)
@@ -64,7 +67,10 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
     faulty = insert(trace(model, tuple(config.targets))).graph_module
     sites = faults_of(faulty)
     sites.attach(faulty, original=model)
+    if config.faults is not None:
+        sites.set_faults(config)
     sites.select(config.layers)
+    sites.check_words()
     if config.track_statistics:
         sites.new_statistics()
     if config.verbose:
@@ -76,8 +82,13 @@ def _log(sites: FaultSites) -> None:
     config = sites.config
     logger.info("Fault injection enabled: %d injection layers added", len(sites))
     logger.info("  Mode: %s", config.mode)
-    logger.info("  Probability: %s%%", sites[0].probability)
-    logger.info("  Injection type: %s", sites[0].fault_model.name)
+    entries = epoch_plan(config, 0).entries
+    if len(entries) == 1 and entries[0].num_faults is None:
+        of = " of the bits" if entries[0].rate_unit == "bit" else ""
+        logger.info("  Probability: %s%%%s", entries[0].probability, of)
+        logger.info("  Injection type: %s", label_of(sites[0].fault_model))
+    else:
+        logger.info("  Faults: %s", "; ".join(map(str, entries)))
     logger.info("  Apply during: %s", config.apply_during)
 
 

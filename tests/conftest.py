@@ -40,7 +40,9 @@ def faulty() -> Callable[..., Any]:
     """Give a function that transforms a model: all elements, both modes, seed 0, unless told."""
 
     def transform(model: nn.Module, **settings: Any) -> Any:
-        defaults = {"enabled": True, "probability": 100.0, "apply_during": "both", "seed": 0}
+        defaults: dict[str, Any] = {"enabled": True, "apply_during": "both", "seed": 0}
+        if not settings.keys() & {"num_faults", "faults"}:
+            defaults["probability"] = 100.0
         return fxfault.transform(model, {**defaults, **settings})
 
     return transform

@@ -51,6 +51,8 @@ def test_imports_point_one_way(path: Path) -> None:
         ("fxfault.config", ("torch", "brevitas")),
         ("fxfault.models", ("torch", "brevitas")),
         ("fxfault.data", ("torch", "torchvision", "sklearn")),
+        ("fxfault.campaign", ("torch", "brevitas", "numpy", "scipy", "sqlite3")),
+        ("fxfault.cli.campaign", ("torch", "brevitas", "matplotlib", "scipy")),
         ("fxfault.cli.evaluate", ("torch", "brevitas", "matplotlib")),
         ("fxfault.cli.inspect", ("torch", "brevitas", "matplotlib")),
         ("fxfault.cli.train", ("torch", "brevitas", "lightning", "matplotlib")),

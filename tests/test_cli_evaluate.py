@@ -16,13 +16,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import fxfault
+from fxfault import experiment_parts, passes
 from fxfault.cli import evaluate, experiment_setup, plots, progress
 from fxfault.cli.evaluation_report import percent, points
 from fxfault.errors import DataError
 from fxfault.evaluation import FaultEvaluation, LayerResult, ProbabilityResult, accuracy
 from fxfault.experiment import load_experiment
+from fxfault.models import build_model
+from fxfault.predictions import FullRunner, Predictions
 
 DOCS = Path(__file__).parent.parent / "docs"
 FAST = ["--config", "digits", "--batch-size", "250"]
@@ -234,7 +238,7 @@ def test_results_are_those_of_the_library(command: Callable[..., Run]) -> None:
     data = experiment_setup.open_test_data(experiment)
     batches = experiment_setup.Batches(data.dataset, 64)
     faults = {"enabled": True, "apply_during": "eval", "seed": 42, "injection_type": "msb_flip"}
-    evaluation = FaultEvaluation(fxfault.transform(model, faults), batches, num_runs=2)
+    evaluation = FaultEvaluation(FullRunner(fxfault.transform(model, faults), batches), num_runs=2)
     assert evaluation.baseline() == accuracy(model, batches)
     found = document("fault_eval_msb_flip.json")
     assert found["baseline"] == evaluation.baseline()
@@ -473,7 +477,7 @@ def own(tmp_path: Path) -> Callable[..., str]:
             "fault_injection": {"probability": 50.0, "track_statistics": True, **faults},
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        made = experiment_setup.build_model(
+        made = build_model(
             f"{module}:net",
             num_classes=2,
             in_channels=1,
@@ -549,6 +553,120 @@ def test_without_tqdm_there_is_no_bar(
     assert capsys.readouterr() == ("line\n", "")
 
 
+# -- incremental runs -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def untracked(command: Callable[..., Run]) -> str:
+    """A configuration without statistics, with which runs are incremental."""
+    return write_config(fault_injection={"track_statistics": False})
+
+
+@pytest.mark.parametrize("options", [("--cache-memory", "0"), ("--cache-memory", "64K")])
+def test_results_do_not_depend_on_the_memory(
+    command: Callable[..., Run], untracked: str, options: tuple[str, ...]
+) -> None:
+    flags = ("--config", untracked, "--batch-size", "250", "--probability", "0.05", "--per-layer")
+    command(*flags)
+    free = document()
+    assert command(*flags, *options, "--verify", "100").status == 0
+    small = document()
+    for key in ("baseline", "results", "per_layer"):
+        assert small[key] == free[key]
+
+
+def test_why_batches_are_run_whole_is_said(
+    command: Callable[..., Run], untracked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxfault import golden_run
+
+    why = golden_run.Independence("it is a test", mixing=True)
+    monkeypatch.setattr(golden_run, "independence", lambda *_: why)
+    run = command("--config", untracked, "--batch-size", "250")
+    assert "Note: batches are run whole: it is a test\n" in run.out
+
+
+def test_statistics_make_runs_full_which_is_said_where_it_matters(
+    command: Callable[..., Run],
+) -> None:
+    assert "every run is a full one" not in command(*FAST).out
+    assert "statistics are tracked" in command(*FAST, "--verify", "5").out
+
+
+def test_a_prediction_that_is_not_verified_ends_the_command(
+    command: Callable[..., Run], untracked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxfault import incremental
+
+    evaluate_rightly = incremental._Evaluation.run
+
+    def wrong(self: Any) -> None:
+        evaluate_rightly(self)
+        self.top[0] = self.top[0].flip(0)
+
+    monkeypatch.setattr(incremental._Evaluation, "run", wrong)
+    run = command("--config", untracked, "--batch-size", "250", "--verify", "100")
+    assert run.status == 2
+    assert run.err.startswith("error: verify: batch 0, sample 0: ")
+
+
+def test_compiled_runs_give_the_same_results(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*FAST, "--batch-size", "150")  # The last batch is smaller.
+    command(*flags)
+    plain = document()
+    real = passes.compilation.compile
+
+    def quickly(model: nn.Module, *inputs: Any) -> Any:
+        return real(model, *inputs, backend="aot_eager")
+
+    monkeypatch.setattr(fxfault, "compile", quickly)
+    run = command(*flags, "--compile")
+    assert "Note: compiled in " in run.out
+    assert document()["results"] == plain["results"]
+
+
+def test_why_nothing_is_compiled_is_said(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run = command(*FAST, "--compile")
+    assert run.status == 0
+    assert "Note: not compiled: torch.compile needs a C++ compiler" in run.out
+
+
+@pytest.mark.parametrize("option", [("--no-freeze",), ("--verify", "5"), ("--cache-memory", "1G")])
+def test_what_compiling_excludes(command: Callable[..., Run], option: tuple[str, ...]) -> None:
+    run = command(*FAST, "--compile", *option)
+    assert run.status == 2
+    assert run.err.startswith("error: --compile ")
+
+
+@pytest.mark.parametrize(
+    "faults", [{"num_faults": 3}, {"faults": [{"injection_type": "msb_flip", "probability": 1.0}]}]
+)
+def test_what_is_no_probability_is_refused(
+    command: Callable[..., Run],
+    faults: dict[str, Any],
+) -> None:
+    run = command("--config", write_config(fault_injection=faults))
+    assert run.status == 2
+    assert "`num_faults` and `faults` are no probability" in run.err
+
+
+@pytest.mark.parametrize(
+    "options", [("--cache-memory", "much"), ("--cache-memory", "-1"), ("--verify", "101")]
+)
+def test_amounts_that_are_none_are_refused(
+    options: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        evaluate.main([*FAST, *options])
+    assert exit_status.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {options[0]}: ")
+
+
 # -- Ctrl-C ---------------------------------------------------------------------------------
 
 
@@ -559,13 +677,13 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def set_up(evaluations: int) -> None:
         done: list[float] = []
 
-        def counted(*args: Any, **kwargs: Any) -> float:
+        def counted(made: Predictions) -> float:
             if len(done) == evaluations:
                 raise KeyboardInterrupt
-            done.append(accuracy(*args, **kwargs))
+            done.append(100.0 * made.correct / len(made.labels))
             return done[-1]
 
-        monkeypatch.setattr("fxfault.evaluation.accuracy", counted)
+        monkeypatch.setattr(Predictions, "accuracy", property(counted))
 
     return set_up
 
@@ -677,7 +795,7 @@ def test_small_data_is_read_once(monkeypatch: pytest.MonkeyPatch, kept_bytes: in
             read.append(index)
             return torch.full((2,), float(index)), index
 
-    monkeypatch.setattr(experiment_setup, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(experiment_parts, "KEPT_BYTES", kept_bytes)
     batches = experiment_setup.Batches(Data(), 2)
     next(iter(batches))  # A pass that was not finished keeps nothing.
     read.clear()

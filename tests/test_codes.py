@@ -20,9 +20,11 @@ from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant.ternary import SignedTernaryActPerTensorConst
 from torch import Tensor, nn
 
+from fxfault import kernels
 from fxfault.codes import Word, fits, to_codes, to_values, tolerance
-from fxfault.fault_models import get_fault_model
+from fxfault.fault_models import BitModel, BurstStrategy, get_fault_model
 from fxfault.quant_tensors import read_quantiser
+from fxfault.strikes import _fault_of_bits
 
 FLIPS = ("lsb_flip", "msb_flip", "full_flip")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -57,6 +59,19 @@ def flipped(bits: str, model: str) -> str:
     if model == "msb_flip":
         return other[bits[0]] + bits[1:]
     return "".join(other[bit] for bit in bits)
+
+
+EFFECTS = {"bit_flip": {"0": "1", "1": "0"}, "stuck_at_0": {"1": "0"}, "stuck_at_1": {"0": "1"}}
+
+
+def bits_oracle(
+    code: int, model: str, struck: list[int], width: int, signed: bool, binary: bool = False
+) -> int:
+    """What is read back after some bits of a word, by their numbers, were struck."""
+    bits = list(reversed(bits_of(code, width, binary)))
+    for bit in struck:
+        bits[bit] = EFFECTS[model].get(bits[bit], bits[bit])
+    return code_of("".join(reversed(bits)), signed, binary)
 
 
 def flip_oracle(code: int, model: str, width: int, signed: bool, binary: bool = False) -> int:
@@ -135,6 +150,95 @@ def test_flip_of_every_code(
     result = get_fault_model(model).corrupt(torch.tensor(codes), word, fixed_draw(torch.empty(0)))
     assert result.dtype == torch.int64
     assert result.tolist() == [flip_oracle(c, model, width, signed, binary) for c in codes]
+
+
+def by_loop(codes: Tensor, word: Word, fault: kernels.Fault, bits: Tensor) -> list[int]:
+    """What the compiled loop makes of codes of scale 1; binary ones are -1 and 1."""
+    values, record = codes.double().numpy(), np.empty((2, len(codes)), np.int64)
+    index, limits = np.arange(len(codes)), (1.0, 0.0, 0.25)
+    wrong = kernels.strike_at(values, index, bits.numpy(), limits, word.for_loops, fault, record)
+    assert wrong == 0
+    assert record[0].tolist() == codes.tolist()
+    assert values.tolist() == record[1].tolist()
+    return list(record[1].tolist())
+
+
+@pytest.mark.parametrize("width_as_tensor", [False, True], ids=["int", "tensor"])
+@pytest.mark.parametrize("model", EFFECTS)
+@pytest.mark.parametrize(("width", "signed", "narrow", "binary"), WORDS)
+def test_every_bit_of_every_code(
+    width: int, signed: bool, narrow: bool, binary: bool, model: str, width_as_tensor: bool
+) -> None:
+    codes = torch.tensor([-1, 1] if binary else all_words(width, signed))
+    word = Word(width, signed, narrow, binary)
+    wide = Word(torch.tensor(width), signed, narrow, binary) if width_as_tensor else word
+    for bit in range(width):
+        one: Any = get_fault_model(model, bit)
+        expected = [bits_oracle(c, model, [bit], width, signed, binary) for c in codes.tolist()]
+        assert one.corrupt(codes, wide, fixed_draw(torch.empty(0))).tolist() == expected
+        assert by_loop(codes, word, _fault_of_bits(one, word), torch.zeros_like(codes)) == expected
+
+
+@pytest.mark.parametrize("model", EFFECTS)
+@pytest.mark.parametrize(("width", "signed", "narrow", "binary"), WORDS)
+def test_every_set_of_bits_of_every_code(
+    width: int, signed: bool, narrow: bool, binary: bool, model: str
+) -> None:
+    words = [-1, 1] if binary else all_words(width, signed)
+    sets = range(2**width) if width < 6 else random.Random(width).sample(range(2**width), 40)
+    pairs = [(code, struck) for code in words for struck in sets]
+    codes, struck = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    expected = [
+        bits_oracle(
+            code, model, [bit for bit in range(width) if chosen >> bit & 1], width, signed, binary
+        )
+        for code, chosen in pairs
+    ]
+    word, one = Word(width, signed, narrow, binary), get_fault_model(model)
+    assert isinstance(one, BitModel)
+    assert one.corrupt_bits(codes, word, struck).tolist() == expected
+    given = (_fault_of_bits(one, word)[0], 0, 0)
+    assert by_loop(codes, word, given, struck) == expected
+
+
+@pytest.mark.parametrize("model", EFFECTS)
+@pytest.mark.parametrize(("width", "signed", "narrow", "binary"), WORDS)
+def test_a_random_bit_of_every_code(
+    width: int, signed: bool, narrow: bool, binary: bool, model: str
+) -> None:
+    words = [-1, 1] if binary else all_words(width, signed)
+    numbers = [*range(width), 2**62 + 3, 2**63 - 1]
+    pairs = [(code, number) for code in words for number in numbers]
+    codes, draws = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    word = Word(width, signed, narrow, binary)
+    result = get_fault_model(model).corrupt(codes, word, fixed_draw(draws)).tolist()
+    assert result == [
+        bits_oracle(code, model, [number % width], width, signed, binary) for code, number in pairs
+    ]
+
+
+@pytest.mark.parametrize(("width", "signed", "narrow", "binary"), WORDS)
+def test_bursts_of_every_length_at_every_place(
+    width: int, signed: bool, narrow: bool, binary: bool
+) -> None:
+    words = [-1, 1] if binary else all_words(width, signed)
+    word = Word(width, signed, narrow, binary)
+    for length in range(1, width + 1):
+        places = width - length + 1
+        pairs = [(code, number) for code in words for number in range(2 * places)]
+        codes, draws = (torch.tensor(column) for column in zip(*pairs, strict=True))
+        result = BurstStrategy(length).corrupt(codes, word, fixed_draw(draws)).tolist()
+        assert result == [
+            bits_oracle(
+                code,
+                "bit_flip",
+                list(range(number % places, number % places + length)),
+                width,
+                signed,
+                binary,
+            )
+            for code, number in pairs
+        ]
 
 
 @pytest.mark.parametrize("model", FLIPS)

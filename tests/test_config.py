@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fxfault.config import FaultInjectionConfig, config_reference
+from fxfault.config import FaultEntry, FaultInjectionConfig, config_reference
 from fxfault.errors import ConfigError, InvalidConfigError
+from fxfault.experiment import ExperimentConfig
 from fxfault.fault_models import fault_model_names, get_fault_model
+from fxfault.schema import section_reference
 
 FIELDS = [field.name for field in dataclasses.fields(FaultInjectionConfig)]
 
@@ -53,9 +55,14 @@ def test_defaults() -> None:
     assert FaultInjectionConfig().to_dict() == {
         "enabled": False,
         "probability": 5.0,
+        "rate_unit": "element",
+        "num_faults": None,
         "mode": "full_model",
         "injection_layer": -1,
         "injection_type": "random",
+        "bit": None,
+        "burst_length": None,
+        "faults": None,
         "apply_during": "train",
         "epoch_interval": 1,
         "step_interval": 1.0,
@@ -114,7 +121,14 @@ ALLOWED = [
     ("targets", ["QuantReLU"]),
     ("targets", ("QuantReLU", "QuantSigmoid")),
     ("unsupported", "skip"),
+    ("rate_unit", "element"),
+    ("num_faults", 0),
+    ("num_faults", 10**6),
+    ("faults", None),
+    ("bit", None),
+    ("burst_length", None),
     *[("injection_type", name) for name in ("random", "lsb_flip", "msb_flip", "full_flip")],
+    *[("injection_type", name) for name in ("bit_flip", "stuck_at_0", "stuck_at_1", "burst")],
 ]
 
 
@@ -158,6 +172,12 @@ REFUSED = [
     ("step_interval", 50, "a number from 0 to 1"),
     ("interpolate", "quadratic", "'step', 'linear' or 'cosine'"),
     ("interpolate", None, "'step', 'linear' or 'cosine'"),
+    ("rate_unit", "word", "'element' or 'bit'"),
+    ("num_faults", -1, "an integer from 0 to 2147483647 or null"),
+    ("num_faults", 2.0, "an integer from 0 to 2147483647 or null"),
+    ("bit", 32, "an integer from 0 to 31, 'random', 'each' or null"),
+    ("bit", "msb", "an integer from 0 to 31, 'random', 'each' or null"),
+    ("burst_length", 0, "an integer from 1 to 32 or null"),
     ("seed", -1, "an integer from 0 to 9223372036854775807 or null"),
     ("seed", 2**63, "an integer from 0 to 9223372036854775807 or null"),
     ("seed", 42.0, "an integer from 0 to 9223372036854775807 or null"),
@@ -190,6 +210,145 @@ def test_validate_refuses_what_from_dict_refuses(key: str, value: object, allowe
     with pytest.raises(InvalidConfigError) as caught:
         config.validate()
     assert caught.value.problems == problems_of({key: value})
+
+
+STRIKES_A_BIT = "'bit_flip', 'stuck_at_0', 'stuck_at_1'"
+
+CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"bit": 3}, [f"bit: got 3 (int), allowed with an injection_type of {STRIKES_A_BIT}"]),
+    (
+        {"bit": "random", "injection_type": "burst"},
+        [f"bit: got 'random' (str), allowed with an injection_type of {STRIKES_A_BIT}"],
+    ),
+    (
+        {"bit": "each", "injection_type": "bit_flip"},
+        [
+            "bit: got 'each' (str), which stands for many runs: make it an axis of a study "
+            "(fxfault-campaign), or give one bit, from 0 to 31, or 'random'"
+        ],
+    ),
+    (
+        {"burst_length": 3, "injection_type": "bit_flip"},
+        ["burst_length: got 3 (int), allowed with an injection_type of 'burst'"],
+    ),
+    (
+        {"rate_unit": "bit", "injection_type": "burst"},
+        [f"rate_unit: got 'bit' (str), allowed with an injection_type of {STRIKES_A_BIT}"],
+    ),
+    (
+        {"rate_unit": "bit", "injection_type": "stuck_at_0", "bit": 2},
+        [
+            "bit: got 2 (int), allowed with rate_unit: bit: null or 'random', as every bit is "
+            "drawn by itself"
+        ],
+    ),
+    (
+        {"rate_unit": "bit", "injection_type": "bit_flip", "hw_mask": True},
+        [
+            "rate_unit: got 'bit' (str), allowed with hw_mask: 'element', as a broken unit "
+            "computes whole values"
+        ],
+    ),
+    (
+        {"num_faults": 3, "probability": 1.0, "hw_mask": True},
+        [
+            "probability: got 1.0 (float) beside num_faults, which takes its place; leave one out",
+            "num_faults: got 3 (int), allowed with hw_mask: null; `probability` says how many "
+            "units are broken",
+        ],
+    ),
+    (
+        {"num_faults": 3, "curriculum": [{"epoch": 1, "probability": 2.0}]},
+        ["curriculum: changes probability, in whose place num_faults is"],
+    ),
+    (
+        {
+            "faults": [{"probability": 1.0}],
+            "probability": 2.0,
+            "layers": "a",
+            "curriculum": [{"epoch": 1, "injection_type": "msb_flip"}],
+        },
+        [
+            "probability: got 2.0 (float) beside faults; say it in their entries",
+            "layers: got 'a' (str) beside faults; say it in their entries",
+            "curriculum: changes injection_type, which each entry of faults has for itself",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "problems"), CONTRADICTIONS)
+def test_what_cannot_stand_together(
+    tmp_path: Path, values: dict[str, Any], problems: list[str]
+) -> None:
+    full = [f"fault_injection.{problem}" for problem in problems]
+    assert sorted(problems_of(values)) == sorted(full)
+    with pytest.raises(InvalidConfigError) as caught:
+        FaultInjectionConfig(**values).validate()
+    assert sorted(caught.value.problems) == sorted(full)
+    bare = write(tmp_path, yaml.safe_dump(values))
+    with pytest.raises(InvalidConfigError) as caught:
+        FaultInjectionConfig.from_yaml(bare)
+    assert sorted(caught.value.problems) == sorted(problems)
+    with pytest.raises(InvalidConfigError) as caught:
+        ExperimentConfig.from_dict({"fault_injection": values})
+    assert sorted(caught.value.problems) == sorted(full)
+
+
+def test_a_bit_for_a_model_of_the_curriculum_is_allowed() -> None:
+    points = [{"epoch": 1, "injection_type": "bit_flip"}]
+    assert FaultInjectionConfig.from_dict({"bit": 3, "curriculum": points}).bit == 3
+
+
+ENTRIES = [
+    {"injection_type": "bit_flip", "bit": 3, "probability": 0.5, "layers": ["a.*", 2]},
+    {"injection_type": "burst", "burst_length": 3, "num_faults": 2},
+    {"injection_type": "stuck_at_1", "probability": 1e-3, "rate_unit": "bit"},
+    {"probability": 0},
+]
+
+
+def test_several_faults_are_read_and_written() -> None:
+    config = FaultInjectionConfig.from_dict({"faults": ENTRIES})
+    assert [str(entry) for entry in config.entries()] == [
+        "bit_flip 3 at 0.5 %",
+        "burst 3, 2 a sample",
+        "stuck_at_1 at 0.001 % of the bits",
+        "random at 0 %",
+    ]
+    plain = config.to_dict()
+    assert FaultInjectionConfig.from_dict(yaml.safe_load(yaml.safe_dump(plain))) == config
+    assert FaultInjectionConfig(faults=list(config.entries())).entries() == config.entries()
+    assert FaultInjectionConfig(faults=ENTRIES).entries() == config.entries()
+
+
+def test_a_section_without_a_list_is_one_fault() -> None:
+    config = FaultInjectionConfig(injection_type="msb_flip", num_faults=4, layers="a")
+    assert config.entries() == (FaultEntry(injection_type="msb_flip", num_faults=4, layers="a"),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({}, ": has neither, allowed: one of probability and num_faults"),
+        ({"probability": 1, "num_faults": 1}, ": has both, allowed: one of probability and"),
+        ({"probabilty": 1}, ".probabilty: unknown key; did you mean 'probability'?"),
+        ({"probability": 101}, ".probability: got 101 (int), allowed: a number from 0 to 100"),
+        ({"probability": 1, "seed": 1}, ".seed: unknown key; known keys: injection_type, bit, "),
+        ({"probability": 1, "bit": 1}, ".bit: got 1 (int), allowed with an injection_type of "),
+        ({"probability": 1, "rate_unit": "bit"}, ".rate_unit: got 'bit' (str), allowed with an "),
+        ({"probability": 1, "injection_type": "msb_flop"}, ".injection_type: got 'msb_flop' "),
+        (5, ": got 5 (int), allowed: a mapping of keys to values"),
+    ],
+)
+def test_refused_entry_is_told_with_its_place(entry: Any, problem: str) -> None:
+    (told,) = problems_of({"faults": [ENTRIES[0], entry]})
+    assert told.startswith(f"fault_injection.faults[1]{problem}")
+
+
+@pytest.mark.parametrize("value", [[], {}, "random", 5])
+def test_refused_list_of_faults(value: object) -> None:
+    assert only_problem("faults", value).startswith(f"fault_injection.faults: got {value!r} (")
 
 
 @pytest.mark.parametrize("value", ["", -1, 1.5, True, [], {}])
@@ -442,6 +601,12 @@ def test_reference_has_a_row_for_every_field() -> None:
     rows = config_reference().splitlines()[2:]
 
     assert [row.split("`")[1] for row in rows] == FIELDS
+
+
+def test_documentation_shows_the_keys_of_an_entry() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+
+    assert section_reference(FaultEntry).strip() in page.read_text(encoding="utf-8")
 
 
 def test_reference_rows_have_four_filled_cells() -> None:

@@ -377,3 +377,33 @@ def test_documentation_shows_the_bundled_curriculum_and_the_keys_of_a_point() ->
     bundled = ROOT / "fxfault" / "configs" / "curriculum.yaml"
     assert bundled.read_text(encoding="utf-8").endswith(shown[1])
     assert section_reference(CurriculumPoint).strip() in section
+
+
+@pytest.mark.parametrize(
+    ("settings", "plans"),
+    [
+        ({"num_faults": 2}, ["random, 2 a sample"] * 2),
+        ({"num_faults": 0}, [None, None]),
+        (
+            {"faults": [{"probability": 0}, {"num_faults": 1, "injection_type": "burst"}]},
+            ["random at 0 %; burst, 1 a sample"] * 2,
+        ),
+        ({"faults": [{"probability": 0}, {"num_faults": 0}]}, [None, None]),
+        (
+            {
+                "injection_type": "bit_flip",
+                "rate_unit": "bit",
+                "probability": 1.0,
+                "curriculum": [{"epoch": 1, "probability": 2.0, "injection_type": "stuck_at_1"}],
+            },
+            ["bit_flip at 1 % of the bits", "stuck_at_1 at 2 % of the bits"],
+        ),
+    ],
+    ids=str,
+)
+def test_faults_of_other_kinds_have_a_plan(settings: dict[str, Any], plans: list[Any]) -> None:
+    made = [epoch_plan(FaultInjectionConfig.from_dict(settings), epoch) for epoch in (0, 1)]
+    assert [plan.noisy for plan in made] == [plan is not None for plan in plans]
+    for epoch, (plan, words) in enumerate(zip(made, plans, strict=True)):
+        share = "no faults" if words is None else f"{words}, in 100 % of the steps"
+        assert str(plan) == f"epoch {epoch}: {share}"

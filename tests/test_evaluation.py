@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fxfault.errors import ConfigError, DataError, SiteError
 from fxfault.evaluation import AccuracyUnderFaults, FaultEvaluation, LayerResult, accuracy, rank
+from fxfault.predictions import FullRunner
 from fxfault.statistics import FaultStatistics
 
 SAMPLES = 40
@@ -42,7 +43,7 @@ def evaluation(convnet: nn.Module, faulty: Callable[..., Any]) -> Callable[..., 
         settings = {"apply_during": "eval", "seed": 3, "probability": 10.0, **settings}
         model = faulty(convnet, **settings).eval()
         loader = loader_of(data, batch_size)
-        return FaultEvaluation(model, loader, num_runs=num_runs, track_statistics=track)
+        return FaultEvaluation(FullRunner(model, loader), num_runs, track_statistics=track)
 
     return make
 
@@ -177,7 +178,7 @@ def test_run_k_is_trial_k(evaluation: Callable[..., FaultEvaluation]) -> None:
     made.faults.set_probability(30)
     for trial in range(3):
         made.faults.reset(trial=trial)
-        by_hand.append(accuracy(made.model, made.loader))
+        by_hand.append(accuracy(made.runner.model, made.runner.loader))
     assert list(result.runs) == by_hand
     assert len(set(by_hand)) > 1
     assert result.mean < 100
@@ -207,7 +208,7 @@ def test_a_network_with_its_own_forward_gives_the_same_runs_each_time(
 ) -> None:
     data = TensorDataset(torch.randn(8, 12), torch.zeros(8, dtype=torch.int64))
     model = faulty(branching, apply_during="eval", probability=30.0)
-    made = FaultEvaluation(model, loader_of(data, 8), num_runs=2)  # one batch
+    made = FaultEvaluation(FullRunner(model, loader_of(data, 8)), num_runs=2)  # one batch
     assert [r.runs for r in made.sweep([30], 0.0)] == [r.runs for r in made.sweep([30], 0.0)]
 
 
@@ -294,7 +295,7 @@ def test_less_than_one_run_is_refused(
 
 def test_a_model_without_sites_is_refused() -> None:
     with pytest.raises(SiteError, match="no fault sites"):
-        FaultEvaluation(nn.Identity(), [])
+        FullRunner(nn.Identity(), [])
 
 
 # -- one site alone -------------------------------------------------------------------------
@@ -341,7 +342,7 @@ def test_selected_sites_are_the_ones_struck_alone(
 def settings_of(made: FaultEvaluation) -> Any:
     faults = made.faults
     sites = [(site.probability, site.selected) for site in faults]
-    return faults.enabled, faults.trial, id(faults.statistics), sites, made.model.training
+    return faults.enabled, faults.trial, id(faults.statistics), sites, made.runner.model.training
 
 
 @pytest.mark.parametrize("mode", ["full_model", "layer"])
@@ -352,7 +353,7 @@ def test_settings_come_back_when_a_generator_ends_or_is_dropped(
     made.faults[1].set_probability(77.0)
     made.faults[0].selected = not made.faults[0].selected
     made.faults.enabled = False
-    made.model.train()
+    made.runner.model.train()
     before = settings_of(made)
     made.baseline()
     list(made.sweep([1, 2], 100.0))
@@ -381,5 +382,5 @@ def test_global_random_generators_and_threads_are_not_touched(
     assert torch.get_num_threads() == threads
     torch.set_rng_state(torch.tensor(before[2], dtype=torch.uint8))
     for _ in range(1 + 3 + 9):
-        list(made.loader)
+        list(made.runner.loader)
     assert torch.equal(torch.get_rng_state(), torch_state)

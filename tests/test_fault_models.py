@@ -14,6 +14,8 @@ from fxfault import fault_models
 from fxfault.codes import Word
 from fxfault.errors import ConfigError
 from fxfault.fault_models import (
+    BitFlipStrategy,
+    BurstStrategy,
     FaultModel,
     FullFlipStrategy,
     InjectionStrategy,
@@ -27,6 +29,7 @@ from fxfault.fault_models import (
 )
 
 NAMES = ("random", "lsb_flip", "msb_flip", "full_flip")
+BIT_NAMES = ("bit_flip", "stuck_at_0", "stuck_at_1", "burst")
 FLIPS = NAMES[1:]
 
 
@@ -52,6 +55,10 @@ def test_the_four_models_of_the_specification_are_known() -> None:
     assert fault_model_names()[:4] == NAMES
 
 
+def test_the_models_of_single_bits_are_known() -> None:
+    assert fault_model_names() == NAMES + BIT_NAMES
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -73,6 +80,54 @@ def test_names_are_exported() -> None:
         assert getattr(fxfault, name) is getattr(fault_models, name)
     assert fxfault.get_strategy is get_strategy
     assert fxfault.register_fault_model is register_fault_model
+
+
+@pytest.mark.parametrize("name", BIT_NAMES[:3])
+def test_a_bit_is_chosen_by_the_way(name: str) -> None:
+    assert get_fault_model(name, bit=3) == type(get_fault_model(name))(bit=3)
+    assert get_fault_model(name, bit=3).label == f"{name} 3"
+    for drawn in (None, "random"):
+        assert get_fault_model(name, bit=drawn) is get_fault_model(name)
+    assert get_fault_model(name).label == name
+
+
+def test_a_length_is_chosen_by_the_way() -> None:
+    assert get_fault_model("burst", burst_length=5) == BurstStrategy(5)
+    assert get_fault_model("burst", bit=3) == BurstStrategy(2)
+    assert get_fault_model("burst").label == "burst 2"
+
+
+def test_what_a_model_does_not_take_leaves_it_alone() -> None:
+    for name in NAMES:
+        assert get_fault_model(name, bit=1, burst_length=3) is get_fault_model(name)
+
+
+@pytest.mark.parametrize("bit", [-1, 32, 1.0, True, "each"])
+def test_there_are_bits_0_to_31(bit: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^bit: got .*, allowed: an integer from 0 to 31$"):
+        BitFlipStrategy(bit)
+
+
+@pytest.mark.parametrize("length", [0, 33, 2.0, None])
+def test_bursts_have_1_to_32_bits(length: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^burst_length: got .*, allowed: an integer from 1"):
+        BurstStrategy(length)
+
+
+def test_which_models_are_the_same_in_every_sample() -> None:
+    same = [n for n in fault_model_names() if get_fault_model(n).same_in_every_sample]
+    assert same == ["stuck_at_0", "stuck_at_1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("bit_flip", {1, 2, 4, 8}), ("burst", {3, 6, 12}), ("stuck_at_1", {0, 1, 2, 4, 8})],
+)
+def test_the_dense_form_knows_single_bits_too(name: str, allowed: set[int]) -> None:
+    codes = torch.arange(16).repeat(100)
+    mask = torch.ones(1600, dtype=torch.bool)
+    struck = get_strategy(name).inject(codes, mask, 4, False, codes.device)
+    assert set((struck ^ codes).tolist()) == allowed
 
 
 def test_unknown_name_tells_the_nearest_and_all() -> None:
@@ -113,7 +168,7 @@ def test_a_model_needs_a_name(name: Any) -> None:
     model.name = name
     with pytest.raises(ConfigError, match="name"):
         register_fault_model(model)
-    assert fault_model_names() == NAMES
+    assert fault_model_names() == NAMES + BIT_NAMES
 
 
 @pytest.mark.usefixtures("registry")

@@ -18,10 +18,9 @@ from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from fxfault import functional, sampling
+from fxfault import draws, sampling
 from fxfault.errors import SiteError
 from fxfault.functional import fault_inject
-from fxfault.sampling import random_hits
 from fxfault.strikes import Strike
 
 MODELS = ("random", "lsb_flip", "msb_flip", "full_flip")
@@ -742,8 +741,9 @@ def both_draws(
     def run(measure: Callable[[Any], Any], **settings: Any) -> list[Any]:
         results = []
         for fixed in (False, True):
-            draw = functools.partial(random_hits, fixed_size=fixed)
-            monkeypatch.setattr(functional, "random_hits", draw)
+            for name in ("random_hits", "random_upsets"):
+                draw = functools.partial(getattr(sampling, name), fixed_size=fixed)
+                monkeypatch.setattr(draws, name, draw)
             if fixed:
                 monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
             net = faulty(
@@ -769,14 +769,78 @@ def test_fixed_size_gives_the_same_values(
     assert torch.equal(*both_draws(measure, injection_type=model))
 
 
+def numbers_of(statistics: Any) -> dict[str, Any]:
+    """What was recorded at the first site."""
+    layer = statistics.to_dict()["layers"]["0"]
+    return {key: number for key, number in layer.items() if key != "name"}
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "random bit": {"injection_type": "bit_flip"},
+    "stuck": {"injection_type": "stuck_at_1"},
+    "burst": {"injection_type": "burst", "burst_length": 3},
+    "bits": {"injection_type": "bit_flip", "rate_unit": "bit"},
+    "stuck bits": {"injection_type": "stuck_at_0", "rate_unit": "bit"},
+}
+
+
 @pytest.mark.parametrize("gradient_mode", ["ste", "zero_faulty"])
+@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=str)
 def test_fixed_size_gives_the_same_gradients(
-    both_draws: Callable[..., list[Any]], gradient_mode: str
+    both_draws: Callable[..., list[Any]], gradient_mode: str, kind: dict[str, Any]
 ) -> None:
     def measure(net: Any) -> Tensor:
         return gradients_of(net, data(30, 20), data(30, 20, seed=3))[1]
 
-    assert torch.equal(*both_draws(measure, gradient_mode=gradient_mode))
+    assert torch.equal(*both_draws(measure, gradient_mode=gradient_mode, **kind))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=str)
+def test_fixed_size_gives_the_same_faults_of_other_kinds(
+    both_draws: Callable[..., list[Any]], kind: dict[str, Any]
+) -> None:
+    def measure(net: Any) -> tuple[list[float], dict[str, Any]]:
+        statistics = net.faults.new_statistics()
+        values = net(data(30, 400)).value.tolist()
+        return values, numbers_of(statistics)
+
+    (values, layer), (fixed_values, fixed_layer) = both_draws(measure, **kind)
+    assert fixed_values == values
+    assert fixed_layer == pytest.approx(layer, rel=1e-12)
+    assert layer["injected_count"] > 0
+
+
+SEVERAL = [
+    {"injection_type": "bit_flip", "rate_unit": "bit", "probability": 20.0},
+    {"injection_type": "random", "probability": 1.0},
+    {"injection_type": "stuck_at_1", "bit": 1, "probability": 30.0},
+    {"injection_type": "burst", "num_faults": 4},
+]
+
+
+@pytest.mark.parametrize("mode", ["ste", "zero_faulty"])
+def test_fixed_size_gives_the_same_where_several_faults_strike(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    results = []
+    for fixed in (False, True):
+        for name in ("random_hits", "random_upsets"):
+            draw = functools.partial(getattr(sampling, name), fixed_size=fixed)
+            monkeypatch.setattr(draws, name, draw)
+        if fixed:
+            monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+        net = faulty(chain(fixed_scale(4)), faults=SEVERAL, gradient_mode=mode)
+        statistics = net.faults.new_statistics()
+        x = data(30, 20) / 4  # Clipped nowhere.
+        output, gradient, _ = gradients_of(net, x, data(30, 20, seed=3))
+        results.append((output, gradient, numbers_of(statistics)))
+        if mode == "zero_faulty":
+            clean = gradients_of(chain(fixed_scale(4)), x, data(30, 20, seed=3))[1]
+            assert bool((clean != 0).all())
+            assert int((gradient == 0).sum()) == statistics.total_injections
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[1][2] == pytest.approx(results[0][2], rel=1e-12)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -787,8 +851,7 @@ def test_fixed_size_gives_the_same_statistics(
         statistics = net.faults.new_statistics()
         for _ in range(3):
             net(data(30, 20))
-        layer = statistics.to_dict()["layers"]["0"]
-        return {key: number for key, number in layer.items() if key != "name"}
+        return numbers_of(statistics)
 
     plain, fixed = both_draws(measure, injection_type=model)
     assert fixed == pytest.approx(plain, rel=1e-12)
@@ -953,6 +1016,60 @@ def test_the_loop_gives_what_torch_gives(
     (looped, counts), (plain, plain_counts) = results
     assert torch.equal(looped, plain)  # All bits, the sign of a zero too.
     assert counts == plain_counts
+
+
+RATES: dict[str, dict[str, Any]] = {
+    "elements": {"probability": 20.0},
+    "bits": {"probability": 20.0, "rate_unit": "bit"},
+    "so many": {"num_faults": 9},
+    "so many bits": {"num_faults": 30, "rate_unit": "bit"},
+    "units": {"probability": 20.0, "hw_mask": True, "frequency_value": 16},
+}
+BIT_MODELS: list[dict[str, Any]] = [
+    {"injection_type": "bit_flip"},
+    {"injection_type": "stuck_at_0"},
+    {"injection_type": "stuck_at_1"},
+    {"injection_type": "bit_flip", "bit": 0},
+    {"injection_type": "stuck_at_0", "bit": 0},
+    {"injection_type": "stuck_at_1", "bit": 0},
+    {"injection_type": "burst", "burst_length": 1},
+    {"injection_type": "random"},
+]
+
+
+EVERY_KIND = [
+    (model, rate)
+    for model, rate in itertools.product(BIT_MODELS, RATES.values())
+    # What counts bits draws each of them by itself.
+    if "rate_unit" not in rate
+    or ("bit" not in model and model["injection_type"] not in ("burst", "random"))
+]
+
+
+@pytest.mark.parametrize(("model", "rate"), EVERY_KIND, ids=str)
+@pytest.mark.parametrize("width", [1, 3, 16])
+def test_the_loop_gives_what_torch_gives_of_every_kind(
+    faulty: Faulty,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    model: dict[str, Any],
+    rate: dict[str, Any],
+) -> None:
+    binary = QuantIdentity(act_quant=SignedBinaryActPerTensorConst, return_quant_tensor=True)
+    layer = fixed_scale(width, narrow_range=True) if width > 1 else binary
+    results = []
+    for by_loop in (True, False):
+        if not by_loop:
+            monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+        net = faulty(chain(layer), **model, **rate)
+        statistics = net.faults.new_statistics()
+        with torch.no_grad():
+            struck = net(data(30, 50)).value
+        results.append((struck.view(torch.uint8), statistics.to_dict()))
+    (looped, counts), (plain, plain_counts) = results
+    assert torch.equal(looped, plain)
+    assert counts == plain_counts
+    assert counts["total_injections"] > 0
 
 
 # -- parts -------------------------------------------------------------------------------

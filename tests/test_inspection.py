@@ -266,6 +266,34 @@ def test_a_disabled_model_says_so(small: Any) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("settings", "fault_model", "probability"),
+    [
+        ({"injection_type": "bit_flip", "bit": 2, "probability": 1.0}, "bit_flip 2", 1.0),
+        (
+            {"injection_type": "bit_flip", "rate_unit": "bit", "probability": 1.0},
+            "bit_flip at 1 % of the bits",
+            None,
+        ),
+        ({"num_faults": 3}, "random, 3 a sample", None),
+        (
+            {"faults": [{"probability": 2}, {"num_faults": 1, "injection_type": "burst"}]},
+            "random at 2 %; burst 2, 1 a sample",
+            None,
+        ),
+        ({"faults": [{"probability": 2, "layers": 1}]}, "-", None),
+    ],
+    ids=str,
+)
+def test_faults_of_other_kinds_are_told(
+    faulty: Faulty, settings: dict[str, Any], fault_model: str, probability: float | None
+) -> None:
+    two = nn.Sequential(qnn.QuantIdentity(bit_width=4), qnn.QuantIdentity(bit_width=4)).eval()
+    found = inspect(faulty(two, **settings))
+    assert (found.sites[0].fault_model, found.sites[0].probability) == (fault_model, probability)
+    assert fault_model in str(found)
+
+
 def test_hardware_units_are_part_of_the_fault_model(faulty: Faulty) -> None:
     model = faulty(nn.Sequential(relu()), hw_mask=True, frequency_value=64)
 

@@ -12,20 +12,25 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fxfault import sampling
+from fxfault import kernels, sampling
 from fxfault.codes import Word
 from fxfault.fault_models import get_fault_model
-from fxfault.random_numbers import rehash, stream_key
+from fxfault.random_numbers import counter_hash, rehash, stream_key
 from fxfault.sampling import (
     Hits,
     Layout,
+    Share,
+    exact_hits,
     faulty_units,
     hits_at,
     random_hits,
+    random_upsets,
+    samples_hit_exactly,
     unit_positions,
 )
 
@@ -268,6 +273,155 @@ def test_random_codes_do_not_follow_the_gap_before_the_hit() -> None:
     counts = torch.bincount(order * 16 + codes, minlength=128).double()
     expected = gaps.numel() / 128
     assert float(((counts - expected) ** 2 / expected).sum()) < chi_square_limit(127)
+
+
+# -- single bits -------------------------------------------------------------------------
+
+
+def upsets(key: int, samples: int, elements: int, width: int, p: float, **options: Any) -> Tensor:
+    """A row of bits for each sample, those of a word beside each other; 1 where one is hit."""
+    layout = layout_of(samples, elements)
+    bits = torch.zeros(samples * elements, width, dtype=torch.int64)
+    for part in random_upsets(key, range(samples), layout, width, p, CPU, **options):
+        index, struck = part.index, part.struck
+        assert struck is not None
+        if part.real is not None:
+            assert part.writes is not None
+            of = dict(zip(index[part.real].tolist(), struck[part.real].tolist(), strict=True))
+            for place, pattern, writes in zip(
+                index.tolist(), struck.tolist(), part.writes.tolist(), strict=True
+            ):
+                assert pattern == of[place] if writes else place not in of
+            index, struck = index[part.real], struck[part.real]
+        assert index.unique().numel() == index.numel()
+        assert bool((struck > 0).all())
+        assert not bits[index].any()
+        bits[index] = struck[:, None] >> torch.arange(width) & 1
+    return bits.reshape(samples, -1)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("probability", [0.003, 0.2, 0.9, 1.0])
+def test_bits_are_hit_as_elements_of_their_own_would_be(probability: float, width: int) -> None:
+    """So that what is shown of elements above holds for bits."""
+    as_elements = hit_matrix(60, 50 * width, probability, key=3).long()
+    assert torch.equal(upsets(3, 60, 50, width, probability), as_elements)
+    fixed = upsets(3, 60, 50, width, probability, fixed_size=True)
+    assert torch.equal(fixed, as_elements)
+
+
+def test_bits_of_a_word_are_hit_independently() -> None:
+    """Number of hit bits in 80,000 words of 8: chi-square against the binomial, 1e-6."""
+    counts = upsets(17, 200, 400, 8, 0.3).reshape(-1, 8).sum(1)
+    observed = torch.bincount(counts, minlength=9).double()
+    expected = 80_000 * torch.tensor(binomial(8, 0.3), dtype=torch.float64)
+    assert float(((observed - expected) ** 2 / expected).sum()) < chi_square_limit(8)
+
+
+def test_upsets_do_not_depend_on_the_size_of_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = upsets(3, 20, 70, 4, 0.4)
+    for size in (1, 7, 64):
+        monkeypatch.setattr(sampling, "PART", size)
+        assert torch.equal(upsets(3, 20, 70, 4, 0.4), whole)
+
+
+# -- exactly so many ---------------------------------------------------------------------
+
+
+def floyd(key: int, number: int, total: int, count: int) -> list[int]:
+    """The oracle, in Python integers and a set."""
+    counters = (number << 32) + torch.arange(count)
+    hashed = [bits % 2**64 for bits in counter_hash(key, counters).tolist()]
+    drawn: set[int] = set()
+    for j, bits in enumerate(hashed):
+        most = total - count + j
+        candidate = int((bits >> 11) * 2.0**-53 * (most + 1))
+        drawn.add(most if candidate in drawn else candidate)
+    return sorted(drawn)
+
+
+def drawn_exactly(
+    sizes: list[int], count: int, samples: int = 1, key: int = 1, first: int = 0, width: int = 1
+) -> list[Tensor]:
+    """For each of several sites a row of bits for each sample, 1 where it is hit."""
+    total, low, sites = sum(sizes), 0, []
+    for size in sizes:
+        share = Share(low, low + size, total, width)
+        matrix = torch.zeros(samples * size // width, width, dtype=torch.int64)
+        numbers = range(first, first + samples)
+        for hits in exact_hits(key, 5, numbers, share, count, CPU):
+            assert bool((hits.index.diff() > 0).all())
+            if hits.struck is None:
+                matrix[hits.index] = 1
+            else:
+                matrix[hits.index] = hits.struck[:, None] >> torch.arange(width) & 1
+        matrix = matrix.reshape(samples, size)
+        struck = samples_hit_exactly(key, numbers, share, count)
+        assert torch.equal(struck, matrix.any(1))
+        sites.append(matrix)
+        low += size
+    return sites
+
+
+@pytest.mark.parametrize(("total", "count"), [(1, 1), (5, 5), (40, 7), (10**9, 30), (300, 299)])
+def test_what_is_drawn_together_is_what_the_oracle_draws(total: int, count: int) -> None:
+    drawn = np.empty((6, count), np.int64)
+    numbers = np.array([0, 1, 2, 9, 2**31, 5], np.uint64)
+    kernels.draw_distinct(77, numbers, total, drawn)
+    assert drawn.tolist() == [floyd(77, int(n), total, count) for n in numbers]
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("count", [0, 1, 17, 59, 60])
+def test_exactly_so_many_in_every_sample(count: int, width: int) -> None:
+    sites = drawn_exactly([12, 40, 8], count, samples=200, width=width)
+    assert torch.equal(torch.cat(sites, 1).sum(1), torch.full((200,), count))
+    later = drawn_exactly([12, 40, 8], count, samples=150, first=50, width=width)
+    for whole, part in zip(sites, later, strict=True):
+        assert torch.equal(whole[50:], part)
+
+
+def test_every_set_of_elements_is_equally_likely() -> None:
+    """All 20 sets of 3 of 6, in 40,000 samples: chi-square, fails with probability 1e-6."""
+    hit = torch.cat(drawn_exactly([2, 4], 3, samples=40_000), 1)
+    which = (hit << torch.arange(6)).sum(1)
+    counts = torch.bincount(which, minlength=64).double()
+    counts = counts[counts > 0]
+    assert counts.numel() == 20
+    assert float(((counts - 2000) ** 2 / 2000).sum()) < chi_square_limit(19)
+
+
+def test_each_element_is_hit_as_often_as_any_other() -> None:
+    """50 of 1,000 in 4,000 samples: chi-square over the elements, fails with probability 1e-6."""
+    hit = torch.cat(drawn_exactly([300, 700], 50, samples=4000, key=8), 1).sum(0).double()
+    variance = 4000 * 0.05 * 0.95 * 1000 / 999  # without replacement
+    statistic = float((hit - 200).square().sum()) / variance
+    assert statistic < chi_square_limit(999)
+    assert statistic > 999 - 4.753 * math.sqrt(2 * 999)  # nor too even
+
+
+def test_the_count_of_a_site_is_hypergeometric() -> None:
+    """9 of 60, of which 20 are the site's, in 20,000 samples: chi-square, 1e-6."""
+    counts = drawn_exactly([20, 40], 9, samples=20_000, key=4)[0].sum(1)
+    chance = [math.comb(20, k) * math.comb(40, 9 - k) / math.comb(60, 9) for k in range(10)]
+    expected = torch.tensor(chance, dtype=torch.float64) * 20_000
+    observed = torch.bincount(counts, minlength=10).double()
+    few = expected < 20
+    joined = [torch.cat([x[~few], x[few].sum()[None]]) for x in (observed, expected)]
+    statistic = float(((joined[0] - joined[1]) ** 2 / joined[1]).sum())
+    assert statistic < chi_square_limit(len(joined[0]) - 1)
+
+
+def test_exact_hits_have_random_bits_of_sample_and_element() -> None:
+    share = Share(0, 50, 50, 1)
+    whole = hits_of(exact_hits(1, 9, range(30), share, 8, CPU))
+    part = hits_of(exact_hits(1, 9, range(10, 30), share, 8, CPU))
+    assert torch.equal(whole.bits[80:], part.bits)
+    given = hits_of(hits_at(torch.arange(50), 9, range(30), layout_of(30, 50)))
+    assert torch.equal(whole.bits, given.bits[whole.index])
+    other = hits_of(exact_hits(1, 10, range(30), share, 8, CPU))
+    assert torch.equal(other.index, whole.index)
+    assert not (other.bits == whole.bits).any()
 
 
 # -- independence of the batch -----------------------------------------------------------

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import fxfault
-from fxfault import functional, recomputation
+from fxfault import draws, functional, recomputation
 from fxfault.errors import SiteError
 from fxfault.quant_tensors import plain
 from fxfault.sampling import random_hits
@@ -275,7 +275,7 @@ def test_no_gradient_is_so_large_that_it_comes_through_a_hit(
 ) -> None:
     """Infinity times 0 is no 0: an overflow of mixed precision stays where it happened."""
     draw = functools.partial(random_hits, fixed_size=fixed)
-    monkeypatch.setattr(functional, "random_hits", draw)
+    monkeypatch.setattr(draws, "random_hits", draw)
     if fixed:
         monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
     net = transformed(nn.Sequential(QuantIdentity(bit_width=4)), gradient_mode="zero_faulty")

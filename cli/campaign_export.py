@@ -1,0 +1,113 @@
+"""The rows or the estimates of a store, as CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fxfault.campaign.rows import FIELDS
+from fxfault.cli.campaign_report import Findings
+from fxfault.errors import ConfigError
+
+SCHEMA = "fxfault-campaign/1"
+TRIALS, CELLS = "trials", "cells"
+FORMATS = ("csv", "json", "parquet")
+# Between the names of sites that are struck together.
+_SEPARATOR = ";"
+_AT_ONCE = 100_000
+
+Row = Mapping[str, Any]
+
+
+def check_format(file_format: str) -> None:
+    """Check before the work that a format can be written.
+
+    Raises:
+        ConfigError: it is Parquet, and pyarrow is not installed.
+    """
+    if file_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            '--parquet: pyarrow is not installed; pip install "fxfault[parquet]", or use --csv'
+        )
+
+
+def exported(findings: Findings, what: str, file_format: str) -> str | bytes:
+    """Give the content of a file.
+
+    Args:
+        findings: what is exported.
+        what: `trials`, a row for each trial, or `cells`, one for each cell with its estimates.
+        file_format: one of `FORMATS`.
+    """
+    rows = trial_rows(findings) if what == TRIALS else cell_rows(findings)
+    if file_format == "csv":
+        return _csv(rows)
+    if file_format == "json":
+        return _json(findings, what, rows)
+    return _parquet(rows)
+
+
+def trial_rows(findings: Findings) -> Iterator[Row]:
+    """Give each trial with the settings of its cell and its counts."""
+    settings = [cell.settings for cell in findings.summary.cells]
+    names = FIELDS[1:]
+    columns = [findings.table[name] for name in names]
+    for start in range(0, len(findings.table["cell"]), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        cells = findings.table["cell"][part].tolist()
+        counts = zip(*(column[part].tolist() for column in columns), strict=True)
+        for cell, values in zip(cells, counts, strict=True):
+            row = dict(zip(names, values, strict=True))
+            # Not there where there are fewer than five classes.
+            row["top5"] = None if math.isnan(row["top5"]) else int(row["top5"])
+            yield {**settings[cell], **row}
+
+
+def cell_rows(findings: Findings) -> Iterator[Row]:
+    """Give each cell with its estimates and what has become of it."""
+    for row, state in zip(findings.summary.rows(), findings.states, strict=True):
+        yield {**row, "state": state}
+
+
+def _csv(rows: Iterator[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(map(_entry, row.values()))
+    return text.getvalue()
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, float):
+        return format(value, ".10g")  # 88.32, and not 88.32000000000001.
+    return _SEPARATOR.join(value) if isinstance(value, list) else value
+
+
+def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
+    document = {
+        "schema": SCHEMA,
+        "what": what,
+        "confidence": findings.summary.confidence,
+        "study": findings.study.to_dict(),
+        "fingerprint": findings.fingerprint,
+        "rows": list(rows),
+    }
+    return json.dumps(document, allow_nan=False) + "\n"
+
+
+def _parquet(rows: Iterator[Row]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    listed: Sequence[Row] = list(rows)
+    target = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), target)
+    content: bytes = target.getvalue().to_pybytes()
+    return content

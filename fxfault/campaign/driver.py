@@ -1,0 +1,214 @@
+"""Run a study: hand trials out, keep their rows, go on where an earlier run ended.
+
+>>> import tempfile
+>>> small = {**Study.from_yaml("digits_study").to_dict(), "stop": None, "trials": 2}
+>>> small["axes"] = {"layers": ["all"], "probability": [1.0], "injection_type": ["random"]}
+>>> with tempfile.TemporaryDirectory() as folder:
+...     progress = run_study(Study.from_dict(small), f"{folder}/study.sqlite")
+>>> progress.finished_cells, progress.trials
+(1, 2)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxfault.campaign import fingerprint
+from fxfault.campaign.agenda import Agenda
+from fxfault.campaign.bench import Plan
+from fxfault.campaign.engines import Engine, make_engine
+from fxfault.campaign.errors import StoreError
+from fxfault.campaign.rows import TrialRow
+from fxfault.campaign.store import Store, is_new
+from fxfault.campaign.study import Cell, Study
+
+# Rows wait so long for others to be written with them: what a killed driver may cost.
+_WRITE_EVERY = 0.1  # seconds
+
+# Trials are handed out in batches of about this length, which is what a killed worker may cost.
+_BATCH = 0.25  # seconds
+_LARGEST_BATCH = 64  # trials
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Attributes:
+        cells: all cells of the study.
+        finished_cells: how many have all their trials.
+        trials: finished and stored trials, those of earlier runs among them.
+        wanted: trials that the study will have at least; the stop rule may ask for more.
+        earlier: trials that were in the store before this run.
+        seconds: since trials began to be handed out.
+        rows: what was stored since the last call.
+    """
+
+    cells: tuple[Cell, ...]
+    finished_cells: int
+    trials: int
+    wanted: int
+    earlier: int
+    seconds: float
+    rows: tuple[TrialRow, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all cells have all their trials."""
+        return self.finished_cells == len(self.cells)
+
+    @property
+    def rate(self) -> float:
+        """Trials a second in this run; 0 before the first."""
+        return (self.trials - self.earlier) / self.seconds if self.seconds else 0.0
+
+
+OnProgress = Callable[[Progress], None]
+"""Called when the study starts, and each time that rows were stored."""
+
+
+def run_study(
+    study: Study,
+    store_path: str | Path,
+    *,
+    engine: str | Engine = "local",
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    incremental: bool = True,
+    freeze: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Progress:
+    """Run a study, or what is missing of one that is in the store already.
+
+    The rows that the store ends with do not depend on the engine, on the number of workers, or on
+    how often the study was interrupted, but for their times. An interrupt (Ctrl-C) ends it in good
+    order: what is finished is stored, and the next call goes on.
+
+    Args:
+        study: what to measure.
+        store_path: file of the store; it is made where there is none.
+        engine: `local`, `processes` or `ray`, or an engine of `make_engine`, which is closed.
+        workers: see `make_engine`; only where `engine` is a name.
+        threads: of torch in each worker, by default 1; `local` leaves torch as it is.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        incremental: keep work from one trial to the next.
+        freeze: quantise weights once.
+        on_progress: called when the study starts, and each time that rows were stored.
+
+    Returns:
+        How far the study is when it ends.
+
+    Raises:
+        StoreError: the store cannot be used, or does not fit the study, network, data or code.
+        FxFaultError: something that the study names cannot be used, or a trial cannot be run.
+    """
+    path = Path(store_path)
+    made = make_engine(engine, workers=workers) if isinstance(engine, str) else engine
+    plan = Plan(
+        study=study.to_dict(),
+        device=device,
+        threads=threads,
+        incremental=incremental,
+        freeze=freeze,
+    )
+    store = None if is_new(path) else Store.open(path, write=True)
+    try:
+        if store is not None:  # At once, as far as it can be told without a network.
+            study_now = {"study": fingerprint.of_study(study)}
+            _check_fits(store, {"study": store.fingerprint.get("study", {})}, study_now)
+        facts = made.start(plan)
+        cells = tuple(study.cells(facts.sites, facts.bit_widths))
+        if store is None:
+            store = Store.create(path, study.to_dict(), facts.fingerprint)
+        else:
+            _check_fits(store, store.fingerprint, facts.fingerprint)
+        return _Run(study, cells, store, made, on_progress).to_the_end()
+    finally:
+        made.close()
+        if store is not None:
+            store.close()
+
+
+def _check_fits(store: Store, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    lines = fingerprint.differences(stored, now)
+    if lines:
+        raise StoreError(
+            f"{store.path} holds trials of something else, {fingerprint.refusal(lines)}; name "
+            "another store, or go back to what this one was made with"
+        )
+
+
+class _Run:
+    """One run of a study, from its store to its store."""
+
+    def __init__(
+        self,
+        study: Study,
+        cells: tuple[Cell, ...],
+        store: Store,
+        engine: Engine,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.cells, self.store = cells, store
+        self.engine, self.on_progress = engine, on_progress
+        store.register(cell.key for cell in self.cells)
+        self.agenda = Agenda(study, self.cells, store.rows)
+        self.earlier = self.agenda.trials
+        self.began = self.written = time.perf_counter()
+        self.pace = _BATCH  # Seconds a trial: the first batches have one each.
+        self.unwritten: list[TrialRow] = []
+
+    def to_the_end(self) -> Progress:
+        """Run all trials that are missing."""
+        self._tell(())
+        try:
+            while not self.agenda.done:
+                self._hand_out()
+                self._take(self.engine.receive())
+        finally:
+            # Of an interrupted run too. A store that failed just now may fail again.
+            self._write()
+        return self._progress(())
+
+    def _hand_out(self) -> None:
+        size = max(1, min(_LARGEST_BATCH, int(_BATCH / self.pace)))
+        while self.agenda.running < self.engine.slots * size:
+            batch = self.agenda.next(size)
+            if batch is None:
+                return
+            self.engine.submit(batch)
+
+    def _take(self, rows: Sequence[TrialRow]) -> None:
+        for row in rows:
+            if self.agenda.take(row):
+                self.unwritten.append(row)
+                self.pace += (max(row.seconds, 1e-6) - self.pace) / 8
+        if time.perf_counter() - self.written >= _WRITE_EVERY or self.agenda.done:
+            self._write()
+
+    def _write(self) -> None:
+        if self.unwritten:
+            rows, self.unwritten = tuple(self.unwritten), []
+            self.store.add(rows)
+            self._tell(rows)
+        self.written = time.perf_counter()
+
+    def _tell(self, rows: tuple[TrialRow, ...]) -> None:
+        if self.on_progress is not None:
+            self.on_progress(self._progress(rows))
+
+    def _progress(self, rows: tuple[TrialRow, ...]) -> Progress:
+        return Progress(
+            cells=self.cells,
+            finished_cells=self.agenda.finished_cells,
+            trials=self.agenda.trials,
+            wanted=self.agenda.wanted,
+            earlier=self.earlier,
+            seconds=time.perf_counter() - self.began,
+            rows=rows,
+        )

@@ -1,0 +1,141 @@
+"""Where trials run: in this process, in several, or on a Ray cluster.
+
+Every engine gives the same rows. An engine hands batches to workers and gives back rows as they
+finish, in any order; only the driver writes (`fxfault.campaign.driver`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from fxfault.campaign.agenda import Batch
+from fxfault.campaign.errors import EngineError
+from fxfault.campaign.rows import TrialRow
+from fxfault.models.user_factory import nearest
+
+if TYPE_CHECKING:
+    from fxfault.campaign.bench import Bench, Facts, Plan
+    from fxfault.campaign.study import Cell
+
+ENGINES = ("local", "processes", "ray")
+
+
+class Engine(Protocol):
+    """Runs trials.
+
+    Attributes:
+        slots: batches that it wants to have at a time.
+    """
+
+    slots: int
+
+    def start(self, plan: Plan) -> Facts:
+        """Set up at least one worker.
+
+        Raises:
+            FxFaultError: something that the plan names cannot be used.
+        """
+
+    def submit(self, batch: Batch) -> None:
+        """Take some trials, to be run when a worker is free."""
+
+    def receive(self) -> list[TrialRow]:
+        """Wait for the rows of finished trials; at least one of what was submitted.
+
+        Raises:
+            FxFaultError: a trial cannot be run.
+        """
+
+    def close(self) -> None:
+        """End all workers at once; what they are at is lost."""
+
+
+class LocalEngine:
+    """Runs trials in this process, one after the other."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._bench: Bench | None = None
+        self._waiting: deque[tuple[Cell, int]] = deque()
+
+    def start(self, plan: Plan) -> Facts:
+        """See `Engine.start`."""
+        from fxfault.campaign.bench import Bench
+
+        self._bench = Bench(plan)
+        return self._bench.facts()
+
+    def submit(self, batch: Batch) -> None:
+        """See `Engine.submit`."""
+        from fxfault.campaign.study import Cell
+
+        cell = Cell.from_key(batch.cell)
+        self._waiting.extend((cell, trial) for trial in batch.trials)
+
+    def receive(self) -> list[TrialRow]:
+        """See `Engine.receive`."""
+        assert self._bench is not None
+        return [self._bench.run(*self._waiting.popleft())]
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._bench = None
+        self._waiting.clear()
+
+
+def make_engine(
+    name: str,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    gpus_per_trial: float | None = None,
+) -> Engine:
+    """Make an engine by its name.
+
+    >>> make_engine("process")
+    Traceback (most recent call last):
+    ...
+    fxfault.campaign.errors.EngineError: engine 'process': there is none of that name (did you \
+mean 'processes'?); there are: local, processes, ray
+
+    Args:
+        name: `local`, `processes` or `ray`.
+        workers: of `processes` (default: one for each core) and `ray` (default: as many as the
+            cluster has room for at the start).
+        address: of a Ray cluster; None starts one on this machine, `auto` finds a running one.
+        gpus_per_trial: GPUs that each worker of `ray` reserves; default: 1 where the cluster has
+            any, else 0.
+
+    Raises:
+        EngineError: there is no such engine, it does not take one of the arguments, or Ray is not
+            installed.
+    """
+    if name not in ENGINES:
+        raise EngineError(
+            f"engine {name!r}: there is none of that name{nearest(name, ENGINES)}; there are: "
+            f"{', '.join(ENGINES)}"
+        )
+    given = {"workers": workers, "address": address, "gpus_per_trial": gpus_per_trial}
+    takes = {"local": (), "processes": ("workers",), "ray": tuple(given)}[name]
+    wrong = [key for key, value in given.items() if value is not None and key not in takes]
+    if wrong:
+        fitting = "ray" if "workers" not in wrong else "processes or ray"
+        raise EngineError(f"engine {name!r} takes no {', no '.join(wrong)}; that is for {fitting}")
+    if workers is not None and workers < 1:
+        raise EngineError(f"workers: got {workers}, allowed: 1 and up")
+    if gpus_per_trial is not None and gpus_per_trial < 0:
+        raise EngineError(f"gpus_per_trial: got {gpus_per_trial}, allowed: 0 and up")
+    if name == "local":
+        return LocalEngine()
+    if name == "processes":
+        from fxfault.campaign.process_engine import ProcessEngine
+
+        return ProcessEngine(workers)
+    if importlib.util.find_spec("ray") is None:
+        raise EngineError("engine 'ray': Ray is not installed; pip install 'fxfault[ray]'")
+    from fxfault.campaign.ray_engine import RayEngine
+
+    return RayEngine(workers, address=address, gpus_per_trial=gpus_per_trial)

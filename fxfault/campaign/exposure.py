@@ -1,0 +1,108 @@
+"""How many elements a trial exposes to faults, and how many of those are hit.
+
+Where an evaluation does again only what faults change, activations are not seen as a whole, and
+statistics that count in them would make it run in full. But which elements are hit follows from
+the seed, the trial, the site and the number of the sample alone, so that hits can be counted
+without an activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxfault.draws import elements_hit
+from fxfault.sampling import Layout
+from fxfault.sites import FaultSite, FaultSites
+from fxfault.statistics import FaultStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from fxfault.predictions import Predictions
+
+
+class Exposure:
+    """Counts elements and hits of evaluations of a model on one set of data."""
+
+    def __init__(self, model: nn.Module, faults: FaultSites, inputs: Any, samples: int) -> None:
+        """See how many elements each site has.
+
+        Args:
+            model: in eval mode.
+            faults: its sites.
+            inputs: a batch, on the device of the model.
+            samples: of all the data.
+        """
+        self.faults, self.samples = faults, samples
+        faults.measure(inputs)
+        seen = _elements_of(model, faults, inputs)
+        # Elements of a sample. None where the activation does not belong to the samples of the
+        # batch, and where a container calls the site as often as it likes.
+        self.elements = {
+            site.name: site.elements
+            if site.elements
+            and seen[site.index] == site.elements * len(inputs)
+            and not site.counts_calls
+            else None
+            for site in faults
+        }
+
+    def measured(self, run: Callable[[], Predictions]) -> tuple[Predictions, int, int]:
+        """Run an evaluation and count.
+
+        Args:
+            run: evaluates the model on all the data with the present settings of its sites.
+
+        Returns:
+            The predictions, the elements that were hit, and the elements that were exposed.
+        """
+        exposed = [site for site in self.faults if site.armed]
+        if any(self.elements[site.name] is None for site in exposed):
+            statistics = FaultStatistics(len(self.faults), self.faults.names, cosine=False)
+            with _recording(self.faults, statistics):
+                predictions = run()
+            return predictions, statistics.total_injections, statistics.total_activations
+        predictions = run()
+        hits = sum(self._hits(site) for site in exposed)
+        return predictions, hits, self.samples * sum(self.elements[s.name] or 0 for s in exposed)
+
+    def _hits(self, site: FaultSite) -> int:
+        elements = self.elements[site.name]
+        assert elements is not None
+        return elements_hit(site, site.stream(), range(self.samples), Layout(1, 1, (elements,)))
+
+
+def _elements_of(model: nn.Module, faults: FaultSites, inputs: Any) -> list[int]:
+    """The elements of each site in a forward of one batch, in which nothing is hit."""
+    before = [(site, site.selected, site.setting) for site in faults]
+    statistics = FaultStatistics(len(faults), faults.names, cosine=False)
+    for site in faults:
+        site.selected, site.several, site.probability = True, None, 0.0
+    try:
+        with (
+            _recording(faults, statistics),
+            faults.samples(torch.arange(len(inputs))),
+            torch.no_grad(),
+        ):
+            model(inputs)
+    finally:
+        for site, selected, setting in before:
+            site.restore(setting)
+            site.selected = selected
+    return [statistics.layer_stats[site.index].total_activations for site in faults]
+
+
+@contextmanager
+def _recording(faults: FaultSites, statistics: FaultStatistics) -> Iterator[None]:
+    before = faults.statistics
+    faults.set_statistics(statistics)
+    try:
+        yield
+    finally:
+        faults.set_statistics(before)

@@ -1,0 +1,61 @@
+"""What the driver knows of its workers: whether they agree, and how often they die over what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from fxfault.campaign.errors import EngineError
+from fxfault.campaign.fingerprint import differences, refusal
+
+# A worker that dies so often over one trial, or so often before it is ready, dies of that.
+MOST_DEATHS = 5
+
+Trial = tuple[str, int]
+"""Key of the cell and number."""
+
+
+class Muster:
+    """Keeps count of the workers of an engine.
+
+    Attributes:
+        facts: what the first worker that was ready found, as plain values; None before.
+    """
+
+    def __init__(self) -> None:
+        self.facts: Mapping[str, Any] | None = None
+        self._deaths: Counter[Trial | None] = Counter()
+
+    def enlist(self, worker: int, facts: Mapping[str, Any]) -> None:
+        """Note that a worker is ready.
+
+        Raises:
+            EngineError: its network, data or code are not those of the first one.
+        """
+        self._deaths[None] = 0
+        if self.facts is None:
+            self.facts = facts
+        lines = differences(self.facts["fingerprint"], facts["fingerprint"], ("there", "here"))
+        if lines:
+            raise EngineError(
+                f"worker {worker} does not compute what the first one does, {refusal(lines)}"
+            )
+
+    def lose(self, trial: Trial | None, how: str) -> None:
+        """Note that a worker died.
+
+        Args:
+            trial: that it was at; None where it was not ready yet.
+            how: it died, in a few words.
+
+        Raises:
+            EngineError: it has happened too often.
+        """
+        self._deaths[trial] += 1
+        if self._deaths[trial] >= MOST_DEATHS:
+            at = "while it was set up" if trial is None else f"at trial {trial[1]} of {trial[0]}"
+            raise EngineError(
+                f"a worker died {MOST_DEATHS} times {at} ({how}); if memory ran out, use fewer "
+                "workers or a smaller training.batch_size"
+            )

@@ -1,0 +1,209 @@
+"""Which sites are weak: those that were struck alone, ranked by the accuracy that this costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxfault.campaign.analysis import Integers, Summary, Table, mean_of_cells
+from fxfault.campaign.intervals import Floats, rank_intervals
+from fxfault.campaign.study import Cell
+
+Setting = tuple[str, float, str | None]
+"""What sites are compared under: fault with its bit, probability in percent, checkpoint."""
+
+
+@dataclass(frozen=True)
+class RankedSite:
+    """A site struck alone, averaged over all settings of the study that all sites have.
+
+    Attributes:
+        name: of the site.
+        rank: 1 for the site whose faults cost the most accuracy.
+        rank_low: lower end of the rank's interval.
+        rank_high: upper end.
+        fall: accuracy lost, in percentage points.
+        fall_low: lower end of its interval.
+        fall_high: upper end.
+        sdc: predictions that changed, in percent.
+        trials: in all.
+    """
+
+    name: str
+    rank: int
+    rank_low: int
+    rank_high: int
+    fall: float
+    fall_low: float
+    fall_high: float
+    sdc: float
+    trials: int
+
+
+def setting_of(cell: Cell) -> Setting:
+    """What a cell has in common with those of other sites."""
+    return cell.fault, cell.probability, cell.checkpoint
+
+
+def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
+    """Give the cells of single sites that have trials: index of each, by setting and site."""
+    found: dict[Setting, dict[str, int]] = {}
+    for index, cell in enumerate(summary.cells):
+        if cell.layers is not None and len(cell.layers) == 1 and summary.trials[index]:
+            found.setdefault(setting_of(cell), {})[cell.layers[0]] = index
+    return found
+
+
+def rank_sites(
+    table: Table, summary: Summary, settings: Sequence[Setting] = ()
+) -> list[RankedSite]:
+    """Rank the sites that were struck alone, the weakest first.
+
+    Every setting counts the same, and only settings that all sites have count, as another set of
+    faults would not be comparable.
+
+    Args:
+        table: the rows.
+        summary: of the same rows.
+        settings: those that count; default: all.
+
+    Returns:
+        Empty where fewer than two sites can be compared.
+    """
+    by_setting = site_cells(summary)
+    wanted = {key: by_setting[key] for key in settings or by_setting if key in by_setting}
+    names = list(dict.fromkeys(name for sites in wanted.values() for name in sites))
+    common = {key: sites for key, sites in wanted.items() if len(sites) == len(names)}
+    if len(names) < 2 or not common:
+        return []
+    columns = np.array([[sites[name] for name in names] for sites in common.values()])
+    falls = Falls(table)
+    ranks, low, high = rank_intervals([falls.of(row) for row in columns], summary.confidence)
+    fall, fall_low, fall_high = mean_of_cells(summary["fall"], columns)
+    sdc = summary["sdc"].value[columns].mean(axis=0)
+    trials = summary.trials[columns].sum(axis=0)
+    ranked = [
+        RankedSite(
+            name=name,
+            rank=int(ranks[i]),
+            rank_low=int(low[i]),
+            rank_high=int(high[i]),
+            fall=float(fall[i]),
+            fall_low=float(fall_low[i]),
+            fall_high=float(fall_high[i]),
+            sdc=float(sdc[i]),
+            trials=int(trials[i]),
+        )
+        for i, name in enumerate(names)
+    ]
+    return sorted(ranked, key=lambda site: site.rank)
+
+
+class Falls:
+    """The accuracy lost in each trial, in percentage points, found fast by cell."""
+
+    def __init__(self, table: Table) -> None:
+        lost = table["golden_correct"] - table["correct"]
+        order = np.argsort(table["cell"], kind="stable")
+        self._values: Floats = (100.0 * lost / table["samples"])[order]
+        self._trials: Integers = table["trial"][order]
+        self._cells: Integers = table["cell"][order]
+
+    def of(self, cells: Sequence[int] | Integers) -> Floats:
+        """Give the trials of some cells side by side.
+
+        Returns:
+            Shape (trial numbers, cells); NaN where a cell has no trial of that number.
+        """
+        starts = np.searchsorted(self._cells, cells, side="left")
+        ends = np.searchsorted(self._cells, cells, side="right")
+        parts = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+        numbers = 1 + max(int(self._trials[part].max(initial=-1)) for part in parts)
+        falls = np.full((numbers, len(parts)), np.nan)
+        for column, part in enumerate(parts):
+            falls[self._trials[part], column] = self._values[part]
+        return falls
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A measure of each site and fault, averaged over the rates and checkpoints that both have.
+
+    Attributes:
+        sites: in the order of the study.
+        faults: fault models, each bit of one for itself.
+        values: in percent, shape (sites, faults); NaN where some of the rates have no trial.
+        rates: probabilities that were averaged, in percent.
+    """
+
+    sites: tuple[str, ...]
+    faults: tuple[str, ...]
+    values: Floats
+    rates: tuple[float, ...]
+
+
+def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
+    """Average a measure of single sites by site and fault."""
+    by_setting = site_cells(summary)
+    sites = tuple(dict.fromkeys(name for found in by_setting.values() for name in found))
+    faults = tuple(dict.fromkeys(fault for fault, _, _ in by_setting))
+    sums, numbers = np.zeros((2, len(sites), len(faults)))
+    for (fault, _, _), found in by_setting.items():
+        for name, index in found.items():
+            place = sites.index(name), faults.index(fault)
+            sums[place] += summary[measure].value[index]
+            numbers[place] += 1
+    # A place that lacks some of the rates would not be comparable.
+    values = np.where(numbers == numbers.max(axis=0), sums, np.nan) / np.maximum(numbers, 1)
+    rates = tuple(sorted({probability for _, probability, _ in by_setting}))
+    return HeatMap(sites, faults, values, rates)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against the probability of faults.
+
+    Attributes:
+        place: what is struck: `all`, names of sites, or `each` for the mean over single sites.
+        fault: fault model with its bit.
+        checkpoint: the weights.
+        probabilities: in percent, ascending.
+        accuracy: mean accuracy at each, in percent.
+        low: lower ends of its intervals; NaN where there is none.
+        high: upper ends.
+    """
+
+    place: str
+    fault: str
+    checkpoint: str | None
+    probabilities: tuple[float, ...]
+    accuracy: Floats
+    low: Floats
+    high: Floats
+
+
+def curves(summary: Summary) -> list[Curve]:
+    """Give a curve for each fault, and for each group of sites that was struck together.
+
+    Sites struck alone make one curve, their mean; a rate that not all of them have is left out.
+    """
+    groups: dict[tuple[str, str, str | None], dict[float, list[int]]] = {}
+    for index, cell in enumerate(summary.cells):
+        if summary.trials[index]:
+            alone = cell.layers is not None and len(cell.layers) == 1
+            key = "each" if alone else cell.place, cell.fault, cell.checkpoint
+            groups.setdefault(key, {}).setdefault(cell.probability, []).append(index)
+    return [_curve(key, found, summary) for key, found in groups.items()]
+
+
+def _curve(
+    key: tuple[str, str, str | None], found: Mapping[float, Sequence[int]], summary: Summary
+) -> Curve:
+    most = max(map(len, found.values()))
+    points = sorted((rate, cells) for rate, cells in found.items() if len(cells) == most)
+    # A column for each rate.
+    cells = np.array([cells for _, cells in points]).T
+    rates = tuple(rate for rate, _ in points)
+    return Curve(*key, rates, *mean_of_cells(summary["accuracy"], cells))

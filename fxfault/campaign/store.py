@@ -1,0 +1,477 @@
+"""The store of a campaign: one SQLite file, one row for each finished trial.
+
+What may happen to it, and what then: a process killed at any time, also in mid-write, loses
+nothing that was added, and what was in mid-write is not there at all (SQLite's write-ahead log).
+A power cut may cost the last seconds, never the file. A second writer is refused. Readers are
+never in the way.
+
+The log needs memory that the processes share, so that a store on a network file system must be
+used from one machine at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from fxfault.campaign.errors import StoreError
+from fxfault.campaign.rows import COUNTS, FIELDS, TrialRow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1
+APPLICATION = 0x66784643  # "fxFC", so that `file` and we can tell a store from other SQLite files.
+
+# How long a commit waits for a reader that is in the way, which only happens at the log's end.
+_PATIENCE = 30.0  # seconds
+_CHUNK = 1 << 16  # rows
+
+_COLUMNS = FIELDS[1:]  # The cell stands before them, as a number.
+_TABLES = f"""
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cells (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
+CREATE TABLE trials (
+    cell INTEGER NOT NULL REFERENCES cells (id),
+    {", ".join(f"{name} INTEGER{' NOT NULL' if name != 'top5' else ''}" for name in COUNTS)},
+    seconds REAL NOT NULL,
+    PRIMARY KEY (cell, trial)
+) WITHOUT ROWID;
+"""
+_INSERT = (
+    f"INSERT INTO trials (cell, {', '.join(_COLUMNS)}) "
+    f"VALUES ({', '.join('?' * (1 + len(_COLUMNS)))}) ON CONFLICT DO NOTHING"
+)
+
+
+class Store:
+    """Finished trials, with the study that they belong to and what it was run on.
+
+    >>> import tempfile
+    >>> row = TrialRow("{}", 0, 10, 8, 9, 2, 1, None, 3, 40, 3, 1, 0.01)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Store.create(f"{folder}/study.sqlite", {"name": "a study"}, {}) as store:
+    ...         store.add([row])
+    ...     with Store.open(f"{folder}/study.sqlite") as store:
+    ...         store.rows() == [row], store.counts(), store.study
+    (True, {'{}': 1}, {'name': 'a study'})
+
+    Attributes:
+        path: of the file.
+        study: the resolved study.
+        fingerprint: of what it was run on; see `fxfault.campaign.fingerprint`.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, lock: sqlite3.Connection | None
+    ) -> None:
+        """Take over open connections; use `create` or `open` instead."""
+        self.path = path
+        self._connection = connection
+        self._lock = lock
+        self._cells: dict[str, int] = {}
+        with self._told("read"):
+            about = dict(connection.execute("SELECT name, value FROM about"))
+        try:
+            self.study: dict[str, Any] = json.loads(about["study"])
+            self.fingerprint: dict[str, Any] = json.loads(about["fingerprint"])
+        except (KeyError, ValueError) as error:
+            raise StoreError(
+                f"{path}: the store does not say which study it holds ({error!r}); it was changed "
+                "by something else"
+            ) from error
+
+    # -- opening ------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, path: str | Path, study: Mapping[str, Any], fingerprint: Mapping[str, Any]
+    ) -> Store:
+        """Make a new store and open it for writing.
+
+        Args:
+            path: where no file is yet, or an empty one.
+            study: the resolved study, as JSON can hold it.
+            fingerprint: of what it is run on, as JSON can hold it.
+
+        Raises:
+            StoreError: the file exists, is in use or cannot be written.
+        """
+        target = _checked_path(path)
+        lock = _locked(target)
+        try:
+            with _told(target, "made"):
+                connection = _connect(target, "rwc")
+            try:
+                _make(connection, target, study, fingerprint)
+                return cls(target, connection, lock)
+            except BaseException:
+                connection.close()
+                raise
+        except BaseException:
+            _unlock(lock)
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path, *, write: bool = False) -> Store:
+        """Open a store.
+
+        Args:
+            path: of the file.
+            write: whether rows are to be added. Only one process at a time may; a store can
+                always be read, while another process writes and in a folder that is read-only.
+
+        Raises:
+            StoreError: there is no such file, it is no store, a newer fxfault wrote it, or it is
+                to be written while another process does.
+        """
+        target = _checked_path(path)
+        if not target.exists():
+            raise StoreError(f"{target}: there is no such store; check the path")
+        lock = _locked(target) if write else None
+        try:
+            connection = _open_checked(target, write)
+            try:
+                return cls(target, connection, lock)
+            except BaseException:
+                connection.close()
+                raise
+        except BaseException:
+            _unlock(lock)
+            raise
+
+    def close(self) -> None:
+        """Close the file; where nobody else has it open, all of it is in the one file then."""
+        if self._lock is not None:
+            # One file that can be copied, and read in a folder that is read-only. Fails while
+            # somebody reads; then the log stays beside the file, which is as good here.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA busy_timeout = 0")
+                self._connection.execute("PRAGMA journal_mode = DELETE")
+        self._connection.close()
+        _unlock(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- writing ------------------------------------------------------------------------
+
+    def register(self, cells: Iterable[str]) -> None:
+        """Note which cells there are, in the order in which `counts` and `table` shall have them.
+
+        Cells that are there already keep their place.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with self._writing() as connection:
+            # No INSERT OR IGNORE: it would use up a number for each cell that is there.
+            known = {key for (key,) in connection.execute("SELECT key FROM cells")}
+            new = [(key,) for key in dict.fromkeys(cells) if key not in known]
+            connection.executemany("INSERT INTO cells (key) VALUES (?)", new)
+
+    def add(self, rows: Sequence[TrialRow]) -> None:
+        """Add finished trials, all of them or none; one that is there already is not added again.
+
+        Raises:
+            StoreError: the store cannot be written, or holds a trial of the same cell and number
+                with other counts.
+        """
+        if any(row.cell not in self._cells for row in rows):
+            self.register(row.cell for row in rows)
+            with self._told("read"):
+                self._cells = dict(self._connection.execute("SELECT key, id FROM cells"))
+        with self._writing() as connection:
+            before = connection.total_changes
+            values = [[self._cells[row.cell], *row.to_list()[1:]] for row in rows]
+            connection.executemany(_INSERT, values)
+            if connection.total_changes - before < len(rows):
+                self._refuse_contradictions(rows)
+
+    def _refuse_contradictions(self, rows: Iterable[TrialRow]) -> None:
+        for row in rows:
+            (stored,) = self._rows("WHERE key = ? AND trial = ?", (row.cell, row.trial))
+            if not stored.same_counts(row):
+                raise StoreError(
+                    f"{self.path}: trial {row.trial} of cell {row.cell} came again with other "
+                    f"counts ({row} instead of {stored}); the network does not compute the same "
+                    "each time"
+                )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction."""
+        if self._lock is None:
+            raise StoreError(f"{self.path}: the store was opened for reading only")
+        with self._told("written"):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # After a full disk SQLite may have rolled back by itself.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    # -- reading ------------------------------------------------------------------------
+
+    def rows(self, cell: str | None = None) -> list[TrialRow]:
+        """All rows, or those of one cell; in the order of cells and trials.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        return self._rows("", ()) if cell is None else self._rows("WHERE key = ?", (cell,))
+
+    def _rows(self, where: str, values: tuple[Any, ...]) -> list[TrialRow]:
+        query = (
+            f"SELECT key, {', '.join(_COLUMNS)} FROM trials JOIN cells ON cells.id = trials.cell "
+            f"{where} ORDER BY trials.cell, trial"
+        )
+        with self._told("read"):
+            return [TrialRow(*row) for row in self._connection.execute(query, values)]
+
+    def counts(self) -> dict[str, int]:
+        """How many trials of each cell are finished."""
+        query = (
+            "SELECT key, COUNT(trial) FROM cells LEFT JOIN trials ON cells.id = trials.cell "
+            "GROUP BY cells.id ORDER BY cells.id"
+        )
+        with self._told("read"):
+            return dict(self._connection.execute(query))
+
+    def cells(self) -> list[str]:
+        """The keys of all cells, in the order in which they were registered."""
+        with self._told("read"):
+            return [key for (key,) in self._connection.execute("SELECT key FROM cells ORDER BY id")]
+
+    def table(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All rows as columns, in the order of cells and trials.
+
+        A million rows take about two seconds and 150 MB.
+
+        Returns:
+            `cell`: int64 indices into `cells()`; the fields of `TrialRow` by name: int64, and
+            float64 for `seconds` and for `top5`, which is NaN where it is None.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        import numpy as np
+
+        names = ("cell", *_COLUMNS)
+        # No join: it would take ten times as long.
+        query = f"SELECT {', '.join(names)} FROM trials ORDER BY cell, trial"
+        columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
+        with self._snapshot():
+            numbers = [n for (n,) in self._connection.execute("SELECT id FROM cells ORDER BY id")]
+            cursor = self._connection.execute(query)
+            while True:
+                chunk = cursor.fetchmany(_CHUNK)
+                # float64 holds counts up to 2**53 exactly, and a None becomes a NaN.
+                block = np.array(chunk, dtype=np.float64).reshape(len(chunk), len(names))
+                for name, column in zip(names, block.T, strict=True):
+                    kind = np.float64 if name in ("seconds", "top5") else np.int64
+                    columns[name].append(column.astype(kind))
+                if len(chunk) < _CHUNK:
+                    break
+        table = {name: np.concatenate(parts) for name, parts in columns.items()}
+        table["cell"] = np.searchsorted(numbers, table["cell"])
+        return table
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Let several queries see one state, whatever another process adds meanwhile."""
+        with self._told("read"):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Say where and why where SQLite fails."""
+        with _told(self.path, doing):
+            yield
+
+
+def is_new(path: str | Path) -> bool:
+    """Whether a store can be made there; a file of no bytes is one whose making was interrupted.
+
+    Raises:
+        StoreError: nothing can be written there, or somebody else is writing.
+    """
+    target = _checked_path(path)
+    lock = _locked(target)
+    try:
+        if target.exists() and target.stat().st_size:
+            # Undoes what a killed process had begun, and may leave nothing.
+            with (
+                contextlib.suppress(sqlite3.Error),
+                contextlib.closing(_connect(target, "rw")) as connection,
+            ):
+                connection.execute("PRAGMA user_version").fetchone()
+        return not (target.exists() and target.stat().st_size)
+    finally:
+        _unlock(lock)
+
+
+def _checked_path(path: str | Path) -> Path:
+    target = Path(path).expanduser()
+    if target.is_dir():
+        raise StoreError(f"{target} is a folder: name the file of the store")
+    if not target.parent.is_dir():
+        raise StoreError(f"{target}: there is no folder {str(target.parent)!r}; make it first")
+    return target
+
+
+def _connect(path: Path, mode: str, immutable: bool = False) -> sqlite3.Connection:
+    """Open a database (`mode`: ro, rw or rwc); the caller begins and ends transactions."""
+    address = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
+    address += "&immutable=1" if immutable else ""
+    return sqlite3.connect(address, uri=True, timeout=_PATIENCE, isolation_level=None)
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    """Become the one writer.
+
+    The lock is SQLite's own, on an empty file beside the store: held by this process alone (not
+    by what it forks) and gone with it, however it ends.
+    """
+    with _told(path, "written"):
+        lock = _connect(path.with_name(f"{path.name}-lock"), "rwc")
+        try:
+            lock.execute("PRAGMA busy_timeout = 0")
+            lock.execute("BEGIN EXCLUSIVE")
+            return lock
+        except sqlite3.Error as error:
+            lock.close()
+            if "locked" not in str(error):
+                raise
+            raise StoreError(
+                f"{path} is being written by another process: wait for it, or give this run a "
+                "store of its own"
+            ) from error
+
+
+def _unlock(lock: sqlite3.Connection | None) -> None:
+    """Let others write. The file stays: somebody may just be opening it."""
+    if lock is not None:
+        lock.close()
+
+
+def _open_checked(path: Path, write: bool) -> sqlite3.Connection:
+    try:
+        connection = _connect_to_store(path, "rw" if write else "ro")
+    except StoreError as error:
+        if write or not isinstance(error.__cause__, sqlite3.OperationalError):
+            raise
+        if _log_of(path):
+            raise StoreError(
+                f"{error}; {path.name}-wal beside it has rows too: copy both to a folder that can "
+                "be written, and open them there"
+            ) from error
+        # Where nothing may be made beside it, a file without a log can be read as it is.
+        connection = _connect_to_store(path, "ro", immutable=True)
+    if write:
+        _prepare_writing(connection, path)
+    return connection
+
+
+def _connect_to_store(path: Path, mode: str, immutable: bool = False) -> sqlite3.Connection:
+    with _told(path, "opened"):
+        connection = _connect(path, mode, immutable)
+    try:
+        _check_is_store(connection, path)
+        return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _log_of(path: Path) -> int:
+    """Bytes in the write-ahead log."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.stat().st_size if log.exists() else 0
+
+
+def _check_is_store(connection: sqlite3.Connection, path: Path) -> None:
+    with _told(path, "read"):
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION:
+        what = "is empty" if path.stat().st_size == 0 else "is an SQLite file of something else"
+        raise StoreError(f"{path} is no store of a campaign: it {what}")
+    if schema > SCHEMA:
+        raise StoreError(
+            f"{path} was written by a newer fxfault (schema {schema}, this one knows up to "
+            f"{SCHEMA}): upgrade fxfault"
+        )
+
+
+def _make(
+    connection: sqlite3.Connection,
+    path: Path,
+    study: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+) -> None:
+    about = [("study", json.dumps(study)), ("fingerprint", json.dumps(fingerprint))]
+    with _told(path, "made"):
+        # All in one transaction: whoever is killed here leaves an empty file, which is taken.
+        connection.execute("BEGIN EXCLUSIVE")
+        (things,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if things:
+            raise StoreError(f"{path} exists already: open it, or name another file")
+        for statement in filter(str.strip, _TABLES.split(";")):
+            connection.execute(statement)
+        connection.executemany("INSERT INTO about VALUES (?, ?)", about)
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute("COMMIT")
+    _prepare_writing(connection, path)
+
+
+def _prepare_writing(connection: sqlite3.Connection, path: Path) -> None:
+    with _told(path, "written"):
+        connection.execute("PRAGMA journal_mode = WAL")
+        # The log is written at each commit and forced to the disk now and then: killed processes
+        # lose nothing, and a commit takes 30 µs instead of milliseconds.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+
+_ADVICE = {
+    "full": "free some space and run it again: what was finished is kept",
+    "not a database": "name a store that fxfault-campaign wrote, or a new file",
+    "malformed": "the file is damaged: go on from a copy, or start a new one",
+    "readonly": "check the permissions of the file and its folder",
+    "unable to open": "check the permissions of the file and its folder",
+    "disk I/O": "the disk fails, is full, or a limit on file sizes is reached",
+}
+
+
+@contextlib.contextmanager
+def _told(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        advice = [text for part, text in _ADVICE.items() if part in str(error)]
+        end = f"; {advice[0]}" if advice else ""
+        raise StoreError(f"{path} cannot be {doing}: {error}{end}") from error

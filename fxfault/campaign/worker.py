@@ -1,0 +1,124 @@
+"""A worker process of a campaign: a bench, and a pipe to the driver.
+
+What goes through the pipe is JSON, not pickles. The driver sends batches; the worker answers with
+its facts, with each row as it finishes, or with an error, after which it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+from fxfault.campaign.errors import EngineError, StoreError
+from fxfault.errors import (
+    ConfigError,
+    DataError,
+    FreezeError,
+    FxFaultError,
+    SiteError,
+    TransformError,
+)
+
+# Those that are made from their message alone.
+_KINDS: dict[str, type[FxFaultError]] = {
+    kind.__name__: kind
+    for kind in (
+        ConfigError,
+        DataError,
+        EngineError,
+        FreezeError,
+        FxFaultError,
+        SiteError,
+        StoreError,
+        TransformError,
+    )
+}
+
+
+def work(connection: Connection, plan: str, number: int) -> None:
+    """Run what comes through the pipe, until it is closed.
+
+    Args:
+        connection: to the driver.
+        plan: of `fxfault.campaign.bench.Plan.to_json`.
+        number: of the worker, 0 and up.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends us.
+    threading.Thread(target=_follow_the_driver, daemon=True).start()
+    try:
+        _work(connection, plan, number)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # The driver is gone, or has had enough.
+    except BaseException as error:
+        send(connection, "error", told(error))
+
+
+def _work(connection: Connection, plan: str, number: int) -> None:
+    # Imported here: the sooner the driver's end is watched, the better.
+    import torch
+
+    from fxfault.campaign.bench import Bench, Plan
+    from fxfault.campaign.study import Cell
+
+    made = Plan.from_json(plan)
+    torch.set_num_threads(made.threads or 1)
+    bench = Bench(made, number)
+    send(connection, "facts", asdict(bench.facts()))
+    while True:
+        batch = json.loads(connection.recv_bytes())
+        cell = Cell.from_key(batch["cell"])
+        for trial in batch["trials"]:
+            send(connection, "row", bench.run(cell, trial).to_list())
+
+
+def _follow_the_driver() -> None:
+    """End when the driver does, also in the middle of a trial that takes hours."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)
+
+
+def send(connection: Connection, kind: str, content: Any) -> None:
+    """Send a message: a kind (`facts`, `row` or `error`) and plain values."""
+    connection.send_bytes(json.dumps([kind, content]).encode())
+
+
+def told(error: BaseException) -> dict[str, str]:
+    """An error as plain values."""
+    kinds = [kind for kind in type(error).__mro__ if kind in _KINDS.values()]
+    return {
+        "kind": kinds[0].__name__ if kinds else "",
+        "message": str(error) if kinds else f"{type(error).__name__}: {error}",
+        "traceback": traceback.format_exc(),
+    }
+
+
+def retold(content: dict[str, str], who: str) -> FxFaultError:
+    """Make the error that a worker told of.
+
+    >>> retold({"kind": "DataError", "message": "no such file", "traceback": ""}, "worker 0")
+    DataError('no such file')
+    >>> retold({"kind": "", "message": "KeyError: 3", "traceback": "..."}, "worker 0")
+    EngineError('worker 0 failed: KeyError: 3')
+    """
+    kind = _KINDS.get(content["kind"])
+    if kind is None:
+        error: FxFaultError = EngineError(f"{who} failed: {content['message']}")
+        error.__cause__ = _InWorkerError(content["traceback"])
+        return error
+    return kind(content["message"])
+
+
+class _InWorkerError(Exception):
+    """Shows a worker's traceback above our own, as `concurrent.futures` does."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"

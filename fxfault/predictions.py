@@ -1,0 +1,290 @@
+"""What a network predicts for each sample of a data set, with and without faults.
+
+A *runner* evaluates a transformed model again and again on the same data, under whatever faults
+its sites are set to. `FullRunner` runs every sample through the whole model; what is faster
+(`fxfault.incremental`) gives the same predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fxfault.draws import samples_struck
+from fxfault.errors import DataError
+from fxfault.functional import struck_samples
+from fxfault.sampling import Layout
+from fxfault.sites import FaultClock, FaultSite, FaultSites, faults_of
+
+OnBatch = Callable[[int], None]
+"""Called with a number of samples when they are done; a pass over the data adds up to all."""
+
+MOST_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one evaluation of a data set gave, on the CPU, in the order of the data.
+
+    >>> made = Predictions(top=torch.tensor([[2, 0], [1, 0]]), labels=torch.tensor([2, 0]))
+    >>> made.correct, made.accuracy
+    (1, 50.0)
+
+    Attributes:
+        top: classes by falling score, the best first, int64, shape (samples, min(5, classes)).
+            Of equal scores the lower class comes first, so that column 0 is `argmax`.
+        labels: the right classes, int64, shape (samples,).
+        struck: whether any element of a sample was hit, bool, shape (samples,); None without
+            faults. Where hardware units are broken (`hw_mask`) and a container calls the site by
+            its own code, all samples count as hit.
+    """
+
+    top: Tensor
+    labels: Tensor
+    struck: Tensor | None = None
+
+    @property
+    def correct(self) -> int:
+        """Samples whose best class is their label."""
+        return int((self.top[:, 0] == self.labels).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of those, in percent."""
+        return 100.0 * self.correct / len(self.labels)
+
+
+class Runner(Protocol):
+    """Evaluates a transformed model on one set of data."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What `fxfault.transform` returned, frozen or not."""
+
+    def golden(self, on_batch: OnBatch | None = None) -> Predictions:
+        """Evaluate without faults; the result is kept until parameters change."""
+
+    def run(self, on_batch: OnBatch | None = None) -> Predictions:
+        """Evaluate under the faults that `model.faults` is set to.
+
+        Samples are numbered from 0, and the count of the model's own forwards does not move.
+        """
+
+
+class FullRunner:
+    """Runs every sample through the whole model.
+
+    >>> import fxfault
+    >>> from brevitas.nn import QuantReLU
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> data = TensorDataset(torch.eye(8), torch.arange(8))
+    >>> model = fxfault.transform(
+    ...     nn.Sequential(QuantReLU(bit_width=4, scaling_impl_type="const", max_val=1.0)),
+    ...     {"enabled": True, "apply_during": "eval", "injection_type": "msb_flip", "seed": 1},
+    ... )
+    >>> runner = FullRunner(model, DataLoader(data, batch_size=4))
+    >>> runner.golden().accuracy
+    100.0
+    >>> model.faults.set_probability(100)
+    >>> made = runner.run()
+    >>> made.accuracy, made.struck.tolist() == [True] * 8
+    (0.0, True)
+    """
+
+    def __init__(
+        self, model: nn.Module, loader: Iterable[Any], device: torch.device | str = "cpu"
+    ) -> None:
+        """Take a model and its data.
+
+        Args:
+            model: what `fxfault.transform` returned, on `device`.
+            loader: gives the same batches of (inputs, labels) each time that it is iterated.
+            device: where the model is.
+
+        Raises:
+            SiteError: the model has no fault sites.
+        """
+        self.model, self.loader, self.device = model, loader, device
+        self.faults = faults_of(model)
+        self._golden: Predictions | None = None
+        self._state: list[tuple[int, ...]] = []
+
+    def golden(self, on_batch: OnBatch | None = None) -> Predictions:
+        """See `Runner.golden`.
+
+        Raises:
+            DataError: there is no sample, or the model returns no scores.
+        """
+        state = state_of(self.model)
+        if self._golden is None or self._state != state:
+            with disabled(self.faults):
+                made = predict(self.model, self.loader, self.device, on_batch, self.faults)
+            self._golden, self._state = made, state
+        return self._golden
+
+    def run(self, on_batch: OnBatch | None = None) -> Predictions:
+        """See `Runner.run`.
+
+        Raises:
+            DataError: there is no sample, or the model returns no scores.
+            SiteError: values that were hit are no codes.
+        """
+        made = predict(self.model, self.loader, self.device, on_batch, self.faults)
+        self.faults.check()
+        numbers = sample_numbers(self.faults.clock, [len(made.labels)])
+        return Predictions(made.top, made.labels, struck_anywhere(self.model, numbers))
+
+
+def predict(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str = "cpu",
+    on_batch: OnBatch | None = None,
+    faults: FaultSites | None = None,
+) -> Predictions:
+    """Run a network over a data set.
+
+    The model is in eval mode meanwhile; each of its modules gets the mode back that it had. The
+    scores may come as a tensor, a QuantTensor, or the first item of a tuple or list.
+
+    Args:
+        model: gives scores, shape (N, classes).
+        loader: gives batches of (inputs, labels); labels are integers, shape (N,).
+        device: where the model is.
+        on_batch: called after each batch.
+        faults: sites that number their samples from 0 in this pass; by default they count on.
+
+    Raises:
+        DataError: there is no sample, or the scores have another shape.
+    """
+    top, labels, done = [], [], 0
+    # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
+    with in_eval_mode(model), torch.no_grad():
+        for inputs, right in loader:
+            with _numbered(faults, done, len(right)):
+                top.append(ranked(scores_of(model(inputs.to(device)), len(right))))
+            labels.append(right)
+            done += len(right)
+            if on_batch is not None:
+                on_batch(len(right))
+    if done == 0:
+        raise DataError("accuracy: the data has no sample")
+    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu())
+
+
+def _numbered(faults: FaultSites | None, done: int, batch: int) -> Any:
+    if faults is None:
+        return nullcontext()
+    return faults.samples(sample_numbers(faults.clock, [batch], done))
+
+
+def sample_numbers(clock: FaultClock, sizes: Sequence[int], done: int = 0) -> Tensor:
+    """The numbers that the samples of some batches have in an evaluation, int64.
+
+    Args:
+        clock: of the model's sites; knows of other processes that share the data.
+        sizes: samples in each of the batches.
+        done: samples before them.
+    """
+    numbers = []
+    for size in sizes:
+        first = done * clock.world_size + clock.rank * size
+        numbers.append(torch.arange(first, first + size))
+        done += size
+    return torch.cat(numbers)
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """The best classes of each sample, the best first; see `Predictions.top`.
+
+    >>> ranked(torch.tensor([[0.5, 2.0, 2.0]]))
+    tensor([[1, 2, 0]])
+    """
+    # Not `topk`, whose order of equal scores may follow the number of samples.
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return order[:, :MOST_CLASSES]
+
+
+def scores_of(output: Any, samples: int) -> Tensor:
+    """The scores in what a model returned, shape (samples, classes).
+
+    Raises:
+        DataError: there are none of that shape.
+    """
+    # A QuantTensor is a tuple too, with its values under `value`.
+    scores = getattr(output, "value", output)
+    if isinstance(scores, (tuple, list)) and scores:
+        scores = getattr(scores[0], "value", scores[0])
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[0] != samples:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise DataError(
+            f"accuracy: the model returned {found} for {samples} samples; expected scores of shape "
+            f"({samples}, classes), alone or as the first item of a tuple"
+        )
+    return scores
+
+
+def struck_anywhere(model: nn.Module, numbers: Tensor) -> Tensor:
+    """Which samples were hit at all, judged by the settings of the sites after an evaluation.
+
+    Args:
+        model: that was evaluated.
+        numbers: of the samples, int64, one dimension.
+
+    Returns:
+        bool, one for each number.
+    """
+    struck = torch.zeros(len(numbers), dtype=torch.bool)
+    with in_eval_mode(model):
+        for site in faults_of(model):
+            if site.armed and site.probability > 0 and site.elements:
+                struck |= _struck_at(site, numbers, Layout(1, 1, (site.elements,)))
+    return struck
+
+
+def _struck_at(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:
+    if not site.counts_calls:
+        return struck_samples(site, numbers, layout)
+    if site.hw_units is not None:
+        return torch.ones(len(numbers), dtype=torch.bool)
+    struck = torch.zeros(len(numbers), dtype=torch.bool)
+    for call in range(1, site._calls[1] + 1):  # Each call of the last forward, as in `stream`.
+        key = site.clock.stream(site.name if call == 1 else f"{site.name}#{call}")
+        struck |= samples_struck(site, key, numbers, layout)
+    return struck
+
+
+def state_of(model: nn.Module) -> list[tuple[int, ...]]:
+    """What changes when a parameter or buffer is replaced, moved or written to."""
+    tables = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    tensors = [t for table in tables for t in table.values() if t is not None]
+    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+@contextmanager
+def disabled(faults: FaultSites) -> Iterator[None]:
+    """Let no site strike for a while."""
+    enabled, faults.enabled = faults.enabled, False
+    try:
+        yield
+    finally:
+        faults.enabled = enabled
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; each of its modules gets the mode back that it had."""
+    # One by one: a part may have been put into eval mode on purpose (frozen batch norm).
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,221 @@
+"""Split a transformed model's forward at its fault sites, so that it can start in the middle.
+
+A *cut* lies just before a fault strikes: after the layer that makes the activation, before
+`fault_inject`. What is computed from there on depends only on the values that are *live* at the
+cut: made before it and used after it. A *segment* is the code from one cut to the next.
+
+The forward of a model with the sites `quant` and `relu`::
+
+    begin_forward(self.faults, x)
+    quant = self.quant(x)                                # segment 0: x -> (quant,)
+    fault_inject = fault_inject(quant, self.faults.quant)     # cut 1
+    conv = self.conv(fault_inject)
+    relu = self.relu(conv)                               # segment 1: -> (relu, fault_inject)
+    fault_inject_1 = fault_inject(relu, self.faults.relu)     # cut 2
+    return fault_inject_1 + fault_inject                 # segment 2: -> output
+
+becomes three functions; whoever runs them strikes the first live value of a cut in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node
+from torch.fx.graph import CodeGen
+
+from fxfault.functional import fault_inject
+from fxfault.layer_outputs import StruckOutput, installed
+from fxfault.passes.traced_module import TracedModule
+from fxfault.passes.tracing import containers_of
+from fxfault.sites import FaultSite
+
+OF_A_LIBRARY = "it is a layer of a library"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of a forward between two cuts.
+
+    Attributes:
+        site: that strikes the first value that the segment takes, before it runs; None for
+            the first segment, which takes the model's inputs.
+        takes: names of the values that are live at its start.
+        gives: names of those that are live at its end; empty for the last segment.
+        inside: sites that strike while it runs.
+        kept: paths of the containers in it that keep a Python forward of the user's own, which
+            may ask about values of several samples at once.
+        graph: its operations; the values that it takes are placeholders.
+        function: the same as code: of the model and the values taken, it gives a tuple of the
+            values that are live at its end, or what the model returns.
+    """
+
+    site: FaultSite | None
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    inside: tuple[FaultSite, ...]
+    kept: tuple[str, ...]
+    graph: Graph = field(repr=False)
+    function: Callable[..., Any] = field(repr=False)
+
+    @property
+    def sites(self) -> tuple[FaultSite, ...]:
+        """All sites that strike at its start or while it runs."""
+        return self.inside if self.site is None else (self.site, *self.inside)
+
+
+def split_at_sites(model: nn.Module, sites: Collection[str] | None = None) -> tuple[Segment, ...]:
+    """Split the evaluation of a transformed model just before some of its fault sites.
+
+    >>> import torch, fxfault
+    >>> from brevitas.nn import QuantIdentity, QuantReLU
+    >>> net = nn.Sequential(QuantIdentity(), nn.Linear(4, 4), QuantReLU()).eval()
+    >>> faulty = fxfault.transform(net, {"enabled": True, "probability": 5.0})
+    >>> first, second, third = split_at_sites(faulty)
+    >>> second.site.name, second.takes, second.gives
+    ('0', ('_0',), ('_2',))
+    >>> x = torch.randn(2, 4)
+    >>> values = second.function(faulty, *first.function(faulty, x))
+    >>> torch.equal(third.function(faulty, *values), faulty(x))
+    True
+
+    Args:
+        model: what `fxfault.transform` returned, frozen or not.
+        sites: names of the sites to split at; default: all at which it is possible. A site is
+            passed over where it is part of a container that keeps its own forward or graph, or
+            where another one, which counts its calls in a forward, is called before and after.
+
+    Returns:
+        The segments, in the order of execution; a single one where nothing can be split, none
+        where the model's own forward is not a graph.
+    """
+    if not isinstance(model, TracedModule) or type(model.graph._codegen) is not CodeGen:
+        return ()
+    nodes = [node for node in model.graph.nodes if node.op != "get_attr"]
+    struck = {node: _sites_of(model, node) for node in nodes}
+    starts = [0]
+    for place in _possible_cuts(nodes, struck):
+        (site,) = struck[nodes[place]]
+        if sites is None or site.name in sites:
+            starts.append(place)
+    ends = [*starts[1:], len(nodes)]
+    live = [_live_at(nodes, start) for start in starts]
+    return tuple(
+        _segment(model, nodes[start:end], live[number : number + 2], struck)
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+    )
+
+
+def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
+    """The sites that strike when a node is run."""
+    if node.op == "call_function" and node.target is fault_inject:
+        state: Any = model
+        for name in str(node.args[1].target).split("."):  # type: ignore[union-attr]
+            state = getattr(state, name)
+        return (state,)
+    if node.op != "call_module":
+        return ()
+    found: dict[int, FaultSite] = {}
+    for module in model.get_submodule(str(node.target)).modules():
+        output = installed(module)
+        if isinstance(output, StruckOutput):
+            found[id(output.site)] = output.site
+        if isinstance(module, TracedModule):
+            for inner in module.graph.nodes:
+                found.update((id(site), site) for site in _sites_of(module, inner))
+    return tuple(found.values())
+
+
+def _kept_below(model: nn.Module, node: Node) -> Iterator[str]:
+    """Paths of the containers with a Python forward of the user's own that a node calls."""
+    if node.op != "call_module":
+        return
+    for container in containers_of(model):
+        is_below = f"{container.path}.".startswith(f"{node.target}.")
+        if is_below and container.handling == "kept" and container.reason != OF_A_LIBRARY:
+            yield container.path
+
+
+def _possible_cuts(nodes: list[Node], struck: dict[Node, tuple[FaultSite, ...]]) -> Iterator[int]:
+    """Places of the `fault_inject` nodes before which the forward may be split."""
+    spans: dict[int, list[int]] = {}
+    for place, node in enumerate(nodes):
+        for site in struck[node]:
+            if site.counts_calls:
+                spans.setdefault(id(site), []).append(place)
+    for place, node in enumerate(nodes):
+        is_site = node.op == "call_function" and node.target is fault_inject
+        # Such a site's faults depend on how often it was called before in the same forward.
+        torn = any(min(places) < place <= max(places) for places in spans.values())
+        if is_site and not torn and not struck[node][0].counts_calls:
+            yield place
+
+
+def _live_at(nodes: list[Node], place: int) -> list[Node]:
+    """What is made before a place and used from there on; what is struck there comes first."""
+    if place == 0:
+        return []
+    struck = nodes[place].args[0]
+    later = set(nodes[place + 1 :])
+    others = [node for node in nodes[:place] if not later.isdisjoint(node.users)]
+    assert isinstance(struck, Node)
+    return [struck, *(node for node in others if node is not struck)]
+
+
+def _segment(
+    model: nn.Module,
+    nodes: list[Node],
+    live: list[list[Node]],
+    struck: dict[Node, tuple[FaultSite, ...]],
+) -> Segment:
+    """Make a segment of some nodes.
+
+    Args:
+        model: that the nodes belong to.
+        nodes: of the whole graph, in order; the first is the `fault_inject` node of the cut that
+            the segment starts at.
+        live: at the start, and, unless it is the last segment, at the end.
+        struck: sites by node.
+    """
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    taken = live[0]
+    for node in taken:
+        copies[node] = graph.placeholder(node.name)
+    if taken:  # From here on the struck value is what was the unstruck one.
+        copies[nodes[0]] = copies[taken[0]]
+
+    def copy_of(node: Node) -> Node:
+        # Parameters, and the states of sites, are read where they are used.
+        if node not in copies:
+            copies[node] = graph.node_copy(node)
+        return copies[node]
+
+    body = nodes[1:] if taken else nodes
+    for node in body:
+        copies[node] = graph.node_copy(node, copy_of)
+    given = live[1] if len(live) > 1 else []
+    if given:
+        graph.output(tuple(map(copy_of, given)))
+    graph.lint()
+    inside = {id(site): site for node in body for site in struck[node]}
+    return Segment(
+        site=struck[nodes[0]][0] if taken else None,
+        takes=tuple(node.name for node in taken),
+        gives=tuple(node.name for node in given),
+        inside=tuple(inside.values()),
+        kept=tuple(path for node in body for path in _kept_below(model, node)),
+        graph=graph,
+        function=_compiled(graph),
+    )
+
+
+def _compiled(graph: Graph) -> Callable[..., Any]:
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<segment>", "exec"), namespace)
+    function: Callable[..., Any] = namespace["forward"]
+    return function

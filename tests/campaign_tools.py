@@ -1,0 +1,43 @@
+"""A study that takes a second, and its rows without their times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fxfault.campaign.rows import TrialRow
+from fxfault.campaign.store import Store
+from fxfault.campaign.study import Study
+
+SMALL: dict[str, Any] = {
+    "dataset": {"name": "fake", "kwargs": {"size": 24, "image_size": 8, "in_channels": 1}},
+    "model": {"name": "quant_digits"},
+    "quantization": {"weight_bit_width": 4, "act_bit_width": 4},
+    "training": {"batch_size": 16},
+    "checkpoint": {"path": "bundled:digits"},
+    "seed": 7,
+    "axes": {
+        "layers": ["each", "all"],
+        "injection_type": ["random", "msb_flip"],
+        "probability": [2.0],
+    },
+    # Some cells are sure at once, some later, some never.
+    "stop": {"margin": 6.0, "min_trials": 4, "max_trials": 14},
+}
+
+
+def small_study(**changes: Any) -> Study:
+    """The study, with some of its sections replaced; None leaves one out."""
+    content = {**SMALL, **changes}
+    return Study.from_dict({key: value for key, value in content.items() if value is not None})
+
+
+def outcome(path: Path) -> list[tuple[Any, ...]]:
+    """The rows of a store, without the time that they took."""
+    with Store.open(path) as store:
+        return [without_time(row) for row in store.rows()]
+
+
+def without_time(row: TrialRow) -> tuple[Any, ...]:
+    """The fields of a row that are the same each time."""
+    return tuple(row.to_list()[:-1])

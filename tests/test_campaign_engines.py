@@ -1,0 +1,247 @@
+"""Engines: the same rows wherever trials run, and what becomes of workers that die."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaign_tools import outcome, small_study
+
+from fxfault.campaign import muster, process_engine
+from fxfault.campaign.agenda import Batch
+from fxfault.campaign.bench import Bench, Plan
+from fxfault.campaign.driver import Progress, run_study
+from fxfault.campaign.engines import LocalEngine, make_engine
+from fxfault.campaign.errors import EngineError
+from fxfault.campaign.muster import Muster
+from fxfault.campaign.process_engine import ProcessEngine
+from fxfault.campaign.worker import retold, told
+from fxfault.errors import ConfigError, DataError, InvalidConfigError
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """The rows of a whole run in one process."""
+    path = tmp_path_factory.mktemp("undisturbed") / "study.sqlite"
+    run_study(small_study(), path)
+    return outcome(path)
+
+
+class Killer:
+    """Kills a worker each time that rows were stored, so often."""
+
+    def __init__(self, engine: ProcessEngine, times: int) -> None:
+        self.engine, self.left, self.killed = engine, times, 0
+
+    def __call__(self, progress: Progress) -> None:
+        ready = [worker for worker in self.engine._workers if worker.ready]
+        if progress.rows and self.left and ready:
+            self.left -= 1
+            self.killed += 1
+            victim = ready[self.left % len(ready)].process.pid
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+
+
+def test_two_processes_give_the_same_rows(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    path = tmp_path / "study.sqlite"
+    engine = ProcessEngine(2)
+    workers: set[int | None] = set()
+
+    def note(progress: Progress) -> None:
+        workers.update(worker.process.pid for worker in engine._workers)
+
+    last = run_study(small_study(), path, engine=engine, on_progress=note)
+    assert last.is_finished
+    assert len(workers) == 2
+    assert outcome(path) == undisturbed
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_workers_that_are_killed_cost_no_row(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    path = tmp_path / "study.sqlite"
+    engine = ProcessEngine(2)
+    killer = Killer(engine, times=3)
+    assert run_study(small_study(), path, engine=engine, on_progress=killer).is_finished
+    assert killer.killed == 3
+    assert outcome(path) == undisturbed
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own, which differ from version to version.
+def test_two_workers_of_ray_give_the_same_rows(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    path = tmp_path / "study.sqlite"
+    engine: Any = make_engine("ray", workers=2)
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        import ray
+
+        if progress.rows and not killed:
+            killed.append(progress.trials)
+            ray.kill(engine._workers[0].actor)
+
+    assert run_study(small_study(), path, engine=engine, on_progress=kill).is_finished
+    assert killed
+    assert outcome(path) == undisturbed
+
+
+# -- what goes wrong ------------------------------------------------------------------------
+
+
+def alive(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_error_of_a_worker_is_the_error_of_the_run(tmp_path: Path) -> None:
+    engine = ProcessEngine(1)
+    study = small_study(checkpoint={"path": "absent.pt"})
+    with pytest.raises(DataError, match=r"checkpoint 'absent\.pt': there is no such file"):
+        run_study(study, tmp_path / "study.sqlite", engine=engine)
+    assert engine._workers == []
+
+
+def test_a_worker_that_always_dies_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muster, "MOST_DEATHS", 2)
+    monkeypatch.setattr(process_engine, "work", os._exit)
+    # `_exit` takes one argument and gets three: the process ends with status 1.
+    with pytest.raises(EngineError, match=r"died 2 times while it was set up \(status 1\)"):
+        run_study(small_study(), tmp_path / "study.sqlite", engine=ProcessEngine(1))
+
+
+DRIVER = """
+import os, sys, time
+sys.path.insert(0, sys.argv[2])
+from campaign_tools import small_study
+from fxfault.campaign.driver import run_study
+from fxfault.campaign.process_engine import ProcessEngine
+engine = ProcessEngine(1)
+def wait(progress):
+    print(*[worker.process.pid for worker in engine._workers], flush=True)
+    time.sleep(60)
+run_study(small_study(), sys.argv[1], engine=engine, on_progress=wait)
+"""
+
+
+def test_no_worker_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", DRIVER, tmp_path / "study.sqlite", Path(__file__).parent]
+    driver = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    (worker,) = map(int, driver.stdout.readline().split())
+    assert alive(worker)
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    until = time.monotonic() + 20
+    while alive(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+def test_a_worker_gets_no_interrupt_of_the_terminal() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    with process_engine._interrupts_held_back():
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    assert signal.SIGINT in held
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+
+
+def test_workers_that_disagree_are_refused() -> None:
+    crew = Muster()
+    crew.enlist(0, {"fingerprint": {"code": {"torch": "2.13.0"}}})
+    with pytest.raises(
+        EngineError,
+        match=r"worker 1 does not .* 1 difference: code\.torch: 2\.13\.0 there, 2\.12\.0 here",
+    ):
+        crew.enlist(1, {"fingerprint": {"code": {"torch": "2.12.0"}}})
+
+
+def test_deaths_are_counted_for_each_trial() -> None:
+    crew = Muster()
+    for number in range(20):
+        crew.lose(("cell", number), "killed by SIGKILL")
+    for _ in range(muster.MOST_DEATHS - 2):
+        crew.lose(("cell", 3), "killed by SIGKILL")
+    with pytest.raises(EngineError, match=r"5 times at trial 3 of cell \(killed by SIGKILL\)"):
+        crew.lose(("cell", 3), "killed by SIGKILL")
+
+
+def test_deaths_before_a_worker_was_ready_are_counted_in_a_row() -> None:
+    crew = Muster()
+    for _ in range(4):
+        for _ in range(muster.MOST_DEATHS - 1):
+            crew.lose(None, "killed by SIGKILL")
+        crew.enlist(0, {"fingerprint": {}})
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (DataError("no file"), DataError, "no file"),
+        (InvalidConfigError(["a: wrong"], "x.yaml"), ConfigError, "x.yaml: a: wrong"),
+        (EngineError("no"), EngineError, "no"),
+        (KeyError("k"), EngineError, "worker 2 failed: KeyError: 'k'"),
+    ],
+)
+def test_errors_are_told_as_text(error: Exception, kind: type[Exception], message: str) -> None:
+    again = retold(told(error), "worker 2")
+    assert isinstance(again, kind)
+    assert message in str(again)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "threads"}, "there are: local, processes, ray"),
+        ({"name": "local", "workers": 2}, "'local' takes no workers; that is for processes or ray"),
+        ({"name": "processes", "address": "auto"}, "takes no address; that is for ray"),
+        ({"name": "processes", "workers": 0}, "workers: got 0, allowed: 1 and up"),
+        ({"name": "ray", "gpus_per_trial": -1.0}, "gpus_per_trial: got -1.0, allowed: 0 and up"),
+    ],
+)
+def test_an_engine_that_cannot_be_made_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        make_engine(**arguments)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_ray_that_is_not_installed_is_named() -> None:
+    with pytest.raises(EngineError, match=r"pip install 'fxfault\[ray\]'"):
+        make_engine("ray")
+
+
+def test_an_engine_gives_what_a_bench_gives() -> None:
+    plan = Plan(study=small_study().to_dict())
+    engine = LocalEngine()
+    facts = engine.start(plan)
+    cell = small_study().cells(facts.sites, facts.bit_widths)[0]
+    engine.submit(Batch(cell.key, (3, 1)))
+    rows = [*engine.receive(), *engine.receive()]
+    bench = Bench(plan)
+    bench.run(cell, 2)  # What was run before does not matter.
+    assert [row.trial for row in rows] == [3, 1]
+    assert all(bench.run(cell, row.trial).same_counts(row) for row in rows)
+    assert Plan.from_json(plan.to_json()) == plan

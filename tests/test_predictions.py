@@ -1,0 +1,165 @@
+"""Predictions of full runs: their order, their numbers of samples, and what was struck."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxfault.errors import DataError, SiteError
+from fxfault.predictions import FullRunner, Predictions, predict, ranked, sample_numbers
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def batches_of(samples: int, batch: int) -> Batches:
+    images = torch.randn(samples, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+    labels = torch.randint(5, (samples,), generator=torch.Generator().manual_seed(6))
+    return list(zip(images.split(batch), labels.split(batch), strict=True))
+
+
+@pytest.fixture
+def model(convnet: nn.Module, faulty: Callable[..., Any]) -> Any:
+    return faulty(convnet, apply_during="eval", probability=2.0, seed=3).eval()
+
+
+# -- ranking --------------------------------------------------------------------------------
+
+
+def test_the_best_class_is_the_one_that_argmax_gives() -> None:
+    scores = torch.randint(-2, 3, (500, 12), generator=torch.Generator().manual_seed(0)).float()
+    scores[:50, 7] = float("nan")
+    scores[50:60] = float("-inf")
+    top = ranked(scores)
+    assert top.shape == (500, 5)
+    assert torch.equal(top[:, 0], scores.argmax(1))
+    kept = scores[60:].gather(1, top[60:])
+    assert torch.equal(kept, scores[60:].topk(5).values)
+
+
+def test_equal_scores_come_in_the_order_of_classes() -> None:
+    assert ranked(torch.zeros(2, 3)).tolist() == [[0, 1, 2]] * 2
+
+
+def test_accuracy_counts_the_first_column() -> None:
+    made = Predictions(torch.tensor([[1, 0], [0, 1], [1, 0]]), torch.tensor([1, 1, 1]))
+    assert (made.correct, made.accuracy) == (2, pytest.approx(200 / 3))
+
+
+# -- runs -----------------------------------------------------------------------------------
+
+
+def test_predictions_are_those_of_the_model_batch_by_batch(model: Any) -> None:
+    data = batches_of(20, 8)
+    made = FullRunner(model, data).run()
+    model.faults.reset()
+    with torch.no_grad():
+        expected = torch.cat([ranked(model(images)) for images, _ in data])
+    assert torch.equal(made.top, expected)
+    assert torch.equal(made.labels, torch.cat([labels for _, labels in data]))
+
+
+def test_every_run_starts_from_sample_zero_and_leaves_the_count_alone(model: Any) -> None:
+    runner = FullRunner(model, batches_of(20, 8))
+    model(torch.randn(4, 3, 6, 6))
+    first = runner.run()
+    assert torch.equal(runner.run().top, first.top)
+    model(torch.randn(4, 3, 6, 6))
+    assert model.faults.clock.first_sample == 4
+
+
+def test_golden_is_without_faults_and_computed_once(model: Any) -> None:
+    data = batches_of(20, 8)
+    runner = FullRunner(model, data)
+    golden = runner.golden()
+    model.faults.enabled = False
+    assert torch.equal(runner.run().top, golden.top)
+    assert golden.struck is None
+    data.clear()
+    assert runner.golden() is golden
+
+
+def test_golden_follows_parameters_that_changed(model: Any) -> None:
+    runner = FullRunner(model, batches_of(20, 8))
+    before = runner.golden()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.dim() > 1).neg_()
+    assert not torch.equal(runner.golden().top, before.top)
+
+
+@pytest.mark.parametrize("settings", [{}, {"hw_mask": True, "frequency_value": 64}])
+@pytest.mark.parametrize("probability", [0.0, 0.3, 2.0, 100.0])
+def test_struck_says_which_samples_differ_at_a_site(
+    model: Any,
+    convnet: nn.Module,
+    faulty: Callable[..., Any],
+    probability: float,
+    settings: dict[str, Any],
+) -> None:
+    model = faulty(convnet, apply_during="eval", seed=3, injection_type="full_flip", **settings)
+    model.eval().faults.set_probability(probability)
+    data = batches_of(40, 8)
+    seen: list[Tensor] = []
+    for site in model.faults:
+        site.selected = site.index == 1
+    clean = [convnet[:4](images).value for images, _ in data]
+    hook = model.get_submodule("5").register_forward_pre_hook(lambda _, x: seen.append(x[0].value))
+    struck = FullRunner(model, data).run().struck
+    hook.remove()
+    differs = [(a.flatten(1) != b.flatten(1)).any(1) for a, b in zip(seen, clean, strict=True)]
+    assert torch.equal(struck, torch.cat(differs))
+
+
+def test_struck_counts_each_call_of_a_site_that_a_container_calls(
+    branching: nn.Module, faulty: Callable[..., Any]
+) -> None:
+    model = faulty(branching, apply_during="eval", injection_type="full_flip", probability=3.0)
+    model.eval()
+    images = torch.rand(64, 12)
+    runner = FullRunner(model, [(images, torch.zeros(64, dtype=torch.int64))])
+    with torch.no_grad():
+        model.faults.reset()
+        model.faults.enabled = False
+        clean = model(images)
+        model.faults.enabled = True
+        model.faults.reset()
+        struck = model(images)
+    changed = (clean != struck).any(1)
+    found = runner.run().struck
+    assert found is not None
+    assert bool((changed <= found).all())
+    assert 0 < int(found.sum()) < 64
+
+
+def test_shares_of_several_processes_have_the_numbers_of_the_clock(model: Any) -> None:
+    model.faults.shard(rank=1, world_size=3)
+    numbers = []
+    model.faults.reset()
+    for size in (8, 8):
+        model(torch.randn(size, 3, 6, 6))
+        first = model.faults.clock.first_sample
+        numbers += range(first, first + size)
+    assert sample_numbers(model.faults.clock, [8, 8]).tolist() == numbers
+
+
+def test_a_model_that_never_struck_has_no_struck_samples(model: Any) -> None:
+    model.faults.enabled = False
+    struck = FullRunner(model, batches_of(6, 4)).run().struck
+    assert struck is not None
+    assert not struck.any()
+
+
+def test_batches_are_told_one_by_one(model: Any) -> None:
+    done: list[int] = []
+    FullRunner(model, batches_of(20, 8)).run(done.append)
+    assert done == [8, 8, 4]
+
+
+def test_no_sample_and_no_sites_are_errors(model: Any) -> None:
+    with pytest.raises(DataError, match="no sample"):
+        predict(model, [])
+    with pytest.raises(SiteError, match="no fault sites"):
+        FullRunner(nn.Identity(), [])
