@@ -246,7 +246,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     if experiment.fault_injection.num_faults is not None or experiment.fault_injection.faults:
         raise ConfigError(
             f"{options.config}: `num_faults` and `faults` are no probability, which this command "
-            "sweeps; run them by fxfault-campaign, or set `probability`"
+            "sweeps; set `probability`, or run them from Python (model.faults)"
         )
     notes: list[str] = []
     changes = _fault_changes(options, experiment, notes)

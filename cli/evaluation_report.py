@@ -14,6 +14,7 @@ from fxfault.checkpoints import CheckpointInfo
 from fxfault.data import DatasetFacts
 from fxfault.evaluation import AccuracyUnderFaults, LayerResult, ProbabilityResult, rank
 from fxfault.experiment import ExperimentConfig
+from fxfault.fault_models import label_of
 from fxfault.passes import FrozenPart
 from fxfault.sites import FaultSite, FaultSites
 from fxfault.statistics import FaultStatistics
@@ -125,12 +126,13 @@ def setting_lines(setting: Setting) -> list[str]:
         number = f"{len(chosen)} of {number} ({_listed(site.name for site in chosen)})"
     several = len(setting.probabilities) > 1
     values = ", ".join(percent(p, 0 if several else 1) for p in setting.probabilities)
+    unit = " of the bits" if config.rate_unit == "bit" else ""
     lines = [
         "Fault Injection Configuration:",
         f"  Injection layers: {number}",
         f"  Mode: {config.mode}{' (one drawn for each run)' if drawn else ''}",
-        f"  Injection type: {setting.faults[0].fault_model.name}",
-        f"  {'Probabilities' if several else 'Probability'}: {values}",
+        f"  Injection type: {label_of(setting.faults[0].fault_model)}",
+        f"  {'Probabilities' if several else 'Probability'}: {values}{unit}",
     ]
     if config.hw_mask:
         lines.append(f"  Hardware mask: {config.frequency_value} parallel units")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxfault.cli.evaluation_report import percent
+from fxfault.config import FaultInjectionConfig
 from fxfault.curriculum import EpochPlan, epoch_plan
 from fxfault.experiment import ExperimentConfig
 from fxfault.optimizers import learning_rate
@@ -35,14 +36,20 @@ def fault_lines(config: ExperimentConfig, sites: FaultSites | None) -> list[str]
         "Fault Injection Configuration:",
         f"  Injection layers: {number}",
         f"  Mode: {faults.mode}",
-        f"  Injection type: {sites[0].fault_model.name}",
-        f"  Probability: {percent(faults.probability)}",
+        *_what_strikes(faults, epoch_plan(faults, 0)),
         f"  Apply during: {faults.apply_during}{_meaning(faults.apply_during)}",
     ]
     if faults.apply_during != "eval":
         lines.append(f"  Noisy steps: {percent(100 * faults.step_interval, 0)}, {_epochs(config)}")
         lines.append(f"  Gradient mode: {faults.gradient_mode}")
     return lines
+
+
+def _what_strikes(faults: FaultInjectionConfig, plan: EpochPlan) -> list[str]:
+    if plan.several:  # Not just one fault model with a probability.
+        return [f"  Faults: {'; '.join(map(str, plan.entries))}"]
+    name = getattr(faults.injection_type, "name", faults.injection_type)
+    return [f"  Injection type: {name}", f"  Probability: {percent(faults.probability)}"]
 
 
 def _meaning(apply_during: str) -> str:
@@ -102,13 +109,16 @@ def _settings(plan: EpochPlan) -> tuple[Any, ...]:
 def _plan_row(config: ExperimentConfig, group: _Group) -> tuple[str, ...]:
     first, last = group.plans[0], group.plans[-1]
     span = f"{first.epoch}" if first is last else f"{first.epoch}-{last.epoch}"
-    rate, final = (f"{group.rates[i]:.3g}" for i in (0, -1))
-    rates = rate if rate == final else f"{rate} to {final}"
+    start, final = (f"{group.rates[i]:.3g}" for i in (0, -1))
+    rates = start if start == final else f"{start} to {final}"
     faults = config.fault_injection
     if not faults.enabled or faults.apply_during == "eval":
         return span, rates, "-", "-", "-", "no"
     name = getattr(first.injection_type, "name", first.injection_type)
-    values = percent(first.probability, 0), f"{first.step_interval:g}", str(name)
+    rate = percent(first.probability, 0)
+    if first.several:
+        rate, name = "-", "; ".join(map(str, first.entries))
+    values = rate, f"{first.step_interval:g}", str(name)
     return span, rates, *values, _noisy(group.plans)
 
 

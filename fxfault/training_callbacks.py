@@ -113,7 +113,8 @@ class Record(Callback):
         row: Row = {"epoch": epoch, "learning_rate": learning_rate(self.config, epoch)}
         row.update(pl_module.epoch_metrics())
         if pl_module.faulty is not None:
-            row["probability"] = _probability(self.config, epoch)
+            if not epoch_plan(self.config.fault_injection, epoch).several:
+                row["probability"] = _probability(self.config, epoch)
             row["fault_rate"] = float(trainer.callback_metrics["fault_rate"])
         row["seconds"] = time.perf_counter() - self._started
         self.rows.append(row)

@@ -294,7 +294,7 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    monkeypatch.setattr("fxfault.evaluation.accuracy", full)
+    monkeypatch.setattr("fxfault.predictions.predict", full)
     assert "lower --batch-size" in fails("--config", "digits")
 
 
@@ -304,7 +304,7 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if anything is evaluated."""
-    monkeypatch.setattr("fxfault.evaluation.accuracy", lambda *a, **k: pytest.fail("evaluated"))
+    monkeypatch.setattr("fxfault.predictions.predict", lambda *a, **k: pytest.fail("evaluated"))
 
 
 @pytest.mark.usefixtures("unused")

@@ -389,6 +389,8 @@ _DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "apply_during": (("eval", "both"), "'eval' or 'both', as a study evaluates"),
     "mode": (("full_model",), "'full_model'; axes.layers says which sites are struck"),
     "curriculum": ((None,), "null, as a curriculum is for training"),
+    "faults": ((None,), "null; a cell has one fault model, of axes.injection_type"),
+    "num_faults": ((None,), "null; a cell has a rate, of axes.probability"),
     "track_statistics": ((False,), "false, as a trial counts its faults anyway"),
 }
 
