@@ -608,7 +608,10 @@ def test_the_plan_measures_two_trials_and_writes_nothing(command: Callable[..., 
 
 
 def test_the_plan_adds_up() -> None:
-    study = Study.from_yaml("digits_study")
+    bundled = Study.from_yaml("digits_study").to_dict()
+    models = ["random", "msb_flip", "lsb_flip", "full_flip"]
+    axes = {"layers": "each", "injection_type": models, "probability": [1.0, 5.0, 20.0]}
+    study = Study.from_dict({**bundled, "axes": axes})
     cells = study.cells(SITES)
     row = invented(cells[0], 1, 1, 0.0)[0]
     rows = [row, dataclasses.replace(row, cell=cells[-1].key, seconds=0.75)]

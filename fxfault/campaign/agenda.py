@@ -57,7 +57,7 @@ class Agenda:
 
     >>> study = Study.from_dict({**Study.from_yaml("digits_study").to_dict(), "stop": None,
     ...                          "trials": 3})
-    >>> cells = study.cells(["stem.act"])[:1]
+    >>> cells = study.cells(["stem.act"], {"stem.act": 4})[:1]
     >>> agenda = Agenda(study, cells, lambda key: [])
     >>> agenda.next(2).trials, agenda.next(2).trials, agenda.next(2)
     ((0, 1), (2,), None)

@@ -3,9 +3,9 @@
 >>> study = Study.from_yaml("digits_study")
 >>> study.stop.margin, study.stop.confidence
 (1.0, 95.0)
->>> cells = study.cells(["stem.act", "head.act"])
+>>> cells = study.cells(["stem.act", "head.act"], {"stem.act": 4, "head.act": 2})
 >>> len(cells), cells[0].layers, cells[0].probability
-(24, ('stem.act',), 1.0)
+(30, ('stem.act',), 1.0)
 """
 
 from __future__ import annotations
