@@ -1,8 +1,9 @@
 """The loops of a strike on the CPU, compiled by Numba.
 
 Few elements are hit, so a strike is many small steps, and as calls of torch or NumPy most of
-its time would go into calling. Each loop has its counterpart in torch, which serves other
-devices and what a loop does not take; tests hold the two together, bit for bit.
+its time would go into calling. What is done for each hit has its counterpart in torch, which
+serves other devices and what a loop does not take; tests hold the two together, bit for bit. What
+is drawn ahead (which samples are struck, exact numbers of faults) is drawn here for all devices.
 
 The first call on a machine compiles (a second or two); the result is kept on disk, beside this
 file or in the user's cache, where either can be written.

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -299,9 +300,9 @@ for write in (False, True):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("log", [False, True], ids=["whole", "with a log"])
-def test_a_store_in_a_folder_that_is_read_only_can_be_read(tmp_path: Path, log: bool) -> None:
-    folder = Path(f"/tmp/read_only_{os.getpid()}_{log}")
-    folder.mkdir()
+def test_a_store_in_a_folder_that_is_read_only_can_be_read(log: bool) -> None:
+    folder = Path(tempfile.mkdtemp())  # Another user may not look into `tmp_path`.
+    folder.chmod(0o755)
     path = folder / "study.sqlite"
     try:
         store = Store.create(path, STUDY, FINGERPRINT)
