@@ -10,12 +10,16 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fxfault import kernels
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Code = TypeVar("Code", int, Tensor)
 
@@ -119,13 +123,13 @@ class Word:
         return 1 << (self.bit_width - 1)
 
     @functools.cached_property
-    def for_loops(self) -> tuple[Any, ...]:
+    def for_loops(self) -> npt.NDArray[np.int64]:
         """The fields of `fxfault.kernels.Word`; the bit width must be an int."""
         numbers = (self.lowest, self.highest, self.min, self.max, self.max - self.min + 1)
         patterns = (self.all_ones, self.msb)
         kinds = {"signed": self.signed, "narrow": self.narrow_range, "binary": self.binary}
         fields: list[Any] = [int(number) for number in (*numbers, *patterns)]
-        return tuple(kernels.Word(*fields, **kinds))
+        return np.array(kernels.Word(*fields, **kinds), np.int64)
 
     def to_pattern(self, code: Code) -> Code:
         """The bits of a code as a number from 0 to 2**bit_width - 1.

@@ -58,10 +58,10 @@ _ELEVEN, _TWELVE = np.uint64(11), np.uint64(12)
 _SIGN_OFF = np.int64((1 << 63) - 1)
 
 
-# Numba takes ten times as long to look at a named tuple as at a plain one, so the loops are called
-# with the fields, and name them inside.
+# Numba looks at a tuple's every field before each call, and at numbers and arrays hardly at all:
+# `strike`, which every site calls, takes a word as an array and the rest as plain numbers.
 class Word(NamedTuple):
-    """A word as the loops know it; see `fxfault.codes.Word`."""
+    """A word as the loops know it, all in one array of int64; see `fxfault.codes.Word`."""
 
     lowest: int
     highest: int
@@ -73,6 +73,22 @@ class Word(NamedTuple):
     signed: bool
     narrow: bool
     binary: bool
+
+
+class Order(NamedTuple):
+    """How the elements of a sample lie in memory.
+
+    Attributes:
+        channels: of a sample where they lie beside each other (channels last); 1 where elements
+            lie as they are counted, row-major.
+        places: elements of one channel.
+    """
+
+    channels: int
+    places: int
+
+
+ROW_MAJOR = Order(1, 1)
 
 
 class Stream(NamedTuple):
@@ -210,24 +226,64 @@ def _corrupt(code: int, bits: Any, word: Word, fault: Fault) -> int:
 
 
 @_compiled
+def _word_of(fields: Ints) -> Word:
+    return Word(
+        fields[0],
+        fields[1],
+        fields[2],
+        fields[3],
+        fields[4],
+        fields[5],
+        fields[6],
+        fields[7] != 0,
+        fields[8] != 0,
+        fields[9] != 0,
+    )
+
+
+@_compiled
+def _in_memory(position: int, channels: int, places: int) -> int:
+    """Where an element lies, by its row-major position; see `Order`."""
+    if channels == 1:
+        return position
+    within = position % (channels * places)
+    channel = within // places
+    return position - within + (within - channel * places) * channels + channel
+
+
+@_compiled
 def strike(
     values: Floats,
-    given_stream: tuple[Any, ...],
-    quantiser: tuple[float, float, float],
-    given_word: tuple[Any, ...],
-    fault: Fault,
-    place: Place,
+    channels: int,
+    places: int,
+    key: int,
+    numbers: UInts,
+    elements: int,
+    gap_scale: float,
+    scale: float,
+    zero_point: float,
+    limit: float,
+    fields: Ints,
+    effect: int,
+    keep: int,
+    flip: int,
+    row: int,
+    position: int,
+    drawn: int,
     record: Ints,
 ) -> tuple[int, int, Place]:
     """Draw hits, read their codes, corrupt and write them, in one go.
 
     Args:
-        values: of the whole tensor, float32 or float64, one dimension; changed in place.
-        given_stream: the fields of `Stream`, where the hits come from.
-        quantiser: scale, zero point, and how far from a code a value may lie, in codes.
-        given_word: the fields of `Word`, what the codes are stored in.
-        fault: what becomes of them.
-        place: where to go on; `START` at first.
+        values: of the whole tensor, as they lie in memory, float32 or float64, one dimension;
+            changed in place.
+        channels, places: of `Order`.
+        key, numbers, elements, gap_scale: of `Stream`, where the hits come from.
+        scale, zero_point: of the quantiser.
+        limit: how far from a code a value may lie, in codes.
+        fields: of `Word`, what the codes are stored in.
+        effect, keep, flip: of `Fault`, what becomes of them.
+        row, position, drawn: of `Place`, where to go on; `START` at first.
         record: takes the positions and the codes before and after, shape (3, n), until it is full;
             where n is 0 nothing is recorded and nothing stops the loop.
 
@@ -235,20 +291,23 @@ def strike(
         How many hits there were, how many of their values are no codes, and the place to go on
         from.
     """
-    word = Word(*given_word)
-    scale, zero_point, limit = quantiser
+    word, fault = _word_of(fields), (effect, keep, flip)
+    stream, place = (key, numbers, elements, gap_scale), (row, position, drawn)
     kind = values.dtype.type
     factor, shift = kind(scale), kind(zero_point)
     lowest, highest = np.float64(word.lowest), np.float64(word.highest)
     index, bits = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     clean = np.empty(BLOCK, values.dtype)
     total, wrong, room = 0, 0, record.shape[1]
-    while place[0] < given_stream[1].size:
+    while place[0] < numbers.size:
         block = min(BLOCK, room - total) if room > 0 else BLOCK
         if block == 0:
             break
-        count, place = draw_hits(given_stream, place, index[:block], bits[:block])
+        count, place = draw_hits(stream, place, index[:block], bits[:block])
+        if room > 0:
+            record[0, total : total + count] = index[:count]
         for i in range(count):  # By itself, so that these wait for memory together.
+            index[i] = _in_memory(index[i], channels, places)
             clean[i] = values[index[i]]
         for i in range(count):
             exact = np.float64(clean[i]) / scale + zero_point
@@ -261,11 +320,7 @@ def strike(
             # Always written, as a branch that nobody foretells takes longer.
             values[index[i]] = clean[i] if new == code else (kind(new) - shift) * factor
             if room > 0:
-                record[0, total + i], record[1, total + i], record[2, total + i] = (
-                    index[i],
-                    code,
-                    new,
-                )
+                record[1, total + i], record[2, total + i] = code, new
         total += count
     return total, wrong, place
 
@@ -273,10 +328,11 @@ def strike(
 @_compiled
 def strike_at(
     values: Floats,
+    order: Order,
     index: Ints,
     bits: Ints,
     quantiser: tuple[float, float, float],
-    given_word: tuple[Any, ...],
+    fields: Ints,
     fault: Fault,
     record: Ints,
 ) -> int:
@@ -284,24 +340,27 @@ def strike_at(
 
     Args:
         values: as for `strike`.
-        index: positions, each once.
+        order: how they lie in memory.
+        index: row-major positions, each once.
         bits: 64 random bits of each, or the bits of its word that are struck; same length.
-        quantiser: as for `strike`.
-        given_word: as for `strike`.
+        quantiser: scale, zero point, and how far from a code a value may lie, in codes.
+        fields: as for `strike`.
         fault: what becomes of them.
         record: takes the codes before and after, shape (2, hits).
 
     Returns:
         How many of the values are no codes.
     """
-    word = Word(*given_word)
+    word = _word_of(fields)
     scale, zero_point, limit = quantiser
+    channels, places = order
     kind = values.dtype.type
     factor, shift = kind(scale), kind(zero_point)
     lowest, highest = np.float64(word.lowest), np.float64(word.highest)
     wrong = 0
     for i in range(index.size):
-        value = values[index[i]]
+        at = _in_memory(index[i], channels, places)
+        value = values[at]
         exact = np.float64(value) / scale + zero_point
         rounded = min(max(np.rint(exact), lowest), highest)
         if word.binary:
@@ -309,7 +368,7 @@ def strike_at(
         code = np.int64(rounded)
         new = _corrupt(code, np.uint64(bits[i]), word, fault)
         wrong += not abs(exact - rounded) <= limit  # So that a NaN is wrong.
-        values[index[i]] = value if new == code else (kind(new) - shift) * factor
+        values[at] = value if new == code else (kind(new) - shift) * factor
         record[0, i], record[1, i] = code, new
     return wrong
 

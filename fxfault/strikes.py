@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from fxfault.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrat
 from fxfault.random_numbers import rehash
 from fxfault.sampling import Hits
 from fxfault.sites import NOT_CODES, FaultSite
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _NOTHING = np.empty((3, 0), np.int64)
 _LOOP_TYPES = (torch.float32, torch.float64)
@@ -66,9 +69,9 @@ class Strike:
     def takes_loop(self, values: Tensor) -> bool:
         """Whether the compiled loops can strike these values, if they know the fault model."""
         simple = isinstance(self.scale, float) and isinstance(self.zero_point, float)
-        if not simple or values.dtype not in _LOOP_TYPES:
+        if not simple or values.dtype not in _LOOP_TYPES or not values.is_cpu:
             return False
-        return values.is_cpu and values.is_contiguous()
+        return values.is_contiguous() or _channels_last(values).is_contiguous()
 
     @property
     def _quantiser(self) -> tuple[float, float, float]:
@@ -120,14 +123,12 @@ class Strike:
         Raises:
             SiteError: a value is no code.
         """
-        flat = values.view(-1).numpy()
-        quantiser, word = self._quantiser, self.word.for_loops
+        flat, order = _as_in_memory(values)
+        given = (*order, *stream, *self._quantiser, self.word.for_loops, *fault)
         place = kernels.START
         while place[0] < len(stream.numbers):
             record = np.empty((3, room), np.int64) if room else _NOTHING
-            count, wrong, place = kernels.strike(
-                flat, tuple(stream), quantiser, word, fault, place, record
-            )
+            count, wrong, place = kernels.strike(flat, *given, *place, record)
             if wrong:
                 self._refuse(wrong, count)
             if room and count:
@@ -150,8 +151,10 @@ class Strike:
             bits, fault = hits.struck, (fault[0], 0, 0)
         assert bits is not None
         record = np.empty((2, hits.index.numel()), np.int64)
+        flat, order = _as_in_memory(values)
         wrong = kernels.strike_at(
-            values.view(-1).numpy(),
+            flat,
+            tuple(order),
             hits.index.numpy(),
             bits.numpy(),
             self._quantiser,
@@ -214,6 +217,19 @@ class Strike:
         raise SiteError(
             f"site {self.site.name}: {wrong} of {count} values that were to be hit {NOT_CODES}"
         )
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """The values with the channel as the last dimension, where there is one."""
+    return values.movedim(1, -1) if values.dim() > 2 else values
+
+
+def _as_in_memory(values: Tensor) -> tuple[npt.NDArray[Any], kernels.Order]:
+    """The memory of values that `takes_loop` has allowed, and what lies where."""
+    if values.is_contiguous():
+        return values.view(-1).numpy(), kernels.ROW_MAJOR
+    last = _channels_last(values)
+    return last.view(-1).numpy(), kernels.Order(last.shape[-1], last[0, ..., 0].numel())
 
 
 def _is_built_in(kind: type[BitModel]) -> bool:

@@ -1072,6 +1072,44 @@ def test_the_loop_gives_what_torch_gives_of_every_kind(
     assert counts["total_injections"] > 0
 
 
+SHAPES = [
+    (3, 4, 5),
+    (1, 7, 2),
+    (3, 6, 3, 5),
+    (2, 1, 3, 4),
+    (2, 5, 1, 1),
+    (1, 2, 1, 6),
+    (2, 3, 2, 3, 2),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rate", RATES.values(), ids=str)
+def test_the_loop_finds_its_way_where_channels_come_last(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, rate: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(Strike, "write", None)  # Nobody calls it.
+    rate = {**rate, "injection_type": "bit_flip"}
+    if "num_faults" in rate:
+        rate["num_faults"] = 2
+    x = data(*shape)
+    results = []
+    for arranged in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        net = faulty(fixed_scale(4), **rate)
+        statistics = net.faults.new_statistics()
+        recorded = net(arranged).value
+        net.faults.set_statistics(None)
+        net.faults.reset()
+        assert torch.equal(net(arranged).value, recorded)
+        assert recorded.stride() == fixed_scale(4)(arranged).value.stride()
+        results.append((recorded, statistics.to_dict()))
+    (rows, counts), (last, last_counts) = results
+    assert torch.equal(rows, last)
+    assert counts == last_counts
+    assert counts["total_injections"] > 0
+
+
 # -- parts -------------------------------------------------------------------------------
 
 
