@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -41,8 +40,7 @@ from fxfault.sites import FaultSite, SiteFault
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """The hits of one fault at one site in one batch.
 
     Attributes:
@@ -130,9 +128,10 @@ class Draw:
         wanted = (run, layout.rows, layout.row_shape, self.probability, device)
         if site._cache.get("units") != wanted:
             units = faulty_units(stream_key("units", *run), site.hw_units, self.probability, device)
-            site._cache = {"units": wanted, "places": unit_positions(units, site.hw_units, layout)}
-        places: Tensor = site._cache["places"]
-        return places
+            places = unit_positions(units, site.hw_units, layout)
+            site._cache.update({"units": wanted, "places": places})
+        found: Tensor = site._cache["places"]
+        return found
 
     def _share(self) -> Share:
         """The part of this site in what is drawn for several together."""

@@ -82,11 +82,11 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     activation = x if handed_over is None else handed_over
     if torch.compiler.is_compiling():
         value = _strike_compiled(activation, site)
-    # What a backward repeats may have been armed, whatever the site is now.
-    elif site.armed or recomputing():
-        value = _strike(activation, site)
     else:
-        return x
+        moment = moment_of(site)
+        if moment is None:
+            return x
+        value = _strike(activation, site, moment)
     if value is None or value is activation.value:  # Struck in place, or not at all.
         return x
     if handed_over is not None:
@@ -158,7 +158,8 @@ def _strike_compiled(x: Any, site: FaultSite) -> Any:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _strike_out_of_graph(x: Any, site: FaultSite) -> Tensor | None:
     """Refuse what has no integer word if the site is armed by then, as without a compiler."""
-    return _strike(x, site)
+    moment = moment_of(site)
+    return None if moment is None else _strike(x, site, moment)
 
 
 def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
@@ -182,16 +183,12 @@ def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
         write(hits, index, (factor == 0).expand_as(index))
 
 
-def _strike(x: Any, site: FaultSite) -> Tensor | None:
+def _strike(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     """Strike the values of an activation and see to their gradient.
 
     Returns:
-        The values with faults; those that came in, where nothing is hit; None where the site
-        is not armed.
+        The values with faults; those that came in, where nothing is hit.
     """
-    moment = moment_of(site)
-    if moment is None:
-        return None
     if not isinstance(x, IntQuantTensor):
         raise SiteError(
             f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
@@ -288,7 +285,7 @@ class _Values:
         """
         if self._needs_grad or self._site.layer is None or self.clean.numel() < SMALL:
             return False
-        return makes_private_tensor(self._site.layer)
+        return makes_private_tensor(self._site.layer, self._site._cache)
 
     def to_write(self) -> Tensor:
         """What to write faults into."""

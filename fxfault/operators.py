@@ -25,7 +25,6 @@ from torch.utils import _pytree as pytree
 
 from fxfault.handles import owner_of
 from fxfault.quant_tensors import IntQuantTensor
-from fxfault.recomputation import recomputing
 
 _PARAMETERS = "Tensor scale, Tensor zero_point, Tensor bit_width, Tensor signed"
 _SCHEMAS = (
@@ -96,9 +95,8 @@ def _strike_in_place(
 ) -> None:
     from fxfault.functional import overwrite
 
-    site = owner_of(handle)[index]
-    if site.armed or recomputing():
-        overwrite(IntQuantTensor(values, scale, zero_point, bit_width, signed, signed), site)
+    x = IntQuantTensor(values, scale, zero_point, bit_width, signed, signed)
+    overwrite(x, owner_of(handle)[index])
 
 
 def _strike(
@@ -113,12 +111,10 @@ def _strike(
 ) -> tuple[Tensor, Tensor]:
     from fxfault.functional import overwrite
 
-    site = owner_of(handle)[index]
     struck = values.detach().clone()
     hits = _no_hits(values, keep_hits)
-    if site.armed or recomputing():
-        x = IntQuantTensor(struck, scale, zero_point, bit_width, signed, signed)
-        overwrite(x, site, hits if keep_hits else None)
+    x = IntQuantTensor(struck, scale, zero_point, bit_width, signed, signed)
+    overwrite(x, owner_of(handle)[index], hits if keep_hits else None)
     return struck, hits
 
 

@@ -18,6 +18,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
+from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "IntQuantTensor",
@@ -32,6 +33,9 @@ __all__ = [
     "settled_scale",
     "why_unsupported",
 ]
+
+# What is pickled or copied has another one.
+_THIS_PROCESS = object()
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,33 @@ def output_type(module: nn.Module) -> type | None:
     return IntQuantTensor if module.return_quant_tensor else torch.Tensor
 
 
-def makes_private_tensor(layer: Any) -> bool:
+def makes_private_tensor(layer: Any, kept: dict[Any, Any]) -> bool:
     """Whether nothing but the caller can see the tensor that a layer returns.
 
     True only where the layer is Brevitas's own and, at this moment, quantises, keeps no
     cache, and no forward hook anywhere in it may have seen the tensor.
+
+    Args:
+        layer: an activation layer.
+        kept: what was found out about this layer before, and now; empty at first.
     """
     proxy = layer.act_quant
-    if not type(layer).__module__.startswith("brevitas.nn.") or _global_forward_hooks:
+    if proxy.export_mode or proxy.cache_inference_quant_act or not proxy.is_quant_enabled:
         return False
-    if not proxy.is_quant_enabled or proxy.export_mode or proxy.cache_inference_quant_act:
+    # Looking at every part takes longer than all else of a strike: it is done again only where a
+    # hook was added somewhere since, or a part exchanged. In another process nothing counts.
+    quantiser = proxy.fused_activation_quant_proxy
+    now = (_THIS_PROCESS, RemovableHandle.next_id, proxy, quantiser, quantiser.tensor_quant)
+    if kept.get("without hooks") != now:
+        if not _has_no_hook(layer):
+            return False
+        kept["without hooks"] = now
+    return not _global_forward_hooks
+
+
+def _has_no_hook(layer: nn.Module) -> bool:
+    """Whether a layer is Brevitas's own, and no part of it shows the tensor to anybody."""
+    if not type(layer).__module__.startswith("brevitas.nn."):
         return False
     modules = [layer]
     for module in modules:  # It grows; `layer.modules()` takes six times as long.

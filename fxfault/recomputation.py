@@ -13,9 +13,10 @@ are read off the Python stack, where torch's own frames hold the checkpoint. Thi
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from fxfault.sites import FaultSite
 
+# The number of the backward that runs in this thread; -1 for none.
+_backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]
+
 _FILE = torch.utils.checkpoint.__file__
 _ATTRIBUTE = "_fxfault_strikes"
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """What a strike follows from, besides the settings of its site.
 
     Attributes:
@@ -81,31 +84,26 @@ def recomputing() -> bool:
 
 def moment_of(site: FaultSite) -> Moment | None:
     """What the strike of a site that is reached now follows from; None: it is not struck."""
+    armed, again = site.armed, recomputing()
+    if not (armed or again):  # What a backward repeats may have been armed.
+        return None
     training = site.clock.training
-    if not (training or torch.is_grad_enabled() or recomputing()):
-        return _moment_now(site)  # An evaluation; looking for checkpoints would slow it down.
+    if not (training or again or torch.is_grad_enabled()):
+        return _moment_now(site, again)  # An evaluation; looking for checkpoints takes time.
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
         moment = _strikes(repeated).next(site)
     else:  # If repeated, then not seen before: as good as the clock knows.
-        moment = _moment_now(site)
+        moment = _moment_now(site, again) if armed else None
     if moment is not None:
         for checkpoint in running:
             _strikes(checkpoint).add(site, moment)
     return moment
 
 
-def _moment_now(site: FaultSite) -> Moment | None:
-    if not site.armed:
-        return None
-    key = site.stream(again=recomputing())
+def _moment_now(site: FaultSite, again: bool) -> Moment:
     clock = site.clock
-    return Moment(key, clock.batch, clock.first_sample, clock.given)
-
-
-def _backward() -> int:
-    """The number of the backward that runs in this thread; -1 for none."""
-    return torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+    return Moment(site.stream(again), clock.batch, clock.first_sample, clock.given)
 
 
 def _strikes(checkpoint: Any) -> _Strikes:

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -174,12 +174,13 @@ class FaultClock:
         """Why no site strikes in the current forward; None if the selected ones do."""
         if not self.enabled:
             return "injection is disabled"
-        mode = "train" if self.training else "eval"
+        training = self.training
+        mode = "train" if training else "eval"
         if self.apply_during not in (mode, "both"):
             return f"apply_during is {self.apply_during}, the model is in {mode} mode"
-        if self.training and self.epoch % self.epoch_interval:
+        if training and self.epoch % self.epoch_interval:
             return f"epoch {self.epoch} is not one of every {self.epoch_interval}"
-        if self.training and not self._noisy_step:
+        if training and not self._noisy_step:
             return f"step {self.step - 1} was drawn clean (step_interval {self.step_interval:g})"
         return None
 
@@ -192,8 +193,7 @@ class FaultClock:
         return known_key("hardware", self.seed, self.trial, site)
 
 
-@dataclass(frozen=True)
-class SiteFault:
+class SiteFault(NamedTuple):
     """One of the faults that strike a site.
 
     >>> print(SiteFault(get_fault_model("bit_flip", bit=3), probability=0.5))
@@ -726,7 +726,7 @@ class FaultSites(Sequence[FaultSite]):
                 num_faults=entry.num_faults,
                 number=number,
             )
-            for index in self._matching(entry.layers, f"faults[{number}].layers"):
+            for index in self.matching(entry.layers, f"faults[{number}].layers"):
                 found[index] += (fault,)
         return found
 
@@ -803,15 +803,20 @@ class FaultSites(Sequence[FaultSite]):
         Raises:
             SiteError: a pattern or an index matches no site.
         """
-        chosen = self._matching(layers)
+        chosen = self.matching(layers)
         if self.config.mode == "layer":
             chosen = [self._single(chosen)]
         for site in self._sites:
             site.selected = site.index in chosen
 
-    def _matching(
+    def matching(
         self, layers: str | int | Iterable[str | int] | None, where: str = "layers"
     ) -> list[int]:
+        """Give the indices of the sites that patterns and indices mean; None means all.
+
+        Raises:
+            SiteError: one of them matches no site; `where` is what the message calls them.
+        """
         if layers is None:
             return list(range(len(self)))
         wanted = [layers] if isinstance(layers, (str, int)) else list(layers)

@@ -5,7 +5,6 @@ Only the elements that are hit are read, converted, corrupted and written.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -57,14 +56,12 @@ class Strike:
             SiteError: the dtype cannot hold the codes.
         """
         self.site = site
-        self.word = _word(x, site)
-        site.word_bits = self.word.bit_width
         self.scale = _one_number(x.scale)
         self.zero_point = _one_number(x.zero_point)
-        known = isinstance(self.zero_point, float) and isinstance(self.word.bit_width, int)
-        find = _known_tolerance if known else tolerance
-        limit = find(x.value.dtype, self.zero_point, self.word)
-        self.limit = limit.max() if isinstance(limit, Tensor) else limit
+        bit_width = site.word_bits = _bit_width(x, site)
+        self.word, self.limit = _word_and_limit(
+            site, x.value.dtype, bit_width, x.signed, self.zero_point
+        )
 
     def takes_loop(self, values: Tensor) -> bool:
         """Whether the compiled loops can strike these values, if they know the fault model."""
@@ -226,10 +223,11 @@ def _channels_last(values: Tensor) -> Tensor:
 
 def _as_in_memory(values: Tensor) -> tuple[npt.NDArray[Any], kernels.Order]:
     """The memory of values that `takes_loop` has allowed, and what lies where."""
-    if values.is_contiguous():
-        return values.view(-1).numpy(), kernels.ROW_MAJOR
-    last = _channels_last(values)
-    return last.view(-1).numpy(), kernels.Order(last.shape[-1], last[0, ..., 0].numel())
+    order = kernels.ROW_MAJOR
+    if not values.is_contiguous():
+        values = _channels_last(values)
+        order = kernels.Order(values.shape[-1], values[0, ..., 0].numel())
+    return values.numpy().reshape(-1), order
 
 
 def _is_built_in(kind: type[BitModel]) -> bool:
@@ -347,25 +345,48 @@ def _sum_of_squares(x: Any) -> Tensor:
     return torch.linalg.vector_norm(codes, dtype=torch.float64).square().round()
 
 
-_known_tolerance = functools.lru_cache(maxsize=256)(tolerance)
-_known_word = functools.lru_cache(maxsize=256)(Word)  # Its limits are then worked out once.
+def _bit_width(x: Any, site: FaultSite) -> int | Tensor:
+    """The bit width of this activation. Reading a learned one costs nothing on the CPU."""
+    if site.quantiser.bit_width is not None:
+        return site.quantiser.bit_width
+    if x.bit_width.is_cpu:
+        return round(x.bit_width.item())
+    learned: Tensor = x.bit_width.round().long().reshape(())
+    return learned
 
 
-def _word(x: Any, site: FaultSite) -> Word:
-    """The word of this activation. Reading a learned width costs nothing on the CPU."""
-    bit_width: int | Tensor | None = site.quantiser.bit_width
-    if bit_width is None and x.bit_width.device.type == "cpu":
-        bit_width = round(x.bit_width.item())
-    elif bit_width is None:
-        bit_width = x.bit_width.round().long().reshape(())
-    if isinstance(bit_width, int) and not fits(bit_width, x.value.dtype):
+def _word_and_limit(site: FaultSite, *facts: Any) -> tuple[Word, Parameter]:
+    """The word of an activation and how far from a code a value may lie, kept for the next time.
+
+    Args:
+        site: the place.
+        facts: dtype, bit width, signedness and zero point.
+    """
+    if any(isinstance(fact, Tensor) for fact in facts):
+        return _find_word_and_limit(site, *facts)
+    kept = site._cache.get("word")
+    if kept is None or kept[0] != facts:
+        kept = site._cache["word"] = (facts, _find_word_and_limit(site, *facts))
+    found: tuple[Word, Parameter] = kept[1]
+    return found
+
+
+def _find_word_and_limit(
+    site: FaultSite,
+    dtype: torch.dtype,
+    bit_width: int | Tensor,
+    signed: bool,
+    zero_point: Parameter,
+) -> tuple[Word, Parameter]:
+    if isinstance(bit_width, int) and not fits(bit_width, dtype):
         raise SiteError(
-            f"site {site.name}: {bit_width}-bit codes do not fit {x.value.dtype}; allowed: 1 to 32 "
+            f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 "
             "bits that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider "
             "dtype"
         )
-    make = _known_word if isinstance(bit_width, int) else Word
-    return make(bit_width, x.signed, site.quantiser.narrow_range, site.quantiser.binary)
+    word = Word(bit_width, signed, site.quantiser.narrow_range, site.quantiser.binary)
+    limit = tolerance(dtype, zero_point, word)
+    return word, limit.max() if isinstance(limit, Tensor) else limit
 
 
 def _one_number(parameter: Tensor) -> Parameter:

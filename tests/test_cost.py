@@ -35,8 +35,8 @@ MODELS = ("random", "lsb_flip", "msb_flip", "full_flip")
 CALLS_IN_PLACE = 6
 CALLS_COPYING = CALLS_IN_PLACE + 1
 
-# Python functions that run for a site that is not armed: `fault_inject`, `armed`, `why_quiet`,
-# `training`, and whether torch compiles (2) or a backward repeats a forward (2).
+# Python functions that run for a site that is not armed: `fault_inject`, `moment_of`, `armed`,
+# `why_quiet`, `training`, and whether torch compiles (2) or a backward repeats a forward.
 PYTHON_CALLS_UNARMED = 8
 
 # Of one armed site on an accelerator, each a kernel to launch, and the numbers that they make for

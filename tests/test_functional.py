@@ -670,6 +670,7 @@ def test_observers_keep_their_clean_tensor(faulty: Faulty, observe: Callable[...
     original = chain(fixed_scale(4))
     clean = original[0](data(5, 7)).value
     net = faulty(original, injection_type="msb_flip")
+    net(data(5, 7))  # By now the site knows that nobody looks on.
     seen: list[Any] = []
     handle = observe(net, original, lambda module, args, output: seen.append(value(output)))
     try:
@@ -678,6 +679,24 @@ def test_observers_keep_their_clean_tensor(faulty: Faulty, observe: Callable[...
         handle.remove()
     assert torch.equal(seen[0], clean)
     assert bool((struck != clean).all())
+
+
+@torch.no_grad()
+def test_an_observer_that_comes_with_another_part_keeps_its_clean_tensor(faulty: Faulty) -> None:
+    net, another = faulty(chain(fixed_scale(4)), injection_type="msb_flip"), fixed_scale(4)
+    clean = another(data(5, 7)).value
+    seen: list[Any] = []
+    another.act_quant.fused_activation_quant_proxy.tensor_quant.register_forward_hook(
+        lambda module, args, output: seen.append(output[0])
+    )
+    for part in ("act_quant.fused_activation_quant_proxy.tensor_quant", "act_quant"):
+        net(data(5, 7))
+        path, _, name = part.rpartition(".")
+        setattr(net[0].get_submodule(path), name, another.get_submodule(part))
+        seen.clear()
+        struck = net(data(5, 7)).value
+        assert torch.equal(seen[0], clean)
+        assert bool((struck != clean).all())
 
 
 @torch.no_grad()
