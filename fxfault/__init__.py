@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxfault.captured import CapturedForward, capture
     from fxfault.config import FaultInjectionConfig
     from fxfault.errors import (
         ConfigError,
@@ -57,6 +58,7 @@ _HOMES = {
         "TrainingError",
         "TransformError",
     ),
+    "fxfault.captured": ("CapturedForward", "capture"),
     "fxfault.fault_models": (
         "BitMaskModel",
         "FaultModel",
@@ -81,6 +83,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CapturedForward",
     "ConfigError",
     "DataError",
     "FaultInjectionConfig",
@@ -98,6 +101,7 @@ __all__ = [
     "SiteError",
     "TrainingError",
     "TransformError",
+    "capture",
     "compile",
     "fault_model_names",
     "freeze",

@@ -18,7 +18,7 @@ from torch import Tensor
 from fxfault import kernels
 from fxfault.errors import SiteError
 from fxfault.extents import Extent
-from fxfault.random_numbers import known_key, stream_key
+from fxfault.random_numbers import Key, known_key, stream_key
 from fxfault.sampling import (
     Hits,
     Layout,
@@ -54,7 +54,7 @@ class Draw(NamedTuple):
 
     site: FaultSite
     fault: SiteFault
-    key: int
+    key: Key
     numbers: Numbers
     layout: Layout
     width: int
@@ -174,7 +174,7 @@ class Draw(NamedTuple):
 
 
 def draw_of(
-    site: FaultSite, fault: SiteFault, key: int, numbers: Numbers, layout: Layout, bits: int | None
+    site: FaultSite, fault: SiteFault, key: Key, numbers: Numbers, layout: Layout, bits: int | None
 ) -> Draw:
     """The draw of one fault at a site.
 
@@ -191,14 +191,15 @@ def draw_of(
     """
     if fault.is_fixed:
         key = site.clock.hardware_stream(site.name)
-        numbers = torch.zeros(len(numbers), dtype=torch.int64)
+        device = numbers.device if isinstance(numbers, Tensor) else CPU
+        numbers = torch.zeros(len(numbers), dtype=torch.int64, device=device)
     width = 1
     if fault.rate_unit == "bit":
         width = _extent(site).bits if bits is None else bits
-    return Draw(site, fault, _numbered(key, fault), numbers, layout, width)
+    return Draw(site, fault, _key_of(key, fault), numbers, layout, width)
 
 
-def draws_at(site: FaultSite, key: int, numbers: Numbers, layout: Layout) -> Iterator[Draw]:
+def draws_at(site: FaultSite, key: Key, numbers: Numbers, layout: Layout) -> Iterator[Draw]:
     """The draws of all faults of a site, without an activation.
 
     Args:
@@ -217,7 +218,7 @@ def draws_at(site: FaultSite, key: int, numbers: Numbers, layout: Layout) -> Ite
         yield draw_of(site, fault, key, numbers, layout, site.bit_width)
 
 
-def samples_struck(site: FaultSite, key: int, numbers: Numbers, layout: Layout) -> Tensor:
+def samples_struck(site: FaultSite, key: Key, numbers: Numbers, layout: Layout) -> Tensor:
     """Which samples any fault of a site hits; bool on the CPU, one for each number.
 
     Args:
@@ -235,7 +236,7 @@ def samples_struck(site: FaultSite, key: int, numbers: Numbers, layout: Layout) 
     return struck
 
 
-def elements_hit(site: FaultSite, key: int, numbers: Numbers, layout: Layout) -> int:
+def elements_hit(site: FaultSite, key: Key, numbers: Numbers, layout: Layout) -> int:
     """Count the elements that the faults of a site hit.
 
     Args:
@@ -252,6 +253,11 @@ def elements_hit(site: FaultSite, key: int, numbers: Numbers, layout: Layout) ->
     if site.several is None:  # No element is hit twice.
         return sum(map(len, parts))
     return torch.cat(parts).unique().numel() if parts else 0
+
+
+def _key_of(key: Key, fault: SiteFault) -> Key:
+    """The key of one of the faults of a site."""
+    return key[fault.number] if isinstance(key, Tensor) else _numbered(key, fault)
 
 
 def _numbered(key: int, fault: SiteFault) -> int:

@@ -328,7 +328,7 @@ def strike(
 @_compiled
 def strike_at(
     values: Floats,
-    order: Order,
+    order: tuple[int, ...],
     index: Ints,
     bits: Ints,
     quantiser: tuple[float, float, float],
@@ -340,7 +340,7 @@ def strike_at(
 
     Args:
         values: as for `strike`.
-        order: how they lie in memory.
+        order: the fields of `Order`, how they lie in memory.
         index: row-major positions, each once.
         bits: 64 random bits of each, or the bits of its word that are struck; same length.
         quantiser: scale, zero point, and how far from a code a value may lie, in codes.

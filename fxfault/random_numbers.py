@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ _ONE = 0x3FF0000000000000
 _ONE_LESS_HALF = 1 - 2.0**-53
 
 _ALL_ONES = (1 << 64) - 1
+
+Key: TypeAlias = "int | Tensor"
+"""The key of a stream: a number, or a tensor of a device where a graph there is to read it."""
 
 
 def signed(value: int) -> int:
@@ -75,17 +79,18 @@ def _mix64_torch(mixed: Tensor) -> None:
             mixed *= signed(multiplier)
 
 
-def counter_hash(key: int, counters: Tensor) -> Tensor:
+def counter_hash(key: Key, counters: Tensor) -> Tensor:
     """64 random bits for each counter under a key.
 
     Args:
-        key: 64-bit key.
+        key: 64-bit key; a tensor holds it as `signed` gives it.
         counters: int64, any shape.
 
     Returns:
         int64, same shape.
     """
-    return mix64((counters + 1) * signed(STEP) + signed(key))
+    shift = key if isinstance(key, Tensor) else signed(key)
+    return mix64((counters + 1) * signed(STEP) + shift)
 
 
 def uniform_int63(key: int, counters: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
+from fxfault.random_numbers import Key
 from fxfault.sites import FaultSite
 
 # The number of the backward that runs in this thread; -1 for none.
@@ -35,13 +36,13 @@ class Moment(NamedTuple):
     """What a strike follows from, besides the settings of its site.
 
     Attributes:
-        key: of the random numbers.
+        key: of the random numbers; a tensor has one for each fault of the site.
         batch: samples of the forward; None before any.
         first_sample: number of the first sample of the batch.
         given: the numbers of the samples where somebody gave them (`FaultSites.samples`).
     """
 
-    key: int
+    key: Key
     batch: int | None
     first_sample: int
     given: Tensor | None

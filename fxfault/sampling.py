@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxfault import kernels
 from fxfault.kernels import SAMPLE_SHIFT
-from fxfault.random_numbers import counter_hash, signed, uniform_int63, uniform_open
+from fxfault.random_numbers import Key, counter_hash, signed, uniform_int63, uniform_open
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -97,7 +97,7 @@ class Hits(NamedTuple):
 
 
 def random_hits(
-    key: int,
+    key: Key,
     numbers: Numbers,
     layout: Layout,
     probability: float,
@@ -142,7 +142,7 @@ def random_hits(
 
 
 def random_upsets(
-    key: int,
+    key: Key,
     numbers: Numbers,
     layout: Layout,
     width: int,
@@ -230,7 +230,7 @@ class Share:
 
 def exact_hits(
     joint_key: int,
-    key: int,
+    key: Key,
     numbers: Numbers,
     share: Share,
     count: int,
@@ -307,8 +307,9 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def stream_of(key: int, numbers: Numbers, elements: int, probability: float) -> kernels.Stream:
+def stream_of(key: Key, numbers: Numbers, elements: int, probability: float) -> kernels.Stream:
     """Where the hits of a tensor come from, as the loops take it; see `random_hits`."""
+    assert isinstance(key, int)  # A tensor is for graphs of a device, which take no loop.
     return kernels.Stream(signed(key), _on_host(numbers), elements, _gap_scale(probability))
 
 
@@ -317,7 +318,7 @@ def room_for(layout: Layout, probability: float) -> int:
     return min(_draws(layout.samples * layout.elements, probability, deviations=4, more=4), PART)
 
 
-def samples_hit(key: int, numbers: Numbers, elements: int, probability: float) -> Tensor:
+def samples_hit(key: Key, numbers: Numbers, elements: int, probability: float) -> Tensor:
     """Which samples `random_hits` hits at all; bool on the CPU, one for each number."""
     struck = np.zeros(len(numbers), bool)
     if probability > 0 and elements > 0:
@@ -344,7 +345,7 @@ def _on_device(numbers: Numbers, device: torch.device) -> Tensor:
 
 
 def _fixed_hits(
-    key: int, numbers: Numbers, layout: Layout, probability: float, device: torch.device
+    key: Key, numbers: Numbers, layout: Layout, probability: float, device: torch.device
 ) -> Hits:
     """Draw as many gaps as surely span every sample, and fill up what is too many.
 
@@ -421,7 +422,7 @@ def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
     return row * channels * spatial + (place % channels) * spatial + place // channels
 
 
-def hits_at(positions: Tensor, key: int, numbers: Numbers, layout: Layout) -> Iterator[Hits]:
+def hits_at(positions: Tensor, key: Key, numbers: Numbers, layout: Layout) -> Iterator[Hits]:
     """Hits at the same places of every sample, with random bits of each sample's own.
 
     Args:

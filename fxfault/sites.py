@@ -29,7 +29,7 @@ from fxfault.fault_models import (
     label_of,
 )
 from fxfault.handles import Handle
-from fxfault.random_numbers import known_key, uniform_float
+from fxfault.random_numbers import Key, known_key, uniform_float
 from fxfault.statistics import FaultStatistics
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ NOT_CODES = (
 
 
 # What a clock knows of where it is, rather than of when.
-_NOT_IN_STATE = ("_model", "_on_move", "forward", "given", "handle", "rank", "world_size")
+_NOT_IN_STATE = ("_model", "_on_move", "forward", "given", "handle", "keys", "rank", "world_size")
 
 
 class FaultClock:
@@ -74,6 +74,7 @@ class FaultClock:
         batch: samples of the current forward.
         first_sample: number of the first one.
         given: the numbers of all of them where somebody gave them; see `FaultSites.samples`.
+        keys: of random numbers, by site and fault, where a graph of a device reads them (int64).
         rank, world_size: which of how many processes this is; see `FaultSites.shard`.
         handle: by which compiled code finds the sites.
     """
@@ -96,6 +97,7 @@ class FaultClock:
         self._on_move: Callable[[], None] | None = None
         self.forward = 0  # Counts on over resets: no two forwards share a number.
         self.given: Tensor | None = None
+        self.keys: Tensor | None = None
         self.reset()
 
     def reset(self, first_sample: int = 0) -> None:
@@ -371,12 +373,14 @@ class FaultSite:
             )
         self.fault_model = get_fault_model(fault_model, **self.options)
 
-    def stream(self, again: bool = False) -> int:
+    def stream(self, again: bool = False) -> Key:
         """The key of the random numbers of this call of the site.
 
         A site of the graph is called once in a forward. One that a container calls by its
         own code may be called again (time steps): each call has its own faults.
         """
+        if self.clock.keys is not None:
+            return self.clock.keys[self.index]
         if not self.counts_calls:
             return self.clock.stream(self.name)
         now = (self.clock.forward, again)

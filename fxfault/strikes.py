@@ -204,7 +204,7 @@ class Strike:
         On the CPU at once. Elsewhere looking would wait for the device, so the verdict is
         kept there until somebody asks for it (`FaultSites.check`).
         """
-        if distance.device.type != "cpu":
+        if _must_not_wait(distance):
             sound = (distance <= self.limit).all()
             _note(self.site, sound if hits.complete is None else sound & hits.complete)
         elif not distance.max() <= self.limit:  # So that a NaN is refused.
@@ -245,9 +245,14 @@ def _fault_of_bits(model: BitModel, word: Word) -> kernels.Fault:
     return (kernels.MASKS, ones ^ struck, struck if model.effect == "set" else 0)
 
 
+def _must_not_wait(tensor: Tensor) -> bool:
+    """Whether the host would wait for a device to see what a tensor holds."""
+    return not tensor.is_cpu
+
+
 def _note(site: FaultSite, sound: Tensor) -> None:
     """Keep on the device whether all was sound, which `FaultSites.check` looks at."""
-    site.sound = sound if site.sound is None else site.sound & sound
+    site.sound = sound if site.sound is None else site.sound.logical_and_(sound)
 
 
 def merged(parts: list[Change]) -> Change:
