@@ -264,6 +264,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
         seen.append(Watched(values))
         return strike.py_func(seen[-1], *rest)  # type: ignore[attr-defined]
 
+    one = kernels._strike_one
+    monkeypatch.setattr(kernels, "_strike_one", one.py_func)  # type: ignore[attr-defined]
     monkeypatch.setattr(kernels, "strike", run)
     return seen
 
