@@ -10,7 +10,6 @@ with all estimates, in a process of its own. The network is the bundled one for 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import Spread, load_average, machine, verdict
+from benchmarks.measuring import (
+    Spread,
+    load_average,
+    machine,
+    parse_counts,
+    save_json,
+    verdict,
+)
 from fxfault.campaign.driver import Progress, run_study
 from fxfault.campaign.process_engine import ProcessEngine
 from fxfault.campaign.rows import COUNTS, TrialRow
@@ -38,12 +44,12 @@ MOST_BYTES = 10**9
 
 def main() -> None:
     """Measure, print a table, and save it if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--trials", type=int, default=30, help="of each cell (default 30)")
-    parser.add_argument("--turns", type=int, default=3, help="one and two workers (default 3)")
-    parser.add_argument("--rows", type=int, default=10**6, help="of the store (default a million)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
-    options = parser.parse_args()
+    counts = {
+        "trials": (30, "of each cell"),
+        "turns": (3, "runs with one worker and with two"),
+        "rows": (10**6, "of the large store"),
+    }
+    options = parse_counts(__doc__, counts)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = {
@@ -54,8 +60,7 @@ def main() -> None:
             "store": _store(Path(folder), options.rows),
             "load_after": load_average(),
         }
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    save_json(options.json, found)
 
 
 def _study(trials: int, **changes: Any) -> Study:

@@ -1,6 +1,6 @@
 """Kill a study again and again: it must end with the rows of an undisturbed one.
 
-    python -m benchmarks.campaign_kills [--driver N] [--workers N] [--seed N]
+    python -m benchmarks.campaign_kills [--driver N] [--workers N] [--seed N] [--json FILE]
 
 SIGKILL, at random moments: first the driver of a study in one process, which is started anew each
 time (20 times), then workers of a study in two processes (10 times). Every second moment is drawn
@@ -9,7 +9,6 @@ from the whole run, setting up included; the others come when rows were just wri
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import verdict
+from benchmarks.measuring import parse_counts, save_json, verdict
 from fxfault.campaign.driver import Progress, run_study
 from fxfault.campaign.process_engine import ProcessEngine
 from fxfault.campaign.store import Store
@@ -45,11 +44,12 @@ def the_study() -> Study:
 
 def main() -> None:
     """Run undisturbed, then under kills; compare; end with status 1 where anything differs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--driver", type=int, default=20, help="kills of the driver (default 20)")
-    parser.add_argument("--workers", type=int, default=10, help="kills of workers (default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    options = parser.parse_args()
+    counts = {
+        "driver": (20, "kills of the driver"),
+        "workers": (10, "kills of workers"),
+        "seed": (0, "of the moments"),
+    }
+    options = parse_counts(__doc__, counts, least=0)
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,6 +63,7 @@ def main() -> None:
         same = [_rows(folder / kind) == whole for kind in ("driver", "workers")]
     print(f"driver killed {options.driver} times: the same rows: {verdict(same[0])}")
     print(f"workers killed {options.workers} times: the same rows: {verdict(same[1])}")
+    save_json(options.json, {"driver": same[0], "workers": same[1], "trials": len(whole)})
     sys.exit(not all(same))
 
 

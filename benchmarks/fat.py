@@ -155,8 +155,7 @@ def train_and_evaluate(way: str, seed: int) -> Accuracies:
         settings = {"enabled": True, "apply_during": "eval", "seed": EVALUATION_SEED}
         faulty = fxfault.transform(network, {**settings, "injection_type": fault_model})
         evaluation = FaultEvaluation(FullRunner(faulty, batches), TRIALS)
-        results = evaluation.sweep(PERCENTS, evaluation.baseline())
-        accuracies[fault_model] = [result.mean for result in results]
+        accuracies[fault_model] = [result.mean for result in evaluation.sweep(PERCENTS)]
     return accuracies
 
 

@@ -78,16 +78,37 @@ def parse_options(description: str | None, turns: int) -> argparse.Namespace:
         description: the module's docstring.
         turns: default of `--turns`.
     """
+    counts = {"turns": (turns, "runs of each pair"), "threads": (2, "torch threads")}
+    return parse_counts(description, counts)
+
+
+def parse_counts(
+    description: str | None, counts: Mapping[str, tuple[int, str]], least: int = 1
+) -> argparse.Namespace:
+    """The command line of a benchmark: some integers, and `--json`.
+
+    Args:
+        description: the module's docstring.
+        counts: by name, the default and what it counts.
+        least: smallest value of each.
+    """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    help_turns = f"runs of each pair (default {turns})"
-    parser.add_argument("--turns", type=int, default=turns, help=help_turns)
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    for name, (default, what) in counts.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{what} (default {default})"
+        )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
     options = parser.parse_args()
-    for name in ("turns", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: got {getattr(options, name)}, allowed: 1 and up")
+    for name in counts:
+        if getattr(options, name) < least:
+            parser.error(f"--{name}: got {getattr(options, name)}, allowed: {least} and up")
     return options
+
+
+def save_json(path: Path | None, found: Mapping[str, Any]) -> None:
+    """Save figures, if a file was named."""
+    if path is not None:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def verdict(met: bool) -> str:

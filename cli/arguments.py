@@ -96,6 +96,20 @@ def percentages(text: str) -> tuple[float, ...]:
     return tuple(values)
 
 
+def fault_counts(text: str) -> tuple[int, ...]:
+    """Read numbers of faults, separated by commas.
+
+    >>> fault_counts("1, 2,4")
+    (1, 2, 4)
+    """
+    items = [item.strip() for item in text.split(",")]
+    values = [_integer(item, 0, 2**31 - 1, "a whole number from 0") for item in items]
+    twice = [item for number, item in enumerate(items) if values[number] in values[:number]]
+    if twice:
+        raise argparse.ArgumentTypeError(f"{twice[0]!r} is there twice")
+    return tuple(values)
+
+
 def count(text: str) -> int:
     """Read an integer of at least 1."""
     return _integer(text, 1, None, "an integer of at least 1")

@@ -6,9 +6,9 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
 from fxfault.cli.console import INTERRUPTED, run
@@ -113,6 +113,12 @@ def _report_parser(name: str) -> types.OneLineParser:
         metavar="DIR",
         help="also write every picture there, as PNG and SVG; the folder is made",
     )
+    parser.add_argument(
+        "--html",
+        type=types.file,
+        metavar="FILE",
+        help="also write one web page with all tables and pictures, which needs no network",
+    )
     _add_confidence(parser)
     return parser
 
@@ -173,7 +179,7 @@ def _plan_parser(name: str) -> types.OneLineParser:
         metavar="N",
         help="that the study will be run with (default: 1)",
     )
-    _add_device(parser)
+    _add_worker_options(parser)
     return parser
 
 
@@ -198,16 +204,6 @@ def _add_confidence(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device",
-        type=types.device,
-        default="auto",
-        metavar="NAME",
-        help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is one)",
-    )
-
-
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine", "the trials are the same on each")
     group.add_argument(
@@ -223,13 +219,6 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of processes (default: one for each core) or ray (default: what the cluster has)",
     )
     group.add_argument(
-        "--threads",
-        type=types.count,
-        default=1,
-        metavar="N",
-        help="of each worker (default: 1); other numbers may round sums differently",
-    )
-    group.add_argument(
         "--address", metavar="ADDRESS", help="of a running Ray cluster, or auto to find it"
     )
     group.add_argument(
@@ -238,14 +227,67 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="that each worker of ray reserves, such as 1 or 0.5 (default: 1 where there are any)",
     )
-    _add_device(group)  # type: ignore[arg-type]
-    group.add_argument(
+    group.add_argument("--no-progress", action="store_true", help="show no progress")
+    _add_worker_options(parser)
+
+
+def _add_worker_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speed", "the trials are the same with each")
+    add = group.add_argument
+    add(
+        "--device",
+        type=types.device,
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is one)",
+    )
+    add(
+        "--threads",
+        type=types.count,
+        default=1,
+        metavar="N",
+        help="of each worker (default: 1); other numbers may round sums differently",
+    )
+    add(
         "--no-incremental",
         dest="incremental",
         action="store_false",
-        help="run every sample through the whole network in every trial; slower, same trials",
+        help="run every sample through the whole network in every trial",
     )
-    group.add_argument("--no-progress", action="store_true", help="show no progress")
+    add(
+        "--cache-memory",
+        type=types.memory,
+        metavar="SIZE",
+        help="memory for activations of the fault-free run, such as 512M or 2G, from which trials "
+        "start, for all workers of a machine together; with 0 they start from the data (default: "
+        "a quarter of what is free)",
+    )
+    add(
+        "--no-freeze",
+        dest="freeze",
+        action="store_false",
+        help="quantise weights anew in each batch; slower",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="run trials that change nearly everything by torch.compile, where it and a C++ "
+        "compiler can, outputs are bit for bit those without, and it is faster; takes up to a "
+        "minute first",
+    )
+    add(
+        "--verify",
+        type=types.percentage,
+        default=0.0,
+        metavar="PERCENT",
+        help="run this share of the batches in full and without compiled code, too, and stop if "
+        "predictions differ",
+    )
+
+
+def _worker_settings(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("device", "threads", "incremental", "freeze", "compile", "cache_memory", "verify")
+    return {name: getattr(options, name) for name in names}
 
 
 def _margin(text: str) -> float:
@@ -289,8 +331,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _run_study(options: argparse.Namespace, study: Study) -> int:
-    # Read when torch is imported; threads that spin while they wait slow down other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _set_threads(options.threads)
     from fxfault.campaign.driver import run_study
     from fxfault.cli.campaign_progress import CampaignProgress
 
@@ -303,10 +344,9 @@ def _run_study(options: argparse.Namespace, study: Study) -> int:
                 study,
                 options.store,
                 engine=engine,
-                threads=options.threads,
-                device=options.device,
-                incremental=options.incremental,
                 on_progress=shown.follow,
+                on_note=shown.note,
+                **_worker_settings(options),
             )
     except KeyboardInterrupt:
         shown.close()
@@ -316,6 +356,15 @@ def _run_study(options: argparse.Namespace, study: Study) -> int:
         shown.close()
     _say_finished(progress, options)
     return 0
+
+
+def _set_threads(threads: int) -> None:
+    """Import torch, and let it use so many threads in this process."""
+    # Read when torch is imported; threads that spin while they wait slow down other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _say_interrupted(kept: int, store: Path) -> None:
@@ -365,34 +414,64 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.figures is not None:
         _check_figures(options.figures)
+    html = None if options.html is None else _claim_page(options)
     findings = _findings_with_trials(options.store, options.confidence)
     print("\n".join(report_lines(findings)))
+    if options.figures is None and html is None:
+        return 0
+    print()
+    drawn = _pictures(findings, "svg")
     if options.figures is not None:
-        print()
-        for path in _write_figures(findings, options.figures):
+        for path in _write_figures(findings, drawn, options.figures):
             print(f"Picture saved to: {path}")
+    if html is not None:
+        from fxfault.cli.campaign_page import page
+
+        html.write(page(findings, drawn))
+        print(f"Page saved to: {html.path}")
     return 0
+
+
+def _claim_page(options: argparse.Namespace) -> OutputFile:
+    """Check before the work that the page can be written."""
+    from fxfault.cli.figures import check_matplotlib
+    from fxfault.cli.outputs import OutputFile, refuse_overwriting
+
+    check_matplotlib("--html")
+    output = OutputFile("--html", options.html)
+    refuse_overwriting([output], {"store": options.store})
+    return output
+
+
+def _pictures(findings: Findings, file_format: str) -> dict[str, bytes]:
+    from fxfault.cli.campaign_network_picture import network_picture
+    from fxfault.cli.campaign_plots import pictures
+
+    drawn = dict(pictures(findings.summary, findings.ranked, file_format))
+    if findings.background.nodes:
+        falls = {site.name: site.fall for site in findings.ranked}
+        drawn["network"] = network_picture(findings.background, falls, file_format)
+    return drawn
 
 
 def _check_figures(folder: Path) -> None:
     """Check before the work that pictures can be written; makes the folder."""
-    from fxfault.cli.plots import check_plot
+    from fxfault.cli.figures import check_matplotlib
     from fxfault.errors import ConfigError
 
-    check_plot(folder / "accuracy.png")
+    check_matplotlib("--figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--figures: {folder} cannot be made: {error.strerror}") from error
 
 
-def _write_figures(findings: Findings, folder: Path) -> list[Path]:
-    from fxfault.cli.campaign_plots import pictures
+def _write_figures(findings: Findings, svg: Mapping[str, bytes], folder: Path) -> list[Path]:
     from fxfault.cli.outputs import OutputFile
 
     paths = []
-    for ending in ("png", "svg"):
-        for name, content in pictures(findings.summary, findings.ranked, ending).items():
+    for ending, drawn in (("png", _pictures(findings, "png")), ("svg", svg)):
+        for name, content in drawn.items():
             paths.append(folder / f"{name}.{ending}")
             OutputFile("--figures", paths[-1]).write(content)
     return paths
@@ -454,7 +533,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _set_threads(options.threads)
+    from fxfault.campaign.plan import Plan
     from fxfault.campaign.study import Study
     from fxfault.cli.campaign_plan import measure, plan_lines
 
@@ -462,7 +542,9 @@ def _plan(options: argparse.Namespace) -> int:
     rule = study.stop
     margin = options.margin or (1.0 if rule is None else rule.margin)
     confidence = options.confidence or (95.0 if rule is None else rule.confidence)
-    measured = measure(study, options.device)
+    settings = _worker_settings(options)
+    plan = Plan(study=study.to_dict(), sharing=options.workers, **settings)
+    measured = measure(plan, lambda text: print(f"Note: {text}"))
     lines = plan_lines(study, measured, margin, confidence, options.workers)
     print("\n".join(lines))
     return 0

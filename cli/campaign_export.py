@@ -54,7 +54,7 @@ def exported(findings: Findings, what: str, file_format: str) -> str | bytes:
 
 def trial_rows(findings: Findings) -> Iterator[Row]:
     """Give each trial with the settings of its cell and its counts."""
-    settings = [cell.settings for cell in findings.summary.cells]
+    settings = [cell.columns for cell in findings.summary.cells]
     names = FIELDS[1:]
     columns = [findings.table[name] for name in names]
     for start in range(0, len(findings.table["cell"]), _AT_ONCE):

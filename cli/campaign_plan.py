@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fxfault.campaign.intervals import sample_size
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.study import Cell, Study
 from fxfault.cli.campaign_report import counted, duration
+
+if TYPE_CHECKING:
+    from fxfault.campaign.engines import OnNote
+    from fxfault.campaign.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,27 @@ class Measured:
         return self.rows[0].samples
 
 
-def measure(study: Study, device: str) -> Measured:
+def measure(plan: Plan, on_note: OnNote) -> Measured:
     """Run a trial of the first and of the last cell: of the cheapest and the dearest place.
 
-    A first one warms up and is not counted.
+    Each follows another one of its cell, which warms up and tries what is faster.
+
+    Args:
+        plan: of one worker.
+        on_note: called with what a user should know.
 
     Raises:
         FxFaultError: something that the study names cannot be used.
     """
-    from fxfault.campaign.bench import Bench, Plan
+    from fxfault.campaign.bench import Bench
 
-    bench = Bench(Plan(study=study.to_dict(), device=device, threads=1))
+    bench = Bench(plan, on_note=on_note)
     facts = bench.facts()
-    cells = study.cells(facts.sites, facts.bit_widths)
-    bench.run(cells[0], 0)
-    rows = [bench.run(cell, 0) for cell in (cells[0], cells[-1])]
+    cells = bench.study.cells(facts.sites, facts.bit_widths)
+    rows = []
+    for cell in (cells[0], cells[-1]):
+        bench.run(cell, 1)
+        rows.append(bench.run(cell, 0))
     return Measured(cells, rows, dict(facts.bit_widths))
 
 

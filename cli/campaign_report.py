@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,10 @@ from fxfault.campaign.analysis import (
     states,
     summarise,
 )
+from fxfault.campaign.background import Background
 from fxfault.campaign.comparison import Difference, overall
 from fxfault.campaign.ranking import HeatMap, RankedSite, heat_map, rank_sites
+from fxfault.campaign.site_counts import SiteCounts, count_by_site
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
 
@@ -41,6 +43,7 @@ class Findings:
         table: the rows.
         summary: the estimates.
         states: what has become of each cell.
+        background: what is known of the network and of where the study was run.
     """
 
     path: Path
@@ -49,11 +52,17 @@ class Findings:
     table: Table
     summary: Summary
     states: Sequence[str]
+    background: Background
 
     @property
     def trials(self) -> int:
         """Finished trials of all cells."""
         return int(self.summary.trials.sum())
+
+    @cached_property
+    def site_counts(self) -> dict[str, SiteCounts]:
+        """What the trials that struck one site alone counted, by its name."""
+        return count_by_site(self.table, self.summary.cells)
 
     @cached_property
     def ranked(self) -> list[RankedSite]:
@@ -75,10 +84,11 @@ def read_findings(path: Path, confidence: float = 95.0) -> Findings:
         study = Study.from_dict(store.study, str(path))
         cells = [Cell.from_key(key) for key in store.cells()]
         table, fingerprint = store.table(), store.fingerprint
+        background = Background.from_dict(store.background)
     shared = [study.shares_faults(cell) for cell in cells]
     summary = summarise(table, cells, shared, confidence)
     found = states(study, table, cells, shared)
-    return Findings(path, study, fingerprint, table, summary, found)
+    return Findings(path, study, fingerprint, table, summary, found, background)
 
 
 # -- numbers --------------------------------------------------------------------------------
@@ -176,7 +186,6 @@ def setting_lines(findings: Findings) -> list[str]:
     assert experiment.dataset is not None
     samples = findings.table["samples"]
     number = f", {int(samples[0])} samples" if len(samples) else ""
-    golden = sorted({(c.checkpoint, figure(g)) for c, g in _cells_with_golden(summary)})
     lines = [
         f"Study: {findings.path}",
         f"Network: {experiment.model.name}",
@@ -185,15 +194,19 @@ def setting_lines(findings: Findings) -> list[str]:
         f"Cells: {len(summary.cells)}, trials: {findings.trials:,}, "
         f"{duration(float(findings.table['seconds'].sum()))} of computing",
     ]
-    lines += [f"Golden accuracy: {accuracy}% ({name})" for name, accuracy in golden]
+    golden = golden_by_checkpoint(summary)
+    lines += [f"Golden accuracy: {accuracy}% ({name})" for name, accuracy in golden.items()]
     lines.append(f"Intervals: {summary.confidence:g}%, for other draws of faults on the same data")
     return lines
 
 
-def _cells_with_golden(summary: Summary) -> Iterator[tuple[Cell, float]]:
-    for cell, golden in zip(summary.cells, summary.golden.tolist(), strict=True):
-        if not math.isnan(golden):
-            yield cell, golden
+def golden_by_checkpoint(summary: Summary) -> dict[str | None, str]:
+    """Accuracy without faults, in percent, of each checkpoint that has trials."""
+    return {
+        cell.checkpoint: figure(golden)
+        for cell, golden in zip(summary.cells, summary.golden.tolist(), strict=True)
+        if not math.isnan(golden)
+    }
 
 
 def cell_lines(findings: Findings) -> list[str]:
@@ -206,7 +219,7 @@ def cell_lines(findings: Findings) -> list[str]:
     head += [*(["Top 5"] if top else []), "Hit", "State"]
     rows = []
     for index, cell in enumerate(summary.cells):
-        row = [cell.place, cell.fault, f"{cell.probability:g}%"]
+        row = [cell.place, cell.fault, cell.rate_text]
         row += [str(cell.checkpoint)] if several else []
         row += [str(int(summary.trials[index])), _entry(summary["accuracy"], index)]
         row += [_value(summary["fall"], index), _entry(summary["sdc"], index)]
@@ -247,7 +260,7 @@ def state_lines(findings: Findings) -> list[str]:
         (UNFINISHED, "are not finished"),
     ):
         named = [
-            f"{cell.place} {cell.fault} {cell.probability:g}%"
+            f"{cell.place} {cell.fault} {cell.rate_text}"
             for cell, found in zip(findings.summary.cells, findings.states, strict=True)
             if found == state
         ]
@@ -281,7 +294,7 @@ def heat_lines(found: HeatMap) -> list[str]:
         [site, *(figure(float(value), 1) for value in values)]
         for site, values in zip(found.sites, found.values, strict=True)
     ]
-    rates = ", ".join(f"{rate:g}%" for rate in found.rates)
+    rates = ", ".join(found.rates)
     title = f"SDC rate in percent, by layer and fault (mean over the rates {rates}):"
     return [title, *lined_up(["Site", *found.faults], rows, left=1)]
 
@@ -321,7 +334,7 @@ def comparison_lines(
     for difference in differences:
         cell = difference.cell
         assert cell is not None
-        rows.append([cell.place, cell.fault, f"{cell.probability:g}%", *_figures(difference)])
+        rows.append([cell.place, cell.fault, cell.rate_text, *_figures(difference)])
     mean = overall(differences)
     lines = [
         f"A: {a}",

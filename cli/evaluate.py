@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from fxfault.cli.evaluation_report import Findings, Setting
     from fxfault.cli.experiment_setup import Batches
     from fxfault.cli.outputs import OutputFile
+    from fxfault.config import FaultInjectionConfig
     from fxfault.data import DatasetFacts
     from fxfault.evaluation import FaultEvaluation
     from fxfault.experiment import ExperimentConfig
+    from fxfault.predictions import Runner
 
 PROGRAM = "fxfault-eval"
 BUNDLED = "bundled:"
@@ -96,6 +98,13 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
         metavar="P,P,...",
         help="several probabilities, evaluated one after the other",
     )
+    chosen.add_argument(
+        "--num-faults",
+        type=types.fault_counts,
+        metavar="K,K,...",
+        help="in place of a probability: so many hits in each sample, spread over all selected "
+        "sites; several numbers are evaluated one after the other",
+    )
     group.add_argument("--injection-type", metavar="NAME", help="fault model, such as msb_flip")
     group.add_argument(
         "--mode",
@@ -114,8 +123,8 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--per-layer",
         action="store_true",
-        help="also strike each selected site alone, and rank them; takes one probability, "
-        "so not with --sweep",
+        help="also strike each selected site alone, and rank them; takes one probability or "
+        "number of faults, so not with --sweep",
     )
     group.add_argument(
         "--seed", type=types.seed, metavar="N", help="of the faults; the same seed, the same faults"
@@ -153,8 +162,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="run full batches by torch.compile, where it and a C++ compiler can; takes up to a "
-        "minute first, and says whether outputs are bit for bit those without",
+        help="run evaluations that change nearly everything by torch.compile, where it and a C++ "
+        "compiler can, outputs are bit for bit those without, and it is faster; takes up to a "
+        "minute first",
     )
     group.add_argument(
         "--cache-memory",
@@ -169,7 +179,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         type=types.percentage,
         default=0.0,
         metavar="PERCENT",
-        help="run this share of the batches in full, too, and stop if predictions differ",
+        help="run this share of the batches in full and without compiled code, too, and stop if "
+        "predictions differ",
     )
     group.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
@@ -209,7 +220,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     with progress.showing_logs(experiment.fault_injection.verbose):
         setting, evaluation = _prepare(options, experiment, notes, progress)
         findings = Findings()
-        passes = 1 + setting.num_runs * len(setting.probabilities)
+        passes = 1 + setting.num_runs * len(setting.configs)
         passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
         progress.start(passes * setting.samples)
         try:
@@ -229,8 +240,9 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
 
     if options.per_layer and options.sweep is not None:
         raise ConfigError("--per-layer takes one probability: give --probability, not --sweep")
-    if options.compile and (options.cache_memory is not None or options.verify):
-        raise ConfigError("--compile runs full batches: leave --cache-memory and --verify out")
+    if options.per_layer and len(options.num_faults or ()) > 1:
+        raise ConfigError("--per-layer takes one number of faults: give --num-faults one")
+    _check_intervals()
     if options.compile and not options.freeze:
         raise ConfigError("--compile needs a frozen network: leave --no-freeze out")
     experiment = load_experiment(options.config)
@@ -243,11 +255,8 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     if not path.startswith(BUNDLED) and not Path(path).expanduser().exists():
         # Before data is downloaded, and before the output beside it is looked at.
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
-    if experiment.fault_injection.num_faults is not None or experiment.fault_injection.faults:
-        raise ConfigError(
-            f"{options.config}: `num_faults` and `faults` are no probability, which this command "
-            "sweeps; set `probability`, or run them from Python (model.faults)"
-        )
+    if experiment.fault_injection.faults is not None:
+        _check_beside_faults(options)
     notes: list[str] = []
     changes = _fault_changes(options, experiment, notes)
     faults = dataclasses.replace(experiment.fault_injection, **changes)
@@ -262,12 +271,32 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     return changed, notes
 
 
+def _check_intervals() -> None:
+    """Check before the work that intervals can be computed."""
+    from fxfault.campaign.intervals import wilson
+
+    wilson(0, 1)
+
+
+def _check_beside_faults(options: argparse.Namespace) -> None:
+    """Refuse what each entry of `faults` says for itself."""
+    from fxfault.errors import ConfigError
+
+    names = ("probability", "sweep", "num_faults", "injection_type", "layer", "per_layer")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    given += ["--probability"] if options.probability == 0 else []
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: {options.config} has `faults`, each with its own rate and "
+            "layers; change them there, or leave the option out"
+        )
+
+
 def _fault_changes(
     options: argparse.Namespace, experiment: ExperimentConfig, notes: list[str]
 ) -> dict[str, Any]:
     config = experiment.fault_injection
     given = {
-        "probability": options.probability,
         "injection_type": options.injection_type,
         "mode": "full_model" if options.per_layer else options.mode,
         "layers": options.layer,
@@ -276,6 +305,9 @@ def _fault_changes(
         "seed": options.seed,
     }
     changes = {key: value for key, value in given.items() if value is not None}
+    if options.sweep is None or config.num_faults is not None:
+        first = _rates(options, config)[0]
+        changes.update(probability=first.probability, num_faults=first.num_faults)
     if not config.enabled:
         notes.append("`enabled: true` for this run: the configuration says false")
         changes["enabled"] = True
@@ -288,6 +320,20 @@ def _fault_changes(
     return changes
 
 
+def _rates(
+    options: argparse.Namespace, config: FaultInjectionConfig
+) -> tuple[FaultInjectionConfig, ...]:
+    """The configuration with each rate that the command line asks for, or as it is."""
+    from fxfault.evaluation import with_num_faults, with_probability
+
+    if options.num_faults is not None:
+        return tuple(with_num_faults(config, count) for count in options.num_faults)
+    sweep = options.sweep or (options.probability,)
+    if sweep != (None,):
+        return tuple(with_probability(config, value) for value in sweep)
+    return (config,)
+
+
 def _claim_outputs(
     options: argparse.Namespace, experiment: ExperimentConfig
 ) -> dict[str, OutputFile]:
@@ -297,7 +343,9 @@ def _claim_outputs(
 
     checkpoint = str(experiment.checkpoint.path)
     folder = Path() if checkpoint.startswith(BUNDLED) else Path(checkpoint).expanduser().parent
-    default = folder / f"fault_eval_{experiment.fault_injection.injection_type}.json"
+    faults = experiment.fault_injection
+    kind = faults.injection_type if faults.faults is None else "faults"
+    default = folder / f"fault_eval_{kind}.json"
     outputs = {"json": OutputFile("--output", options.output or default)}
     if options.csv is not None:
         outputs["csv"] = OutputFile("--csv", options.csv)
@@ -324,9 +372,7 @@ def _prepare(
     from fxfault.cli import experiment_setup as setup
     from fxfault.cli.evaluation_report import Setting, setting_lines
     from fxfault.evaluation import FaultEvaluation
-    from fxfault.incremental import IncrementalRunner
     from fxfault.passes import frozen_parts
-    from fxfault.predictions import FullRunner, Runner
     from fxfault.sites import faults_of
 
     device = setup.pick_device(options.device)
@@ -349,31 +395,40 @@ def _prepare(
         batch_size=experiment.training.batch_size,
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        probabilities=options.sweep or (experiment.fault_injection.probability,),
+        configs=_rates(options, experiment.fault_injection),
         num_runs=options.num_runs,
-        sweep=options.sweep is not None,
+        sweep=options.sweep is not None or len(options.num_faults or ()) > 1,
         per_layer=options.per_layer,
         frozen=frozen_parts(model) if options.freeze else None,
     )
     progress.say("\n" + "\n".join(setting_lines(setting)))
     track, on_batch = experiment.fault_injection.track_statistics, progress.advance
+    runner = _runner(options, model, batches, device, track, progress)
+    evaluation = FaultEvaluation(runner, options.num_runs, track, on_batch)
+    return setting, evaluation
+
+
+def _runner(
+    options: argparse.Namespace,
+    model: nn.Module,
+    batches: Batches,
+    device: torch.device,
+    track: bool,
+    progress: Progress,
+) -> Runner:
+    """Choose how the model is run, and say why not as asked for."""
+    from fxfault.compiled_runner import CompiledRunner
+    from fxfault.incremental import IncrementalRunner
+    from fxfault.predictions import FullRunner
+
     runner: Runner = FullRunner(model, batches, device)
-    made = _compiled(model, batches, device, progress) if options.compile else False
-    if not made and not track:
+    if not track:
         runner = IncrementalRunner(model, batches, device, options.cache_memory, options.verify)
-    elif options.cache_memory is not None or options.verify:
+    elif options.cache_memory is not None or (options.verify and not options.compile):
         progress.say(f"Note: {FULL_FOR_STATISTICS}")
-    return setting, FaultEvaluation(runner, options.num_runs, track, on_batch)
-
-
-def _compiled(model: nn.Module, batches: Batches, device: torch.device, progress: Progress) -> bool:
-    """Compile the model if that works, and say what came of it."""
-    import fxfault
-
-    inputs, _ = next(iter(batches))
-    made = fxfault.compile(model, inputs.to(device))
-    progress.say(f"Note: {made}")
-    return made.compiled
+    if options.compile:
+        runner = CompiledRunner(runner, options.verify, lambda text: progress.say(f"Note: {text}"))
+    return runner
 
 
 def _load(
@@ -425,7 +480,8 @@ def _measure(
         say(f"Baseline accuracy: {findings.baseline:.2f}%")
         why = getattr(evaluation.runner, "why_full", None)
         say(f"Note: {why}\n\n{WIDE}" if why else f"\n{WIDE}")
-        for result in evaluation.sweep(_announced(setting, progress), findings.baseline):
+        evaluation.check(setting.configs)
+        for result in evaluation.evaluate(_announced(setting, progress)):
             findings.results.append(result)
             lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]
             say("\n".join(lines))
@@ -436,16 +492,17 @@ def _measure(
     findings.complete = True
 
 
-def _announced(setting: Setting, progress: Progress) -> Iterator[float]:
-    """The probabilities; each is named when its turn comes."""
-    from fxfault.cli.evaluation_report import percent
+def _announced(setting: Setting, progress: Progress) -> Iterator[FaultInjectionConfig]:
+    """What is evaluated; each is named when its turn comes."""
+    from fxfault.cli.evaluation_report import percent, rate_label
 
-    for probability in setting.probabilities:
-        if setting.sweep:
-            progress.say(f"\nEvaluating with probability {percent(probability, 0)}...")
+    for config in setting.configs:
+        if setting.sweep and config.num_faults is None:
+            progress.say(f"\nEvaluating with probability {percent(config.probability, 0)}...")
         else:
-            progress.say(f"Evaluating with {percent(probability)} fault probability...")
-        yield probability
+            start = "\n" if setting.sweep else ""
+            progress.say(f"{start}Evaluating with {rate_label(config)}...")
+        yield config
 
 
 def _measure_layers(
@@ -456,10 +513,10 @@ def _measure_layers(
     assert findings.baseline is not None
     progress.say(f"\n{WIDE}\nEvaluating each layer alone...")
     number = len(setting.selected)
-    for result in evaluation.per_layer(setting.probabilities[0], findings.baseline):
+    for result in evaluation.per_layer(setting.configs[0]):
         findings.layers.append(result)
         place = f"{len(findings.layers)}/{number}"
-        progress.say(f"  {place} {result.name}: {mean_and_std(result)}")
+        progress.say(f"  {place} {result.cell.place}: {mean_and_std(result)}")
 
 
 def _finish(
@@ -474,12 +531,13 @@ def _finish(
     if setting.sweep:
         progress.say("\n" + "\n".join([WIDE, *summary_lines(findings.results)]))
     if findings.layers:
-        progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings.layers)]))
+        progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings)]))
     progress.say()
     _write(setting, findings, outputs, progress)
     if findings.complete:
         return 0
-    kept = f"{len(findings.results)} of {len(setting.probabilities)} probabilities"
+    kind = "probabilities" if setting.configs[0].num_faults is None else "numbers of faults"
+    kept = f"{len(findings.results)} of {len(setting.configs)} {kind}"
     if setting.per_layer:
         kept = f"{len(findings.layers)} of {len(setting.selected)} layers"
     progress.say(f"interrupted: {kept} done and kept; the JSON says complete: false", error=True)
@@ -501,10 +559,11 @@ def _write(
         return
     picture_format = outputs["plot"].path.suffix.lower().removeprefix(".")
     if not setting.per_layer:
-        fault_model = setting.faults[0].fault_model.name
-        picture = plots.sweep_picture(findings.results, fault_model, setting.chance, picture_format)
+        picture = plots.sweep_picture(
+            findings.results, findings.results[0].cell.fault, setting.chance, picture_format
+        )
     elif findings.layers:
-        picture = plots.ranking_picture(findings.layers, picture_format)
+        picture = plots.ranking_picture([result for _, result in findings.ranked], picture_format)
     else:
         return
     outputs["plot"].write(picture)

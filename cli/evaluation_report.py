@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxfault.campaign.analysis import Estimate
+from fxfault.campaign.ranking import RankedSite
 from fxfault.checkpoints import CheckpointInfo
+from fxfault.cli.campaign_report import figure, lined_up, with_interval
+from fxfault.config import FaultInjectionConfig
 from fxfault.data import DatasetFacts
-from fxfault.evaluation import AccuracyUnderFaults, LayerResult, ProbabilityResult, rank
+from fxfault.evaluation import CellResult, estimate, rank
 from fxfault.experiment import ExperimentConfig
 from fxfault.fault_models import label_of
 from fxfault.passes import FrozenPart
@@ -21,6 +26,7 @@ from fxfault.statistics import FaultStatistics
 
 SCHEMA = "fxfault-eval/1"
 WIDE, THIN = "=" * 60, "-" * 60
+CONFIDENCE = 95.0  # percent, of all intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +44,9 @@ class Setting:
         batch_size: samples in a batch.
         device: torch's name of it.
         device_name: the maker's name of a GPU; None for the CPU.
-        probabilities: that are evaluated, in percent.
+        configs: what is evaluated, one after the other: the configuration with each of the rates.
         num_runs: trials for each result.
-        sweep: whether the probabilities are a sweep (of one, perhaps).
+        sweep: whether the rates are a sweep (of one, perhaps).
         per_layer: whether each site is struck alone, too.
         frozen: what became of each quantised layer; None where the model is not frozen.
     """
@@ -55,7 +61,7 @@ class Setting:
     batch_size: int
     device: str
     device_name: str | None
-    probabilities: tuple[float, ...]
+    configs: tuple[FaultInjectionConfig, ...]
     num_runs: int
     sweep: bool
     per_layer: bool
@@ -78,15 +84,22 @@ class Findings:
 
     Attributes:
         baseline: accuracy without faults, in percent; None before it is known.
-        results: one for each probability, in the order asked for.
+        results: one for each rate, in the order asked for.
         layers: one for each site struck alone, in the order of execution.
         complete: whether that is all.
     """
 
     baseline: float | None = None
-    results: list[ProbabilityResult] = field(default_factory=list)
-    layers: list[LayerResult] = field(default_factory=list)
+    results: list[CellResult] = field(default_factory=list)
+    layers: list[CellResult] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def ranked(self) -> list[tuple[RankedSite, CellResult]]:
+        """The sites struck alone, the most vulnerable first, each with its result."""
+        by_name = {result.cell.place: result for result in self.layers}
+        ranked = rank(self.layers, CONFIDENCE) if self.layers else []
+        return [(site, by_name[site.name]) for site in ranked]
 
 
 # -- lines for the console ------------------------------------------------------------------
@@ -102,6 +115,27 @@ def percent(value: float, decimals: int = 1) -> str:
     return f"{short if float(short) == value else format(value, '.10g')}%"
 
 
+def rate_words(result: CellResult, decimals: int = 1) -> str:
+    """How often faults struck, for a table."""
+    if result.cell.probability is None:
+        return result.cell.rate_text
+    return percent(result.cell.probability, decimals)
+
+
+def rate_label(config: FaultInjectionConfig, decimals: int = 1) -> str:
+    """How often faults strike, for a line.
+
+    >>> rate_label(FaultInjectionConfig(probability=10)), rate_label(
+    ...     FaultInjectionConfig(num_faults=1))
+    ('10.0% fault probability', '1 fault per sample')
+    """
+    if config.faults is not None:
+        return "the faults of the configuration"
+    if config.num_faults is None:
+        return f"{percent(config.probability, decimals)} fault probability"
+    return f"{config.num_faults} fault{'' if config.num_faults == 1 else 's'} per sample"
+
+
 def points(value: float) -> str:
     """Write a difference of two percentages, with its sign.
 
@@ -111,7 +145,7 @@ def points(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}%"
 
 
-def mean_and_std(result: AccuracyUnderFaults) -> str:
+def mean_and_std(result: CellResult) -> str:
     """Write an accuracy, with its standard deviation where there were several trials."""
     spread = f" ± {result.std:.2f}%" if len(result.runs) > 1 else ""
     return f"{result.mean:.2f}%{spread}"
@@ -124,15 +158,11 @@ def setting_lines(setting: Setting) -> list[str]:
     number, chosen = str(len(setting.faults)), setting.selected
     if not drawn and len(chosen) < len(setting.faults):
         number = f"{len(chosen)} of {number} ({_listed(site.name for site in chosen)})"
-    several = len(setting.probabilities) > 1
-    values = ", ".join(percent(p, 0 if several else 1) for p in setting.probabilities)
-    unit = " of the bits" if config.rate_unit == "bit" else ""
     lines = [
         "Fault Injection Configuration:",
         f"  Injection layers: {number}",
         f"  Mode: {config.mode}{' (one drawn for each run)' if drawn else ''}",
-        f"  Injection type: {label_of(setting.faults[0].fault_model)}",
-        f"  {'Probabilities' if several else 'Probability'}: {values}{unit}",
+        *_fault_lines(setting),
     ]
     if config.hw_mask:
         lines.append(f"  Hardware mask: {config.frequency_value} parallel units")
@@ -143,29 +173,60 @@ def setting_lines(setting: Setting) -> list[str]:
     return lines
 
 
+def _fault_lines(setting: Setting) -> list[str]:
+    """What strikes, and how often."""
+    config = setting.configs[0]
+    if config.faults is not None:
+        entries = [
+            f"{entry}{'' if entry.layers is None else f' (layers: {_layers_text(entry.layers)})'}"
+            for entry in config.entries()
+        ]
+        return [f"  Fault {number}: {text}" for number, text in enumerate(entries, start=1)]
+    several, bits = len(setting.configs) > 1, config.rate_unit == "bit"
+    kind = f"  Injection type: {label_of(setting.faults[0].fault_model)}"
+    if config.num_faults is not None:
+        counts = ", ".join(str(c.num_faults) for c in setting.configs)
+        return [kind, f"  {'Bits hit' if bits else 'Faults'} per sample: {counts}"]
+    values = ", ".join(percent(c.probability, 0 if several else 1) for c in setting.configs)
+    name = "Probabilities" if several else "Probability"
+    return [kind, f"  {name}: {values}{' of the bits' if bits else ''}"]
+
+
+def _layers_text(layers: Any) -> str:
+    return _listed(map(str, layers if isinstance(layers, (list, tuple)) else [layers]))
+
+
 def _listed(names: Iterable[str], most: int = 5) -> str:
     listed = list(names)
     more = [f"{len(listed) - most} more"] if len(listed) > most else []
     return ", ".join(listed[:most] + more)
 
 
-def rate_line(result: AccuracyUnderFaults) -> str | None:
-    """How many elements were hit in fact; None where nobody counted."""
-    if result.statistics is None:
-        return None
-    hit, total = result.statistics.total_injections, result.statistics.total_activations
+def rate_line(result: CellResult) -> str:
+    """How many elements were hit in fact."""
+    hit, total = result.total("faults"), result.total("elements")
     return f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
 
 
-def layer_of_runs_line(result: ProbabilityResult) -> str | None:
+def interval_line(result: CellResult) -> str:
+    """What the accuracy and the SDC rate are worth; one run tells nothing of the former."""
+    summary = estimate([result], CONFIDENCE)
+    texts = [
+        f"{name} {with_interval(*(float(part[0]) for part in (e.value, e.low, e.high)))}"
+        for name, e in (("accuracy", summary["accuracy"]), ("SDC rate", summary["sdc"]))
+    ]
+    return f"  With {CONFIDENCE:g}% intervals: {', '.join(texts)}"
+
+
+def layer_of_runs_line(result: CellResult) -> str | None:
     """Which site each trial struck; None unless `mode: layer` names one."""
     if result.run_layers is None:
         return None
     return f"  Layer of each run: {', '.join(map(str, result.run_layers))}"
 
 
-def single_lines(result: ProbabilityResult) -> list[str]:
-    """The results of one probability, with the statistics."""
+def single_lines(result: CellResult) -> list[str]:
+    """The results of one rate, with the statistics."""
     runs = f" ({len(result.runs)} runs)" if len(result.runs) > 1 else ""
     lines = [
         "Results:",
@@ -173,48 +234,62 @@ def single_lines(result: ProbabilityResult) -> list[str]:
         f"  Fault accuracy:      {mean_and_std(result)}{runs}",
         f"  Accuracy degradation: {points(result.degradation)}",
     ]
-    lines += filter(None, [rate_line(result), layer_of_runs_line(result)])
+    lines += filter(None, [interval_line(result), rate_line(result), layer_of_runs_line(result)])
     if result.statistics is not None:
         lines += ["", result.statistics.report()]
     return lines
 
 
-def sweep_lines(result: ProbabilityResult) -> list[str]:
-    """The results of one probability of several."""
-    lines = [f"  Accuracy: {result.mean:.2f}% (std: {result.std:.2f}%)"]
-    return lines + list(filter(None, [rate_line(result), layer_of_runs_line(result)]))
+def sweep_lines(result: CellResult) -> list[str]:
+    """The results of one rate of several."""
+    lines = [
+        f"  Accuracy: {result.mean:.2f}% (std: {result.std:.2f}%)",
+        interval_line(result),
+        rate_line(result),
+    ]
+    return lines + list(filter(None, [layer_of_runs_line(result)]))
 
 
-def summary_lines(results: Sequence[ProbabilityResult]) -> list[str]:
+def summary_lines(results: Sequence[CellResult]) -> list[str]:
     """The table at the end of a sweep."""
+    kind = "Probability" if results[0].cell.num_faults is None else "Faults"
     width = max([10, *(len(mean_and_std(result)) for result in results)])
     lines = [
         "Sweep Summary:",
-        f" {'Probability':>11} | {'Accuracy':>{width}} | {'Degradation':>12}",
+        f" {kind:>11} | {'Accuracy':>{width}} | {'Degradation':>12}",
         "-" * (30 + width),
     ]
     for result in results:
         lines.append(
-            f" {percent(result.probability):>11} | {mean_and_std(result):>{width}} |"
+            f" {rate_words(result):>11} | {mean_and_std(result):>{width}} |"
             f" {points(result.degradation):>12}"
         )
     return lines
 
 
-def ranking_lines(results: Sequence[LayerResult]) -> list[str]:
+def ranking_lines(findings: Findings) -> list[str]:
     """The table of sites struck alone, the most vulnerable first."""
-    width = max([10, *(len(mean_and_std(result)) for result in results)])
-    lines = [
-        "Layer Ranking (each struck alone, the most vulnerable first):",
-        f" {'Rank':>4} | {'Layer':>5} | {'Accuracy':>{width}} | {'Degradation':>12} | Site",
-        "-" * (47 + width),
+    head = ["Rank", "Layer", "Accuracy", "Degradation", f"{CONFIDENCE:g}%", "SDC", "Ranks"]
+    rows = [
+        [
+            str(site.rank),
+            str(result.index),
+            mean_and_std(result),
+            points(result.degradation),
+            "-"
+            if math.isnan(site.fall_low)
+            else f"{figure(site.fall_low)} to {figure(site.fall_high)}",
+            f"{figure(site.sdc)}%",
+            f"{site.rank_low}-{site.rank_high}",
+        ]
+        for site, result in findings.ranked
     ]
-    for place, result in enumerate(rank(results), start=1):
-        lines.append(
-            f" {place:>4} | {result.index:>5} | {mean_and_std(result):>{width}} |"
-            f" {points(result.degradation):>12} | {result.name}"
-        )
-    return lines
+    title = "Layer Ranking (each struck alone, the most vulnerable first):"
+    top, line, *lines = lined_up(head, rows)
+    names = [site.name for site, _ in findings.ranked]
+    named = [f" {text} | {name}" for text, name in zip(lines, names, strict=True)]
+    end = f"{CONFIDENCE:g}%: interval of the degradation; Ranks: where the layer may stand"
+    return [title, f" {top} | Site", f"{line}-------", *named, f"({end})"]
 
 
 # -- files ----------------------------------------------------------------------------------
@@ -231,7 +306,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
     experiment, checkpoint = setting.experiment, setting.checkpoint
     assert experiment.model is not None
     assert experiment.dataset is not None
-    ranked = [_layer_entry(result) for result in rank(findings.layers)]
+    ranked = [_layer_entry(site, result) for site, result in findings.ranked]
     return {
         "schema": SCHEMA,
         "complete": findings.complete,
@@ -256,6 +331,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         "frozen": None if setting.frozen is None else _frozen_entry(setting.frozen),
         "injection_layers": [_site_entry(site) for site in setting.faults],
         "skipped": dict(setting.faults.skipped),
+        "confidence": CONFIDENCE,
         "baseline": findings.baseline,
         "results": [_result_entry(result) for result in findings.results],
         "per_layer": ranked if setting.per_layer else None,
@@ -301,18 +377,28 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
     }
 
 
-def _common_entry(result: AccuracyUnderFaults) -> dict[str, Any]:
+def _common_entry(result: CellResult) -> dict[str, Any]:
+    summary = estimate([result], CONFIDENCE)
     return {
-        "probability": result.probability,
+        "probability": result.cell.probability,
+        "num_faults": result.cell.num_faults,
         "mean": result.mean,
         "std": result.std,
+        "interval": _interval(summary["accuracy"]),
         "runs": list(result.runs),
         "degradation": result.degradation,
+        "sdc_rate": float(summary["sdc"].value[0]),
+        "sdc_interval": _interval(summary["sdc"]),
         "injection_rate": result.injection_rate,
     }
 
 
-def _result_entry(result: ProbabilityResult) -> dict[str, Any]:
+def _interval(estimated: Estimate) -> list[float] | None:
+    ends = [float(estimated.low[0]), float(estimated.high[0])]
+    return None if any(map(math.isnan, ends)) else ends
+
+
+def _result_entry(result: CellResult) -> dict[str, Any]:
     layers, statistics = result.run_layers, result.statistics
     return {
         **_common_entry(result),
@@ -321,14 +407,22 @@ def _result_entry(result: ProbabilityResult) -> dict[str, Any]:
     }
 
 
-def _layer_entry(result: LayerResult) -> dict[str, Any]:
+def _layer_entry(site: RankedSite, result: CellResult) -> dict[str, Any]:
     own = None
     if result.statistics is not None:
+        assert result.index is not None
         own = result.statistics.layer_stats[result.index].to_dict()
-    return {"index": result.index, "name": result.name, **_common_entry(result), "statistics": own}
+    return {
+        "index": result.index,
+        "name": site.name,
+        "rank": site.rank,
+        "rank_interval": [site.rank_low, site.rank_high],
+        **_common_entry(result),
+        "statistics": own,
+    }
 
 
-def _all_statistics(results: Sequence[ProbabilityResult]) -> dict[str, Any] | None:
+def _all_statistics(results: Sequence[CellResult]) -> dict[str, Any] | None:
     parts = [result.statistics for result in results if result.statistics is not None]
     if not parts:
         return None
@@ -340,20 +434,37 @@ def _all_statistics(results: Sequence[ProbabilityResult]) -> dict[str, Any] | No
 
 def to_csv(findings: Findings) -> str:
     """One row for each result, sites struck alone last and ranked; figures in percent."""
-    rows: list[AccuracyUnderFaults] = [*findings.results, *rank(findings.layers)]
+    rows = [*findings.results, *(result for _, result in findings.ranked)]
     runs = [f"run_{number}" for number in range(len(rows[0].runs))]
-    head = ["layer", "site", "probability", "baseline", "mean", "std", "degradation"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, "injection_rate", *runs])
+    writer.writerow([*_csv_row(rows[0]), *runs])
     for row in rows:
-        layer = (row.index, row.name) if isinstance(row, LayerResult) else ("all", "")
-        figures = (row.probability, row.baseline, row.mean, row.std, row.degradation)
-        rate = "" if row.injection_rate is None else _figure(row.injection_rate)
-        writer.writerow([*layer, *map(_figure, figures), rate, *map(_figure, row.runs)])
+        writer.writerow([*_csv_row(row).values(), *map(_figure, row.runs)])
     return text.getvalue()
 
 
-def _figure(value: float) -> str:
+def _csv_row(result: CellResult) -> dict[str, Any]:
+    entry = _common_entry(result)
+    figures = {key: _figure(entry[key]) for key in ("mean", "std", "degradation", "sdc_rate")}
+    return {
+        "layer": "all" if result.index is None else result.index,
+        "site": "" if result.index is None else result.cell.place,
+        "probability": _figure(entry["probability"]),
+        "num_faults": _figure(entry["num_faults"]),
+        "baseline": _figure(result.baseline),
+        **figures,
+        **_ends("mean", entry["interval"]),
+        **_ends("sdc_rate", entry["sdc_interval"]),
+        "injection_rate": _figure(entry["injection_rate"]),
+    }
+
+
+def _ends(name: str, ends: Sequence[float] | None) -> dict[str, str]:
+    low, high = ends or (None, None)
+    return {f"{name}_low": _figure(low), f"{name}_high": _figure(high)}
+
+
+def _figure(value: float | None) -> str:
     # Ten digits: 88.32, and not 88.32000000000001.
-    return format(value, ".10g")
+    return "" if value is None else format(value, ".10g")

@@ -6,24 +6,24 @@ dashes too. Importing this module does not import matplotlib.
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fxfault.cli.evaluation_report import percent
+from fxfault.cli.evaluation_report import percent, rate_words
+from fxfault.cli.figures import (
+    FORMATS,
+    MOST_BARS,
+    check_matplotlib,
+    new_figure,
+    plot_settings,
+    rendered,
+    shortened,
+)
 from fxfault.errors import ConfigError
-from fxfault.evaluation import LayerResult, ProbabilityResult, rank
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FORMATS = ("png", "svg", "pdf")
-MOST_BARS = 40
+from fxfault.evaluation import CellResult
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-_LONGEST_NAME = 36
 # Probabilities that lie further apart than this are drawn on a logarithmic axis.
 _LINEAR_RANGE = 20
 # Up to so many probabilities are all written at the axis.
@@ -41,14 +41,6 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "val": ("validation", {"color": _ORANGE, "linestyle": "--"}),
     "faulty_val": ("validation under faults", {"color": _GREEN, "linestyle": "-."}),
 }
-_SETTINGS = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "savefig.dpi": 150,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fxfault",  # The same picture has the same bytes.
-}
 
 
 def check_plot(path: Path) -> None:
@@ -60,14 +52,13 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower().removeprefix(".") not in FORMATS:
         allowed = ", ".join(f".{name}" for name in FORMATS)
         raise ConfigError(f"--plot: {path} does not end in one of {allowed}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('--plot: matplotlib is not installed; pip install "fxfault[cli]"')
+    check_matplotlib("--plot")
 
 
 def sweep_picture(
-    results: Sequence[ProbabilityResult], fault_model: str, chance: float | None, file_format: str
+    results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
 ) -> bytes:
-    """Draw accuracy against probability.
+    """Draw accuracy against how often faults strike.
 
     Args:
         results: at least one.
@@ -75,13 +66,15 @@ def sweep_picture(
         chance: accuracy of guessing, in percent, or None.
         file_format: one of `FORMATS`.
     """
-    ordered = sorted(results, key=lambda result: result.probability)
+    ordered = sorted(results, key=_place)
     with plot_settings():
         figure, axes = new_figure(6.6, 4.0)
         _draw_accuracy(axes, ordered, fault_model)
         _draw_levels(axes, ordered, chance)
-        scale = _scale_probabilities(axes, [result.probability for result in ordered])
-        axes.set_xlabel(f"Fault probability of each activation value (%{scale})")
+        scale = _scale_rates(axes, list(map(_place, ordered)))
+        axes.set_xlabel(_rate_label(ordered[0], scale))
+        if ordered[0].cell.rate is None:
+            axes.set_xticks([])
         axes.set_ylabel("Test accuracy (%)")
         axes.grid(axis="y", color="0.9")
         # Outside: inside there is no place that is free of every curve.
@@ -91,19 +84,19 @@ def sweep_picture(
         return rendered(figure, file_format)
 
 
-def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
+def ranking_picture(results: Sequence[CellResult], file_format: str) -> bytes:
     """Draw what faults at each site alone cost, the most vulnerable at the top.
 
     Of more than `MOST_BARS` sites the most vulnerable are drawn, and the picture says so.
 
     Args:
-        results: at least one.
+        results: of sites struck alone, at least one, the most vulnerable first.
         file_format: one of `FORMATS`.
     """
-    shown = rank(results)[:MOST_BARS]
-    runs, probability = len(shown[0].runs), shown[0].probability
+    shown = results[:MOST_BARS]
+    runs = len(shown[0].runs)
     with plot_settings():
-        names = [f"{result.index}  {shortened(result.name)}" for result in shown]
+        names = [f"{result.index}  {shortened(result.cell.place)}" for result in shown]
         figure, axes = new_figure(
             4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + 0.24 * len(shown))
         )
@@ -122,7 +115,7 @@ def ranking_picture(results: Sequence[LayerResult], file_format: str) -> bytes:
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(_cost_label(probability, runs))
+        axes.set_xlabel(_cost_label(shown[0]))
         if len(shown) < len(results):
             axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
         else:
@@ -191,25 +184,29 @@ def _draw_schedule(
     right.set_ylim(0, 1.1 * max(*probability, 1.0))
 
 
-def shortened(name: str) -> str:
-    """Cut the middle out of a long name: both ends tell more.
-
-    >>> shortened("backbone.stage_three.block_eleven.attention.softmax")
-    'backbone.stage_thr…attention.softmax'
-    """
-    if len(name) <= _LONGEST_NAME:
-        return name
-    head = _LONGEST_NAME // 2
-    return f"{name[:head]}…{name[-(_LONGEST_NAME - head - 1) :]}"
+def _place(result: CellResult) -> float:
+    """Where a result stands on the axis of rates."""
+    return result.cell.rate or 0.0
 
 
-def _cost_label(probability: float, runs: int) -> str:
-    label = f"Accuracy lost (percentage points)\nat {percent(probability, 0)} fault probability"
+def _rate_label(result: CellResult, scale: str) -> str:
+    if result.cell.rate is None:
+        return "Faults of the configuration"
+    if result.cell.num_faults is not None:
+        return f"Faults per sample{f' ({scale})' if scale else ''}"
+    return f"Fault probability of each activation value (%{f', {scale}' if scale else ''})"
+
+
+def _cost_label(result: CellResult) -> str:
+    runs, counted = len(result.runs), result.cell.num_faults is not None
+    rate = f"{result.cell.num_faults} faults per sample"
+    rate = rate if counted else f"{rate_words(result, 0)} fault probability"
+    label = f"Accuracy lost (percentage points)\nat {rate}"
     return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
 
 
-def _draw_accuracy(axes: Any, ordered: Sequence[ProbabilityResult], fault_model: str) -> None:
-    places = [result.probability for result in ordered]
+def _draw_accuracy(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
+    places = list(map(_place, ordered))
     means = [result.mean for result in ordered]
     runs = len(ordered[0].runs)
     label = f"{fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
@@ -223,7 +220,7 @@ def _draw_accuracy(axes: Any, ordered: Sequence[ProbabilityResult], fault_model:
             axes.errorbar(places, means, [ordered[0].std], color=_BLUE, capsize=3)
 
 
-def _draw_levels(axes: Any, ordered: Sequence[ProbabilityResult], chance: float | None) -> None:
+def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None) -> None:
     baseline = ordered[0].baseline
     axes.axhline(
         baseline,
@@ -239,9 +236,9 @@ def _draw_levels(axes: Any, ordered: Sequence[ProbabilityResult], chance: float 
         axes.set_ylim(0, 103)
 
 
-def _scale_probabilities(axes: Any, places: Sequence[float]) -> str:
-    """Choose the axis of the probabilities; returns what its label must say of it."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
+def _scale_rates(axes: Any, places: Sequence[float]) -> str:
+    """Choose the axis of the rates; returns what its label must say of it."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     positive = [place for place in places if place > 0]
     is_wide = len(positive) > 1 and max(positive) / min(positive) >= _LINEAR_RANGE
@@ -252,32 +249,8 @@ def _scale_probabilities(axes: Any, places: Sequence[float]) -> str:
     elif is_wide:
         axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: format(place, "g")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     if len(places) <= _MOST_TICKS:
         axes.set_xticks(places)
         axes.xaxis.set_minor_locator(NullLocator())
-    return ", logarithmic" if is_wide else ""
-
-
-def plot_settings() -> Any:
-    """Draw with our fonts, sizes and colours inside this context, and as before after it."""
-    import matplotlib
-
-    return matplotlib.rc_context(_SETTINGS)
-
-
-def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
-    """Make a figure of some size in inches, and its axes; `grid` as for `Figure.subplots`."""
-    # Not pyplot: it keeps a global list of figures and may look for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(**grid)
-
-
-def rendered(figure: Figure, file_format: str) -> bytes:
-    """The bytes of a picture file: `png`, `svg` or `pdf`."""
-    # Without the time of drawing, the same results give the same file.
-    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    picture = io.BytesIO()
-    figure.savefig(picture, format=file_format, metadata=undated.get(file_format))
-    return picture.getvalue()
+    return "logarithmic" if is_wide else ""

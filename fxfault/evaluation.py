@@ -12,19 +12,29 @@ Results come out of generators one by one, so that a caller may show each and st
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import stdev
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from fxfault.campaign.rows import TrialRow
+from fxfault.campaign.study import Cell, samples_share_faults
+from fxfault.campaign.trials import Trials
+from fxfault.config import FaultInjectionConfig
 from fxfault.errors import ConfigError
+from fxfault.fault_models import get_fault_model, label_of
 from fxfault.predictions import OnBatch, Runner, predict
-from fxfault.sites import FaultSites, faults_of
+from fxfault.sites import FaultSite, FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
+
+if TYPE_CHECKING:
+    from fxfault.campaign.analysis import Summary, Table
+    from fxfault.campaign.ranking import RankedSite
 
 
 def accuracy(
@@ -55,37 +65,55 @@ def accuracy(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccuracyUnderFaults:
-    """The accuracies of some trials at one probability; all figures in percent.
+class CellResult:
+    """What the trials of one cell found; all figures in percent.
 
-    >>> result = AccuracyUnderFaults(probability=5.0, baseline=90.0, runs=(80.0, 84.0))
-    >>> result.mean, round(result.std, 3), result.degradation
-    (82.0, 2.828, 8.0)
+    >>> counts = {"samples": 50, "golden_correct": 45, "sdc": 9, "critical_sdc": 7, "top5": None}
+    >>> seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
+    >>> cell = Cell.of(injection_type="random", probability=5.0)
+    >>> rows = [
+    ...     TrialRow(cell=cell.key, trial=k, correct=correct, **counts, **seen)
+    ...     for k, correct in enumerate([40, 42])
+    ... ]
+    >>> result = CellResult(cell=cell, rows=tuple(rows))
+    >>> result.runs, result.mean, round(result.std, 3), result.degradation, result.injection_rate
+    ((80.0, 84.0), 82.0, 2.828, 8.0, 5.0)
 
     Attributes:
-        probability: of a hit, for each element.
-        baseline: accuracy without faults.
-        runs: accuracy of each trial, trial 0 first.
+        cell: what was struck, and how.
+        rows: of its trials, trial 0 first.
+        index: of the site, where one was struck alone.
+        run_layers: the one site of each trial, by index, where `mode: layer` names one.
         statistics: what was injected in all trials together; None if nobody asked.
+        shared: whether the samples of a trial have something of their faults in common.
     """
 
-    probability: float
-    baseline: float
-    runs: tuple[float, ...]
+    cell: Cell
+    rows: tuple[TrialRow, ...]
+    index: int | None = None
+    run_layers: tuple[int, ...] | None = None
     statistics: FaultStatistics | None = field(default=None, compare=False)
+    shared: bool = False
+
+    @property
+    def runs(self) -> tuple[float, ...]:
+        """Accuracy of each trial."""
+        return tuple(100.0 * row.correct / row.samples for row in self.rows)
+
+    @property
+    def baseline(self) -> float:
+        """Accuracy without faults."""
+        return self._percent("golden_correct", "samples")
 
     @property
     def mean(self) -> float:
         """Mean accuracy of the trials."""
-        return math.fsum(self.runs) / len(self.runs)
+        return self._percent("correct", "samples")
 
     @property
     def std(self) -> float:
         """Sample standard deviation of the trials' accuracies (see the module); 0 for one."""
-        if len(self.runs) < 2:
-            return 0.0
-        mean = self.mean
-        return math.sqrt(math.fsum((run - mean) ** 2 for run in self.runs) / (len(self.runs) - 1))
+        return stdev(self.runs) if len(self.runs) > 1 else 0.0
 
     @property
     def degradation(self) -> float:
@@ -93,43 +121,78 @@ class AccuracyUnderFaults:
         return self.baseline - self.mean
 
     @property
-    def injection_rate(self) -> float | None:
-        """Elements that were hit, in percent of all where faults could strike; None if unknown."""
-        return None if self.statistics is None else self.statistics.overall_injection_rate
+    def injection_rate(self) -> float:
+        """Elements that were hit, of all where faults could strike; 0 without any."""
+        return self._percent("faults", "elements")
+
+    def total(self, count: str) -> int:
+        """Add up a count of the trials: a field of `TrialRow`."""
+        return sum(getattr(row, count) for row in self.rows)
+
+    def _percent(self, part: str, whole: str) -> float:
+        return 100.0 * self.total(part) / (self.total(whole) or 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbabilityResult(AccuracyUnderFaults):
-    """Accuracy with all selected sites struck together.
+def estimate(results: Sequence[CellResult], confidence: float = 95.0) -> Summary:
+    """Give all estimates of some results with their intervals, as a campaign has them.
 
-    Attributes:
-        run_layers: the one site of each trial, by index, where `mode: layer` names one.
+    Accuracy has Student's interval over trials, rates have Wilson's; it needs scipy
+    (`fxfault[cli]`).
+
+    Args:
+        results: each of a cell of its own.
+        confidence: of the intervals, in percent.
+
+    Raises:
+        ConfigError: scipy is not installed.
     """
+    return _estimate(results, confidence)[1]
 
-    run_layers: tuple[int, ...] | None = None
 
+def rank(results: Sequence[CellResult], confidence: float = 95.0) -> list[RankedSite]:
+    """Order sites that were struck alone by what their faults cost, the most vulnerable first.
 
-@dataclass(frozen=True, kw_only=True)
-class LayerResult(AccuracyUnderFaults):
-    """Accuracy with one site struck alone.
+    Ranks have intervals by a paired bootstrap over trials (`fxfault.campaign.ranking`); ties stand
+    in the order of the results. It needs scipy (`fxfault[cli]`).
 
-    Attributes:
-        index: of the site.
-        name: of the site.
+    Args:
+        results: of `FaultEvaluation.per_layer`.
+        confidence: of the intervals, in percent.
+
+    Raises:
+        ConfigError: scipy is not installed.
     """
+    from fxfault.campaign.ranking import rank_sites
 
-    index: int
-    name: str
+    return rank_sites(*_estimate(results, confidence), fewest=1)
 
 
-def rank(results: Iterable[LayerResult]) -> list[LayerResult]:
-    """Order sites by what their faults cost, the most vulnerable first; ties by index."""
-    return sorted(results, key=lambda result: (-result.degradation, result.index))
+def _estimate(results: Sequence[CellResult], confidence: float) -> tuple[Table, Summary]:
+    from fxfault.campaign.analysis import summarise, table_of
+
+    cells = [result.cell for result in results]
+    table = table_of([row for result in results for row in result.rows], cells)
+    shared = [result.shared for result in results]
+    return table, summarise(table, cells, shared, confidence)
+
+
+def with_probability(config: FaultInjectionConfig, probability: float) -> FaultInjectionConfig:
+    """Give a configuration with another probability, in percent, or with one at all."""
+    return dataclasses.replace(config, probability=float(probability), num_faults=None)
+
+
+def with_num_faults(config: FaultInjectionConfig, num_faults: int) -> FaultInjectionConfig:
+    """Give a configuration with so many faults in each sample, in place of a probability."""
+    default = FaultInjectionConfig().probability
+    return dataclasses.replace(config, num_faults=num_faults, probability=default)
 
 
 @dataclass(frozen=True)
 class FaultEvaluation:
     """Evaluates a transformed model under faults; between results nothing is kept here.
+
+    It is a small campaign, each result one of its cells: the trials are those of a study with the
+    same settings (`fxfault.campaign.trials`), kept in memory instead of in a store.
 
     How the model is run is the runner's business: in full, or incrementally
     (`fxfault.incremental`), with the same results.
@@ -144,18 +207,20 @@ class FaultEvaluation:
     ...     {"enabled": True, "apply_during": "eval", "injection_type": "msb_flip", "seed": 1},
     ... )
     >>> evaluation = FaultEvaluation(FullRunner(model, DataLoader(data, batch_size=16)), num_runs=3)
-    >>> baseline = evaluation.baseline()
-    >>> [result.mean for result in evaluation.sweep([0, 100], baseline)]
+    >>> evaluation.baseline()
+    100.0
+    >>> [result.mean for result in evaluation.sweep([0, 100])]
     [100.0, 0.0]
 
-    While a generator is in use the sites are set as it needs them. When it ends, is closed or
-    raises, every site has its probability and selection back, and trial and statistics are
-    as they were.
+    What strikes is said by the configuration that the model was transformed with, and by what is
+    asked for here; what was set at single sites by hand does not count. While a generator is in
+    use the sites are set as it needs them. When it ends, is closed or raises, every site has its
+    faults and selection back, and trial and statistics are as they were.
 
     Attributes:
         runner: runs the model on the data.
         num_runs: trials for each result, at least 1.
-        track_statistics: measure what is injected.
+        track_statistics: measure what is injected, site by site.
         on_batch: called with a number of samples whenever some are done.
     """
 
@@ -177,107 +242,137 @@ class FaultEvaluation:
         """Accuracy without faults, in percent."""
         return self.runner.golden(self.on_batch).accuracy
 
-    def sweep(self, probabilities: Iterable[float], baseline: float) -> Iterator[ProbabilityResult]:
+    def check(self, configs: Iterable[FaultInjectionConfig]) -> None:
+        """See ahead of any trial that the model can be struck as some configurations say.
+
+        Raises:
+            ConfigError: as `evaluate`.
+            SiteError: as `evaluate`.
+        """
+        with self._trials() as trials:
+            for config in configs:
+                trials.set(config)
+
+    def evaluate(self, configs: Iterable[FaultInjectionConfig]) -> Iterator[CellResult]:
+        """Evaluate as some configurations say, one after the other.
+
+        Args:
+            configs: each that of the model (`faults.config`) with another rate, or with other
+                faults; what they say of times and seeds does not count.
+
+        Raises:
+            ConfigError: one of them is not allowed, or `apply_during` is `train`, so that no fault
+                would strike.
+            SiteError: one of them does not fit the sites.
+        """
+        with self._trials() as trials:
+            for config in configs:
+                yield self._result(trials, config)
+
+    def sweep(self, probabilities: Iterable[float]) -> Iterator[CellResult]:
         """Evaluate at each probability in turn, with all selected sites struck together.
 
         Args:
             probabilities: in percent; each is set at every site.
-            baseline: what `baseline()` gave.
 
         Raises:
-            ConfigError: a probability is not within 0 and 100, or `apply_during` is `train`, so
-                that no fault would strike.
+            ConfigError: a probability is not within 0 and 100, or as `evaluate`.
         """
-        with _settings_restored(self.faults):
-            self._arm()
-            for probability in probabilities:
-                self.faults.set_probability(probability)
-                statistics = self._new_statistics()
-                trials = [self._trial(number) for number in range(self.num_runs)]
-                yield ProbabilityResult(
-                    probability=float(probability),
-                    baseline=baseline,
-                    runs=tuple(reached for reached, _ in trials),
-                    statistics=statistics,
-                    run_layers=self._single_layers([struck for _, struck in trials]),
-                )
+        config = self.faults.config
+        return self.evaluate(with_probability(config, value) for value in probabilities)
 
     def per_layer(
-        self, probability: float, baseline: float, layers: Sequence[int] | None = None
-    ) -> Iterator[LayerResult]:
+        self, config: FaultInjectionConfig, layers: Sequence[int] | None = None
+    ) -> Iterator[CellResult]:
         """Evaluate with each site struck alone, in the order of execution; see `rank`.
 
         Args:
-            probability: in percent.
-            baseline: what `baseline()` gave.
-            layers: indices of the sites; default: those that are selected, or all of them with
-                `mode: layer`, which selects a single one.
+            config: as for `evaluate`.
+            layers: indices of the sites; default: those that the configuration selects.
 
         Raises:
-            ConfigError: as `sweep`.
+            ConfigError: the configuration has `faults`, which say themselves where they strike; or
+                as `evaluate`.
             SiteError: there is no site with such an index.
         """
-        faults = self.faults
-        if layers is None:
-            every = faults.config.mode == "layer"
-            layers = [site.index for site in faults if site.selected or every]
-        chosen = [faults[index] for index in layers]
-        with _settings_restored(faults):
-            self._arm()
-            faults.set_probability(probability)
-            for site in chosen:
-                statistics = self._new_statistics()
-                trials = [self._trial(number, site.index) for number in range(self.num_runs)]
-                yield LayerResult(
-                    probability=float(probability),
-                    baseline=baseline,
-                    runs=tuple(reached for reached, _ in trials),
-                    statistics=statistics,
-                    index=site.index,
-                    name=site.name,
-                )
-
-    def _arm(self) -> None:
-        clock = self.faults.clock
-        if clock.apply_during == "train":
+        if config.faults is not None:
             raise ConfigError(
-                "apply_during: is 'train', so that no fault strikes in an evaluation; transform "
-                "the model with 'eval' or 'both'"
+                "faults: each of them says where it strikes, so that no site can be struck alone; "
+                "leave them out, or evaluate them as they are"
             )
-        clock.enabled = True
-
-    def _trial(self, number: int, only: int | None = None) -> tuple[float, list[int]]:
-        """Evaluate once; returns the accuracy and the indices of the sites struck."""
         faults = self.faults
-        faults.reset(trial=number)
-        if only is not None:
-            # Not `select`, which in mode `layer` takes the site of the configuration.
-            for site in faults:
-                site.selected = site.index == only
-        reached = self.runner.run(self.on_batch).accuracy
-        return reached, [site.index for site in faults if site.selected]
+        chosen = faults.matching(config.layers) if layers is None else layers
+        sites = [faults[index] for index in chosen]
+        with self._trials() as trials:
+            for site in sites:
+                yield self._result(trials, config, site)
 
-    def _new_statistics(self) -> FaultStatistics | None:
-        if self.track_statistics:
-            return self.faults.new_statistics()
-        self.faults.set_statistics(None)
-        return None
+    @contextmanager
+    def _trials(self) -> Iterator[Trials]:
+        with _settings_restored(self.faults):
+            if self.faults.clock.apply_during == "train":
+                raise ConfigError(
+                    "apply_during: is 'train', so that no fault strikes in an evaluation; "
+                    "transform the model with 'eval' or 'both'"
+                )
+            self.faults.enabled = True
+            self.faults.set_statistics(None)
+            yield Trials(self.runner, self.on_batch)
 
-    def _single_layers(self, struck: list[list[int]]) -> tuple[int, ...] | None:
-        if self.faults.config.mode != "layer":
-            return None
-        return tuple(indices[0] for indices in struck)
+    def _result(
+        self, trials: Trials, config: FaultInjectionConfig, alone: FaultSite | None = None
+    ) -> CellResult:
+        faults = self.faults
+        cell = _cell_of(config, faults, alone)
+        trials.set(config, None if alone is None else [alone.name])
+        recorded = faults.new_statistics() if self.track_statistics else None
+        rows, struck = [], []
+        for number in range(self.num_runs):
+            rows.append(trials.run(cell.key, number))
+            struck.append([site.index for site in faults if site.selected])
+        drawn = faults.config.mode == "layer" and alone is None
+        return CellResult(
+            cell=cell,
+            rows=tuple(rows),
+            index=None if alone is None else alone.index,
+            run_layers=tuple(indices[0] for indices in struck) if drawn else None,
+            statistics=recorded,
+            shared=samples_share_faults(config),
+        )
+
+
+def _cell_of(config: FaultInjectionConfig, faults: FaultSites, alone: FaultSite | None) -> Cell:
+    """The cell that a study would have for what a configuration says."""
+    entry = config.entries()[0]
+    if config.faults is not None:
+        name = " + ".join(map(str, config.entries()))
+        # By their text, as a fault model may be an object without a name.
+        own = [{"fault": str(entry), "layers": entry.layers} for entry in config.entries()]
+        return Cell.of(faults={name: own})
+    layers = None
+    if alone is not None:
+        layers = [alone.name]
+    elif config.layers is not None:
+        layers = [faults[index].name for index in faults.matching(config.layers)]
+    return Cell.of(
+        injection_type=label_of(get_fault_model(entry.injection_type)),
+        probability=entry.probability,
+        num_faults=entry.num_faults,
+        bit=entry.bit,
+        layers=layers,
+    )
 
 
 @contextmanager
 def _settings_restored(faults: FaultSites) -> Iterator[None]:
-    enabled, trial, statistics = faults.enabled, faults.trial, faults.statistics
-    settings = [(site, site.probability, site.selected) for site in faults]
+    enabled, trial, recorded = faults.enabled, faults.trial, faults.statistics
+    settings = [(site, site.setting, site.selected) for site in faults]
     try:
         yield
     finally:
         faults.reset(trial=trial)
         faults.enabled = enabled
-        faults.set_statistics(statistics)
-        for site, probability, selected in settings:
-            site.probability, site.selected = probability, selected
+        faults.set_statistics(recorded)
+        for site, setting, selected in settings:
+            site.restore(setting)
+            site.selected = selected

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxfault.errors import ConfigError, FxFaultError
+from fxfault.errors import ConfigError
 from fxfault.free_memory import free_memory
 from fxfault.functional import struck_samples
 from fxfault.golden_cache import INPUT
@@ -39,10 +39,21 @@ from fxfault.predictions import (
     state_of,
     struck_anywhere,
 )
-from fxfault.random_numbers import uniform_float
 from fxfault.sites import FaultSites, faults_of
+from fxfault.verification import Verification, some_batches
 
 TRACKED = "statistics are tracked, which count over whole batches"
+INSTEAD = "evaluate this model with full runs (FullRunner, or --no-incremental of a study)"
+
+
+def check_memory(cache_memory: int | None) -> None:
+    """See that an amount of memory is one.
+
+    Raises:
+        ConfigError: it is not None, and no number of bytes.
+    """
+    if cache_memory is not None and (isinstance(cache_memory, bool) or cache_memory < 0):
+        raise ConfigError(f"cache_memory: got {cache_memory!r}, allowed: bytes, 0 and up")
 
 
 class IncrementalRunner:
@@ -87,13 +98,11 @@ class IncrementalRunner:
             ConfigError: `cache_memory` or `verify` is out of its range.
             SiteError: the model has no fault sites.
         """
-        if cache_memory is not None and (isinstance(cache_memory, bool) or cache_memory < 0):
-            raise ConfigError(f"cache_memory: got {cache_memory!r}, allowed: bytes, 0 and up")
-        if isinstance(verify, bool) or not 0 <= verify <= 100:
-            raise ConfigError(f"verify: got {verify!r}, allowed: a number from 0 to 100 (percent)")
+        check_memory(cache_memory)
         self.model, self.loader, self.device = model, loader, device
         self.faults: FaultSites = faults_of(model)
         self.verify = verify
+        self._verification = Verification(model, loader, device, verify, "incremental", INSTEAD)
         self._memory = cache_memory
         self._full = FullRunner(model, loader, device)
         self._golden: GoldenRun | None = None
@@ -144,7 +153,7 @@ class IncrementalRunner:
             evaluation = _Evaluation(self, golden, numbers, struck, on_batch)
             evaluation.run()
             self.faults.check()
-            self._verify(golden, numbers, evaluation.top)
+        self._verification.check(golden.sizes, numbers, evaluation.top)
         hit = struck.anywhere if struck.known else struck_anywhere(self.model, numbers)
         return Predictions(evaluation.top, golden.predictions.labels, hit)
 
@@ -163,40 +172,6 @@ class IncrementalRunner:
                 self._why_never = CHANGES if self._golden is None else None
         self._state = state_of(self.model)
         return self._golden
-
-    def _verify(self, golden: GoldenRun, numbers: Tensor, top: Tensor) -> None:
-        """Run some batches in full and compare."""
-        clock = self.faults.clock
-        chosen = [
-            batch
-            for batch in range(len(golden.sizes))
-            if 100 * uniform_float(clock.seed, "verify", clock.trial, batch) < self.verify
-        ]
-        for batch, inputs in _batches(self.loader, chosen):
-            samples = slice(golden.offsets[batch], golden.offsets[batch + 1])
-            with self.faults.samples(numbers[samples]):
-                scores = scores_of(self.model(inputs.to(self.device)), golden.sizes[batch])
-            differs = (ranked(scores).cpu() != top[samples]).any(1).nonzero()
-            if len(differs):
-                raise FxFaultError(
-                    f"verify: batch {batch}, sample {samples.start + int(differs[0])}: the full "
-                    f"run predicts another class than the incremental one, for {len(differs)} of "
-                    f"{len(scores)} samples (trial {clock.trial}); evaluate this model with full "
-                    "runs (FullRunner), and report it: the two should be the same"
-                )
-
-
-def _batches(loader: Iterable[Any], wanted: Sequence[int]) -> Iterable[tuple[int, Tensor]]:
-    """The inputs of some batches, with their numbers."""
-    left = set(wanted)
-    if not left:
-        return
-    for number, (inputs, _) in enumerate(loader):
-        if number in left:
-            yield number, inputs
-            left.remove(number)
-            if not left:
-                return
 
 
 # -- which samples are struck where ---------------------------------------------------------
@@ -321,7 +296,7 @@ class _Evaluation:
         samples, self.starting[0] = self.starting[0], self.starting[0][:0]
         parts = self._by_batch(samples)
         wanted = [*parts, *(batch for batch, start in whole.items() if start == 0)]
-        for batch, images in _batches(self.runner.loader, wanted):
+        for batch, images in some_batches(self.runner.loader, wanted):
             inputs = images.to(self.runner.device)
             if batch in parts:
                 here, rows = parts[batch]

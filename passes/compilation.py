@@ -10,9 +10,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault.errors import FxFaultError, SiteError
 from fxfault.frozen_layers import FrozenLayer
+from fxfault.passes.exact_arithmetic import exact_backend
 from fxfault.passes.freeze import freeze
 from fxfault.quant_tensors import plain
 from fxfault.sites import FaultSites, faults_of
@@ -51,12 +52,18 @@ class Compilation:
         seconds: that compiling took.
         difference: of the outputs for the first batch; None where they agree to the last bit, or
             nothing is compiled.
+        call: what calls of the model run; None where nothing is compiled.
     """
 
     model: nn.Module
     why_not: str = ""
     seconds: float = 0.0
     difference: Difference | None = None
+    call: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+
+    def switch(self, on: bool) -> None:
+        """Let calls of the model run compiled code, as they do at first, or not."""
+        self.model.__dict__["_compiled_call_impl"] = self.call if on else None
 
     @property
     def compiled(self) -> bool:
@@ -76,7 +83,9 @@ class Compilation:
         )
 
 
-def compile(model: nn.Module, *inputs: Any, backend: str = "inductor") -> Compilation:
+def compile(
+    model: nn.Module, *inputs: Any, backend: str = "inductor", exact: bool = False
+) -> Compilation:
     """Freeze a model and let its forwards run code made by torch.compile.
 
     Evaluations are then run as before, on the `model` of the result. Forwards without
@@ -97,6 +106,8 @@ def compile(model: nn.Module, *inputs: Any, backend: str = "inductor") -> Compil
         model: in eval mode; transformed or not, frozen or not.
         inputs: the first batch, as the model is called with it.
         backend: of torch.compile; all but Inductor are for tests.
+        exact: round as the model does without a compiler, as far as we know how; see
+            `fxfault.passes.exact_arithmetic`. Compiled code is a little slower then.
 
     Returns:
         The frozen model (`model` itself where it is frozen already) and what came of it. Its fault
@@ -110,11 +121,12 @@ def compile(model: nn.Module, *inputs: Any, backend: str = "inductor") -> Compil
     why_not = _why_no_compiler(inputs) if backend == "inductor" else ""
     if why_not:
         return Compilation(frozen, why_not)
+    compiler = exact_backend(backend) if exact else backend
     started = time.perf_counter()
     with _without_faults(frozen), torch.no_grad():
         expected = frozen(*inputs)
         for any_batch in (True, False):
-            call = _CompiledCall(frozen, inputs, backend, any_batch)
+            call = _CompiledCall(frozen, inputs, compiler, any_batch)
             try:
                 found = call(*inputs)
                 break
@@ -125,8 +137,9 @@ def compile(model: nn.Module, *inputs: Any, backend: str = "inductor") -> Compil
         else:
             return Compilation(frozen, why_not)
     seconds = time.perf_counter() - started
-    frozen.__dict__["_compiled_call_impl"] = call
-    return Compilation(frozen, "", seconds, _difference(found, expected))
+    made = Compilation(frozen, "", seconds, _difference(found, expected), call)
+    made.switch(True)
+    return made
 
 
 class _CompiledCall:
@@ -136,7 +149,7 @@ class _CompiledCall:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[Any], backend: str, any_batch: bool
+        self, model: nn.Module, inputs: Sequence[Any], backend: Any, any_batch: bool
     ) -> None:
         """Prepare to compile a model at the first call.
 

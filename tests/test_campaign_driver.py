@@ -18,11 +18,14 @@ from campaign_tools import SMALL, outcome, small_study, without_time
 import fxfault
 from fxfault.campaign import bench, fingerprint
 from fxfault.campaign.agenda import Agenda, Batch
-from fxfault.campaign.bench import Bench, Plan
+from fxfault.campaign.analysis import EARLY, UNFINISHED, states, summarise
+from fxfault.campaign.bench import Bench
 from fxfault.campaign.driver import Progress, run_study
 from fxfault.campaign.engines import LocalEngine
 from fxfault.campaign.errors import StoreError
 from fxfault.campaign.exposure import Exposure
+from fxfault.campaign.plan import Plan
+from fxfault.campaign.ranking import heat_map, rank_sites
 from fxfault.campaign.rows import COUNTS, TrialRow, measure
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
@@ -392,6 +395,260 @@ def test_a_study_whose_driver_is_killed_again_and_again_ends_the_same(
     assert outcome(path) == whole
 
 
+# -- numbers of faults, and several faults --------------------------------------------------
+
+PLACES = ["features.2", "classifier.2"]
+SEVERAL = [
+    {"injection_type": "msb_flip", "probability": 3.0, "layers": "features.*"},
+    {"injection_type": "bit_flip", "bit": 1, "num_faults": 2, "layers": "input_quant"},
+]
+OTHER_AXES = [
+    {"layers": ["each", PLACES], "num_faults": [1, 5]},
+    {"faults": {"both": SEVERAL, "second": SEVERAL[1:]}},
+]
+
+
+@pytest.mark.parametrize("axes", OTHER_AXES)
+def test_rows_are_the_same_incrementally_and_in_full(tmp_path: Path, axes: dict[str, Any]) -> None:
+    study = small_study(axes=axes, stop=None, trials=3)
+    for name, options in {"a": {}, "b": {"incremental": False, "freeze": False}}.items():
+        run_study(study, tmp_path / name, **options)
+    rows = outcome(tmp_path / "a")
+    assert rows == outcome(tmp_path / "b")
+    assert any(row[5] for row in rows)  # SDCs
+
+
+def test_every_sample_has_its_number_of_faults(tmp_path: Path) -> None:
+    study = small_study(axes=OTHER_AXES[0], stop=None, trials=3)
+    run_study(study, tmp_path / "study.sqlite")
+    with Store.open(tmp_path / "study.sqlite") as store:
+        rows = [(Cell.from_key(row.cell), row) for row in store.rows()]
+    assert len(rows) == 6 * 2 * 3
+    for cell, row in rows:
+        assert (row.faults, row.struck) == (cell.num_faults * 24, 24)
+    exposed = {cell.place: row.elements for cell, row in rows}
+    assert exposed["features.2 classifier.2"] == sum(exposed[place] for place in PLACES)
+
+
+def test_several_faults_are_those_that_one_would_set_by_hand(tmp_path: Path) -> None:
+    study = small_study(axes={"faults": {"both": SEVERAL}}, stop=None, trials=2)
+    run_study(study, tmp_path / "study.sqlite")
+    experiment = small_study().experiment
+    model, _ = load_model(experiment, "bundled:digits")
+    batches = Batches(open_test_data(experiment).dataset, 5)
+    settings = {"enabled": True, "apply_during": "eval", "seed": 7, "probability": 0.0}
+    by_hand = fxfault.transform(model, settings)
+    config = {**settings, "probability": 5.0, "faults": SEVERAL}
+    by_hand.faults.set_faults(fxfault.FaultInjectionConfig.from_dict(config))
+    with Store.open(tmp_path / "study.sqlite") as store:
+        rows = store.rows()
+    for row in rows:
+        by_hand.faults.reset(trial=row.trial)
+        statistics = by_hand.faults.new_statistics()
+        assert row.correct == predict(by_hand, batches).correct
+        assert row.faults == statistics.total_injections
+        assert statistics.layer_stats[0].injected_count == 2 * 24
+    assert rows[0].faults != rows[1].faults
+    assert any(row.sdc for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"num_faults": [1, 4000], "layers": "all"}, "num_faults: got 4000, allowed: up to the"),
+        ({"num_faults": [1, 100], "layers": ["all", "classifier.2"]}, "up to the 64 elements"),
+        ({"faults": {"a": [{"num_faults": 1, "layers": "none"}]}}, "'none' matches no site"),
+        ({"injection_type": "bit_flip", "bit": [1, 7], "layers": "each"}, "at least 8 bits"),
+    ],
+)
+def test_a_cell_that_cannot_be_run_is_found_before_any_trial(
+    tmp_path: Path, axes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "study.sqlite"
+    with pytest.raises(SiteError, match=message):
+        run_study(small_study(axes=axes), path)
+    assert not path.exists()
+
+
+# -- what is known is found ----------------------------------------------------------------
+
+FRAGILE = """
+import torch
+from brevitas.nn import QuantReLU
+from torch import nn
+
+
+class Net(nn.Module):
+    # Two sites hold each value sixteen times and average; the one between holds it once.
+    def __init__(self):
+        super().__init__()
+        for name in ("wide", "fragile", "wide_too"):
+            site = QuantReLU(bit_width=4, scaling_impl_type="const", max_val=1.0)
+            self.add_module(name, site)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        x = self.wide(x.repeat_interleave(16, 1)).reshape(-1, 10, 16).mean(2)
+        x = self.fragile(x)
+        x = self.wide_too(x.repeat_interleave(16, 1)).reshape(-1, 10, 16).mean(2)
+        return x * self.scale
+
+
+# Codes are 8 for the label and 2 for the others, whose order the highest bit alone turns round.
+def data(split):
+    labels = torch.arange(10).repeat(20)
+    return torch.utils.data.TensorDataset(0.13 + 0.4 * nn.functional.one_hot(labels, 10), labels)
+"""
+
+
+def test_a_site_made_fragile_ranks_first_and_the_highest_bit_dominates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_fragile.py").write_text(FRAGILE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_fragile  # type: ignore[import-not-found]
+
+    torch.save(own_fragile.Net().state_dict(), "net.pt")
+    study = small_study(
+        dataset={"name": "own_fragile:data"},
+        model={"name": "own_fragile:Net"},
+        checkpoint={"path": "net.pt"},
+        axes={"layers": "each", "injection_type": "bit_flip", "bit": "each", "num_faults": [2, 4]},
+        stop=None,
+        trials=12,
+    )
+    run_study(study, "study.sqlite")
+    with Store.open("study.sqlite") as store:
+        cells, table = [Cell.from_key(key) for key in store.cells()], store.table()
+    summary = summarise(table, cells)
+    first, second, _ = rank_sites(table, summary)
+    assert first.name == "fragile"
+    assert first.rank_high < second.rank_low
+    assert first.fall_low > second.fall_high + 5
+    found = heat_map(summary)
+    assert found.faults == tuple(f"bit_flip {bit}" for bit in range(4))
+    assert found.values.argmax(axis=1)[found.sites.index("fragile")] == 3
+    weights = found.values.mean(axis=0)
+    assert weights[3] > 2 * weights[:3].max()
+
+
+# -- a study that grows ---------------------------------------------------------------------
+
+
+def changed_stop(**changes: Any) -> Study:
+    return small_study(stop={**SMALL["stop"], **changes})
+
+
+def after(path: Path, *studies: Study) -> list[tuple[Any, ...]]:
+    """The rows that a store has after some studies, one after the other."""
+    for study in studies:
+        assert run_study(study, path).is_finished
+    with Store.open(path) as store:
+        assert store.study == studies[-1].to_dict()
+        assert store.fingerprint["study"] == fingerprint.of_study(studies[-1])
+    return sorted(outcome(path))
+
+
+MORE_AXES = {**SMALL["axes"], "injection_type": ["lsb_flip", *SMALL["axes"]["injection_type"]]}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (small_study(stop=None, trials=2), small_study(stop=None, trials=5)),
+        (small_study(stop=None, trials=2), small_study()),
+        (changed_stop(max_trials=6), small_study()),
+        (changed_stop(margin=15.0), changed_stop(margin=4.0)),
+        (changed_stop(confidence=80), changed_stop(confidence=99)),
+        (small_study(stop=None, trials=3), small_study(stop=None, trials=4, axes=MORE_AXES)),
+    ],
+)
+def test_a_study_that_grew_ends_as_if_it_had_always_been_so(
+    tmp_path: Path, first: Study, then: Study
+) -> None:
+    grown = after(tmp_path / "grown.sqlite", first, then)
+    at_once = after(tmp_path / "at_once.sqlite", then)
+    assert grown == at_once
+    with Store.open(tmp_path / "grown.sqlite") as store:
+        cells, table = [Cell.from_key(key) for key in store.cells()], store.table()
+    assert UNFINISHED not in states(then, table, cells)
+
+
+def test_a_checkpoint_may_be_added(tmp_path: Path) -> None:
+    axes = {"layers": "all", "checkpoint": ["bundled:digits"]}
+    more = {**axes, "checkpoint": ["bundled:digits_fat", "bundled:digits"]}
+    one, two = (small_study(axes=a, stop=None, trials=2) for a in (axes, more))
+    assert after(tmp_path / "a.sqlite", one, two) == after(tmp_path / "b.sqlite", two)
+    with Store.open(tmp_path / "a.sqlite") as store:
+        assert set(store.fingerprint["networks"]) == set(more["checkpoint"])
+
+
+def test_several_faults_may_be_added(tmp_path: Path) -> None:
+    axes = {"faults": {"both": SEVERAL}}
+    more = {"faults": {"second": SEVERAL[1:], "both": SEVERAL}}
+    one, two = (small_study(axes=a, stop=None, trials=2) for a in (axes, more))
+    assert after(tmp_path / "a.sqlite", one, two) == after(tmp_path / "b.sqlite", two)
+    other = small_study(axes={"faults": {"both": SEVERAL[:1]}}, stop=None, trials=2)
+    assert "study.axes.faults.both" in refusal_of(tmp_path / "a.sqlite", other)
+
+
+def test_a_study_that_shrinks_keeps_its_trials(tmp_path: Path) -> None:
+    path = tmp_path / "study.sqlite"
+    notes: list[str] = []
+    run_study(small_study(stop=None, trials=9), path)
+    rows = outcome(path)
+    fewer = small_study(stop=None, trials=4)
+    last = run_study(fewer, path, on_note=notes.append)
+    assert (last.trials, last.wanted, last.is_finished) == (12 * 9, 12 * 9, True)
+    assert outcome(path) == rows
+    assert [note for note in notes if "study.trials" in note or "trials: 9 in" in note] == notes
+    assert notes[-1].endswith(
+        "1 difference: trials: 9 in the store, 4 now; all of its trials are kept"
+    )
+    # A rule by which cells are sure at a number of trials that they have passed.
+    ruled = changed_stop(margin=15.0)
+    assert run_study(ruled, path).trials == 12 * 9
+    with Store.open(path) as store:
+        cells, table = [Cell.from_key(key) for key in store.cells()], store.table()
+    assert set(states(ruled, table, cells)) == {EARLY}
+
+
+def test_a_study_that_lost_a_value_of_an_axis_is_refused(undisturbed: Path) -> None:
+    axes = {**SMALL["axes"], "injection_type": ["random", "lsb_flip"]}
+    message = refusal_of(undisturbed, small_study(axes=axes))
+    assert 'study.axes.injection_type: ["random", "msb_flip"] in the store, ["random", ' in message
+    assert "an axis may only gain values" in message
+    for name, value in (("num_faults", 2), ("probability", [1.0])):
+        axes = {"layers": ["each", "all"], "injection_type": ["random", "msb_flip"], name: value}
+        assert "study.axes.probability" in refusal_of(undisturbed, small_study(axes=axes))
+
+
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_kill_just_after_a_study_grew_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "study.sqlite"
+    small, large = (
+        small_study(stop=None, trials=2),
+        small_study(stop=None, trials=4, axes=MORE_AXES),
+    )
+    run_study(small, path)
+    rows = outcome(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "register", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        child = os.fork()
+        if child == 0:
+            run_study(large, path)
+            os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert outcome(path) == rows
+    with Store.open(path) as store:
+        resumed = Study.from_dict(store.study)
+    assert resumed == large
+    assert after(path, resumed) == after(tmp_path / "at_once.sqlite", large)
+
+
 # -- what does not fit ----------------------------------------------------------------------
 
 
@@ -408,13 +665,7 @@ def test_a_store_of_another_study_is_refused_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(bench, "open_test_data", None)
     message = refusal_of(undisturbed, small_study(seed=8, stop=None, trials=3))
-    for line in (
-        "study.fault_injection.seed: 7 in the store, 8 now",
-        "study.stop.margin: 6.0 in the store, absent now",
-        "study.trials: absent in the store, 3 now",
-        "name another store",
-    ):
-        assert line in message
+    assert "1 difference: study.fault_injection.seed: 7 in the store, 8 now; name" in message
 
 
 def test_a_store_of_other_data_is_refused(

@@ -16,11 +16,12 @@ from campaign_tools import outcome, small_study
 
 from fxfault.campaign import muster, process_engine
 from fxfault.campaign.agenda import Batch
-from fxfault.campaign.bench import Bench, Plan
+from fxfault.campaign.bench import Bench
 from fxfault.campaign.driver import Progress, run_study
 from fxfault.campaign.engines import LocalEngine, make_engine
 from fxfault.campaign.errors import EngineError
 from fxfault.campaign.muster import Muster
+from fxfault.campaign.plan import Plan
 from fxfault.campaign.process_engine import ProcessEngine
 from fxfault.campaign.worker import retold, told
 from fxfault.errors import ConfigError, DataError, InvalidConfigError
@@ -55,18 +56,31 @@ class Killer:
 
 
 def test_two_processes_give_the_same_rows(
-    tmp_path: Path, undisturbed: list[tuple[Any, ...]]
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both say that they cannot compile anything, which is told once."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
     path = tmp_path / "study.sqlite"
     engine = ProcessEngine(2)
     workers: set[int | None] = set()
+    notes: list[str] = []
 
     def note(progress: Progress) -> None:
         workers.update(worker.process.pid for worker in engine._workers)
 
-    last = run_study(small_study(), path, engine=engine, on_progress=note)
+    last = run_study(
+        small_study(),
+        path,
+        engine=engine,
+        compile=True,
+        cache_memory=2**16,
+        on_progress=note,
+        on_note=notes.append,
+    )
     assert last.is_finished
     assert len(workers) == 2
+    assert len(notes) == 1
+    assert notes[0].startswith("not compiled: torch.compile needs a C++ compiler")
     assert outcome(path) == undisturbed
     assert not any(alive(pid) for pid in workers)
 
@@ -236,7 +250,7 @@ def test_ray_that_is_not_installed_is_named() -> None:
 def test_an_engine_gives_what_a_bench_gives() -> None:
     plan = Plan(study=small_study().to_dict())
     engine = LocalEngine()
-    facts = engine.start(plan)
+    facts = engine.start(plan, print)
     cell = small_study().cells(facts.sites, facts.bit_widths)[0]
     engine.submit(Batch(cell.key, (3, 1)))
     rows = [*engine.receive(), *engine.receive()]

@@ -228,6 +228,117 @@ def test_which_cells_share_their_faults_between_samples(one_bit: str) -> None:
     assert shared(fault_injection={"hw_mask": True}) == [True, True]
 
 
+# -- numbers of faults, and several faults --------------------------------------------------
+
+BOTH = [
+    {"injection_type": "msb_flip", "probability": 1, "layers": ["body.*"]},
+    {"injection_type": "stuck_at_0", "num_faults": 2, "layers": "stem.act"},
+]
+
+
+def round_trips(made: Study) -> bool:
+    plain = made.to_dict()
+    return Study.from_dict(json.loads(json.dumps(plain))) == made == Study.from_dict(plain)
+
+
+def test_numbers_of_faults_are_crossed_in_place_of_probabilities(one_bit: str) -> None:
+    axes = {
+        "layers": "each",
+        "injection_type": ["random", one_bit],
+        "bit": [0, 1],
+        "num_faults": [1, 4],
+        "checkpoint": ["a.pt", "b.pt"],
+    }
+    own = study(axes=axes)
+
+    cells = own.cells(SITES)
+
+    assert len(cells) == len({cell.key for cell in cells}) == 4 * (1 + 2) * 2 * 2
+    assert [(c.num_faults, c.probability, c.rate_text) for c in cells[:2]] == [
+        (1, None, "k = 1"),
+        (4, None, "k = 4"),
+    ]
+    assert all(Cell.from_key(cell.key).settings == cell.settings for cell in cells)
+    faults = own.fault_config(cells[1])
+    assert (faults.num_faults, faults.layers) == (4, ["stem.act"])
+    faults.validate()
+    assert round_trips(own)
+
+
+def test_the_number_of_faults_of_the_base_is_the_single_value() -> None:
+    own = study(fault_injection={"num_faults": 3})
+
+    (cell,) = own.cells(SITES)
+
+    assert (cell.num_faults, cell.probability, own.axes.probability) == (3, None, ())
+    assert round_trips(own)
+    (other,) = study(fault_injection={"num_faults": 3}, axes={"num_faults": 5}).cells(SITES)
+    assert other.num_faults == 5
+
+
+def test_several_faults_are_a_cell_for_each_checkpoint() -> None:
+    axes = {"faults": {"both": BOTH, "first": BOTH[:1]}, "checkpoint": ["a.pt", "b.pt"]}
+    own = study(axes=axes)
+
+    cells = own.cells(SITES)
+
+    assert [(cell.fault, cell.checkpoint) for cell in cells] == [
+        ("both", "a.pt"),
+        ("first", "a.pt"),
+        ("both", "b.pt"),
+        ("first", "b.pt"),
+    ]
+    assert [cell.place for cell in cells[:2]] == ["body.* stem.act", "body.*"]
+    assert [(c.rate, c.rate_text, c.layers, c.injection_type) for c in cells[:1]] == [
+        (None, "-", None, None)
+    ]
+    assert cells[0].columns == {"faults": "both", "checkpoint": "a.pt"}
+    assert Cell.from_key(cells[0].key).settings == cells[0].settings
+    faults = own.fault_config(cells[0])
+    assert [str(entry) for entry in faults.entries()] == [
+        "msb_flip at 1 %",
+        "stuck_at_0, 2 a sample",
+    ]
+    faults.validate()
+    assert [own.shares_faults(cell) for cell in cells[:2]] == [True, False]
+    assert round_trips(own)
+
+
+def test_several_faults_of_the_base_are_named_by_what_they_are() -> None:
+    own = study(fault_injection={"faults": BOTH})
+
+    (cell,) = own.cells(SITES)
+
+    assert cell.fault == "msb_flip at 1 % + stuck_at_0, 2 a sample"
+    assert own.fault_config(cell).entries() == own.experiment.fault_injection.entries()
+    assert round_trips(own)
+
+
+def test_faults_without_layers_strike_all() -> None:
+    (cell,) = study(axes={"faults": {"a": [*BOTH, {"num_faults": 1}]}}).cells(SITES)
+
+    assert cell.place == "all"
+
+
+def test_studies_that_ask_for_nothing_of_this_are_as_they_were() -> None:
+    """Stores that were made before must go on."""
+    own = study(axes={"layers": 0, "probability": 2})
+
+    (cell,) = own.cells(SITES)
+
+    assert cell.key == (
+        '{"bit":null,"checkpoint":"bundled:digits","injection_type":"random",'
+        '"layers":["stem.act"],"probability":2.0}'
+    )
+    assert own.to_dict()["axes"] == {
+        "injection_type": ["random"],
+        "probability": [2.0],
+        "bit": [None],
+        "layers": [0],
+        "checkpoint": ["bundled:digits"],
+    }
+
+
 # -- what is wrong with a file --------------------------------------------------------------
 
 
@@ -248,6 +359,50 @@ def test_which_cells_share_their_faults_between_samples(one_bit: str) -> None:
         ({"axes": {"layers": -1}}, ["axes.layers: got -1"]),
         ({"axes": {"checkpoint": [None]}}, ["axes.checkpoint[0]: got null"]),
         ({"axes": [1]}, ["axes: got [1] (list)"]),
+        (
+            {"axes": {"probability": 1, "num_faults": 1}},
+            ["axes.probability, axes.num_faults: both are given"],
+        ),
+        ({"axes": {"num_faults": [1, -1]}}, ["axes.num_faults[1]: got -1", "from 0"]),
+        ({"axes": {"num_faults": 1.0}}, ["axes.num_faults: got 1.0 (float)"]),
+        ({"axes": {"num_faults": None}}, ["axes.num_faults: got null"]),
+        (
+            {"axes": {"num_faults": 1}, "fault_injection": {"hw_mask": True}},
+            ["fault_injection.num_faults: got 1", "hw_mask"],
+        ),
+        (
+            {"axes": {"num_faults": 1}, "fault_injection": {"probability": 1}},
+            ["fault_injection.probability: got 1", "num_faults"],
+        ),
+        (
+            {"axes": {"probability": 1}, "fault_injection": {"num_faults": 3}},
+            ["axes.probability: given beside fault_injection.num_faults: 3"],
+        ),
+        (
+            {"axes": {"faults": {"a": BOTH}, "layers": "each", "bit": 1}},
+            ["axes.faults: given beside axes.bit, axes.layers"],
+        ),
+        (
+            {"axes": {"layers": "each"}, "fault_injection": {"faults": BOTH}},
+            ["axes.layers: given beside fault_injection.faults"],
+        ),
+        (
+            {"axes": {"faults": {"a": BOTH}}, "fault_injection": {"layers": "x"}},
+            ["fault_injection.layers: got 'x'", "beside faults"],
+        ),
+        ({"axes": {"faults": BOTH}}, ["axes.faults: got [{", "a mapping of a name"]),
+        ({"axes": {"faults": {}}}, ["axes.faults: got {} (dict)"]),
+        ({"axes": {"faults": {"a": []}}}, ["axes.faults.a: got []", "a non-empty list"]),
+        ({"axes": {"faults": {"a": None}}}, ["axes.faults.a: got", "a non-empty list"]),
+        ({"axes": {"faults": {1: BOTH}}}, ["axes.faults.1: got 1 (int) as a name"]),
+        (
+            {"axes": {"faults": {"a": [{"probabilty": 1}]}}},
+            ["axes.faults.a[0].probabilty: unknown key; did you mean 'probability'?"],
+        ),
+        (
+            {"axes": {"faults": {"a": [{"num_faults": 1, "probability": 1}]}}},
+            ["axes.faults.a[0]: has both"],
+        ),
         ({"axis": {}}, ["axis: unknown key; did you mean 'axes'?"]),
         ({"margin": 1}, ["margin: unknown key at the top level; it belongs in stop"]),
         ({"layers": "all"}, ["layers: unknown key", "axes or fault_injection"]),

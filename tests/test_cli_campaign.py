@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from fxfault.campaign.driver import Progress as StudyProgress
+from fxfault.campaign.intervals import student_t
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
@@ -168,6 +169,13 @@ def test_without_a_command_the_help_is_shown(command: Callable[..., Run]) -> Non
         (["run", "digits_study", "--store", "x", "--engine", "dask"], ["'dask'", "processes"]),
         (["run", "digits_study", "--store", "x", "--gpus-per-trial", "-1"], ["'-1'", "from 0"]),
         (["run", "digits_study", "--store", "no/x"], ["no folder", "'no'"]),
+        (["run", "digits_study", "--store", "x", "--cache-memory", "much"], ["'much'"]),
+        (["run", "digits_study", "--store", "x", "--compile", "--no-freeze"], ["only a frozen"]),
+        (
+            ["run", "digits_study", "--store", "x", "--no-incremental", "--verify", "5"],
+            ["verify: nothing is to be compared"],
+        ),
+        (["plan", "digits_study", "--no-incremental", "--cache-memory", "1G"], ["nothing is kept"]),
         (["status", "--store", "x"], ["x: there is no such store"]),
         (["resume", "--store", "x"], ["x: there is no such store"]),
         (["report", "--store", "text.txt"], ["text.txt"]),
@@ -278,10 +286,19 @@ def test_options_of_the_engine_reach_it(
 
     monkeypatch.setattr("fxfault.campaign.driver.run_study", run_study)
     monkeypatch.setattr("fxfault.campaign.engines.make_engine", lambda name, **given: (name, given))
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
     options = ["--engine", "ray", "--workers", "3", "--address", "auto", "--gpus-per-trial", "0.5"]
+    speed = ["--cache-memory", "1K", "--verify", "5", "--compile", "--no-freeze"]
 
-    command("run", "digits_study", "--store", "s", *options, "--threads", "2", "--device", "cpu")
+    command(
+        *("run", "digits_study", "--store", "s", *options, *speed),
+        *("--threads", "2", "--device", "cpu"),
+    )
 
+    assert threads == [2]  # The local engine runs in this process.
+    assert (seen["cache_memory"], seen["verify"]) == (1024, 5.0)
+    assert (seen["compile"], seen["freeze"]) == (True, False)
     given = {"workers": 3, "address": "auto", "gpus_per_trial": 0.5}
     assert seen["engine"] == ("ray", given)
     assert (seen["threads"], seen["device"], seen["incremental"]) == (2, "cpu", True)
@@ -306,14 +323,17 @@ def test_without_a_terminal_a_line_comes_now_and_then(
     monkeypatch.setattr(campaign_progress, "_LINE_EVERY", 0.0)
     shown.follow(study_progress(invented(cell, 2, 1, 0.0), cell))
 
-    line = "0 of 1 cell, 12 of at least 40 trials, 1.0 trials/s\n"
-    assert capsys.readouterr().out == line
+    line = "0 of 1 cell, 12 of at least 40 trials, 1.0 trials/s, at least 28.0 s left; "
+    out = capsys.readouterr().out
+    assert out.startswith(f"{line}head.act random 5%: accuracy 9")
+    assert out.count("\n") == 1
 
 
 def test_a_terminal_shows_a_bar_with_the_estimate_so_far(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
     cell = Cell.of(injection_type="random", probability=5, layers=["head.act"])
     shown = campaign_progress.CampaignProgress(wanted=True)
     shown.follow(study_progress([], cell))
@@ -324,9 +344,30 @@ def test_a_terminal_shows_a_bar_with_the_estimate_so_far(
 
     err = capsys.readouterr().err
     right = sum(row.correct for row in rows) / 10
-    assert f"head.act random 5%: accuracy {right:.1f}%" in err
+    _, high = student_t(right, np.var([row.correct / 5 for row in rows], ddof=1), 2)
+    estimate = f"head.act random 5%: accuracy {right:.1f} ± {float(high) - right:.1f}%; "
+    assert estimate in err
+    assert f"most lost so far: {96 - right:.1f} points at head.act random 5%" in err
     assert "12/40" in err
     assert "0/1 cells" in err
+    assert "trial" in err.partition("12/40")[2].partition("]")[0]  # Rate and time left.
+
+
+def test_the_estimate_is_cut_to_the_width_of_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    cell = Cell.of(injection_type="random", probability=5, layers=["head.act"])
+    shown = campaign_progress.CampaignProgress(wanted=True)
+    shown.follow(study_progress([], cell))
+    shown.follow(study_progress(invented(cell, 2, 1, 0.0), cell))
+    text = shown._below.desc
+    shown.close()
+
+    assert text.startswith("head.act random 5%: accuracy ")
+    assert len(text) == 29
+    assert "most lost" not in capsys.readouterr().err
 
 
 # -- the report -----------------------------------------------------------------------------
@@ -605,6 +646,16 @@ def test_the_plan_measures_two_trials_and_writes_nothing(command: Callable[..., 
     assert "input_quant: 384 samples of 256,000 possible faults, 1 trial for each cell" in run.out
     assert "as the file says: 200 trials, " in run.out
     assert [path.name for path in Path().iterdir()] == ["small.yaml"]
+
+
+def test_why_nothing_is_compiled_is_said(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    study = write_study(trials=1)
+    note = "Note: not compiled: torch.compile needs a C++ compiler, and there is no no-such-compi"
+    for argv in (["plan", study], ["run", study, "--store", "x"]):
+        assert note in command(*argv, "--compile").out
 
 
 def test_the_plan_adds_up() -> None:

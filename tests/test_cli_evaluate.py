@@ -20,13 +20,19 @@ from torch import nn
 
 import fxfault
 from fxfault import experiment_parts, passes
+from fxfault.campaign.driver import run_study
+from fxfault.campaign.rows import TrialRow
+from fxfault.campaign.store import Store
+from fxfault.campaign.study import Cell, Study
+from fxfault.campaign.trials import Trials
 from fxfault.cli import evaluate, experiment_setup, plots, progress
+from fxfault.cli.campaign_report import read_findings
 from fxfault.cli.evaluation_report import percent, points
 from fxfault.errors import DataError
-from fxfault.evaluation import FaultEvaluation, LayerResult, ProbabilityResult, accuracy
+from fxfault.evaluation import CellResult, FaultEvaluation, accuracy
 from fxfault.experiment import load_experiment
 from fxfault.models import build_model
-from fxfault.predictions import FullRunner, Predictions
+from fxfault.predictions import FullRunner
 
 DOCS = Path(__file__).parent.parent / "docs"
 FAST = ["--config", "digits", "--batch-size", "250"]
@@ -105,6 +111,7 @@ Results:
   Baseline accuracy:   99\.\d\d%
   Fault accuracy:      [23]\d\.\d\d%
   Accuracy degradation: \+[67]\d\.\d\d%
+  With 95% intervals: accuracy [23]\d\.\d\d, SDC rate [67]\d\.\d\d \[\d\d\.\d\d, \d\d\.\d\d\]
   Realised fault rate: (10|9\.9)[\d.]*% \(\d+ of 1856000 values\)
 
 ={90}
@@ -128,10 +135,12 @@ def test_a_sweep_is_printed_in_the_form_of_the_specification(command: Callable[.
 
 Evaluating with probability 0%\.\.\.
   Accuracy: 99\.\d\d% \(std: 0\.00%\)
+  With 95% intervals: accuracy 99\.\d\d \[98\.\d\d, 100\.00\], SDC rate 0\.00 \[0\.00, 0\.76\]
   Realised fault rate: 0% \(0 of 1856000 values\)
 
 Evaluating with probability 2\.5%\.\.\.
   Accuracy: \d\d\.\d\d% \(std: 0\.00%\)
+  With 95% intervals: accuracy \d\d\.\d\d, SDC rate \d\d\.\d\d \[\d+\.\d\d, \d\d\.\d\d\]
   Realised fault rate: 2\.\d+% \(\d+ of 1856000 values\)
 
 ={60}
@@ -179,13 +188,19 @@ def test_nothing_is_said_where_nothing_is_changed(
     assert "Note:" not in run.out
 
 
-def test_without_statistics_no_table_and_no_rate(command: Callable[..., Run]) -> None:
+def test_without_statistics_no_table_but_hits_are_counted(
+    command: Callable[..., Run],
+) -> None:
     config = write_config(fault_injection={"track_statistics": False})
     run = command("--config", config, "--batch-size", "250", "--probability", "1")
     assert "STATISTICS" not in run.out
-    assert "Realised" not in run.out
-    assert document()["statistics"] is None
-    assert document()["results"][0]["injection_rate"] is None
+    (untracked,) = document()["results"]
+    assert document()["statistics"] is untracked["statistics"] is None
+    command(*FAST, "--probability", "1")
+    (tracked,) = document()["results"]
+    assert untracked["injection_rate"] == tracked["injection_rate"] > 0.9
+    assert tracked["injection_rate"] == tracked["statistics"]["overall_injection_rate"]
+    assert f"Realised fault rate: {tracked['injection_rate']:.6g}%" in run.out
 
 
 def test_verbose_logs_to_stderr(command: Callable[..., Run]) -> None:
@@ -242,9 +257,7 @@ def test_results_are_those_of_the_library(command: Callable[..., Run]) -> None:
     assert evaluation.baseline() == accuracy(model, batches)
     found = document("fault_eval_msb_flip.json")
     assert found["baseline"] == evaluation.baseline()
-    for entry, result in zip(
-        found["results"], evaluation.sweep([1, 10], found["baseline"]), strict=True
-    ):
+    for entry, result in zip(found["results"], evaluation.sweep([1, 10]), strict=True):
         assert entry["runs"] == list(result.runs)
         assert (entry["mean"], entry["std"]) == (result.mean, result.std)
         assert entry["degradation"] == result.degradation > 0
@@ -284,7 +297,7 @@ def test_per_layer_ranks_each_site_and_gives_all_together_too(command: Callable[
     }
     costs = [entry["degradation"] for entry in found["per_layer"]]
     assert costs == sorted(costs, reverse=True)
-    ranked = re.findall(r"^ +(\d) \| +(\d) \| .* \| ([\w.]+)$", run.out, flags=re.MULTILINE)
+    ranked = re.findall(r"^ +(\d) \| +(\d) \| .* \| ([\w.]+\.\d)$", run.out, flags=re.MULTILINE)
     assert ranked == [
         (str(place), str(entry["index"]), entry["name"])
         for place, entry in enumerate(found["per_layer"], start=1)
@@ -392,11 +405,23 @@ def svg_text(picture: bytes) -> str:
     return " ".join(re.findall(r"<text[^>]*>([^<]*)<", picture.decode()))
 
 
-def layer_results(number: int) -> list[LayerResult]:
-    return [
-        LayerResult(index=i, name=f"block.{i}", probability=5.0, baseline=90.0, runs=(90.0 - i, 80))
-        for i in range(number)
+def result_of(rate: dict[str, Any], *accuracies: float, index: int | None = None) -> CellResult:
+    """A result of trials on 1,000 samples, of which 900 are right without faults."""
+    layers = None if index is None else [f"block.{index}"]
+    cell = Cell.of(injection_type="random", layers=layers, **rate)
+    counts = {"samples": 1000, "golden_correct": 900, "sdc": 9, "critical_sdc": 7, "top5": None}
+    seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
+    rows = [
+        TrialRow(cell=cell.key, trial=k, correct=round(10 * reached), **counts, **seen)
+        for k, reached in enumerate(accuracies)
     ]
+    return CellResult(cell=cell, rows=tuple(rows), index=index)
+
+
+def layer_results(number: int, **rate: Any) -> list[CellResult]:
+    """Of sites struck alone, the most vulnerable, which is the last one, first."""
+    rate = rate or {"probability": 5.0}
+    return [result_of(rate, 90.0 - i / 2, 80, index=i) for i in reversed(range(number))]
 
 
 def test_a_ranking_of_many_sites_shows_the_worst_and_says_so() -> None:
@@ -416,10 +441,7 @@ def test_a_ranking_of_many_sites_shows_the_worst_and_says_so() -> None:
 def test_probabilities_far_apart_are_drawn_on_a_logarithmic_axis(
     probabilities: tuple[float, ...], scale: bool
 ) -> None:
-    results = [
-        ProbabilityResult(probability=p, baseline=90.0, runs=(90.0 - p / 2, 89.0 - p / 2))
-        for p in probabilities
-    ]
+    results = [result_of({"probability": p}, 90.0 - p / 2, 89.0 - p / 2) for p in probabilities]
     text = svg_text(plots.sweep_picture(results, "random", 10.0, "svg"))
     assert ("logarithmic" in text) is scale
     assert all(format(p, "g") in text.split() for p in probabilities)
@@ -429,7 +451,7 @@ def test_probabilities_far_apart_are_drawn_on_a_logarithmic_axis(
 
 @pytest.mark.parametrize(("mean", "shown"), [(20.0, True), (85.0, False)])
 def test_the_chance_level_is_drawn_where_accuracy_comes_near_it(mean: float, shown: bool) -> None:
-    result = ProbabilityResult(probability=5.0, baseline=90.0, runs=(mean,))
+    result = result_of({"probability": 5.0}, mean)
     text = svg_text(plots.sweep_picture([result], "random", 10.0, "svg"))
     assert ("chance (10%)" in text) is shown
 
@@ -610,20 +632,21 @@ def test_a_prediction_that_is_not_verified_ends_the_command(
     assert run.err.startswith("error: verify: batch 0, sample 0: ")
 
 
+@pytest.mark.parametrize("options", [(), ("--verify", "50")])
 def test_compiled_runs_give_the_same_results(
-    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     flags = (*FAST, "--batch-size", "150")  # The last batch is smaller.
     command(*flags)
     plain = document()
     real = passes.compilation.compile
 
-    def quickly(model: nn.Module, *inputs: Any) -> Any:
-        return real(model, *inputs, backend="aot_eager")
+    def quickly(model: nn.Module, *inputs: Any, **options: Any) -> Any:
+        return real(model, *inputs, **{**options, "backend": "aot_eager"})
 
     monkeypatch.setattr(fxfault, "compile", quickly)
-    run = command(*flags, "--compile")
-    assert "Note: compiled in " in run.out
+    run = command(*flags, "--compile", *options)
+    assert "Note: compiled: without faults, the outputs for all data are bit for bit" in run.out
     assert document()["results"] == plain["results"]
 
 
@@ -636,23 +659,158 @@ def test_why_nothing_is_compiled_is_said(
     assert "Note: not compiled: torch.compile needs a C++ compiler" in run.out
 
 
-@pytest.mark.parametrize("option", [("--no-freeze",), ("--verify", "5"), ("--cache-memory", "1G")])
-def test_what_compiling_excludes(command: Callable[..., Run], option: tuple[str, ...]) -> None:
-    run = command(*FAST, "--compile", *option)
+def test_only_a_frozen_network_is_compiled(command: Callable[..., Run]) -> None:
+    run = command(*FAST, "--compile", "--no-freeze")
     assert run.status == 2
-    assert run.err.startswith("error: --compile ")
+    assert run.err.startswith("error: --compile needs a frozen network")
+
+
+# -- faults that are no probability ---------------------------------------------------------
+
+
+def test_numbers_of_faults_are_said_everywhere(command: Callable[..., Run]) -> None:
+    argv = ["--num-faults", "0,2,40", "--layer", "features.*", "--csv", "k.csv", "--plot", "k.svg"]
+    run = command(*FAST, *argv)
+    assert run.status == 0, run.err
+    assert "  Faults per sample: 0, 2, 40\n" in run.out
+    assert "\nEvaluating with 2 faults per sample...\n  Accuracy: " in run.out
+    assert "  Realised fault rate: 0.0558036% (1000 of 1792000 values)" in run.out
+    assert re.search(r"      Faults \|   Accuracy .*\n-+\n +k = 0 \| .*\n +k = 2 \| ", run.out)
+    results = document()["results"]
+    assert [entry["num_faults"] for entry in results] == [0, 2, 40]
+    assert {entry["probability"] for entry in results} == {None}
+    counts = [entry["statistics"]["total_injections"] for entry in results]
+    assert counts == [0, 500 * 2, 500 * 40]
+    assert results[0]["degradation"] == 0 < results[2]["degradation"]
+    assert [(row["probability"], row["num_faults"]) for row in table("k.csv")] == [
+        ("", "0"),
+        ("", "2"),
+        ("", "40"),
+    ]
+    assert "Faults per sample (logarithmic)" in svg_text(Path("k.svg").read_bytes())
+
+
+def test_a_configuration_with_a_number_of_faults(command: Callable[..., Run]) -> None:
+    config = write_config(fault_injection={"num_faults": 3, "probability": 5.0})
+    argv = ("--config", config, "--batch-size", "250")
+    run = command(*argv, "--per-layer", "--plot", "r.svg")
+    assert "Evaluating with 3 faults per sample...\n" in run.out
+    assert {entry["num_faults"] for entry in document()["per_layer"]} == {3}
+    assert "3 faults per sample" in svg_text(Path("r.svg").read_bytes())
+    command(*argv, "--sweep", "1,2")  # It takes the place of the configuration's.
+    assert [entry["probability"] for entry in document()["results"]] == [1.0, 2.0]
+    assert document()["config"]["fault_injection"]["num_faults"] is None
+
+
+def test_a_configuration_with_several_faults(command: Callable[..., Run]) -> None:
+    several = [
+        {"injection_type": "msb_flip", "probability": 2.0, "layers": ["features.*"]},
+        {"injection_type": "random", "num_faults": 4, "layers": "input_quant"},
+    ]
+    config = write_config(fault_injection={"faults": several, "probability": 5.0})
+    argv = ("--config", config, "--batch-size", "250")
+    run = command(*argv, "--csv", "s.csv", "--plot", "s.svg")
+    assert run.status == 0, run.err
+    assert "  Fault 1: msb_flip at 2 % (layers: features.*)\n  Fault 2: random, 4 " in run.out
+    assert "Evaluating with the faults of the configuration...\n" in run.out
+    found = document("fault_eval_faults.json")
+    (entry,) = found["results"]
+    assert (entry["probability"], entry["num_faults"]) == (None, None)
+    assert entry["statistics"]["layers"]["0"]["injected_count"] == 4 * 500
+    assert entry["degradation"] > 0
+    (row,) = table("s.csv")
+    assert (row["layer"], row["probability"], row["num_faults"]) == ("all", "", "")
+    text = svg_text(Path("s.svg").read_bytes())
+    assert "Faults of the configuration" in text
+    assert "msb_flip at 2 % + random, 4 a sample faults" in text
+    for options in (["--probability", "0"], ["--layer", "0"], ["--per-layer"], ["--num-faults=1"]):
+        run = command(*argv, *options)
+        assert run.status == 2
+        assert run.err.startswith(f"error: {options[0].split('=')[0]}: own.yaml has `faults`")
 
 
 @pytest.mark.parametrize(
-    "faults", [{"num_faults": 3}, {"faults": [{"injection_type": "msb_flip", "probability": 1.0}]}]
+    ("options", "message"),
+    [
+        (["--num-faults", "1,5000"], "num_faults: got 5000, allowed: up to the 3712 elements"),
+        (["--num-faults", "1,2", "--per-layer"], "--per-layer takes one number of faults"),
+    ],
 )
-def test_what_is_no_probability_is_refused(
-    command: Callable[..., Run],
-    faults: dict[str, Any],
+def test_numbers_of_faults_that_cannot_be(
+    command: Callable[..., Run], options: list[str], message: str, tmp_path: Path
 ) -> None:
-    run = command("--config", write_config(fault_injection=faults))
+    run = command(*FAST, *options)
     assert run.status == 2
-    assert "`num_faults` and `faults` are no probability" in run.err
+    assert message in run.err
+    assert "Evaluating with" not in run.out
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["-1", "1,,2", "1.5", "1,1"])
+def test_what_is_no_number_of_faults(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main([*FAST, f"--num-faults={text}"])
+    assert capsys.readouterr().err.startswith("error: --num-faults: ")
+
+
+# -- a small campaign -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [(("--probability", "20"), ("probability", 20.0)), (("--num-faults", "9"), ("num_faults", 9))],
+)
+def test_a_study_of_each_layer_has_the_same_trials(
+    command: Callable[..., Run], options: tuple[str, str], rate: tuple[str, Any]
+) -> None:
+    name, value = rate
+    config = write_config(fault_injection={"track_statistics": False})
+    argv = ["--config", config, "--batch-size", "250", "--per-layer", "--num-runs", "3"]
+    run = command(*argv, *options)
+    study = {
+        **{
+            key: load_experiment("digits").to_dict()[key]
+            for key in ("dataset", "model", "quantization", "checkpoint")
+        },
+        "training": {"batch_size": 125},
+        "seed": 42,
+        "axes": {"layers": ["each", "all"], name: value},
+        "trials": 3,
+    }
+    run_study(Study.from_dict(study), "study.sqlite")
+    with Store.open("study.sqlite") as store:
+        findings = read_findings(Path("study.sqlite"))
+        rows = {Cell.from_key(key).place: store.rows(key) for key in store.cells()}
+    found = document()
+    entries = {entry["name"]: entry for entry in found["per_layer"]}
+    entries["all"] = found["results"][0]
+    assert rows.keys() == entries.keys()
+    assert len(rows) == 6
+    for place, entry in entries.items():
+        assert entry["runs"] == [100 * row.correct / row.samples for row in rows[place]]
+        assert entry["injection_rate"] == pytest.approx(
+            100 * sum(r.faults for r in rows[place]) / sum(r.elements for r in rows[place])
+        )
+    ranked = [(site.name, site.rank, [site.rank_low, site.rank_high]) for site in findings.ranked]
+    assert ranked == [(e["name"], e["rank"], e["rank_interval"]) for e in found["per_layer"]]
+    for index, cell in enumerate(findings.summary.cells):
+        for key, estimate in (("interval", "accuracy"), ("sdc_interval", "sdc")):
+            of_study = findings.summary[estimate]
+            ends = [of_study.low[index], of_study.high[index]]
+            assert entries[cell.place][key] == pytest.approx(ends)
+    place, low, high = ranked[0][0], *ranked[0][2]
+    assert re.search(rf"^ +1 \| .* \| +{low}-{high} \| {place}$", run.out, flags=re.MULTILINE)
+
+
+def test_intervals_need_scipy_which_is_said_before_the_work(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    run = command(*FAST)
+    assert run.status == 2
+    assert "intervals need scipy" in run.err
+    assert 'pip install "fxfault[cli]"' in run.err
+    assert (run.out, os.listdir(tmp_path)) == ("", [])
 
 
 @pytest.mark.parametrize(
@@ -675,15 +833,20 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Give a function that sets after how many evaluations Ctrl-C is pressed."""
 
     def set_up(evaluations: int) -> None:
-        done: list[float] = []
+        left = [evaluations]
+        golden, run = FullRunner.golden, Trials.run
 
-        def counted(made: Predictions) -> float:
-            if len(done) == evaluations:
+        def counted(real: Callable[..., Any], *arguments: Any) -> Any:
+            if left[0] == 0:
                 raise KeyboardInterrupt
-            done.append(100.0 * made.correct / len(made.labels))
-            return done[-1]
+            left[0] -= 1
+            return real(*arguments)
 
-        monkeypatch.setattr(Predictions, "accuracy", property(counted))
+        def first(self: FullRunner, on_batch: Any = None) -> Any:
+            return golden(self, on_batch) if self._golden else counted(golden, self, on_batch)
+
+        monkeypatch.setattr(FullRunner, "golden", first)
+        monkeypatch.setattr(Trials, "run", lambda *arguments: counted(run, *arguments))
 
     return set_up
 

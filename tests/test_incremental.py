@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import BNN_PYNQ, HAND_WRITTEN, TORCHVISION
 
 import fxfault
-from fxfault import golden_cache, incremental
+from fxfault import golden_cache, incremental, verification
 from fxfault.batch_independence import INFLUENCE, PLACE, independence
 from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError
 from fxfault.free_memory import free_memory
@@ -634,13 +634,13 @@ def test_verify_takes_a_share_of_the_batches(
     model: Any, data: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    batches = incremental._batches
+    batches = verification.some_batches
 
     def watched(loader: Any, wanted: Any) -> Any:
         asked.append(len(wanted))
         return batches(loader, wanted)
 
-    monkeypatch.setattr(incremental, "_batches", watched)
+    monkeypatch.setattr(verification, "some_batches", watched)
     runner = IncrementalRunner(model, data, verify=30)
     for trial in range(50):
         model.faults.reset(trial=trial)

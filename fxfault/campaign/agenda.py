@@ -44,6 +44,11 @@ class _CellState:
     waiting: list[int] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
 
+    @property
+    def expected(self) -> int:
+        """Trials that the cell will have at least; a study that was cut has more of them."""
+        return max(self.wanted, len(self.rows))
+
     def look(self, study: Study) -> bool:
         """Ask whether more trials are wanted now that all are there; returns whether not."""
         wanted = trials_wanted(study, list(self.rows.values()), self.wanted)
@@ -98,7 +103,7 @@ class Agenda:
     @property
     def wanted(self) -> int:
         """Trials that the study will have at least."""
-        return self._wanted_of_finished + sum(state.wanted for state in self._open.values())
+        return self._wanted_of_finished + sum(state.expected for state in self._open.values())
 
     def next(self, most: int) -> Batch | None:
         """Hand out up to `most` trials of one cell; None where all are running that can be."""
@@ -131,4 +136,4 @@ class Agenda:
         if state.look(self.study):
             del self._open[key]
             self.finished_cells += 1
-            self._wanted_of_finished += state.wanted
+            self._wanted_of_finished += state.expected

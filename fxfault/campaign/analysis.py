@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxfault.campaign.intervals import Floats, clustered_wilson, student_t, wilson
+from fxfault.campaign.rows import COUNTS, TrialRow
 from fxfault.campaign.stopping import look_points
 from fxfault.campaign.study import Cell
 
 if TYPE_CHECKING:
-    from fxfault.campaign.study import Study
+    from fxfault.campaign.study import StopRule, Study
 
 Integers = NDArray[np.int64]
 Table = Mapping[str, NDArray[Any]]
@@ -80,7 +81,7 @@ class Summary:
         A NaN comes as None.
         """
         for index, cell in enumerate(self.cells):
-            row: dict[str, Any] = {**cell.settings, "trials": int(self.trials[index])}
+            row: dict[str, Any] = {**cell.columns, "trials": int(self.trials[index])}
             row["golden"] = _plain(self.golden[index])
             for name, estimate in self.estimates.items():
                 row[name] = _plain(estimate.value[index])
@@ -93,6 +94,22 @@ class Summary:
 
 def _plain(value: np.float64) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def table_of(rows: Sequence[TrialRow], cells: Sequence[Cell]) -> Table:
+    """Put rows into columns, as a store gives them.
+
+    Args:
+        rows: of these cells, in any order.
+        cells: each once.
+    """
+    places = {cell.key: index for index, cell in enumerate(cells)}
+    table = {
+        name: np.array([getattr(row, name) for row in rows], np.float64)
+        for name in (*COUNTS, "seconds")
+    }
+    table["trial"] = table["trial"].astype(np.int64)
+    return {**table, "cell": np.array([places[row.cell] for row in rows], np.int64)}
 
 
 def summarise(
@@ -216,14 +233,42 @@ def states(
         return [DONE if number >= study.max_trials else UNFINISHED for number in trials]
     rule = study.stop
     sure = is_within(summarise(table, cells, shared, rule.confidence), rule.margin)
-    looks = set(look_points(rule))
-    found = []
-    for number, enough in zip(trials.tolist(), sure.tolist(), strict=True):
-        if number >= rule.max_trials:
-            found.append(DONE if enough else UNSURE)
-        else:
-            found.append(EARLY if enough and number in looks else UNFINISHED)
-    return found
+    whole = trials >= rule.max_trials
+    stopped = sure & np.isin(trials, look_points(rule))
+    rest = ~whole & ~stopped & (trials > rule.min_trials)
+    stopped |= _stopped_before(rule, table, cells, shared, rest)
+    ended = np.where(sure, DONE, UNSURE)
+    return [str(s) for s in np.where(whole, ended, np.where(stopped, EARLY, UNFINISHED))]
+
+
+def _stopped_before(
+    rule: StopRule,
+    table: Table,
+    cells: Sequence[Cell],
+    shared: Sequence[bool] | None,
+    chosen: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Which of some cells the rule ends at fewer trials than they have.
+
+    They have more where the study asked for more before (see `fingerprint.conflicts`).
+
+    Args:
+        rule: the present one.
+        table: the rows.
+        cells: all of them.
+        shared: as for `states`.
+        chosen: which are looked at, shape (cells,).
+    """
+    stopped = np.zeros(len(cells), bool)
+    looks = look_points(rule)[:-1] if chosen.any() else ()
+    own = chosen[table["cell"]]
+    part = {name: column[own] for name, column in table.items()} if looks else {}
+    for look in looks:
+        first = part["trial"] < look
+        seen = {name: column[first] for name, column in part.items()}
+        summary = summarise(seen, cells, shared, rule.confidence)
+        stopped |= is_within(summary, rule.margin) & (summary.trials == look)
+    return stopped
 
 
 def is_within(summary: Summary, margin: float) -> NDArray[np.bool_]:

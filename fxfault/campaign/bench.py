@@ -7,8 +7,6 @@ pickled, so every worker builds its own network from configuration and checkpoin
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,9 +15,11 @@ import torch
 
 import fxfault
 from fxfault.campaign import fingerprint
-from fxfault.campaign.exposure import Exposure
-from fxfault.campaign.rows import TrialRow, measure
+from fxfault.campaign.outline import background_of
+from fxfault.campaign.plan import Plan, make_runner
+from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.study import Cell, Study
+from fxfault.campaign.trials import Trials
 from fxfault.errors import DataError
 from fxfault.experiment_parts import (
     Batches,
@@ -29,42 +29,11 @@ from fxfault.experiment_parts import (
     pick_device,
     try_model,
 )
-from fxfault.predictions import FullRunner, Runner
-from fxfault.sites import FaultSites, faults_of
+from fxfault.sites import faults_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from fxfault.campaign.engines import OnNote
     from fxfault.config import FaultInjectionConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a worker needs to know to set itself up: plain values.
-
-    Attributes:
-        study: as `Study.to_dict` gives it.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; of several GPUs, `auto` and `cuda` give worker
-            n the one that its turn comes to.
-        threads: of torch; None leaves them as they are.
-        incremental: keep work from one trial to the next; rows do not depend on it.
-        freeze: quantise weights once; rows do not depend on it.
-    """
-
-    study: Mapping[str, Any]
-    device: str = "auto"
-    threads: int | None = None
-    incremental: bool = True
-    freeze: bool = True
-
-    def to_json(self) -> str:
-        """The plan as text."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -75,11 +44,13 @@ class Facts:
         sites: names, in the order of execution.
         bit_widths: of each site whose width is constant.
         fingerprint: of study, code, data and networks; see `fxfault.campaign.fingerprint`.
+        background: what a report tells beside the rows; see `fxfault.campaign.background`.
     """
 
     sites: Sequence[str]
     bit_widths: Mapping[str, int]
     fingerprint: Mapping[str, Any]
+    background: Mapping[str, Any]
 
 
 class Bench:
@@ -88,23 +59,23 @@ class Bench:
     One network is held at a time, that of the last cell's checkpoint.
     """
 
-    def __init__(self, plan: Plan, worker: int = 0) -> None:
+    def __init__(self, plan: Plan, worker: int = 0, on_note: OnNote = lambda text: None) -> None:
         """Open the data; the network is built when it is needed.
 
         Args:
             plan: what to set up.
-            worker: number of the worker, 0 and up.
+            worker: number of the worker on its machine, 0 and up.
+            on_note: called with what a user should know.
 
         Raises:
             FxFaultError: the data cannot be read, or there is no such device.
         """
-        self.plan = plan
+        self.plan, self.on_note = plan, on_note
         self.study = Study.from_dict(plan.study)
         self.device = _device(plan.device, worker)
         self._data = open_test_data(self.study.experiment)
         self._batches = Batches(self._data.dataset, self.study.experiment.training.batch_size)
         self._network: _Network | None = None
-        self._expected: dict[str, Any] = {}
 
     def facts(self) -> Facts:
         """Build the network with each of the study's checkpoints, and see what they are.
@@ -115,8 +86,9 @@ class Bench:
         networks: dict[str, Any] = {}
         for checkpoint in reversed(self.study.axes.checkpoint):  # Ends with that of the first cell.
             network = self._network_of(checkpoint)
+            network.check(self.study)
             networks[checkpoint] = network.facts()
-        faults, labels = network.faults, network.golden.labels
+        faults, labels = network.faults, network.trials.golden.labels
         return Facts(
             sites=list(faults.names),
             bit_widths={s.name: s.bit_width for s in faults if s.bit_width is not None},
@@ -126,6 +98,7 @@ class Bench:
                 "data": fingerprint.of_data(self._data.dataset, self._batches, labels),
                 "networks": networks,
             },
+            background=network.background,
         )
 
     def run(self, cell: Cell, trial: int) -> TrialRow:
@@ -146,9 +119,7 @@ class Bench:
     def _network_of(self, checkpoint: str | None) -> _Network:
         if self._network is None or self._network.checkpoint != checkpoint:
             self._network = None  # Its memory is needed for the next.
-            self._network = _Network(
-                self.study, self.plan, checkpoint, self._data, self._batches, self.device
-            )
+            self._network = _Network(self, checkpoint, self._data, self._batches)
         return self._network
 
 
@@ -156,14 +127,9 @@ class _Network:
     """The network with one of the checkpoints."""
 
     def __init__(
-        self,
-        study: Study,
-        plan: Plan,
-        checkpoint: str | None,
-        data: EvaluationData,
-        batches: Batches,
-        device: torch.device,
+        self, bench: Bench, checkpoint: str | None, data: EvaluationData, batches: Batches
     ) -> None:
+        plan, study, device = bench.plan, bench.study, bench.device
         self.checkpoint = checkpoint
         model, info = load_model(study.experiment, checkpoint, data.facts)
         self.file = None if info is None else info.sha256
@@ -173,11 +139,10 @@ class _Network:
         self.model = (fxfault.freeze(model) if plan.freeze else model).eval()
         self.faults = faults_of(self.model)
         self.structure = fingerprint.of_structure(model, self.faults)
-        self.runner = _runner(self.model, batches, device, plan.incremental)
-        self.golden = self.runner.golden()  # Kept: asking the runner looks at all parameters.
-        inputs = next(iter(batches))[0].to(device)
+        self.trials = Trials(make_runner(plan, self.model, batches, device, bench.on_note))
         self._cell: Cell | None = None
-        self.exposure = Exposure(self.model, self.faults, inputs, batches.samples)
+        seen = background_of(model, self.faults, self.trials.exposure.elements, device)
+        self.background = seen.to_dict()
 
     def facts(self) -> dict[str, Any]:
         """The part of the fingerprint that is of this network."""
@@ -185,51 +150,37 @@ class _Network:
             "checkpoint": self.file,
             "state": self.state,
             "structure": self.structure,
-            "golden": fingerprint.of_golden(self.golden),
+            "golden": fingerprint.of_golden(self.trials.golden),
         }
+
+    def check(self, study: Study) -> None:
+        """See, before hours of work, that every cell can be run.
+
+        Raises:
+            FxFaultError: a cell's settings do not fit the network.
+        """
+        widths = {site.name: site.bit_width for site in self.faults if site.bit_width is not None}
+        own = [c for c in study.cells(self.faults.names, widths) if c.checkpoint == self.checkpoint]
+        # Of those that differ in their rate alone, the one with the highest.
+        highest = {(c.place, c.fault): c for c in sorted(own, key=lambda c: c.rate or 0.0)}
+        for cell in highest.values():
+            self._set(study, cell)
 
     def run(self, study: Study, cell: Cell, trial: int) -> TrialRow:
         """Run one trial."""
-        started = time.perf_counter()
         if cell != self._cell:
-            set_faults(self.faults, study, cell)
-            self._cell = cell
-        self.faults.reset(trial=trial)
-        faulty, hits, elements = self.exposure.measured(self.runner.run)
-        return measure(
-            self.golden,
-            faulty,
-            cell=cell.key,
-            trial=trial,
-            faults=hits,
-            elements=elements,
-            seconds=time.perf_counter() - started,
-        )
+            self._set(study, cell)
+        return self.trials.run(cell.key, trial)
 
-
-def set_faults(faults: FaultSites, study: Study, cell: Cell) -> None:
-    """Set the sites of a network to what a cell asks for.
-
-    Raises:
-        FxFaultError: a site or a fault model is not there.
-    """
-    config = study.fault_config(cell)
-    faults.select(config.layers)
-    faults.set_faults(config)
-    faults.check_words()
+    def _set(self, study: Study, cell: Cell) -> None:
+        self._cell = None  # Until all of it is set.
+        self.trials.set(study.fault_config(cell))
+        self._cell = cell
 
 
 def _open_config(study: Study) -> FaultInjectionConfig:
     """The base of all cells, with all sites: which ones are struck is for a cell to say."""
     return dataclasses.replace(study.experiment.fault_injection, layers=None)
-
-
-def _runner(model: nn.Module, batches: Batches, device: torch.device, incremental: bool) -> Runner:
-    if incremental:
-        from fxfault.incremental import IncrementalRunner
-
-        return IncrementalRunner(model, batches, device)
-    return FullRunner(model, batches, device)
 
 
 def _device(name: str, worker: int) -> torch.device:

@@ -8,9 +8,9 @@ them apart.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -104,14 +104,14 @@ def compare(a: Side, b: Side) -> list[Difference]:
     return [_difference((a, b), falls, pair) for pair in pairs]
 
 
-def _identity(cell: Cell, without_checkpoint: bool) -> tuple[Any, ...]:
+def _identity(cell: Cell, without_checkpoint: bool) -> str:
     checkpoint = None if without_checkpoint else cell.checkpoint
-    return cell.fault, cell.probability, cell.layers, checkpoint
+    return json.dumps({**cell.settings, "checkpoint": checkpoint}, sort_keys=True)
 
 
 def _kinds(summary: Summary) -> str:
     faults = dict.fromkeys(cell.fault for cell in summary.cells)
-    rates = dict.fromkeys(f"{cell.probability:g}%" for cell in summary.cells)
+    rates = dict.fromkeys(cell.rate_text for cell in summary.cells)
     places = dict.fromkeys(cell.place for cell in summary.cells)
     return f"{', '.join(faults)} at {', '.join(rates)} on {', '.join(places)}"
 

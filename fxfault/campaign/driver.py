@@ -11,20 +11,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from fxfault.campaign import fingerprint
 from fxfault.campaign.agenda import Agenda
-from fxfault.campaign.bench import Plan
-from fxfault.campaign.engines import Engine, make_engine
+from fxfault.campaign.engines import Engine, OnNote, make_engine
 from fxfault.campaign.errors import StoreError
+from fxfault.campaign.plan import Plan
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.store import Store, is_new
 from fxfault.campaign.study import Cell, Study
+
+_LOGGER = logging.getLogger(__name__)
 
 # Rows wait so long for others to be written with them: what a killed driver may cost.
 _WRITE_EVERY = 0.1  # seconds
@@ -81,7 +85,11 @@ def run_study(
     device: str = "auto",
     incremental: bool = True,
     freeze: bool = True,
+    compile: bool = False,
+    cache_memory: int | None = None,
+    verify: float = 0.0,
     on_progress: OnProgress | None = None,
+    on_note: OnNote = _LOGGER.info,
 ) -> Progress:
     """Run a study, or what is missing of one that is in the store already.
 
@@ -90,43 +98,56 @@ def run_study(
     order: what is finished is stored, and the next call goes on.
 
     Args:
-        study: what to measure.
+        study: what to measure. One that differs from that of the store only in its numbers of
+            trials, or in more values on its axes, takes that one's place; all trials are kept.
         store_path: file of the store; it is made where there is none.
         engine: `local`, `processes` or `ray`, or an engine of `make_engine`, which is closed.
         workers: see `make_engine`; only where `engine` is a name.
         threads: of torch in each worker, by default 1; `local` leaves torch as it is.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        incremental: keep work from one trial to the next.
+        incremental: do again only what faults change; see `fxfault.incremental`.
         freeze: quantise weights once.
+        compile: run compiled code where that is faster; see `fxfault.compiled_runner`.
+        cache_memory: bytes for what incremental runs start from, of all workers on a machine (or
+            a GPU) together; default: a quarter of what is free.
+        verify: share of the batches that are run in full and without compiled code, too, in
+            percent; where predictions differ, the study ends.
         on_progress: called when the study starts, and each time that rows were stored.
+        on_note: called with what a user should know, such as why nothing is compiled.
 
     Returns:
         How far the study is when it ends.
 
     Raises:
         StoreError: the store cannot be used, or does not fit the study, network, data or code.
+        ConfigError: options do not go together.
         FxFaultError: something that the study names cannot be used, or a trial cannot be run.
     """
     path = Path(store_path)
-    made = make_engine(engine, workers=workers) if isinstance(engine, str) else engine
     plan = Plan(
         study=study.to_dict(),
         device=device,
         threads=threads,
         incremental=incremental,
         freeze=freeze,
+        compile=compile,
+        cache_memory=cache_memory,
+        verify=verify,
     )
+    made = make_engine(engine, workers=workers) if isinstance(engine, str) else engine
     store = None if is_new(path) else Store.open(path, write=True)
     try:
         if store is not None:  # At once, as far as it can be told without a network.
-            study_now = {"study": fingerprint.of_study(study)}
-            _check_fits(store, {"study": store.fingerprint.get("study", {})}, study_now)
-        facts = made.start(plan)
+            _check_fits(store, {"study": fingerprint.of_study(study)})
+        facts = made.start(plan, on_note)
         cells = tuple(study.cells(facts.sites, facts.bit_widths))
         if store is None:
             store = Store.create(path, study.to_dict(), facts.fingerprint)
+            store.note({**facts.background, "begun": _now()})
         else:
-            _check_fits(store, store.fingerprint, facts.fingerprint)
+            _check_fits(store, facts.fingerprint)
+            _extend(store, study, facts.fingerprint, on_note)
+            store.note(facts.background)
         return _Run(study, cells, store, made, on_progress).to_the_end()
     finally:
         made.close()
@@ -134,13 +155,28 @@ def run_study(
             store.close()
 
 
-def _check_fits(store: Store, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    lines = fingerprint.differences(stored, now)
+def _now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _check_fits(store: Store, now: Mapping[str, Any]) -> None:
+    lines = fingerprint.conflicts(store.fingerprint, now)
     if lines:
         raise StoreError(
             f"{store.path} holds trials of something else, {fingerprint.refusal(lines)}; name "
-            "another store, or go back to what this one was made with"
+            "another store, or go back to what this one was made with (an axis may only gain "
+            "values; numbers of trials may change)"
         )
+
+
+def _extend(store: Store, study: Study, now: Mapping[str, Any], on_note: OnNote) -> None:
+    """Let a store hold a study that asks for other cells or other numbers of trials."""
+    lines = fingerprint.differences(store.fingerprint["study"], now["study"])
+    if lines:
+        store.extend(study.to_dict(), now)
+        text = fingerprint.refusal(lines)
+        on_note(f"{store.path} goes on with another study, {text}; all of its trials are kept")
 
 
 class _Run:

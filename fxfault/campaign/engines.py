@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from fxfault.campaign.agenda import Batch
@@ -16,10 +17,14 @@ from fxfault.campaign.rows import TrialRow
 from fxfault.models.user_factory import nearest
 
 if TYPE_CHECKING:
-    from fxfault.campaign.bench import Bench, Facts, Plan
+    from fxfault.campaign.bench import Bench, Facts
+    from fxfault.campaign.plan import Plan
     from fxfault.campaign.study import Cell
 
 ENGINES = ("local", "processes", "ray")
+
+OnNote = Callable[[str], object]
+"""Called with a sentence that a user should know of, such as why nothing is compiled."""
 
 
 class Engine(Protocol):
@@ -31,8 +36,12 @@ class Engine(Protocol):
 
     slots: int
 
-    def start(self, plan: Plan) -> Facts:
+    def start(self, plan: Plan, on_note: OnNote) -> Facts:
         """Set up at least one worker.
+
+        Args:
+            plan: what to set up.
+            on_note: called with what workers want a user to know, now or later.
 
         Raises:
             FxFaultError: something that the plan names cannot be used.
@@ -61,11 +70,11 @@ class LocalEngine:
         self._bench: Bench | None = None
         self._waiting: deque[tuple[Cell, int]] = deque()
 
-    def start(self, plan: Plan) -> Facts:
+    def start(self, plan: Plan, on_note: OnNote) -> Facts:
         """See `Engine.start`."""
         from fxfault.campaign.bench import Bench
 
-        self._bench = Bench(plan)
+        self._bench = Bench(plan, on_note=on_note)
         return self._bench.facts()
 
     def submit(self, batch: Batch) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxfault.draws import elements_hit
+from fxfault.draws import elements_hit, samples_struck
 from fxfault.sampling import Layout
 from fxfault.sites import FaultSite, FaultSites
 from fxfault.statistics import FaultStatistics
@@ -53,6 +53,18 @@ class Exposure:
             for site in faults
         }
 
+    def check(self) -> None:
+        """See that each sample has as many elements as `num_faults` asks for.
+
+        Raises:
+            SiteError: it has not.
+        """
+        for site in self.faults:
+            elements = self.elements[site.name]
+            counted = any(fault.num_faults is not None for fault in site.faults)
+            if counted and site.armed and elements is not None:
+                samples_struck(site, site.stream(), range(1), Layout(1, 1, (elements,)))
+
     def measured(self, run: Callable[[], Predictions]) -> tuple[Predictions, int, int]:
         """Run an evaluation and count.
 
@@ -63,11 +75,15 @@ class Exposure:
             The predictions, the elements that were hit, and the elements that were exposed.
         """
         exposed = [site for site in self.faults if site.armed]
-        if any(self.elements[site.name] is None for site in exposed):
+        statistics = self.faults.statistics
+        if statistics is None and any(self.elements[site.name] is None for site in exposed):
             statistics = FaultStatistics(len(self.faults), self.faults.names, cosine=False)
+        if statistics is not None:
+            hits, elements = statistics.total_injections, statistics.total_activations
             with _recording(self.faults, statistics):
                 predictions = run()
-            return predictions, statistics.total_injections, statistics.total_activations
+            hits = statistics.total_injections - hits
+            return predictions, hits, statistics.total_activations - elements
         predictions = run()
         hits = sum(self._hits(site) for site in exposed)
         return predictions, hits, self.samples * sum(self.elements[s.name] or 0 for s in exposed)

@@ -1,7 +1,8 @@
 """What the rows of a store were measured on, so that no others are put beside them.
 
 A fingerprint holds the study, the network with each of its weights, the data, the predictions
-without faults, and the versions of the code. A store goes on only with what has the same one.
+without faults, and the versions of the code. A store goes on only with what has the same one, but
+for what adds rows and changes none: how many trials a cell gets, and more values on its axes.
 
 What may differ, since rows do not depend on it: the engine, the number of workers, whether work is
 kept from one trial to the next, freezing, the folder that data lies in, the sections of an
@@ -164,6 +165,51 @@ def differences(
         for name in sorted(before.keys() | after.keys())
         if name not in before or name not in after or before[name] != after[name]
     ]
+
+
+def conflicts(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in which points rows of the present study would not fit beside those of a store.
+
+    A study may have other numbers of trials or another stop rule, as trial k of a cell is the same
+    in any case, and more values on its axes, as these make other cells.
+
+    >>> stored = {"study": {"trials": 20, "axes": {"probability": [1.0]}}}
+    >>> conflicts(stored, {"study": {"trials": 50, "axes": {"probability": [5.0, 1.0]}}})
+    []
+    >>> conflicts(stored, {"study": {"trials": 20, "axes": {"probability": [5.0]}}})
+    ['study.axes.probability: [1.0] in the store, [5.0] now']
+
+    Args:
+        stored: fingerprint of the store.
+        now: the present one, or the parts of it that are known yet.
+    """
+    old, new = _without_length(stored), _without_length(now)
+    old = {name: part for name, part in old.items() if name in new}
+    networks = new.get("networks", {})
+    if "networks" in old:
+        kept = {name: part for name, part in networks.items() if name in old["networks"]}
+        new["networks"] = kept
+    axes = old.get("study", {}).get("axes", {})
+    for name, values in new.get("study", {}).get("axes", {}).items():
+        new["study"]["axes"][name] = _without_new(axes.get(name, ()), values)
+    return differences(old, new)
+
+
+def _without_length(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a fingerprint without how many trials there are."""
+    copied: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    for key in ("trials", "stop"):
+        copied.get("study", {}).pop(key, None)
+    return copied
+
+
+def _without_new(stored: Any, values: Any) -> Any:
+    """The values of an axis that the store has, too; all of them where it has some more."""
+    if isinstance(stored, Mapping) and isinstance(values, Mapping):
+        whole = all(name in values and values[name] == stored[name] for name in stored)
+    else:
+        whole = all(value in values for value in stored)
+    return stored if stored and whole else values
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

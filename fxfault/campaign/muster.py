@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.errors import EngineError
 from fxfault.campaign.fingerprint import differences, refusal
+
+if TYPE_CHECKING:
+    from fxfault.campaign.engines import OnNote
 
 # A worker that dies so often over one trial, or so often before it is ready, dies of that.
 MOST_DEATHS = 5
@@ -21,10 +24,13 @@ class Muster:
 
     Attributes:
         facts: what the first worker that was ready found, as plain values; None before.
+        on_note: called with what workers want a user to know, once for all that say the same.
     """
 
     def __init__(self) -> None:
         self.facts: Mapping[str, Any] | None = None
+        self.on_note: OnNote = lambda text: None
+        self._notes: set[str] = set()
         self._deaths: Counter[Trial | None] = Counter()
 
     def enlist(self, worker: int, facts: Mapping[str, Any]) -> None:
@@ -41,6 +47,12 @@ class Muster:
             raise EngineError(
                 f"worker {worker} does not compute what the first one does, {refusal(lines)}"
             )
+
+    def note(self, text: str) -> None:
+        """Pass a worker's note on, if no worker has said so before."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self.on_note(text)
 
     def lose(self, trial: Trial | None, how: str) -> None:
         """Note that a worker died.

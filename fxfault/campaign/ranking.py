@@ -11,8 +11,8 @@ from fxfault.campaign.analysis import Integers, Summary, Table, mean_of_cells
 from fxfault.campaign.intervals import Floats, rank_intervals
 from fxfault.campaign.study import Cell
 
-Setting = tuple[str, float, str | None]
-"""What sites are compared under: fault with its bit, probability in percent, checkpoint."""
+Setting = tuple[str, str, str | None]
+"""What sites are compared under: fault with its bit, rate, checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RankedSite:
 
 def setting_of(cell: Cell) -> Setting:
     """What a cell has in common with those of other sites."""
-    return cell.fault, cell.probability, cell.checkpoint
+    return cell.fault, cell.rate_text, cell.checkpoint
 
 
 def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
@@ -57,7 +57,7 @@ def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
 
 
 def rank_sites(
-    table: Table, summary: Summary, settings: Sequence[Setting] = ()
+    table: Table, summary: Summary, settings: Sequence[Setting] = (), fewest: int = 2
 ) -> list[RankedSite]:
     """Rank the sites that were struck alone, the weakest first.
 
@@ -68,15 +68,16 @@ def rank_sites(
         table: the rows.
         summary: of the same rows.
         settings: those that count; default: all.
+        fewest: sites that make a ranking.
 
     Returns:
-        Empty where fewer than two sites can be compared.
+        Empty where fewer sites can be compared.
     """
     by_setting = site_cells(summary)
     wanted = {key: by_setting[key] for key in settings or by_setting if key in by_setting}
     names = list(dict.fromkeys(name for sites in wanted.values() for name in sites))
     common = {key: sites for key, sites in wanted.items() if len(sites) == len(names)}
-    if len(names) < 2 or not common:
+    if len(names) < fewest or not common:
         return []
     columns = np.array([[sites[name] for name in names] for sites in common.values()])
     falls = Falls(table)
@@ -135,13 +136,13 @@ class HeatMap:
         sites: in the order of the study.
         faults: fault models, each bit of one for itself.
         values: in percent, shape (sites, faults); NaN where some of the rates have no trial.
-        rates: probabilities that were averaged, in percent.
+        rates: those that were averaged, as a cell writes them, ascending.
     """
 
     sites: tuple[str, ...]
     faults: tuple[str, ...]
     values: Floats
-    rates: tuple[float, ...]
+    rates: tuple[str, ...]
 
 
 def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
@@ -157,44 +158,50 @@ def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
             numbers[place] += 1
     # A place that lacks some of the rates would not be comparable.
     values = np.where(numbers == numbers.max(axis=0), sums, np.nan) / np.maximum(numbers, 1)
-    rates = tuple(sorted({probability for _, probability, _ in by_setting}))
-    return HeatMap(sites, faults, values, rates)
+    cells = [summary.cells[index] for found in by_setting.values() for index in found.values()]
+    rates = {cell.rate or 0.0: cell.rate_text for cell in cells}
+    return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against the probability of faults.
+    """Accuracy against how often faults strike.
 
     Attributes:
         place: what is struck: `all`, names of sites, or `each` for the mean over single sites.
         fault: fault model with its bit.
         checkpoint: the weights.
-        probabilities: in percent, ascending.
+        rates: probabilities in percent, or faults of each sample, ascending.
         accuracy: mean accuracy at each, in percent.
         low: lower ends of its intervals; NaN where there is none.
         high: upper ends.
+        counted: whether the rates are numbers of faults.
+        sites: that were struck alone and averaged; 1 where sites were struck together.
     """
 
     place: str
     fault: str
     checkpoint: str | None
-    probabilities: tuple[float, ...]
+    rates: tuple[float, ...]
     accuracy: Floats
     low: Floats
     high: Floats
+    counted: bool = False
+    sites: int = 1
 
 
 def curves(summary: Summary) -> list[Curve]:
     """Give a curve for each fault, and for each group of sites that was struck together.
 
     Sites struck alone make one curve, their mean; a rate that not all of them have is left out.
+    Cells of several faults, each with its own rate, are on no curve.
     """
     groups: dict[tuple[str, str, str | None], dict[float, list[int]]] = {}
     for index, cell in enumerate(summary.cells):
-        if summary.trials[index]:
+        if summary.trials[index] and cell.rate is not None:
             alone = cell.layers is not None and len(cell.layers) == 1
             key = "each" if alone else cell.place, cell.fault, cell.checkpoint
-            groups.setdefault(key, {}).setdefault(cell.probability, []).append(index)
+            groups.setdefault(key, {}).setdefault(cell.rate, []).append(index)
     return [_curve(key, found, summary) for key, found in groups.items()]
 
 
@@ -206,4 +213,5 @@ def _curve(
     # A column for each rate.
     cells = np.array([cells for _, cells in points]).T
     rates = tuple(rate for rate, _ in points)
-    return Curve(*key, rates, *mean_of_cells(summary["accuracy"], cells))
+    counted = summary.cells[cells.flat[0]].num_faults is not None
+    return Curve(*key, rates, *mean_of_cells(summary["accuracy"], cells), counted, len(cells))

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray  # type: ignore[import-not-found]
@@ -19,41 +18,35 @@ from ray.exceptions import (  # type: ignore[import-not-found]
     RayActorError,
 )
 
-from fxfault.campaign.agenda import Batch
+from fxfault.campaign.crew import Crew, Worker
 from fxfault.campaign.errors import EngineError
-from fxfault.campaign.muster import Muster
 from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.worker import retold, told
+from fxfault.campaign.worker import set_up, told
 
 if TYPE_CHECKING:
-    from fxfault.campaign.bench import Bench, Facts, Plan
-
-# A batch that runs and one that waits, so that no worker waits for the driver.
-BATCHES_EACH = 2
+    from fxfault.campaign.bench import Bench
+    from fxfault.campaign.plan import Plan
 
 
 class _Trials:
-    """The actor. It takes and gives text (JSON), so that no error of ours needs to be pickled."""
+    """The actor. It gives messages as text (JSON), so that no error of ours must be pickled."""
 
     def __init__(self, plan: str, folder: str) -> None:
         self._plan, self._folder = plan, folder
         self._bench: Bench | None = None
+        self._messages: list[tuple[str, Any]] = []
 
     def facts(self) -> str:
         """Set up, and say what was found."""
-        import torch
-
-        from fxfault.campaign.bench import Bench, Plan
-
         try:
             if os.path.isdir(self._folder):
                 os.chdir(self._folder)  # Where the study's relative paths start.
-            plan = Plan.from_json(self._plan)
-            torch.set_num_threads(plan.threads or 1)
-            self._bench = Bench(plan)  # Ray shows each worker only the GPUs that are its own.
-            return json.dumps(["facts", asdict(self._bench.facts())])
+            # As worker 0: Ray shows each worker only the GPUs that are its own.
+            self._bench = set_up(self._plan, 0, self._note)
+            self._messages.append(("facts", asdict(self._bench.facts())))
         except Exception as error:  # whatever it is, the driver is to know
-            return json.dumps(["error", told(error)])
+            self._messages.append(("error", told(error)))
+        return self._told()
 
     def run(self, cell: str, trials: list[int]) -> str:
         """Run some trials of a cell."""
@@ -62,22 +55,28 @@ class _Trials:
         assert self._bench is not None
         try:
             made = Cell.from_key(cell)
-            return json.dumps(["rows", [self._bench.run(made, k).to_list() for k in trials]])
+            for trial in trials:
+                self._messages.append(("row", self._bench.run(made, trial).to_list()))
         except Exception as error:  # whatever it is, the driver is to know
-            return json.dumps(["error", told(error)])
+            self._messages.append(("error", told(error)))
+        return self._told()
+
+    def _note(self, text: str) -> None:
+        self._messages.append(("note", text))
+
+    def _told(self) -> str:
+        messages, self._messages = self._messages, []
+        return json.dumps(messages)
 
 
-@dataclass(eq=False)
-class _Worker:
-    """An actor, and how many batches it was given."""
+@dataclass(eq=False, kw_only=True)
+class _Actor(Worker):
+    """An actor somewhere in the cluster."""
 
-    number: int
     actor: Any
-    ready: bool = False
-    batches: int = 0
 
 
-class RayEngine:
+class RayEngine(Crew[_Actor]):
     """Runs trials on a Ray cluster.
 
     An actor that dies, or whose machine does, costs the batch that it was at: about a quarter of
@@ -92,41 +91,13 @@ class RayEngine:
         gpus_per_trial: float | None = None,
     ) -> None:
         """Connect to nothing yet; the arguments are those of `make_engine`."""
+        super().__init__()
         self.workers = workers or 0
         self.slots = 0
         self._address, self._gpus = address, gpus_per_trial
         self._is_ours = False
-        self._plan, self._cores = "", 1
-        self._muster = Muster()
-        self._workers: list[_Worker] = []
-        self._calls: dict[Any, tuple[_Worker, Batch | None]] = {}
-        self._waiting: deque[Batch] = deque()
-
-    def start(self, plan: Plan) -> Facts:
-        """See `Engine.start`; returns as soon as one worker is ready."""
-        from fxfault.campaign.bench import Facts
-
-        self._plan, self._cores = plan.to_json(), plan.threads or 1
-        self._connect()
-        self._count_workers()
-        self.slots = self.workers * BATCHES_EACH
-        self._workers = [self._started(number) for number in range(self.workers)]
-        while self._muster.facts is None:
-            self._listen()
-        return Facts(**self._muster.facts)
-
-    def submit(self, batch: Batch) -> None:
-        """See `Engine.submit`."""
-        self._waiting.append(batch)
-        self._hand_out()
-
-    def receive(self) -> list[TrialRow]:
-        """See `Engine.receive`."""
-        while True:
-            rows = self._listen()
-            self._hand_out()
-            if rows:
-                return rows
+        self._cores = 1
+        self._calls: dict[Any, _Actor] = {}
 
     def close(self) -> None:
         """See `Engine.close`; a cluster that was there before stays."""
@@ -138,6 +109,12 @@ class RayEngine:
             self._is_ours = False
 
     # -- the cluster --------------------------------------------------------------------
+
+    def _prepared(self, plan: Plan) -> Plan:
+        self._cores = plan.threads or 1
+        self._connect()
+        self._count_workers()
+        return replace(plan, sharing=self._most_together())
 
     def _connect(self) -> None:
         if ray.is_initialized():
@@ -172,50 +149,37 @@ class RayEngine:
                 f"{self._gpus:g}; add machines, or lower the threads or gpus_per_trial"
             )
 
-    def _started(self, number: int) -> _Worker:
+    def _most_together(self) -> int:
+        """How many workers may come to share a machine's memory, or that of a GPU."""
+        if self._gpus:
+            return max(1, int(1 / self._gpus))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = max((int(there.get("CPU", 0) // self._cores) for there in machines), default=1)
+        return max(1, min(self.workers, most))
+
+    # -- workers ------------------------------------------------------------------------
+
+    def _started(self, number: int) -> _Actor:
+        assert self._plan is not None
         options = {"num_cpus": self._cores, "num_gpus": self._gpus}
-        actor = ray.remote(_Trials).options(**options).remote(self._plan, os.getcwd())
-        worker = _Worker(number, actor)
-        self._calls[actor.facts.remote()] = (worker, None)
+        actor = ray.remote(_Trials).options(**options).remote(self._plan.to_json(), os.getcwd())
+        worker = _Actor(number, actor=actor)
+        self._calls[actor.facts.remote()] = worker
         return worker
 
-    # -- trials -------------------------------------------------------------------------
-
-    def _hand_out(self) -> None:
-        for depth in range(BATCHES_EACH):
-            for worker in self._workers:
-                if self._waiting and worker.ready and worker.batches <= depth:
-                    batch = self._waiting.popleft()
-                    call = worker.actor.run.remote(batch.cell, list(batch.trials))
-                    self._calls[call] = (worker, batch)
-                    worker.batches += 1
+    def _give(self, worker: _Actor, cell: str, trials: list[int]) -> None:
+        self._calls[worker.actor.run.remote(cell, trials)] = worker
 
     def _listen(self) -> list[TrialRow]:
         """Wait for one call to end."""
         (call,), _ = ray.wait(list(self._calls), num_returns=1)
-        worker, batch = self._calls.pop(call)
+        worker = self._calls.pop(call)
         try:
-            kind, content = json.loads(ray.get(call))
+            messages = json.loads(ray.get(call))
         except (RayActorError, OutOfMemoryError) as error:
-            self._replace(worker, batch, type(error).__name__)
+            # Its other calls, which fail as well, are handed out again, too.
+            self._calls = {call: w for call, w in self._calls.items() if w is not worker}
+            ray.kill(worker.actor)
+            self._replace(worker, type(error).__name__)
             return []
-        if kind == "error":
-            raise retold(content, f"worker {worker.number}")
-        if kind == "facts":
-            self._muster.enlist(worker.number, content)
-            worker.ready = True
-            return []
-        worker.batches -= 1
-        return [TrialRow.from_list(values) for values in content]
-
-    def _replace(self, worker: _Worker, batch: Batch | None, how: str) -> None:
-        """Start another worker in the place of a dead one, and hand its trials out again."""
-        if worker not in self._workers:  # Another call of it has told already.
-            assert batch is not None
-            self._waiting.append(batch)
-            return
-        self._muster.lose(None if batch is None else (batch.cell, batch.trials[0]), how)
-        if batch is not None:
-            self._waiting.appendleft(batch)
-        ray.kill(worker.actor)
-        self._workers[self._workers.index(worker)] = self._started(worker.number)
+        return [row for message in messages for row in self._heed(worker, *message)]

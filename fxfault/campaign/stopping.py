@@ -69,16 +69,10 @@ def is_sure(study: Study, rows: Sequence[TrialRow]) -> bool:
         study: with a stop rule.
         rows: trials of one cell, at least one.
     """
-    import numpy as np
-
-    from fxfault.campaign.analysis import Table, is_within, summarise
-    from fxfault.campaign.rows import COUNTS
+    from fxfault.campaign.analysis import is_within, summarise, table_of
 
     assert study.stop is not None
     cell = Cell.from_key(rows[0].cell)
-    numbers = {name: [getattr(row, name) for row in rows] for name in (*COUNTS, "seconds")}
-    table: Table = {name: np.array(column, np.float64) for name, column in numbers.items()}
-    table = {**table, "cell": np.zeros(len(rows), np.int64)}
     shared = [study.shares_faults(cell)]
-    summary = summarise(table, [cell], shared, study.stop.confidence)
+    summary = summarise(table_of(rows, [cell]), [cell], shared, study.stop.confidence)
     return bool(is_within(summary, study.stop.margin)[0])

@@ -66,6 +66,8 @@ class Store:
         path: of the file.
         study: the resolved study.
         fingerprint: of what it was run on; see `fxfault.campaign.fingerprint`.
+        background: what a report tells beside the rows; see `fxfault.campaign.background`. Empty
+            in a store of an earlier version.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Store:
         try:
             self.study: dict[str, Any] = json.loads(about["study"])
             self.fingerprint: dict[str, Any] = json.loads(about["fingerprint"])
+            self.background: dict[str, Any] = json.loads(about.get("background", "{}"))
         except (KeyError, ValueError) as error:
             raise StoreError(
                 f"{path}: the store does not say which study it holds ({error!r}); it was changed "
@@ -184,6 +187,29 @@ class Store:
             known = {key for (key,) in connection.execute("SELECT key FROM cells")}
             new = [(key,) for key in dict.fromkeys(cells) if key not in known]
             connection.executemany("INSERT INTO cells (key) VALUES (?)", new)
+
+    def extend(self, study: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+        """Let the store hold another study, whose rows fit beside those that are there.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        about = [(json.dumps(study), "study"), (json.dumps(fingerprint), "fingerprint")]
+        with self._writing() as connection:
+            connection.executemany("UPDATE about SET value = ? WHERE name = ?", about)
+        self.study, self.fingerprint = (json.loads(value) for value, _ in about)
+
+    def note(self, background: Mapping[str, Any]) -> None:
+        """Note what a report tells beside the rows; what was noted before stays.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        if not self.background:
+            self.background = dict(background)
+            with self._writing() as connection:
+                entry = ("background", json.dumps(self.background))
+                connection.execute("INSERT INTO about VALUES (?, ?)", entry)
 
     def add(self, rows: Sequence[TrialRow]) -> None:
         """Add finished trials, all of them or none; one that is there already is not added again.

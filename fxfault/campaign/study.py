@@ -24,7 +24,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fxfault.campaign.axes import AXES, Axes, bits_of, given_axes, places_of, takes_bit, with_base
+from fxfault.campaign.axes import (
+    AXES,
+    Axes,
+    Faults,
+    bits_of,
+    given_axes,
+    places_of,
+    takes_bit,
+    with_base,
+)
 from fxfault.config import SECTION, FaultInjectionConfig
 from fxfault.errors import InvalidConfigError
 from fxfault.experiment import ExperimentConfig
@@ -71,8 +80,10 @@ class Cell:
 
     Attributes:
         key: the settings as canonical JSON; two cells are equal if their keys are.
-        settings: by name: `injection_type`, `probability` (percent), `bit` (None: the fault model
-            says it all), `layers` (names of sites; None: all of the network), `checkpoint`.
+        settings: by name: `injection_type`, `probability` (percent) or `num_faults` (for each
+            sample), `bit` (None: the fault model says it all), `layers` (names of sites; None:
+            all of the network), `checkpoint`. Where several faults strike together, only `faults`
+            (a mapping of their name to their entries) and `checkpoint`.
     """
 
     key: str
@@ -82,20 +93,26 @@ class Cell:
     def of(
         cls,
         *,
-        injection_type: str,
-        probability: float,
+        injection_type: str | None = None,
+        probability: float | None = None,
+        num_faults: int | None = None,
         bit: int | str | None = None,
         layers: Iterable[str] | None = None,
+        faults: Faults | None = None,
         checkpoint: str | None = None,
     ) -> Cell:
         """Make a cell from its settings."""
-        settings = {
-            "injection_type": injection_type,
-            "probability": float(probability),  # 1 and 1.0 are one cell.
-            "bit": bit,
-            "layers": None if layers is None else list(layers),
-            "checkpoint": checkpoint,
-        }
+        settings: dict[str, Any] = {"faults": faults}
+        if faults is None:
+            # 1 and 1.0 are one cell.
+            rate = {"probability": None if probability is None else float(probability)}
+            settings = {
+                "injection_type": injection_type,
+                **(rate if num_faults is None else {"num_faults": num_faults}),
+                "bit": bit,
+                "layers": None if layers is None else list(layers),
+            }
+        settings["checkpoint"] = checkpoint
         key = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return cls(key, settings)
 
@@ -105,46 +122,90 @@ class Cell:
         return cls.of(**json.loads(key))
 
     @property
-    def injection_type(self) -> str:
-        """Name of the fault model."""
-        return str(self.settings["injection_type"])
+    def injection_type(self) -> str | None:
+        """Name of the fault model; None where several faults strike."""
+        return self.settings.get("injection_type")
 
     @property
-    def probability(self) -> float:
-        """Of a hit, in percent."""
-        return float(self.settings["probability"])
+    def probability(self) -> float | None:
+        """Of a hit, in percent; None where something else says how often faults strike."""
+        return self.settings.get("probability")
+
+    @property
+    def num_faults(self) -> int | None:
+        """Hits of each sample; None where something else says how often faults strike."""
+        return self.settings.get("num_faults")
 
     @property
     def bit(self) -> int | str | None:
         """Which bit is struck, or None where the fault model does not ask."""
-        bit: int | str | None = self.settings["bit"]
-        return bit
+        return self.settings.get("bit")
 
     @property
     def layers(self) -> tuple[str, ...] | None:
-        """Names of the sites that are struck; None: all of them."""
-        layers = self.settings["layers"]
+        """Names of the sites that are struck; None: all of them, or those of each fault."""
+        layers = self.settings.get("layers")
         return None if layers is None else tuple(layers)
 
     @property
     def checkpoint(self) -> str | None:
         """The weights."""
-        checkpoint: str | None = self.settings["checkpoint"]
-        return checkpoint
+        return self.settings.get("checkpoint")
+
+    @property
+    def entries(self) -> Sequence[Mapping[str, Any]]:
+        """The faults that strike together, as `fault_injection.faults` takes them; else none."""
+        return [entry for faults in self.settings.get("faults", {}).values() for entry in faults]
 
     @property
     def fault(self) -> str:
-        """The fault model in a few letters, with its bit where it has one.
+        """The fault model in a few letters, with its bit where it has one; or the faults' name.
 
         >>> Cell.of(injection_type="bit_flip", probability=1.0, bit=3).fault
         'bit_flip 3'
+        >>> Cell.of(faults={"both": [{"injection_type": "random", "probability": 1.0}]}).fault
+        'both'
         """
-        return self.injection_type if self.bit is None else f"{self.injection_type} {self.bit}"
+        if "faults" in self.settings:
+            return next(iter(self.settings["faults"]))
+        return f"{self.injection_type}" if self.bit is None else f"{self.injection_type} {self.bit}"
 
     @property
     def place(self) -> str:
         """The sites in a few letters."""
+        if "faults" in self.settings:
+            layers = [_several(entry.get("layers")) for entry in self.entries]
+            named = dict.fromkeys(str(item) for items in layers if items for item in items)
+            return " ".join(named) if all(layers) else "all"
         return "all" if self.layers is None else " ".join(self.layers)
+
+    @property
+    def rate(self) -> float | None:
+        """The probability or the number of faults; None where each of several has its own."""
+        return self.probability if self.num_faults is None else float(self.num_faults)
+
+    @property
+    def rate_text(self) -> str:
+        """The same in a few letters.
+
+        >>> Cell.of(injection_type="random", probability=0.5).rate_text
+        '0.5%'
+        >>> Cell.of(injection_type="random", num_faults=2).rate_text
+        'k = 2'
+        """
+        if self.rate is None:
+            return "-"
+        return f"{self.rate:g}%" if self.num_faults is None else f"k = {self.num_faults}"
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The settings as a table has them, faults that strike together by their name."""
+        named = {"faults": self.fault} if "faults" in self.settings else {}
+        return {**self.settings, **named}
+
+
+def _several(layers: Any) -> Sequence[Any]:
+    return layers if isinstance(layers, (list, tuple)) else [] if layers is None else [layers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +285,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         True
         """
         end = {"trials": self.trials} if self.stop is None else {"stop": section_to_dict(self.stop)}
-        axes = section_to_dict(self.axes)
-        return {**self.experiment.to_dict(), "axes": axes, **end}
+        return {**self.experiment.to_dict(), "axes": self.axes.to_dict(), **end}
 
     @property
     def seed(self) -> int:
@@ -259,6 +319,10 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
             SiteError: a pattern or index of `layers` matches no site, or a width is not known.
         """
         axes, cells = self.axes, []
+        for checkpoint, (name, faults) in product(axes.checkpoint, axes.faults.items()):
+            cells.append(Cell.of(faults={name: faults}, checkpoint=checkpoint))
+        rates: list[dict[str, Any]] = [{"probability": value} for value in axes.probability]
+        rates += [{"num_faults": value} for value in axes.num_faults]
         places = places_of(axes.layers, self.experiment.fault_injection.layers, site_names)
         for checkpoint, layers, model in product(axes.checkpoint, places, axes.injection_type):
             sites = site_names if layers is None else layers
@@ -266,26 +330,31 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
             cells += [
                 Cell.of(
                     injection_type=model,
-                    probability=probability,
                     bit=bit,
                     layers=layers,
                     checkpoint=checkpoint,
+                    **rate,
                 )
-                for bit, probability in product(bits, axes.probability)
+                for bit, rate in product(bits, rates)
             ]
         return list({cell.key: cell for cell in cells}.values())
 
     def fault_config(self, cell: Cell) -> FaultInjectionConfig:
         """Give the faults of a cell: those of the base with the settings of the cell."""
+        base = self.experiment.fault_injection
+        if cell.entries:
+            return dataclasses.replace(base, faults=cell.entries)
         changes: dict[str, Any] = {
             "injection_type": cell.injection_type,
-            "probability": cell.probability,
+            "num_faults": cell.num_faults,
             # Names, which may hold what means something in a pattern.
             "layers": None if cell.layers is None else list(map(glob.escape, cell.layers)),
         }
+        if cell.probability is not None:
+            changes["probability"] = cell.probability
         if cell.bit is not None:
             changes["bit"] = cell.bit
-        return dataclasses.replace(self.experiment.fault_injection, **changes)
+        return dataclasses.replace(base, **changes)
 
     def cell_experiment(self, cell: Cell) -> ExperimentConfig:
         """Give the experiment of a cell: with its weights and its faults."""
@@ -298,14 +367,23 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
     def shares_faults(self, cell: Cell) -> bool:
         """Whether all samples of a trial have the same faults, as with a broken hardware unit.
 
-        Then a trial is one draw, however many samples it has. A fault model of a broken cell says
-        so with an attribute `same_in_every_sample` that is true.
+        Then a trial is one draw, however many samples it has.
         """
-        from fxfault.fault_models import get_fault_model
+        return samples_share_faults(self.fault_config(cell))
 
-        model = get_fault_model(cell.injection_type)
-        shared = getattr(model, "same_in_every_sample", False)
-        return bool(self.experiment.fault_injection.hw_mask or shared)
+
+def samples_share_faults(config: FaultInjectionConfig) -> bool:
+    """Whether all samples of a trial have something of their faults in common.
+
+    A fault model of a broken cell says so with an attribute `same_in_every_sample` that is true;
+    one such among several faults is enough, as an interval should rather be too wide. In mode
+    `layer` a trial draws the site that is struck.
+    """
+    from fxfault.fault_models import get_fault_model, is_same_in_every_sample
+
+    models = [get_fault_model(entry.injection_type) for entry in config.entries()]
+    drawn = config.mode == "layer" and config.injection_layer == -1
+    return config.hw_mask or drawn or any(map(is_same_in_every_sample, models))
 
 
 # -- files ----------------------------------------------------------------------------------
@@ -389,8 +467,6 @@ _DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "apply_during": (("eval", "both"), "'eval' or 'both', as a study evaluates"),
     "mode": (("full_model",), "'full_model'; axes.layers says which sites are struck"),
     "curriculum": ((None,), "null, as a curriculum is for training"),
-    "faults": ((None,), "null; a cell has one fault model, of axes.injection_type"),
-    "num_faults": ((None,), "null; a cell has a rate, of axes.probability"),
     "track_statistics": ((False,), "false, as a trial counts its faults anyway"),
 }
 

@@ -1,7 +1,8 @@
 """A worker process of a campaign: a bench, and a pipe to the driver.
 
 What goes through the pipe is JSON, not pickles. The driver sends batches; the worker answers with
-its facts, with each row as it finishes, or with an error, after which it ends.
+its facts, with notes for the user, with each row as it finishes, or with an error, after which it
+ends.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import traceback
 from dataclasses import asdict
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.errors import EngineError, StoreError
 from fxfault.errors import (
@@ -25,6 +26,10 @@ from fxfault.errors import (
     SiteError,
     TransformError,
 )
+
+if TYPE_CHECKING:
+    from fxfault.campaign.bench import Bench
+    from fxfault.campaign.engines import OnNote
 
 # Those that are made from their message alone.
 _KINDS: dict[str, type[FxFaultError]] = {
@@ -61,21 +66,34 @@ def work(connection: Connection, plan: str, number: int) -> None:
 
 
 def _work(connection: Connection, plan: str, number: int) -> None:
-    # Imported here: the sooner the driver's end is watched, the better.
-    import torch
-
-    from fxfault.campaign.bench import Bench, Plan
+    # Imported late: the sooner the driver's end is watched, the better.
+    bench = set_up(plan, number, lambda text: send(connection, "note", text))
     from fxfault.campaign.study import Cell
 
-    made = Plan.from_json(plan)
-    torch.set_num_threads(made.threads or 1)
-    bench = Bench(made, number)
     send(connection, "facts", asdict(bench.facts()))
     while True:
         batch = json.loads(connection.recv_bytes())
         cell = Cell.from_key(batch["cell"])
         for trial in batch["trials"]:
             send(connection, "row", bench.run(cell, trial).to_list())
+
+
+def set_up(plan: str, number: int, on_note: OnNote) -> Bench:
+    """Make a worker's bench.
+
+    Args:
+        plan: of `fxfault.campaign.bench.Plan.to_json`.
+        number: of the worker on its machine, 0 and up.
+        on_note: called with what a user should know.
+    """
+    import torch
+
+    from fxfault.campaign.bench import Bench
+    from fxfault.campaign.plan import Plan
+
+    made = Plan.from_json(plan)
+    torch.set_num_threads(made.threads or 1)
+    return Bench(made, number, on_note)
 
 
 def _follow_the_driver() -> None:
@@ -87,7 +105,7 @@ def _follow_the_driver() -> None:
 
 
 def send(connection: Connection, kind: str, content: Any) -> None:
-    """Send a message: a kind (`facts`, `row` or `error`) and plain values."""
+    """Send a message: a kind (`facts`, `note`, `row` or `error`) and plain values."""
     connection.send_bytes(json.dumps([kind, content]).encode())
 
 

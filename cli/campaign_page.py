@@ -1,0 +1,298 @@
+"""The report of a store as one web page, which needs no network and no other file.
+
+The page is made by a template of Jinja2, which escapes all that comes from the store: names of
+sites, paths and the like are data.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fxfault import __version__
+from fxfault.campaign.ranking import RankedSite, curves, heat_map
+from fxfault.cli.campaign_page_figures import inlined, variable
+from fxfault.cli.campaign_page_tables import (
+    Table,
+    cell_table,
+    curve_table,
+    heat_table,
+    plain_table,
+    ranking_table,
+    site_table,
+)
+from fxfault.cli.campaign_plots import dark_scheme
+from fxfault.cli.campaign_report import (
+    Findings,
+    counted,
+    duration,
+    figure,
+    golden_by_checkpoint,
+    state_lines,
+    with_interval,
+)
+
+_TEMPLATES = resources.files("fxfault.cli").joinpath("templates")
+_TITLES = {
+    "accuracy": "Accuracy against how often faults strike",
+    "ranking": "Accuracy that faults at each site alone cost",
+    "heat_map": "SDC rate by site and fault",
+    "network": "The network with its sites coloured by the accuracy that faults there cost",
+}
+
+
+def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
+    """Give the page.
+
+    Args:
+        findings: what it shows, with at least one trial.
+        drawn: pictures as SVG, by name: those of `fxfault.cli.campaign_plots.pictures`, and
+            `network`.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = _text("page.js")
+    colours = dark_scheme(findings.summary)
+    template = environment.from_string(_text("page.html"))
+    return template.render(
+        style=_text("page.css"),
+        script=script,
+        script_hash=_hash_of(script),
+        colours=[(variable(light), light, dark) for light, dark in colours.items()],
+        figures=_figures(findings, drawn, colours),
+        title=_title(findings),
+        brief=list(_brief(findings)),
+        settings=list(_settings(findings)),
+        states=state_lines(findings),
+        confidence=f"{findings.summary.confidence:g}",
+        tables=_tables(findings),
+        has_background=bool(findings.background.nodes),
+        store=str(findings.path),
+        commands=_commands(findings),
+        study=yaml.safe_dump(findings.study.to_dict(), sort_keys=False, allow_unicode=True),
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+    )
+
+
+def _text(name: str) -> str:
+    return _TEMPLATES.joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash_of(script: str) -> str:
+    """What the page's policy knows its script by, so that no other is run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+# -- what was run ---------------------------------------------------------------------------
+
+
+def _title(findings: Findings) -> str:
+    experiment = findings.study.experiment
+    assert experiment.model is not None
+    assert experiment.dataset is not None
+    return f"{experiment.model.name} on {experiment.dataset.name}"
+
+
+def _brief(findings: Findings) -> Iterator[str]:
+    """The results in a few sentences."""
+    summary = findings.summary
+    for checkpoint, golden in golden_by_checkpoint(summary).items():
+        several = f" ({checkpoint})" if len(golden_by_checkpoint(summary)) > 1 else ""
+        yield f"Without faults {golden} % of the predictions are right{several}."
+    if findings.ranked:
+        yield _about_the_weakest(findings.ranked)
+    sdc = summary["sdc"]
+    if not np.isnan(sdc.value).all():
+        index = int(np.nanargmax(sdc.value))
+        cell = summary.cells[index]
+        yield (
+            f"Most predictions change in cell {cell.place}, {cell.fault}, {cell.rate_text}: "
+            f"{_estimated(float(sdc.value[index]), float(sdc.low[index]), float(sdc.high[index]))}"
+            " % of them."
+        )
+
+
+def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
+    first = ranked[0]
+    cost = _estimated(first.fall, first.fall_low, first.fall_high)
+    text = (
+        f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost} "
+        "points of accuracy, averaged over all settings that all sites have."
+    )
+    if first.rank_high > 1:
+        text += f" Its rank is not certain; the interval is {first.rank_low} to {first.rank_high}."
+    return text
+
+
+def _estimated(value: float, low: float, high: float) -> str:
+    return with_interval(value, low, high)
+
+
+def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
+    """What was run, as pairs of a name and a value."""
+    study, summary, table = findings.study, findings.summary, findings.table
+    plain = study.to_dict()
+    yield "Network", _named(plain["model"])
+    if plain.get("quantization"):
+        yield "Quantisation", _listed(plain["quantization"])
+    yield "Data", _named({**plain["dataset"], "root": None})
+    yield "Samples", f"{int(table['samples'][0]):,}, in batches of {_batch_size(plain)}"
+    for checkpoint, golden in golden_by_checkpoint(summary).items():
+        yield "Checkpoint", f"{checkpoint or 'none'}, golden accuracy {golden} %"
+    yield "Seed of the faults", str(study.seed)
+    for name, values in plain["axes"].items():
+        if name != "checkpoint" and values != [None]:
+            yield f"Axis {name}", _listed(values)
+    if study.stop is None:
+        yield "Trials of each cell", str(study.max_trials)
+    else:
+        yield "Stop rule", _listed(plain["stop"])
+    seconds = float(table["seconds"].sum())
+    done = f"{counted(len(summary.cells), 'cell')}, {counted(findings.trials, 'trial')}"
+    yield "Done", f"{done}, {duration(seconds)} of computing"
+    if findings.background.begun:
+        yield "Begun", findings.background.begun.replace("T", " ").replace("+00:00", " UTC")
+    yield "Intervals", f"{summary.confidence:g} %, for other draws of faults on the same data"
+
+
+def _batch_size(plain: Mapping[str, Any]) -> str:
+    return str((plain.get("training") or {}).get("batch_size", "?"))
+
+
+def _named(section: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in section.items() if key != "name" and value}
+    return f"{section['name']}{f' ({_listed(rest)})' if rest else ''}"
+
+
+def _listed(value: Any) -> str:
+    """Plain values in a line.
+
+    >>> _listed({"margin": 1.0, "bits": [3, "each"], "more": None})
+    'margin 1, bits 3, each'
+    """
+    if isinstance(value, Mapping):
+        given = {key: item for key, item in value.items() if item is not None}
+        return ", ".join(f"{key} {_listed(item)}" for key, item in given.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_listed, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# -- figures and tables ---------------------------------------------------------------------
+
+
+def _figures(
+    findings: Findings, drawn: Mapping[str, bytes], colours: Mapping[str, str]
+) -> dict[str, str]:
+    about = _descriptions(findings)
+    return {
+        name: inlined(
+            picture,
+            f"figure-{name.replace('_', '-')}",
+            _TITLES[name],
+            about[name],
+            scheme=colours,
+            links=_site_links(findings) if name == "network" else None,
+        )
+        for name, picture in drawn.items()
+    }
+
+
+def _descriptions(findings: Findings) -> dict[str, str]:
+    """What each figure shows, in words; the tables beside them have all numbers."""
+    found = {
+        "accuracy": "Lines with interval bands: "
+        + "; ".join(
+            f"{curve.fault} ({curve.place}) from {figure(float(curve.accuracy[0]), 1)} % "
+            f"to {figure(float(curve.accuracy[-1]), 1)} %"
+            for curve in curves(findings.summary)[:12]
+        ),
+        "ranking": "Bars with intervals, the weakest site first: "
+        + ", ".join(f"{site.name} {figure(site.fall)}" for site in findings.ranked[:12]),
+        "heat_map": "A row for each site and a column for each fault; the table has the numbers.",
+        "network": f"{counted(len(findings.background.sites), 'site')} in the order of execution, "
+        "with the values that run between them; each leads to its row in the table of sites.",
+    }
+    return found
+
+
+def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
+    ranked = {site.name: site for site in findings.ranked}
+    links = {}
+    for site in findings.background.sites:
+        width = "bit width learned" if site.bit_width is None else f"{site.bit_width} bits"
+        text = f"{site.name}: {width}, not struck alone in settings that all sites have"
+        if site.name in ranked:
+            found = ranked[site.name]
+            fall = _estimated(found.fall, found.fall_low, found.fall_high)
+            text = (
+                f"{site.name}: {width}, accuracy lost {fall} points, "
+                f"rank {found.rank_low} to {found.rank_high}, SDC {figure(found.sdc)} %"
+            )
+        links[f"site-{site.index}"] = f"#site-{site.index}", text
+    return links
+
+
+def _tables(findings: Findings) -> dict[str, Table]:
+    tables = {
+        "cells": cell_table(findings),
+        "sites": site_table(findings),
+        "code": plain_table("code", "Versions and machine", _versions(findings)),
+        "fingerprint": plain_table("fingerprint", "Fingerprint", _fingerprint(findings)),
+    }
+    drawn = curves(findings.summary)
+    if drawn:
+        tables["curves"] = curve_table(drawn, findings.summary.confidence)
+    if findings.ranked:
+        tables["ranking"] = ranking_table(findings.ranked, findings.summary.confidence)
+        tables["heat_map"] = heat_table(heat_map(findings.summary))
+    return tables
+
+
+# -- how to repeat it -----------------------------------------------------------------------
+
+
+def _commands(findings: Findings) -> str:
+    """What repeats the study, with the device and threads that it had."""
+    environment = findings.background.environment
+    options = []
+    if "device" in environment:
+        options += ["--device", environment["device"].partition(":")[0]]
+    if "threads" in environment:
+        options += ["--threads", environment["threads"]]
+    run = ["fxfault-campaign", "run", "study.yaml", "--store", "study.sqlite", *options]
+    report = ["fxfault-campaign", "report", "--store", "study.sqlite", "--html", "report.html"]
+    if not math.isclose(findings.summary.confidence, 95.0):
+        report += ["--confidence", f"{findings.summary.confidence:g}"]
+    return "\n".join(map(shlex.join, (run, report)))
+
+
+def _versions(findings: Findings) -> Iterator[tuple[str, str]]:
+    yield from sorted(findings.fingerprint.get("code", {}).items())
+    yield from findings.background.environment.items()
+
+
+def _fingerprint(findings: Findings) -> Iterator[tuple[str, str]]:
+    parts = {key: findings.fingerprint.get(key, {}) for key in ("data", "networks")}
+    return _flat(parts)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", str(value)

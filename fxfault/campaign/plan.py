@@ -1,0 +1,125 @@
+"""What a worker of a study is told: the study, its device, and what is done for speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fxfault.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fxfault.campaign.engines import OnNote
+    from fxfault.experiment_parts import Batches
+    from fxfault.predictions import Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a worker needs to know to set itself up: plain values. Rows depend on the study alone.
+
+    >>> Plan(study={}, incremental=False, verify=5.0)
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.ConfigError: verify: nothing is to be compared, as every run is a full one \
+(--no-incremental, without --compile)
+
+    Attributes:
+        study: as `Study.to_dict` gives it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; of several GPUs, `auto` and `cuda` give worker
+            n the one that its turn comes to.
+        threads: of torch; None leaves them as they are.
+        incremental: do again only what faults change (`fxfault.incremental`).
+        freeze: quantise weights once.
+        compile: run compiled code where that is faster (`fxfault.compiled_runner`).
+        cache_memory: bytes for activations that incremental runs start from, of all workers that
+            share a machine (or a GPU) together; None: a quarter of what is free.
+        verify: share of the batches that are run in full and without compiled code, too, in
+            percent; other predictions are an error.
+        sharing: workers on the machine.
+    """
+
+    study: Mapping[str, Any]
+    device: str = "auto"
+    threads: int | None = None
+    incremental: bool = True
+    freeze: bool = True
+    compile: bool = False
+    cache_memory: int | None = None
+    verify: float = 0.0
+    sharing: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ConfigError: something does not, or is out of its range.
+        """
+        from fxfault.incremental import check_memory
+        from fxfault.verification import check_share
+
+        check_memory(self.cache_memory)
+        check_share(self.verify)
+        full = "as every run is a full one (--no-incremental"
+        if self.compile and not self.freeze:
+            raise ConfigError("compile: only a frozen network is compiled (--no-freeze)")
+        if self.cache_memory is not None and not self.incremental:
+            raise ConfigError(f"cache_memory: nothing is kept, {full})")
+        if self.verify and not self.incremental and not self.compile:
+            raise ConfigError(f"verify: nothing is to be compared, {full}, without --compile)")
+
+    def to_json(self) -> str:
+        """The plan as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+    def cache_memory_on(self, device: torch.device) -> int:
+        """Bytes that one worker may keep on its device now."""
+        import torch
+
+        from fxfault.free_memory import free_memory
+
+        sharing = self.sharing
+        if device.type == "cuda" and self.device in ("auto", "cuda"):
+            sharing = -(-sharing // torch.cuda.device_count())
+        memory = self.cache_memory
+        return (free_memory(device) // 4 if memory is None else memory) // sharing
+
+
+def make_runner(
+    plan: Plan, model: nn.Module, batches: Batches, device: torch.device, on_note: OnNote
+) -> Runner:
+    """Make what evaluates a network, in the ways that a plan allows; its golden run is over.
+
+    Args:
+        plan: of the worker.
+        model: transformed, on the device; frozen if the plan says so.
+        batches: of the data.
+        device: where the model is.
+        on_note: called with what came of compiling, and with why an incremental run does more
+            than faults make necessary.
+    """
+    from fxfault.compiled_runner import CompiledRunner
+    from fxfault.incremental import IncrementalRunner
+    from fxfault.predictions import FullRunner
+
+    runner: Runner = FullRunner(model, batches, device)
+    if plan.incremental:
+        memory = plan.cache_memory_on(device)
+        runner = incremental = IncrementalRunner(model, batches, device, memory, plan.verify)
+        incremental.golden()
+        if incremental.why_full is not None:
+            on_note(incremental.why_full)
+    if plan.compile:
+        runner = CompiledRunner(runner, plan.verify, on_note)
+    runner.golden()
+    return runner

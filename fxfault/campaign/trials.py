@@ -1,0 +1,95 @@
+"""One trial: the sites are set to what a cell asks for, the data is evaluated, effects are counted.
+
+Studies (`fxfault.campaign.bench`) and small evaluations (`fxfault.evaluation`) both run here, so
+that the same settings give the same rows in either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fxfault.campaign.exposure import Exposure
+from fxfault.campaign.rows import TrialRow, measure
+from fxfault.predictions import in_eval_mode
+from fxfault.sites import faults_of
+
+if TYPE_CHECKING:
+    from fxfault.config import FaultInjectionConfig
+    from fxfault.predictions import OnBatch, Runner
+
+
+class Trials:
+    """Runs trials of a transformed model on one set of data.
+
+    What `set` changes at the sites stays; who wants it back keeps it.
+
+    Attributes:
+        runner: runs the model on the data.
+        faults: its sites.
+        golden: predictions without faults.
+        exposure: counts elements and hits.
+    """
+
+    def __init__(self, runner: Runner, on_batch: OnBatch | None = None) -> None:
+        """Evaluate without faults, if that was not done yet, and see what each site has.
+
+        Args:
+            runner: with a model whose sites strike in an evaluation.
+            on_batch: called with a number of samples whenever a trial has done some.
+        """
+        self.runner, self.on_batch = runner, on_batch
+        self.faults = faults_of(runner.model)
+        self.golden = runner.golden()  # Kept: asking the runner looks at all parameters.
+        inputs, _ = next(iter(runner.loader))
+        inputs, samples = inputs.to(runner.device), len(self.golden.labels)
+        with in_eval_mode(runner.model):
+            self.exposure = Exposure(runner.model, self.faults, inputs, samples)
+        self._sites: frozenset[str] | None = None
+
+    def set(self, config: FaultInjectionConfig, sites: Iterable[str] | None = None) -> None:
+        """Let the sites be struck as a configuration says.
+
+        Args:
+            config: fault models, rates and layers; what it says of times and seeds does not count.
+            sites: names of those that are struck; default: what `config.layers` selects, of which
+                a model in mode `layer` has one taken out for each trial.
+
+        Raises:
+            FxFaultError: a site or a fault model is not there, or they do not fit each other.
+        """
+        self._sites = None if sites is None else frozenset(sites)
+        self.faults.select(config.layers)
+        self._keep_to_sites()
+        self.faults.set_faults(config)
+        self.faults.check_words()
+        with in_eval_mode(self.runner.model):
+            self.exposure.check()
+
+    def run(self, cell: str, trial: int) -> TrialRow:
+        """Run one trial.
+
+        Args:
+            cell: key that its row is to have.
+            trial: its number, which its faults are drawn from.
+
+        Raises:
+            FxFaultError: the model fails, or cannot be struck as it was set.
+        """
+        started = time.perf_counter()
+        self.faults.reset(trial=trial)
+        self._keep_to_sites()
+        with in_eval_mode(self.runner.model):
+            faulty, hits, elements = self.exposure.measured(lambda: self.runner.run(self.on_batch))
+        row = measure(
+            self.golden, faulty, cell=cell, trial=trial, faults=hits, elements=elements, seconds=0.0
+        )
+        return replace(row, seconds=time.perf_counter() - started)
+
+    def _keep_to_sites(self) -> None:
+        # Not `select`, which in mode `layer` takes the site of the configuration.
+        if self._sites is not None:
+            for site in self.faults:
+                site.selected = site.name in self._sites
