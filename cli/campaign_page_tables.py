@@ -180,14 +180,14 @@ _SITE_COLUMNS = (
     Column("Bits", True, "Bits of the word"),
     Column("Signed"),
     Column("Elements", True, "Of one sample"),
-    Column("Share (%)", True, "Of the elements of all sites"),
+    Column("Share", True, "Of the elements of all sites"),
     Column("Trials", True, "In which the site was struck alone"),
     Column("Hits", True, "Elements that were hit in these trials"),
-    Column("Rate (%)", True, "Hits, of the elements that were exposed"),
-    Column("Struck (%)", True, "Samples in which anything was hit"),
-    Column("Masked (%)", True, "Of struck samples, those with the golden prediction"),
-    Column("SDC (%)", True, "Samples whose prediction changed, over all these trials"),
-    Column("Lost (points)", True, "Accuracy, mean over all settings that all sites have"),
+    Column("Rate", True, "Hits, of the elements that were exposed"),
+    Column("Struck", True, "Samples in which anything was hit"),
+    Column("Masked", True, "Of struck samples, those with the golden prediction"),
+    Column("SDC", True, "Samples whose prediction changed, over all these trials"),
+    Column("Lost", True, "Accuracy, mean over all settings that all sites have"),
 )
 
 
@@ -208,7 +208,8 @@ def site_table(findings: Findings) -> Table:
         )
         for site in sites
     ]
-    return Table("sites", "All sites, in the order of execution", _SITE_COLUMNS, rows)
+    caption = "In the order of execution; shares and rates in percent, accuracy lost in points"
+    return Table("sites", caption, _SITE_COLUMNS, rows)
 
 
 def _sites_by_name(findings: Findings) -> list[SiteNote]:

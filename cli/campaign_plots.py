@@ -289,7 +289,7 @@ def heat_picture(found: HeatMap, file_format: str) -> bytes:
             _write_numbers(axes, found, image)
         rates = ", ".join(found.rates)
         label = f"SDC rate (%)\nmean over rates {rates}" if len(found.rates) < 5 else "SDC rate (%)"
-        figure.colorbar(image, label=label)
+        figure.colorbar(image).set_label(label, labelpad=8)
         return rendered(figure, file_format)
 
 
@@ -298,5 +298,5 @@ def _write_numbers(axes: Any, found: HeatMap, image: Any) -> None:
         for column, value in enumerate(values):
             if not math.isnan(value):
                 text = f"{value:.1f}" if value < 99.95 else "100"
-                colour = _ON_LIGHT if image.norm(value) < 0.6 else _ON_DARK
+                colour = _ON_LIGHT if image.norm(value) < 0.7 else _ON_DARK
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)

@@ -549,6 +549,7 @@ def _write(
 ) -> None:
     from fxfault.cli import plots
     from fxfault.cli.evaluation_report import to_csv, to_json
+    from fxfault.cli.figures import MOST_BARS
 
     outputs["json"].write(to_json(setting, findings))
     progress.say(f"Results saved to: {outputs['json'].path}")
@@ -567,8 +568,8 @@ def _write(
     else:
         return
     outputs["plot"].write(picture)
-    left_out = max(0, len(findings.layers) - plots.MOST_BARS)
-    note = f" (the {plots.MOST_BARS} most vulnerable layers; {left_out} left out)"
+    left_out = max(0, len(findings.layers) - MOST_BARS)
+    note = f" (the {MOST_BARS} most vulnerable layers; {left_out} left out)"
     progress.say(f"Picture saved to: {outputs['plot'].path}{note if left_out else ''}")
 
 

@@ -126,7 +126,7 @@ def test_tables_have_captions_and_scopes_and_the_numbers_of_the_store(tmp_path: 
     assert all(head["scope"] in ("col", "row") for head in page.of("th"))
     rows = rows_of(text, "sites")
     assert rows[0][:7] == [
-        "Site", "#", "Layer", "Bits", "Signed", "Elements", "Share (%)",
+        "Site", "#", "Layer", "Bits", "Signed", "Elements", "Share",
     ]  # fmt: skip
     never, weak = rows[1], rows[2]
     assert never == [SITES[0], "0", "QuantReLU", "4", "no", "64", "10.00", "0", *["-"] * 6]
