@@ -21,7 +21,8 @@ from fxfault.evaluation import CellResult, estimate, rank
 from fxfault.experiment import ExperimentConfig
 from fxfault.fault_models import label_of
 from fxfault.passes import FrozenPart
-from fxfault.sites import FaultSite, FaultSites
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites
 from fxfault.statistics import FaultStatistics
 
 SCHEMA = "fxfault-eval/1"

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from fxfault.errors import ConfigError, SiteError
 from fxfault.random_numbers import known_key, signed
-from fxfault.sites import FaultSite, faults_of
+from fxfault.site import FaultSite
+from fxfault.sites import faults_of
 
 # Forwards before a graph is captured, as torch asks for: libraries set themselves up.
 _WARM_UP = 3

@@ -1,11 +1,12 @@
 """Evaluate by compiled code where that is faster, and by another runner everywhere else.
 
-Predictions never depend on it. Compiled code runs the whole network on every sample, and is used
-only where its outputs for all data, without faults, are bit for bit those of the network without
-it. The other runner may do less (`fxfault.incremental`): under every setting of the sites, the
-first evaluation is its own. If that takes longer than compiled code needs at least, the same
-faults are run by compiled code as well; the predictions are compared, and the faster of the two
-runs all further evaluations under that setting.
+Predictions are to be the same, and are compared. Compiled code runs the whole network on every
+sample and rounds as the network does without it (`fxfault.passes.exact_arithmetic`); it is used
+only where its outputs for all data, without faults, are bit for bit those without it. The other
+runner may do less (`fxfault.incremental`): under every setting of the sites, the first evaluation
+is its own. If that takes longer than compiled code needs at least, the same faults are run by
+compiled code as well; the predictions are compared, and the faster of the two runs all further
+evaluations under that setting, of which `verify` compares a share.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from fxfault.sampling import (
     stream_of,
     unit_positions,
 )
-from fxfault.sites import FaultSite, SiteFault
+from fxfault.site import FaultSite, SiteFault
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,8 @@ from fxfault.config import FaultInjectionConfig
 from fxfault.errors import ConfigError
 from fxfault.fault_models import get_fault_model, label_of
 from fxfault.predictions import OnBatch, Runner, predict
-from fxfault.sites import FaultSite, FaultSites, faults_of
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
 
 if TYPE_CHECKING:

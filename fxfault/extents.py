@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from fxfault.errors import SiteError
 
 if TYPE_CHECKING:
-    from fxfault.sites import FaultSite, FaultSites
+    from fxfault.site import FaultSite
+    from fxfault.sites import FaultSites
 
 _Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
 _Versions = list[tuple[int, int]]

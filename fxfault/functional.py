@@ -22,7 +22,8 @@ from fxfault.operators import begin_compiled, strike_compiled
 from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor
 from fxfault.recomputation import Moment, moment_of, recomputing
 from fxfault.sampling import Hits, Layout
-from fxfault.sites import FaultSite, FaultSites
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites
 from fxfault.strikes import Change, Strike, Sums, merged, read, write
 
 # Elements up to which a copy is made without asking whether it is needed.

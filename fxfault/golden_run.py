@@ -43,7 +43,8 @@ from fxfault.live_values import (
 )
 from fxfault.predictions import OnBatch, Predictions, ranked, scores_of, state_of
 from fxfault.sampling import Layout
-from fxfault.sites import FaultSite, faults_of
+from fxfault.site import FaultSite
+from fxfault.sites import faults_of
 
 NO_GRAPH = "no graph shows a place in its forward to start from"
 HOOKS = "there are forward hooks, which a run that starts in the middle would pass by"

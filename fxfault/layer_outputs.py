@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxfault.quant_tensors import IntQuantTensor, plain
-from fxfault.sites import FaultSite
+from fxfault.site import FaultSite
 
 _METHOD = "pack_output"
 

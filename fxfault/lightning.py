@@ -21,12 +21,13 @@ import torch.distributed
 from torch import nn
 
 import fxfault
+from fxfault.clock import FaultClock
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import ConfigError, FxFaultError, SiteError
 from fxfault.lightning_import import Callback, LightningModule, Trainer
 from fxfault.network_slot import NetworkSlot, find_network
 from fxfault.schema import got
-from fxfault.sites import FaultClock, FaultSites, faults_of
+from fxfault.sites import FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
 
 # What of a clock's state is set by the configuration, rather than a place in the schedule.

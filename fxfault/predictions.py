@@ -15,11 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fxfault.clock import FaultClock
 from fxfault.draws import samples_struck
 from fxfault.errors import DataError
 from fxfault.functional import struck_samples
 from fxfault.sampling import Layout
-from fxfault.sites import FaultClock, FaultSite, FaultSites, faults_of
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites, faults_of
 
 OnBatch = Callable[[int], None]
 """Called with a number of samples when they are done; a pass over the data adds up to all."""

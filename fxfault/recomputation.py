@@ -23,7 +23,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from fxfault.random_numbers import Key
-from fxfault.sites import FaultSite
+from fxfault.site import FaultSite
 
 # The number of the backward that runs in this thread; -1 for none.
 _backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from fxfault.errors import SiteError
 from fxfault.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
 from fxfault.random_numbers import rehash
 from fxfault.sampling import Hits
-from fxfault.sites import NOT_CODES, FaultSite
+from fxfault.site import NOT_CODES, FaultSite
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -37,7 +37,7 @@ from fxfault.lightning import FaultAwareTraining
 from fxfault.models.user_factory import quote_error
 from fxfault.optimizers import build_optimizer, build_scheduler
 from fxfault.run_folder import BEST, EVENTS, LAST, RunFolder
-from fxfault.sites import FaultSite
+from fxfault.site import FaultSite
 from fxfault.training_callbacks import (
     AtomicCheckpointIO,
     Checkpoints,

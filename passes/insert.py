@@ -40,7 +40,8 @@ from fxfault.quant_tensors import (
     read_quantiser,
     why_unsupported,
 )
-from fxfault.sites import ATTRIBUTE_NAMES, FaultSite, FaultSites
+from fxfault.site import FaultSite
+from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
 
 @dataclass(frozen=True)

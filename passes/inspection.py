@@ -36,7 +36,8 @@ from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of
 from fxfault.passes.transform import strip
 from fxfault.quant_tensors import learned_bit_width, settled_scale
-from fxfault.sites import FaultSite, FaultSites, faults_of
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites, faults_of
 
 
 @dataclass(frozen=True)

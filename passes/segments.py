@@ -31,7 +31,7 @@ from fxfault.functional import fault_inject
 from fxfault.layer_outputs import StruckOutput, installed
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import containers_of
-from fxfault.sites import FaultSite
+from fxfault.site import FaultSite
 
 OF_A_LIBRARY = "it is a layer of a library"
 

@@ -16,7 +16,8 @@ import torch
 
 from fxfault.draws import elements_hit, samples_struck
 from fxfault.sampling import Layout
-from fxfault.sites import FaultSite, FaultSites
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites
 from fxfault.statistics import FaultStatistics
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from fxfault.campaign.background import (
 )
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.layer_outputs import StruckOutput, installed
-from fxfault.sites import FaultSite, FaultSites
+from fxfault.site import FaultSite
+from fxfault.sites import FaultSites
 
 
 def background_of(
