@@ -37,8 +37,8 @@ Measure how the accuracy of a quantised network falls when its activations are h
 Faults are injected while evaluating, whatever `apply_during` in the configuration says."""
 
 FULL_FOR_STATISTICS = (
-    "every run is a full one, so --cache-memory and --verify have no effect: statistics are "
-    "tracked (set `track_statistics: false` for faster runs)"
+    "every run is a full one, so {} no effect: statistics are tracked (set `track_statistics: "
+    "false` for faster runs)"
 )
 
 EPILOG = """\
@@ -424,8 +424,10 @@ def _runner(
     runner: Runner = FullRunner(model, batches, device)
     if not track:
         runner = IncrementalRunner(model, batches, device, options.cache_memory, options.verify)
-    elif options.cache_memory is not None or (options.verify and not options.compile):
-        progress.say(f"Note: {FULL_FOR_STATISTICS}")
+    elif options.verify and not options.compile:
+        progress.say("Note: " + FULL_FOR_STATISTICS.format("--cache-memory and --verify have"))
+    elif options.cache_memory is not None:
+        progress.say("Note: " + FULL_FOR_STATISTICS.format("--cache-memory has"))
     if options.compile:
         runner = CompiledRunner(runner, options.verify, lambda text: progress.say(f"Note: {text}"))
     return runner
@@ -480,7 +482,7 @@ def _measure(
         say(f"Baseline accuracy: {findings.baseline:.2f}%")
         why = getattr(evaluation.runner, "why_full", None)
         say(f"Note: {why}\n\n{WIDE}" if why else f"\n{WIDE}")
-        evaluation.check(setting.configs)
+        evaluation.check(setting.configs, each_alone=setting.per_layer)
         for result in evaluation.evaluate(_announced(setting, progress)):
             findings.results.append(result)
             lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]

@@ -199,7 +199,7 @@ def _rate_label(result: CellResult, scale: str) -> str:
 
 def _cost_label(result: CellResult) -> str:
     runs, counted = len(result.runs), result.cell.num_faults is not None
-    rate = f"{result.cell.num_faults} faults per sample"
+    rate = f"{result.cell.num_faults} fault{'' if result.cell.num_faults == 1 else 's'} per sample"
     rate = rate if counted else f"{rate_words(result, 0)} fault probability"
     label = f"Accuracy lost (percentage points)\nat {rate}"
     return f"{label}, mean ± std of {runs} runs" if runs > 1 else label

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxfault.errors import ConfigError, SiteError
+from fxfault.frozen_layers import Watch
+from fxfault.predictions import modules_of
 from fxfault.random_numbers import known_key, signed
 from fxfault.site import FaultSite
 from fxfault.sites import faults_of
@@ -29,8 +31,8 @@ class CapturedForward:
 
     Calls give what calls of the model give, with the same faults, and move its clock alike. A
     forward with inputs of other shapes or types runs without the graph. Where a setting that the
-    graph has built in was changed (probability, fault model, which sites are armed), it is
-    captured again; trial, seed and sample numbers are not built in.
+    graph has built in was changed (weights, probability, fault model, which sites are armed), it
+    is captured again; trial, seed and sample numbers are not built in.
 
     Attributes:
         model: that is run.
@@ -62,6 +64,7 @@ class CapturedForward:
         self._built_in: Any = None
         self._stream: Any = None
         self._outputs: Any = None
+        self._weights = _watch(model)
         self._replay: Callable[[], None]
 
     @torch.no_grad()
@@ -75,7 +78,8 @@ class CapturedForward:
         if not self._takes(inputs):
             return self.model(*inputs)
         now = self._settings()
-        if now != self._built_in:
+        if now != self._built_in or not self._weights.unchanged():
+            self._built_in = None  # In case that capturing fails.
             self._capture()
             self._built_in = now
         clock = self._faults.clock
@@ -130,6 +134,7 @@ class CapturedForward:
         self._stream = None
         with self._reading_tensors():
             self._outputs, self._replay = record(lambda: self.model(*self._inputs))
+        self._weights = _watch(self.model)
         self.captures += 1
 
     @contextmanager
@@ -185,6 +190,12 @@ def record(run: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
     with torch.cuda.graph(graph):
         outputs = run()
     return outputs, graph.replay
+
+
+def _watch(model: nn.Module) -> Watch:
+    """Sees whether parameters or buffers change, from which a frozen model has made others."""
+    tables = [t for m in modules_of(model) for t in (m._parameters, m._buffers)]
+    return Watch((table, key) for table in tables for key in table)
 
 
 def _is_on_device(x: Any) -> bool:

@@ -30,6 +30,7 @@ from fxfault.predictions import (
     disabled,
     in_eval_mode,
     predict,
+    recording,
     sample_numbers,
     scores_of,
 )
@@ -211,14 +212,10 @@ class CompiledRunner:
         if seconds <= self._least_seconds:
             self._is_faster[setting] = False
             return expected
-        statistics = self.faults.statistics
-        self.faults.set_statistics(None)  # This trial is counted already.
-        try:
+        with recording(self.faults, None):  # This trial is counted already.
             started = time.perf_counter()
             found = self._run_compiled(None)
             self._is_faster[setting] = time.perf_counter() - started < seconds
-        finally:
-            self.faults.set_statistics(statistics)
         other = int((found.top != expected.top).any(1).sum())
         if other:
             self.why_not = (

@@ -243,8 +243,13 @@ class FaultEvaluation:
         """Accuracy without faults, in percent."""
         return self.runner.golden(self.on_batch).accuracy
 
-    def check(self, configs: Iterable[FaultInjectionConfig]) -> None:
+    def check(self, configs: Iterable[FaultInjectionConfig], *, each_alone: bool = False) -> None:
         """See ahead of any trial that the model can be struck as some configurations say.
+
+        Args:
+            configs: as for `evaluate`.
+            each_alone: whether sites will be struck alone, too, as `per_layer` does, and as
+                trials of a model in mode `layer` do anyway.
 
         Raises:
             ConfigError: as `evaluate`.
@@ -253,6 +258,9 @@ class FaultEvaluation:
         with self._trials() as trials:
             for config in configs:
                 trials.set(config)
+                if each_alone or self.faults.config.mode == "layer":
+                    for index in self.faults.matching(config.layers):
+                        trials.set(config, [self.faults[index].name])
 
     def evaluate(self, configs: Iterable[FaultInjectionConfig]) -> Iterator[CellResult]:
         """Evaluate as some configurations say, one after the other.

@@ -22,6 +22,7 @@ from fxfault.functional import struck_samples
 from fxfault.sampling import Layout
 from fxfault.site import FaultSite
 from fxfault.sites import FaultSites, faults_of
+from fxfault.statistics import FaultStatistics
 
 OnBatch = Callable[[int], None]
 """Called with a number of samples when they are done; a pass over the data adds up to all."""
@@ -289,6 +290,17 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
                 seen.add(id(child))
                 found.append(child)
     return found
+
+
+@contextmanager
+def recording(faults: FaultSites, statistics: FaultStatistics | None) -> Iterator[None]:
+    """Record forwards in these statistics for a while, or in none."""
+    before = faults.statistics
+    faults.set_statistics(statistics)
+    try:
+        yield
+    finally:
+        faults.set_statistics(before)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfault.errors import ConfigError, FxFaultError
-from fxfault.predictions import in_eval_mode, ranked, scores_of
+from fxfault.predictions import in_eval_mode, ranked, recording, scores_of
 from fxfault.random_numbers import uniform_float
 from fxfault.sites import faults_of
 
@@ -24,8 +24,8 @@ class Verification:
         model: what `fxfault.transform` returned; its calls run the whole of it, uncompiled.
         loader: gives the batches.
         device: where the model is.
-        share: of the batches that are run once more, in percent; which ones follows from the seed
-            of the faults and from the trial.
+        share: of the batches that are run once more, in percent; which ones follows from the
+            faults, their seed and the trial.
         made_by: how the predictions were made, in a word.
         instead: what to do where they are wrong, for the error.
     """
@@ -54,7 +54,7 @@ class Verification:
         if not self.share:
             return
         faults, offsets = faults_of(self.model), [0, *accumulate(sizes)]
-        with in_eval_mode(self.model), torch.no_grad():
+        with in_eval_mode(self.model), torch.no_grad(), recording(faults, None):
             for batch, inputs in some_batches(self.loader, self._chosen(len(sizes))):
                 samples = slice(offsets[batch], offsets[batch + 1])
                 with faults.samples(numbers[samples]):
@@ -69,11 +69,12 @@ class Verification:
                     )
 
     def _chosen(self, batches: int) -> list[int]:
-        clock = faults_of(self.model).clock
+        faults = faults_of(self.model)
+        clock, struck = faults.clock, [(s.name, *map(str, s.faults)) for s in faults if s.armed]
         return [
             batch
             for batch in range(batches)
-            if 100 * uniform_float(clock.seed, "verify", clock.trial, batch) < self.share
+            if 100 * uniform_float(clock.seed, "verify", struck, clock.trial, batch) < self.share
         ]
 
 

@@ -146,6 +146,24 @@ def test_a_worker_that_always_dies_is_an_error_that_says_so(
         run_study(small_study(), tmp_path / "study.sqlite", engine=ProcessEngine(1))
 
 
+def test_a_worker_that_cannot_be_started_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids, start = list[int | None](), ProcessEngine._started
+
+    def first_only(self: ProcessEngine, number: int) -> Any:
+        if number:
+            raise OSError(11, "Resource temporarily unavailable")
+        worker = start(self, number)
+        pids.append(worker.process.pid)
+        return worker
+
+    monkeypatch.setattr(ProcessEngine, "_started", first_only)
+    with pytest.raises(EngineError, match="worker 1 of 3 cannot be started: Resource temporarily"):
+        run_study(small_study(), tmp_path / "study.sqlite", engine=ProcessEngine(3))
+    assert [alive(pid) for pid in pids] == [False]
+
+
 DRIVER = """
 import os, sys, time
 sys.path.insert(0, sys.argv[2])

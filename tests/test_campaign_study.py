@@ -393,7 +393,7 @@ def test_studies_that_ask_for_nothing_of_this_are_as_they_were() -> None:
         ({"axes": {"faults": BOTH}}, ["axes.faults: got [{", "a mapping of a name"]),
         ({"axes": {"faults": {}}}, ["axes.faults: got {} (dict)"]),
         ({"axes": {"faults": {"a": []}}}, ["axes.faults.a: got []", "a non-empty list"]),
-        ({"axes": {"faults": {"a": None}}}, ["axes.faults.a: got", "a non-empty list"]),
+        ({"axes": {"faults": {"a": None}}}, ["axes.faults.a: got null", "a non-empty list"]),
         ({"axes": {"faults": {1: BOTH}}}, ["axes.faults.1: got 1 (int) as a name"]),
         (
             {"axes": {"faults": {"a": [{"probabilty": 1}]}}},

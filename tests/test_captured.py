@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from brevitas.nn import QuantIdentity
+from brevitas.nn import QuantIdentity, QuantLinear
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -69,6 +69,13 @@ def network() -> nn.Module:
     layers = [QuantIdentity(bit_width=4, scaling_impl_type="const", scaling_init=2.0) for _ in "ab"]
     torch.manual_seed(0)
     return nn.Sequential(layers[0], nn.Linear(12, 9), layers[1]).eval()
+
+
+def weighty_network() -> nn.Module:
+    """With a layer that quantises its weights."""
+    made = network()
+    made[1] = QuantLinear(12, 9, bias=True, weight_bit_width=4)  # type: ignore[index]
+    return made.eval()
 
 
 def inputs(seed: int = 0, samples: int = 5) -> Tensor:
@@ -148,6 +155,47 @@ def test_settings_that_are_built_in_are_captured_again(faulty: Faulty) -> None:
         for _ in "ab":
             assert torch.equal(forward(inputs(3)), plain(inputs(3)))
         assert forward.captures == 2 + number
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("replace", [False, True])
+def test_other_weights_are_captured_again(faulty: Faulty, replace: bool) -> None:
+    """A frozen layer has quantised its weights before a graph is captured."""
+    plain, other = (fxfault.freeze(faulty(weighty_network(), probability=30.0)) for _ in "ab")
+    forward = fxfault.capture(other, inputs())
+    before = forward(inputs()), plain(inputs())
+    for net in (plain, other):
+        layer = net.get_submodule("1")
+        if replace:
+            layer.weight = nn.Parameter(-layer.weight)
+        else:
+            layer.weight.mul_(-1)
+    assert torch.equal(*before)
+    for _ in "ab":
+        after = forward(inputs(1))
+        assert torch.equal(after, plain(inputs(1)))
+    assert forward.captures == 2
+
+
+@torch.no_grad()
+def test_a_capture_that_fails_leaves_no_stale_graph(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, forward = pair(faulty)
+    assert torch.equal(forward(inputs()), plain(inputs()))
+
+    def fail(run: Callable[[], Any]) -> Any:
+        raise torch.OutOfMemoryError
+
+    forward.model.faults.set_probability(80.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(captured, "record", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            forward(inputs())
+    forward.model.faults.set_probability(30.0)
+    for net in (plain, forward.model):
+        net.faults.reset(trial=5)
+    assert torch.equal(forward(inputs()), plain(inputs()))
 
 
 @torch.no_grad()

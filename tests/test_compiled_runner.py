@@ -140,9 +140,13 @@ def test_samples_are_told_of_once(model: Any) -> None:
     assert done == 3 * [8, 8, 5]
 
 
-def test_statistics_count_each_run_once(model: Any) -> None:
+@pytest.mark.parametrize("verify", [0.0, 100.0])
+def test_statistics_count_each_run_once(model: Any, verify: float) -> None:
     counts = []
-    for runner in (FullRunner(model, DATA), runner_with(Other(model, seconds=0.1), Backend())):
+    for runner in (
+        FullRunner(model, DATA),
+        runner_with(Other(model, seconds=0.1), Backend(), verify=verify),
+    ):
         runner.golden()
         statistics = model.faults.new_statistics()
         for trial in range(3):

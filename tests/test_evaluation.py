@@ -396,6 +396,21 @@ def test_what_does_not_fit_is_found_ahead_of_any_trial(
         made.check([with_probability(config, 101)])
 
 
+@pytest.mark.parametrize("mode", ["full_model", "layer"])
+def test_what_does_not_fit_a_site_alone_is_found_ahead_of_any_trial(
+    evaluation: Callable[..., FaultEvaluation], mode: str
+) -> None:
+    made = evaluation(layers=[0, 2], mode=mode)
+    together = made.faults.measure(next(iter(made.runner.loader))[0])
+    assert together is None
+    sizes = [made.faults[i].extent.elements for i in (0, 2)]  # type: ignore[union-attr]
+    config = with_num_faults(made.faults.config, min(sizes) + 1)
+    if mode == "full_model":
+        made.check([config])
+    with pytest.raises(SiteError, match=f"allowed: up to the {min(sizes)} elements"):
+        made.check([config], each_alone=mode == "full_model")
+
+
 # -- one site alone -------------------------------------------------------------------------
 
 

@@ -129,9 +129,12 @@ def _faults(given: Any, problems: list[str]) -> dict[str, Any]:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             problems.append(f"{where}: got {got(name)} as a name, allowed: text in one line")
             continue
-        # A tuple of no entry is refused as any other that is no list of faults.
-        section = {"faults": () if entries is None else entries}
-        config, found = parse_section(FaultInjectionConfig, section, "axes")
+        if entries is None:
+            problems.append(
+                f"{where}: got null, allowed: a non-empty list of mappings, one for each fault"
+            )
+            continue
+        config, found = parse_section(FaultInjectionConfig, {"faults": entries}, "axes")
         problems += [text.replace("axes.faults", where, 1) for text in found]
         if config is not None:
             lists[name] = config.to_dict()["faults"]
@@ -163,7 +166,8 @@ def _fault_value_problem(key: str) -> Callable[[Any, str], str | None]:
 def _num_faults_problem(value: Any, place: str) -> str | None:
     if value is None:
         return f"{place}: got null, allowed: an integer from 0; leave the axis out for none"
-    return _fault_value_problem("num_faults")(value, place)
+    found = _fault_value_problem("num_faults")(value, place)
+    return found.replace(" or null", "") if found else None
 
 
 def _bit_problem(value: Any, place: str) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fxfault.campaign.agenda import Batch
+from fxfault.campaign.errors import EngineError
 from fxfault.campaign.muster import Muster
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.worker import retold
@@ -65,7 +66,14 @@ class Crew(ABC, Generic[W]):
         self._muster.on_note = on_note
         self._plan = self._prepared(plan)
         self.slots = self.workers * BATCHES_EACH
-        self._workers = [self._started(number) for number in range(self.workers)]
+        try:
+            for number in range(self.workers):  # One by one, so that `close` ends each of them.
+                self._workers.append(self._started(number))
+        except OSError as error:
+            raise EngineError(
+                f"worker {len(self._workers)} of {self.workers} cannot be started: "
+                f"{error.strerror or error}; try fewer workers"
+            ) from error
         while self._muster.facts is None:
             self._listen()
         return Facts(**self._muster.facts)

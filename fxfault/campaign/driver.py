@@ -135,9 +135,11 @@ def run_study(
         verify=verify,
     )
     made = make_engine(engine, workers=workers) if isinstance(engine, str) else engine
-    store = None if is_new(path) else Store.open(path, write=True)
+    store = None
     try:
-        if store is not None:  # At once, as far as it can be told without a network.
+        if not is_new(path):
+            store = Store.open(path, write=True)
+            # At once, as far as it can be told without a network.
             _check_fits(store, {"study": fingerprint.of_study(study)})
         facts = made.start(plan, on_note)
         cells = tuple(study.cells(facts.sites, facts.bit_widths))
@@ -150,9 +152,11 @@ def run_study(
             store.note(facts.background)
         return _Run(study, cells, store, made, on_progress).to_the_end()
     finally:
-        made.close()
-        if store is not None:
-            store.close()
+        try:
+            made.close()
+        finally:
+            if store is not None:
+                store.close()
 
 
 def _now() -> str:

@@ -9,20 +9,18 @@ without an activation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fxfault.draws import elements_hit, samples_struck
+from fxfault.predictions import recording
 from fxfault.sampling import Layout
 from fxfault.site import FaultSite
 from fxfault.sites import FaultSites
 from fxfault.statistics import FaultStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
     from fxfault.predictions import Predictions
@@ -81,7 +79,7 @@ class Exposure:
             statistics = FaultStatistics(len(self.faults), self.faults.names, cosine=False)
         if statistics is not None:
             hits, elements = statistics.total_injections, statistics.total_activations
-            with _recording(self.faults, statistics):
+            with recording(self.faults, statistics):
                 predictions = run()
             hits = statistics.total_injections - hits
             return predictions, hits, statistics.total_activations - elements
@@ -103,7 +101,7 @@ def _elements_of(model: nn.Module, faults: FaultSites, inputs: Any) -> list[int]
         site.selected, site.several, site.probability = True, None, 0.0
     try:
         with (
-            _recording(faults, statistics),
+            recording(faults, statistics),
             faults.samples(torch.arange(len(inputs))),
             torch.no_grad(),
         ):
@@ -113,13 +111,3 @@ def _elements_of(model: nn.Module, faults: FaultSites, inputs: Any) -> list[int]
             site.restore(setting)
             site.selected = selected
     return [statistics.layer_stats[site.index].total_activations for site in faults]
-
-
-@contextmanager
-def _recording(faults: FaultSites, statistics: FaultStatistics) -> Iterator[None]:
-    before = faults.statistics
-    faults.set_statistics(statistics)
-    try:
-        yield
-    finally:
-        faults.set_statistics(before)

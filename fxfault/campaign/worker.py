@@ -52,7 +52,7 @@ def work(connection: Connection, plan: str, number: int) -> None:
 
     Args:
         connection: to the driver.
-        plan: of `fxfault.campaign.bench.Plan.to_json`.
+        plan: of `fxfault.campaign.plan.Plan.to_json`.
         number: of the worker, 0 and up.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends us.
@@ -82,7 +82,7 @@ def set_up(plan: str, number: int, on_note: OnNote) -> Bench:
     """Make a worker's bench.
 
     Args:
-        plan: of `fxfault.campaign.bench.Plan.to_json`.
+        plan: of `fxfault.campaign.plan.Plan.to_json`.
         number: of the worker on its machine, 0 and up.
         on_note: called with what a user should know.
     """
