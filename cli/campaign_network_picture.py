@@ -48,7 +48,8 @@ class _Picture:
 
         self.nodes, self.falls = background.nodes, falls
         self.index = {site.name: site.index for site in background.sites}
-        self.most = max([*falls.values(), 1e-9])
+        most = max(falls.values(), default=0.0)
+        self.most = most if most > 0 else 1.0  # Where nothing was lost, a scale for no colour.
         self.norm = Normalize(0.0, self.most)
         self.shades = matplotlib.colormaps[WEAKNESS]
         for columns in (3, 2, 1):
@@ -162,6 +163,9 @@ class _Picture:
     def _legend(self, width: float, height: float) -> None:
         from matplotlib.patches import Circle
 
+        if not self.falls:
+            self._text(_MARGIN, 10, "No site was struck alone: no colours", size=_NAME_SIZE)
+            return
         self._text(_MARGIN, 10, "Accuracy lost when struck alone (points)", size=_NAME_SIZE)
         place = _MARGIN / width, 1 - 26 / height, _LEGEND_WIDTH / width, _LEGEND_HEIGHT / height
         bar = self.figure.add_axes(place)

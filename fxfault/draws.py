@@ -143,9 +143,10 @@ class Draw(NamedTuple):
         assert self.fault.num_faults is not None
         if self.fault.num_faults > total:
             kind = "bits" if self.fault.rate_unit == "bit" else "elements"
+            plural = "one site" if len(parts) == 1 else f"{len(parts)} sites"
             raise SiteError(
                 f"num_faults: got {self.fault.num_faults}, allowed: up to the {total} {kind} that "
-                f"one sample has at the {len(parts)} sites that it is spread over"
+                f"one sample has at the {plural} that it is spread over"
             )
         return Share(low, low + sizes[self.site.name], total, self.width)
 

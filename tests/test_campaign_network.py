@@ -230,6 +230,23 @@ def test_sites_have_the_colour_of_what_they_cost_and_unknown_ones_are_grey() -> 
     assert network_picture(residual(), falls, "svg") == network_picture(residual(), falls, "svg")
 
 
+@pytest.mark.parametrize(
+    ("falls", "said", "colour"),
+    [
+        ({}, "No site was struck alone: no colours", "#d9d9d9"),
+        (dict.fromkeys(SITES, 0.0), "Accuracy lost when struck alone (points)", "#ffffcc"),
+    ],
+)
+def test_a_scale_without_a_loss(falls: dict[str, float], said: str, colour: str) -> None:
+    svg = ElementTree.fromstring(network_picture(residual(), falls, "svg"))
+
+    texts = [element.text for element in svg.iter() if element.tag.endswith("text")]
+    assert said in texts
+    assert not [text for text in texts if text and "e−" in text]  # Of a scale of next to nothing.
+    parts = {element.get("id"): element for element in svg.iter() if element.get("id")}
+    assert {_fill(parts[f"site-{index}"]) for index in range(4)} == {colour}
+
+
 def _fill(group: ElementTree.Element) -> str:
     style = next(element.get("style") for element in group.iter() if element.get("style"))
     return style.partition("fill: ")[2][:7]  # type: ignore[union-attr]
