@@ -42,7 +42,7 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
         inputs: the model's inputs; the leading dimension of the tensor with most
             dimensions among them is the batch.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         begin_compiled(sites.clock.handle.number, inputs)
     else:
         begin(sites, inputs)
@@ -51,6 +51,7 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
 def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
     """What `begin_forward` does, in compiled code too."""
     if not recomputing():
+        sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(_batch_size(inputs))
 
@@ -79,21 +80,39 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     Raises:
         SiteError: the value has no integer word, or its dtype cannot hold the codes.
     """
-    handed_over = None if site.handover is None else site.handover.take(x)
-    activation = x if handed_over is None else handed_over
-    if torch.compiler.is_compiling():
-        value = _strike_compiled(activation, site)
-    else:
-        moment = moment_of(site)
-        if moment is None:
-            return x
-        value = _strike(activation, site, moment)
+    if torch.compiler.is_dynamo_compiling():
+        return _inject_compiled(x, site)
+    activation = x if site.output is None else site.output.take(x)
+    moment = None if activation is None else moment_of(site)
+    if moment is None:  # Not armed; or the layer has struck it, before its hooks.
+        return x
+    return _with_value(x, activation, _strike(activation, site, moment))
+
+
+def strike_call(x: Any, site: FaultSite, extra: int = 0) -> Any:
+    """Strike what a layer has quantised, in the layer itself; see `fxfault.layer_outputs`.
+
+    Args:
+        x: an `IntQuantTensor`; nobody else has it.
+        site: state and settings of the place.
+        extra: how many calls this is after the one that the site is of.
+
+    Returns:
+        What came in, of the same type, with faults.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        value = _strike_compiled(x, site)
+        return x if value is None else type(x)(value, *x[1:])
+    moment = moment_of(site, extra)
+    return x if moment is None else _with_value(x, x, _strike(x, site, moment))
+
+
+def _with_value(x: Any, activation: Any, value: Tensor | None) -> Any:
+    """What goes on in the place of an activation that was struck."""
     if value is None or value is activation.value:  # Struck in place, or not at all.
         return x
-    if handed_over is not None:
+    if activation is not x:  # A plain value, of which the layer handed the QuantTensor over.
         return value
-    if torch.compiler.is_compiling():  # torch 2.13 loses track of what `_replace` gives.
-        return type(x)(value, *x[1:])
     return x._replace(value=value)
 
 
@@ -146,6 +165,18 @@ class FaultInject(torch.autograd.Function):
                 kept = torch.where(factor == 0, 0.0, read(grad_output, index))
                 write(grad_output, index, kept)
         return grad_output, None
+
+
+def _inject_compiled(x: Any, site: FaultSite) -> Any:
+    """`fault_inject` in code that is being compiled."""
+    activation, struck = (x, False) if site.output is None else site.output.take_compiled(x)
+    if struck:
+        return x
+    value = _strike_compiled(activation, site)
+    if value is None:
+        return x
+    # torch 2.13 loses track of what `_replace` gives.
+    return value if activation is not x else type(x)(value, *x[1:])
 
 
 def _strike_compiled(x: Any, site: FaultSite) -> Any:

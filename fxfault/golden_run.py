@@ -152,18 +152,25 @@ def advance(model: nn.Module, segments: Sequence[Any], number: int, state: Any) 
 
 
 def _struck(site: FaultSite, state: Any) -> Any:
-    if site.handover is not None:
-        *state, parameters = state
-        if parameters is not None:  # Of the QuantTensor that the plain value came out of.
-            site.handover.kept = parameters._replace(value=state[0])
+    output = site.output
+    assert output is not None
+    if output.returns_quant_tensor:
+        output.hand_over(state[0])
+        return (fault_inject(state[0], site), *state[1:])
+    *state, parameters = state
+    if parameters is not None:  # Of the QuantTensor that the plain value came out of.
+        output.hand_over(parameters._replace(value=state[0]))
     return (fault_inject(state[0], site), *state[1:])
 
 
 def _captured(site: FaultSite, state: Any) -> Any:
     """A state, and last the scale and so on of a plain value that is about to be struck."""
-    if site.handover is None:
+    output = site.output
+    assert output is not None
+    kept = output.kept
+    output.forget()
+    if output.returns_quant_tensor:
         return state
-    kept = site.handover.kept
     is_of_value = kept is not None and kept.value is state[0]
     return (*state, kept._replace(value=None) if is_of_value else None)
 

@@ -83,28 +83,33 @@ def recomputing() -> bool:
     return _backward() != -1
 
 
-def moment_of(site: FaultSite) -> Moment | None:
-    """What the strike of a site that is reached now follows from; None: it is not struck."""
+def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
+    """What the strike of a site that is reached now follows from; None: it is not struck.
+
+    Args:
+        site: that is reached.
+        extra: how many calls this is after the one that the site is of.
+    """
     armed, again = site.armed, recomputing()
     if not (armed or again):  # What a backward repeats may have been armed.
         return None
     training = site.clock.training
     if not (training or again or torch.is_grad_enabled()):
-        return _moment_now(site, again)  # An evaluation; looking for checkpoints takes time.
+        return _moment_now(site, again, extra)  # An evaluation; looking for checkpoints takes time.
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
         moment = _strikes(repeated).next(site)
     else:  # If repeated, then not seen before: as good as the clock knows.
-        moment = _moment_now(site, again) if armed else None
+        moment = _moment_now(site, again, extra) if armed else None
     if moment is not None:
         for checkpoint in running:
             _strikes(checkpoint).add(site, moment)
     return moment
 
 
-def _moment_now(site: FaultSite, again: bool) -> Moment:
+def _moment_now(site: FaultSite, again: bool, extra: int) -> Moment:
     clock = site.clock
-    return Moment(site.stream(again), clock.batch, clock.first_sample, clock.given)
+    return Moment(site.stream(again, extra), clock.batch, clock.first_sample, clock.given)
 
 
 def _strikes(checkpoint: Any) -> _Strikes:

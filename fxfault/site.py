@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fxfault.clock import FaultClock
-    from fxfault.layer_outputs import Handover
+    from fxfault.layer_outputs import LayerOutput
     from fxfault.quant_tensors import Quantiser
     from fxfault.statistics import FaultStatistics
 
@@ -81,7 +81,7 @@ class FaultSite:
         fault_model: what a hit does.
         gradient_mode: `ste` or `zero_faulty`.
         selected: whether the configuration selects the site.
-        handover: where the layer returns a plain tensor, what keeps the scale for us.
+        output: what the layer ends its forward with; see `fxfault.layer_outputs`.
         layer: where no other node of the graph uses the activation, the layer that makes
             it; None elsewhere. See `makes_private_tensor`.
         counts_calls: whether one forward of the model may reach the site more than once,
@@ -112,7 +112,7 @@ class FaultSite:
     gradient_mode: str
     hw_units: int | None = None
     selected: bool = True
-    handover: Handover | None = None
+    output: LayerOutput | None = None
     layer: nn.Module | None = None
     counts_calls: bool = False
     statistics: FaultStatistics | None = None
@@ -209,16 +209,20 @@ class FaultSite:
             )
         self.fault_model = get_fault_model(fault_model, **self.options)
 
-    def stream(self, again: bool = False) -> Key:
+    def stream(self, again: bool = False, extra: int = 0) -> Key:
         """The key of the random numbers of this call of the site.
 
         A site of the graph is called once in a forward. One that a container calls by its
         own code may be called again (time steps): each call has its own faults.
+
+        Args:
+            again: whether a backward repeats the call.
+            extra: how many calls this is after the one that the graph would make.
         """
         if self.clock.keys is not None:
             return self.clock.keys[self.index]
         if not self.counts_calls:
-            return self.clock.stream(self.name)
+            return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
         now = (self.clock.forward, again)
         before, calls = self._calls
         calls = calls + 1 if before == now else 1

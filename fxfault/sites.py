@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fxfault.config import FaultInjectionConfig
+    from fxfault.layer_outputs import LayerOutput
     from fxfault.quant_tensors import Quantiser
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class FaultSites(Sequence[FaultSite]):
         config: the configuration that the model was transformed with.
         statistics: where armed forwards are recorded, or None.
         skipped: paths of targets that faults cannot strike, and why.
+        running: number of the traced module whose graph runs now; None where Python code does.
+        outputs: what the layers end their forwards with.
     """
 
     def __init__(self, config: FaultInjectionConfig) -> None:
@@ -68,6 +71,10 @@ class FaultSites(Sequence[FaultSite]):
         self.clock.on_move(self._follow_clock)
         self.clock.handle = Handle(self)
         self.skipped: dict[str, str] = {}
+        self.running: int | None = None
+        self.outputs: list[LayerOutput] = []
+        self._tree: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []
+        self._on_surgery: Callable[[FaultSites, nn.Module, Any], None] | None = None
         self.statistics: FaultStatistics | None = None
         self._sites: list[FaultSite] = []
         self._original: list[nn.Module] = []
@@ -143,6 +150,41 @@ class FaultSites(Sequence[FaultSite]):
         """Remember the model whose mode the clock follows, and the one it was made from."""
         self.clock.follow(model)
         self._original = [original]
+
+    def watch_layers(
+        self, modules: Iterable[nn.Module], react: Callable[[FaultSites, nn.Module, Any], None]
+    ) -> None:
+        """Note the children of some modules, and react where a forward finds others there.
+
+        Args:
+            modules: of the transformed model.
+            react: called with the sites, a module, and the children that it had.
+        """
+        self._tree = [(module, tuple(module._modules.values())) for module in modules]
+        self._on_surgery = react
+
+    @contextmanager
+    def running_graph(self, number: int | None) -> Iterator[None]:
+        """Note that the graph of a traced module runs; None: that Python code does."""
+        before, self.running = self.running, number
+        try:
+            yield
+        finally:
+            self.running = before
+
+    def look_at_layers(self) -> None:
+        """See whether layers were replaced since; forget what a broken forward has left.
+
+        Raises:
+            SiteError: what stands there now cannot be struck without another `transform`.
+        """
+        for output in self.outputs:
+            if output.kept is not None:
+                output.forget()
+        for place, (module, children) in enumerate(self._tree):
+            if tuple(module._modules.values()) != children and self._on_surgery is not None:
+                self._on_surgery(self, module, children)
+                self._tree[place] = (module, tuple(module._modules.values()))
 
     @property
     def original(self) -> nn.Module:

@@ -23,6 +23,7 @@ from fxfault.errors import FxFaultError, SiteError
 from fxfault.frozen_layers import FrozenLayer
 from fxfault.passes.exact_arithmetic import exact_backend
 from fxfault.passes.freeze import freeze
+from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import plain
 from fxfault.sites import FaultSites, faults_of
 
@@ -161,6 +162,7 @@ class _CompiledCall:
         """
         self._model = [model]
         self._layers = [layer for layer in model.modules() if isinstance(layer, FrozenLayer)]
+        self._traced = [part for part in model.modules() if isinstance(part, TracedModule)]
         # Of the forward, whose code belongs to this model alone: torch counts by code how often
         # something was compiled, and gives up.
         self._run = torch.compile(model.forward, fullgraph=True, dynamic=False, backend=backend)
@@ -173,6 +175,7 @@ class _CompiledCall:
         """Run compiled code where it was made for such inputs."""
         (model,) = self._model
         unusual = kwargs or torch.is_grad_enabled() or _has_hooks(model)
+        unusual = unusual or any(part.why_own_forward() is not None for part in self._traced)
         if unusual or self._kind_of(args) != self._kind:
             return model._call_impl(*args, **kwargs)
         for layer in self._layers:

@@ -28,7 +28,7 @@ from fxfault.frozen_layers import (
     freeze_layer,
     settle,
 )
-from fxfault.layer_outputs import Handover, StruckOutput
+from fxfault.layer_outputs import LayerOutput
 from fxfault.passes.insert import BeginForward
 from fxfault.passes.sharing import replace_modules, twin
 from fxfault.passes.traced_module import twin_of_traced
@@ -232,7 +232,7 @@ def _give_own_sites(ours: nn.Module, new_of: dict[nn.Module, nn.Module]) -> None
     copies.update({id(thing): thing for thing in kept})
     for module in new_of.values():
         for name, value in module.__dict__.items():
-            if isinstance(value, (FaultSites, Handover, StruckOutput)):
+            if isinstance(value, (FaultSites, LayerOutput)):
                 module.__dict__[name] = copy.deepcopy(value, copies)
             elif isinstance(value, BeginForward):
                 begin = BeginForward(module, copy.deepcopy(sites, copies))

@@ -13,8 +13,8 @@ After::
     conv2 = self.conv2(fault_inject)
 
 and, once at the top of the model's graph, `begin_forward(self.faults, x)`, which numbers
-the samples. Targets that a container calls by its own Python code strike their output
-themselves (`fxfault.layer_outputs`).
+the samples. Targets that Python code calls strike their output themselves, and so do those with
+forward hooks (`fxfault.layer_outputs`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import Handover, StruckOutput, install, installed
+from fxfault.layer_outputs import LayerOutput, install, installed
 from fxfault.passes.sharing import holds, replace_modules, shell
+from fxfault.passes.surgery import follow
 from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import (
     has_own_forward,
@@ -185,6 +186,9 @@ class _Plan:
     # -- rewrite ------------------------------------------------------------------------
 
     def rewrite(self) -> None:
+        traced = [part for part in self.root.modules() if isinstance(part, TracedModule)]
+        for number, part in enumerate(traced):
+            part.__dict__["_number"] = number
         in_graphs = {id(m.get_submodule(str(node.target))) for m, _, node, _ in self.graph_places}
         struck: dict[int, nn.Module] = {}
         for parent, _, child, site in self.own_places:
@@ -192,22 +196,30 @@ class _Plan:
             if id(child) in in_graphs:  # A graph calls it too, and strikes there by itself.
                 layer = struck.setdefault(id(child), shell(child))
                 replace_modules(parent, {id(child): layer})
-            install(layer, StruckOutput(site, bool(layer.return_quant_tensor)))
+            self._output_of(layer).add(site)
+            site.output = self._output_of(layer)
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
         self._begin()
-        for part in self.root.modules():
-            if isinstance(part, TracedModule):
-                part.__dict__[_free_name(part)] = self.sites
-                part.recompile()
+        for part in traced:
+            part.__dict__[_free_name(part)] = self.sites
+            part.recompile()
+        holders = [m for m in self.root.modules() if m is self.root or holds(m, self.is_target)]
+        self.sites.watch_layers(holders, follow)
+
+    def _output_of(self, layer: nn.Module) -> LayerOutput:
+        output = installed(layer)
+        if output is None:
+            output = LayerOutput(layer, self.sites)
+            self.sites.outputs.append(output)
+            install(layer, output)
+        return output
 
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
         site, attribute = self.by_name[name]
         layer = module.get_submodule(str(node.target))
-        if not layer.return_quant_tensor:
-            before = installed(layer)
-            site.handover = before if isinstance(before, Handover) else Handover()
-            install(layer, site.handover)
+        site.output = self._output_of(layer)
+        site.output.add(site, module.__dict__["_number"], graph is module.train_graph)
         alone = len(node.users) == 1 and site.layer in (None, layer)
         site.layer = layer if alone else None
         with graph.inserting_after(node):
@@ -221,6 +233,7 @@ class _Plan:
             self.root.__dict__[_free_name(self.root)] = self.sites
             self.root.__dict__["forward"] = BeginForward(self.root, self.sites)
             return
+        self.root.__dict__["_begins"] = True
         for graph in self.root.graphs:
             inputs = graph.find_nodes(op="placeholder")
             first = next(n for n in graph.nodes if n.op != "placeholder")

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfault.fault_models import label_of
-from fxfault.layer_outputs import StruckOutput, installed
+from fxfault.layer_outputs import site_struck_inside
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import Container, containers_of
 from fxfault.passes.transform import strip
@@ -411,9 +411,3 @@ def _notes_on_kept(model: nn.Module) -> list[str]:
     ]
     hooked = [site_struck_inside(module) for module in model.modules()]
     return notes + [f"# {site.name}: struck inside the layer" for site in hooked if site]
-
-
-def site_struck_inside(module: nn.Module) -> FaultSite | None:
-    """The site of a layer that strikes its own output; None where a graph does or none."""
-    output = installed(module)
-    return output.site if isinstance(output, StruckOutput) else None

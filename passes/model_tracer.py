@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
+import operator
 import sys
 import threading
 import weakref
@@ -17,10 +19,11 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 
-from fxfault.passes.code_questions import why_unreadable
+from fxfault.passes.call_tree import CallTree
+from fxfault.passes.guards import Guard, freeze_value
 from fxfault.passes.sharing import holds
 from fxfault.passes.side_effects import Snapshot, copied_values
-from fxfault.passes.symbolic_values import ValueProxy, is_library
+from fxfault.passes.symbolic_values import StandIn, ValueAttribute, ValueProxy, is_library
 from fxfault.passes.traced_module import TracedModule
 from fxfault.quant_tensors import output_type
 
@@ -40,6 +43,7 @@ class ModelTracer(Tracer):
         refused: containers that became leaves, and why.
         branching: those of them that do so because they branch on `self.training`.
         asked_for_mode: whether the module's own forward asks for `self.training`.
+        calls: the functions that it calls, and what they depend on.
     """
 
     proxy_buffer_attributes = True
@@ -54,6 +58,7 @@ class ModelTracer(Tracer):
         self.refused = dict(refused)
         self.branching: set[str] = set()
         self.asked_for_mode = False
+        self.calls = CallTree(self._may_be_none)
         self._attributes: dict[str, Proxy] = {}
         self._contexts = _contexts()
         self._thread = threading.get_ident()
@@ -65,8 +70,13 @@ class ModelTracer(Tracer):
         with copied_values(ours):
             before = Snapshot(root)
             try:
-                with self._training_flags(root), self._factories_recorded():
+                with (
+                    self._training_flags(root),
+                    self._factories_recorded(),
+                    self.calls.watching(),
+                ):
                     graph = super().trace(root, concrete_args)
+                self.calls.check()
                 before.check()
                 self._check_nothing_escaped()
             except Exception:
@@ -95,26 +105,55 @@ class ModelTracer(Tracer):
         """Trace through a container; if that fails, undo it and call it as a leaf."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
+        if m not in self.submodule_paths and self._is_slice(m):
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if path in self.refused or self.is_leaf_module(m, path):
             return self._call_leaf(m, path, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         kept = (self.module_stack.copy(), self.num_calls.copy(), self.traced.copy())
+        guards, names = self.calls.guards.copy(), self.calls.names.copy()
         before = Snapshot(m)
         try:
             result = super().call_module(m, forward, args, kwargs)
+            self.calls.check()
             before.check()
         # Whatever a model's code raises when it meets a symbolic value.
         except Exception as error:
             before.restore()
             self._erase_after(last)
             self.module_stack, self.num_calls, self.traced = kept
-            self.refused[path] = one_line(error)
+            self.refused[path] = self.calls.refusal or one_line(error)
+            self.calls.guards, self.calls.names = guards, names
+            self.calls.refusal = None
+            self.calls.watch()
             if isinstance(error, _BranchesOnTraining) and error.path == path:
                 self.branching.add(path)
             return self._call_leaf(m, path, args, kwargs)
         self.traced[path] = type(m).__name__
         return result
+
+    def _is_slice(self, m: nn.Module) -> bool:
+        """Whether a forward has put layers of the model together anew (`self.layers[:2]`)."""
+        return type(m) in (nn.Sequential, nn.ModuleList) and all(
+            child in self.submodule_paths for child in m.children()
+        )
+
+    def _may_be_none(self, value: Proxy) -> bool:
+        """Whether a value may be None in a forward; inputs that are None go another way."""
+        node = value.node
+        if node.op == "placeholder":
+            return str(node.target).startswith("*")
+        if node.op == "call_module":
+            return not is_layer(self.root.get_submodule(str(node.target)))
+        if node.op in ("call_function", "call_method"):
+            return isinstance(value, ValueAttribute) or node.target in (
+                operator.getitem,
+                getattr,
+                "get",
+                "pop",
+            )
+        return node.op == "output"
 
     def _call_leaf(
         self, m: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -137,6 +176,16 @@ class ModelTracer(Tracer):
             del self._attributes[name]
 
     # -- values ---------------------------------------------------------------------
+
+    def _proxy_placeholder(self, name: str, concrete_args: Any, sig: Any, fn: Any) -> Any:
+        """Trace an optional argument at its default; another value does not reach the graph."""
+        made = super()._proxy_placeholder(name, concrete_args, sig, fn)
+        default = sig.parameters[name].default if name[0] != "*" else inspect.Parameter.empty
+        if default is inspect.Parameter.empty:
+            return made
+        if freeze_value(default) is None or isinstance(default, (list, dict, set)):
+            raise TraceError(f"its forward has a default that may change ({name})")
+        return default
 
     def proxy(self, node: Node) -> Proxy:
         """Stand for a value with a proxy that refuses questions it cannot answer."""
@@ -242,7 +291,7 @@ class _BranchesOnTraining(TraceError):
         self.path = path
 
 
-class _TrainingFlag:
+class _TrainingFlag(StandIn):
     """Stands for `self.training` of a container while it is traced.
 
     As an argument (functional dropout) it becomes a read of the flag in each forward. A
@@ -276,12 +325,16 @@ class _TrainingFlag:
         return tracer.create_proxy("call_function", is_training, (module,), {}).node
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of a library."""
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.", "brevitas.nn."))
+
+
 def why_kept(module: nn.Module, is_root: bool = False) -> str | None:
     """Why a container must keep its own forward without even trying; None: try."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is TorchScript"
-    library = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.", "brevitas.nn."))
-    if library and not isinstance(module, nn.Sequential):
+    if is_layer(module) and not isinstance(module, nn.Sequential):
         return "it is a layer of a library"
     if type(module).forward is nn.Module.forward:
         return "it has no forward"
@@ -289,9 +342,8 @@ def why_kept(module: nn.Module, is_root: bool = False) -> str | None:
         return "its forward is set on the instance"
     if any(_own_call(part) for part in (module, *module.children())):
         return "it or a layer of it has a __call__ of its own"
-    reason = why_unreadable(type(module).forward)
-    if reason is not None:
-        return reason
+    if hasattr(type(module).forward, "__wrapped__"):
+        return "its forward is decorated"
     if not is_root and (module._forward_hooks or module._forward_pre_hooks):
         return "it has forward hooks"
     if not is_root and (module._backward_hooks or module._backward_pre_hooks):
@@ -307,6 +359,8 @@ def _is_method_of_module(frame: Any) -> bool:
 
 
 def _own_call(module: nn.Module) -> bool:
+    if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+        return False  # Theirs only says that they cannot be called.
     call = type(module).__call__
     generated = "GraphModule" in getattr(call, "__qualname__", "")
     return call not in (nn.Module.__call__, TracedModule.__call__) and not generated

@@ -28,10 +28,11 @@ from torch.fx import Graph, Node
 from torch.fx.graph import CodeGen
 
 from fxfault.functional import fault_inject
-from fxfault.layer_outputs import StruckOutput, installed
+from fxfault.layer_outputs import site_struck_inside
 from fxfault.passes.traced_module import TracedModule
 from fxfault.passes.tracing import containers_of
 from fxfault.site import FaultSite
+from fxfault.sites import faults_of
 
 OF_A_LIBRARY = "it is a layer of a library"
 
@@ -120,9 +121,9 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
         return ()
     found: dict[int, FaultSite] = {}
     for module in model.get_submodule(str(node.target)).modules():
-        output = installed(module)
-        if isinstance(output, StruckOutput):
-            found[id(output.site)] = output.site
+        site = site_struck_inside(module)
+        if site is not None:
+            found[id(site)] = site
         if isinstance(module, TracedModule):
             for inner in module.graph.nodes:
                 found.update((id(site), site) for site in _sites_of(module, inner))
@@ -151,7 +152,10 @@ def _possible_cuts(nodes: list[Node], struck: dict[Node, tuple[FaultSite, ...]])
         # Such a site's faults depend on how often it was called before in the same forward.
         torn = any(min(places) < place <= max(places) for places in spans.values())
         if is_site and not torn and not struck[node][0].counts_calls:
-            yield place
+            output = struck[node][0].output
+            # A layer with hooks strikes its output itself: there is nothing to strike at a cut.
+            if output is not None and not output.strikes_itself:
+                yield place
 
 
 def _live_at(nodes: list[Node], place: int) -> list[Node]:
@@ -214,8 +218,14 @@ def _segment(
 
 
 def _compiled(graph: Graph) -> Callable[..., Any]:
+    """The code of a segment; while it runs, layers hand their words over to the graph."""
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<segment>", "exec"), namespace)
     function: Callable[..., Any] = namespace["forward"]
-    return function
+
+    def run(model: Any, *values: Any) -> Any:
+        with faults_of(model).running_graph(model.__dict__["_number"]):
+            return function(model, *values)
+
+    return run

@@ -31,6 +31,8 @@ class StripFaults(PassBase):
             if isinstance(module, TracedModule) and _strip_graphs(module):
                 module.recompile()
                 modified = True
+            for name in ("_number", "_begins"):
+                module.__dict__.pop(name, None)
             for name in ATTRIBUTE_NAMES:
                 if isinstance(module.__dict__.get(name), FaultSites):
                     del module.__dict__[name]

@@ -11,6 +11,10 @@ from torch.fx import Proxy
 from torch.fx.proxy import Attribute, TraceError
 
 
+class StandIn:
+    """What stands for a value that is known in a forward only, and is no `Proxy`."""
+
+
 class ValueProxy(Proxy):
     """A symbolic value that refuses what tracing would silently answer wrongly.
 

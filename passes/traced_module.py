@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
+from torch.nn.modules import module as torch_hooks
+from torch.utils.hooks import RemovableHandle
 
+from fxfault.functional import begin_forward
+from fxfault.passes.guards import Guard, freeze_value
 from fxfault.passes.sharing import shell
+from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
+
+_EMPTY = inspect.Parameter.empty
+_PAST_NONE = "{} is None, which the graph was not traced for"
+_OTHER_VALUE = "{} was given, which the graph was traced without"
+
+
+class Terms(NamedTuple):
+    """What a graph answers for; a forward that is about something else runs as Python code.
+
+    Attributes:
+        guards: what the forward read while it was traced, besides its inputs.
+        parts: modules whose layers the graph calls, with the names of their children and, of
+            these, the containers that are part of the graph (None for layers).
+    """
+
+    guards: tuple[Guard, ...] = ()
+    parts: tuple[tuple[nn.Module, tuple[str, ...], tuple[nn.Module | None, ...]], ...] = ()
 
 
 class TracedModule(GraphModule):
@@ -23,9 +48,19 @@ class TracedModule(GraphModule):
 
     A forward that asks for `self.training` has two graphs: `graph` for evaluation and
     `train_graph` for training; the mode at the time of the call picks one.
+
+    The graph answers only for what it was traced for. A call that gives an optional argument
+    another value than its default, and one after the forward would find other settings, hooks
+    or layers than were traced, runs the source's own forward (`why_own_forward` says why), whose
+    layers strike their outputs themselves.
     """
 
     train_graph: Graph | None
+    _terms: Terms
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make an object of the source's class: `self.__class__(...)` means that one."""
+        return source_class(cls)(*args, **kwargs)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Do not tell the source's class of the classes made for generated code."""
@@ -44,16 +79,104 @@ class TracedModule(GraphModule):
     def recompile(self) -> PythonCode:
         """Generate the forward from the graph, or from both."""
         code = super().recompile()
+        kind: Any = type(self)
         train_graph = self.__dict__.get("train_graph")
-        if train_graph is not None:
-            kind: Any = type(self)
-            evaluate, train = kind.forward, _compile(train_graph)
+        evaluate = kind.forward
+        train = evaluate if train_graph is None else _compile(train_graph)
 
-            def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
-                return (train if self.training else evaluate)(self, *args, **kwargs)
+        def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
+            graph = train if self.training else evaluate
+            sites = self._sites
+            if torch.compiler.is_dynamo_compiling():
+                return _run_compiled(self, sites, graph, args, kwargs)
+            why = self.why_own_forward(args, kwargs)
+            if sites is None:
+                return (graph if why is None else source_class(kind).forward)(self, *args, **kwargs)
+            if why is None:
+                with sites.running_graph(self.__dict__["_number"]):
+                    return graph(self, *args, **kwargs)
+            with sites.running_graph(None):
+                return self._run_own_forward(sites, args, kwargs)
 
-            kind.forward = forward
+        forward.__signature__ = inspect.signature(evaluate)  # type: ignore[attr-defined]
+        kind.forward = forward
         return code
+
+    @property
+    def _sites(self) -> FaultSites | None:
+        """The fault sites of the model that the module is a part of; None: it has none."""
+        for name in ATTRIBUTE_NAMES:
+            sites = self.__dict__.get(name)
+            if isinstance(sites, FaultSites):
+                return sites
+        return None
+
+    def why_own_forward(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """Why a call would run the source's own forward and not the graph; None: the graph.
+
+        Args:
+            args: of the call; without any, its arguments are not judged.
+            kwargs: of the call.
+        """
+        why = self.__dict__.get("_kept_because") or self._why_arguments(args, kwargs or {})
+        return why or self._why_changed()
+
+    def _why_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        needed, parameters = _signature_of(type(self))
+        if not kwargs and len(args) <= needed:
+            for number, value in enumerate(args):
+                if value is None:
+                    return _PAST_NONE.format(list(parameters)[number])
+            return None
+        given = dict(zip(parameters, args, strict=False)) | dict(kwargs)
+        for name, value in given.items():
+            default = parameters.get(name, _EMPTY)
+            if default is _EMPTY:
+                if value is None:
+                    return _PAST_NONE.format(name)
+            elif value is not default and (
+                freeze_value(value) != freeze_value(default) or freeze_value(value) is None
+            ):
+                return _OTHER_VALUE.format(name)
+        return None
+
+    def _why_changed(self) -> str | None:
+        terms = self.__dict__["_terms"]
+        for guard in terms.guards:
+            if not guard.holds():
+                return f"{guard.label} is not what it was when the graph was traced"
+        for module, names, containers in terms.parts:
+            children = module._modules
+            if tuple(children) != names or any(
+                container is not None and children[name] is not container
+                for name, container in zip(names, containers, strict=True)
+            ):
+                return f"layers of {type(module).__name__} were added, taken out or replaced"
+        return self._why_hooked(terms)
+
+    def _why_hooked(self, terms: Terms) -> str | None:
+        """Hooks of what is part of the graph, which the graph would pass by."""
+        if torch_hooks._global_forward_hooks or torch_hooks._global_forward_pre_hooks:
+            return "there are global forward hooks"
+        if self.__dict__.get("_without_hooks") == RemovableHandle.next_id:
+            return None  # No hook was added anywhere since.
+        for module, _, _ in terms.parts:
+            hooks = (module._forward_hooks, module._forward_pre_hooks)
+            hooks += (module._backward_hooks, module._backward_pre_hooks)  # type: ignore[assignment]
+            if module is not self and any(hooks):
+                return f"a {type(module).__name__} in it has hooks"
+        self.__dict__["_without_hooks"] = RemovableHandle.next_id
+        return None
+
+    def _run_own_forward(self, sites: FaultSites, args: Any, kwargs: Any) -> Any:
+        own = source_class(type(self)).forward
+        if self.__dict__.get("_begins"):
+            bound = inspect.signature(own).bind(self, *args, **kwargs)
+            _, *inputs = bound.arguments.values()
+            begin_forward(sites, *inputs)
+        return own(self, *args, **kwargs)
 
     @property
     def train_code(self) -> str | None:
@@ -88,25 +211,63 @@ class TracedModule(GraphModule):
         return nn.Module._replicate_for_data_parallel(self)
 
 
-def adopt(module: nn.Module, graph: Graph, train_graph: Graph | None) -> TracedModule:
+def adopt(module: nn.Module, graph: Graph, train_graph: Graph | None, terms: Terms) -> TracedModule:
     """Turn a module, in place, into one whose forward comes from a graph.
 
     Args:
         module: an object of ours (see `fxfault.passes.sharing`).
         graph: the graph for evaluation, and for training too where they agree.
         train_graph: the graph for training where they differ.
+        terms: what the graphs answer for.
     """
     source = type(module)
-    if issubclass(source, TracedModule):
-        source = source.__bases__[1]  # Traced again: its class before the first time.
     module.__class__ = _class_from((TracedModule, source), source)
     defaults = GraphModule(nn.Module(), Graph())
     for name, value in vars(defaults).items():
         module.__dict__.setdefault(name, value)
     for name in ("_code", "_graph", "meta"):  # What a source that was traced before left there.
         module.__dict__[name] = vars(defaults)[name]
+    module.__dict__["_terms"] = terms
     _set_graphs(module, graph, train_graph)
     return module  # type: ignore[return-value]
+
+
+def _run_compiled(module: Any, sites: Any, graph: Any, args: Any, kwargs: Any) -> Any:
+    """Run a graph as code that is being compiled; its caller sees to what it answers for."""
+    if sites is None:
+        return graph(module, *args, **kwargs)
+    before = sites.running
+    sites.running = module._number
+    output = graph(module, *args, **kwargs)
+    sites.running = before
+    return output
+
+
+def release(module: nn.Module) -> None:
+    """Give a module of ours its source's class and forward back, to be traced anew."""
+    if not isinstance(module, TracedModule):
+        return
+    module.__class__ = source_class(type(module))
+    ours = {"train_graph", "_terms", "_number", "_begins", "_kept_because", "_without_hooks"}
+    if not _is_graph_module(module):
+        ours |= _names_of_graph_modules()
+    for name in ours:
+        module.__dict__.pop(name, None)
+
+
+def source_class(kind: type) -> Any:
+    """The class that a module had before it was traced."""
+    return kind.__bases__[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature_of(kind: type) -> tuple[int, dict[str, Any]]:
+    """How many inputs stand first without a default, and the default of each by name."""
+    parameters = list(inspect.signature(source_class(kind).forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    first = [p.default is _EMPTY and p.kind is not p.KEYWORD_ONLY for p in named]
+    needed = first.index(False) if False in first else len(first)
+    return needed, {p.name: p.default for p in named}
 
 
 def twin_of_traced(module: nn.Module) -> nn.Module:
@@ -147,13 +308,22 @@ def _compile(graph: Graph) -> Callable[..., Any]:
 def why_no_room(module: nn.Module) -> str | None:
     """Say which name of a `GraphModule` a module uses for something else; None: none."""
     kind = type(module)
-    if isinstance(module, GraphModule) or "backport.fx" in kind.__module__:
+    if _is_graph_module(module):
         return None  # It was generated itself, and means the same by them.
-    taken = set(dir(TracedModule)) | set(vars(GraphModule(nn.Module(), Graph())))
-    taken -= set(dir(nn.Module)) | set(vars(nn.Module())) | {"__weakref__", "__init_subclass__"}
+    taken = set(dir(TracedModule)) | _names_of_graph_modules()
+    taken -= set(dir(nn.Module)) | {"__weakref__", "__init_subclass__"}
     own = set(vars(module)) | set(module._modules) | set(module._buffers) | set(module._parameters)
     for base in kind.__mro__:
         if base not in (nn.Module, object):
             own |= set(vars(base)) - {"__module__", "__doc__", "__dict__", "__annotations__"}
     clash = sorted(name for name in taken & own if not name.startswith("__"))
     return f"it has an attribute called {clash[0]}" if clash else None
+
+
+def _is_graph_module(module: nn.Module) -> bool:
+    return isinstance(module, GraphModule) or "backport.fx" in type(module).__module__
+
+
+def _names_of_graph_modules() -> set[str]:
+    """Attributes that a `GraphModule` has, and other modules have not."""
+    return set(vars(GraphModule(nn.Module(), Graph()))) - set(vars(nn.Module()))

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from fxfault.errors import TransformError
+from fxfault.passes.guards import Guard, freeze_value
 from fxfault.passes.model_tracer import ModelTracer, one_line, why_kept
 from fxfault.passes.sharing import holds, twin
 from fxfault.passes.side_effects import random_states_kept
-from fxfault.passes.traced_module import TracedModule, adopt, why_no_room
+from fxfault.passes.traced_module import Terms, TracedModule, adopt, release, why_no_room
 from fxfault.quant_tensors import is_activation
 
 _TRACING = threading.RLock()
@@ -77,6 +78,8 @@ def trace(model: nn.Module, targets: tuple[str, ...] = TARGETS) -> nn.Module:
     # Tracing replaces functions of torch for its time: one thread after the other.
     with _TRACING, random_states_kept(), torch.inference_mode(False), torch.enable_grad():
         ours = twin(model, is_target)
+        for module in list(ours.modules()):
+            release(module)
         _trace_in_place(ours, "", is_target, containers)
     ours.__dict__["_containers"] = tuple(containers.values())
     return ours
@@ -129,7 +132,52 @@ def _trace_in_place(
                 containers[full] = Container(full, type(child).__name__, "kept", why)
                 _trace_children(child, full, is_target, containers)
     graphs = [tracer.graph for tracer in attempt]
-    adopt(module, graphs[0], graphs[1] if len(graphs) > 1 else None)
+    terms = Terms(_guards_of(module, attempt), _parts_of(module, attempt))
+    adopt(module, graphs[0], graphs[1] if len(graphs) > 1 else None, terms)
+
+
+def _guards_of(module: nn.Module, tracers: list[ModelTracer]) -> tuple[Guard, ...]:
+    """What the forward read, and what containers and layers have under the same names."""
+    found: dict[tuple[int, str], Guard] = {}
+    for tracer in tracers:
+        for guard in tracer.calls.guards.values():
+            # A list was a copy, while the forward was traced.
+            fresh = Guard.of_attribute(guard.holder, guard.name) if guard.is_attribute else guard
+            found.setdefault(guard.key, fresh)
+        inside = [module, *(module.get_submodule(path) for path in tracer.traced)]
+        for part in {id(m): m for outer in inside for m in (outer, *outer.children())}.values():
+            for name in tracer.calls.names & vars(part).keys():
+                if _is_setting(name, vars(part)[name]):
+                    guard = Guard.of_attribute(part, name)
+                    found.setdefault(guard.key, guard)
+    return tuple(found.values())
+
+
+def _is_setting(name: str, value: object) -> bool:
+    """Whether an attribute of a module is one that code may read as a number, text or list."""
+    is_own = name.startswith("_") or name == "training"
+    return not (is_own or isinstance(value, torch.Tensor) or freeze_value(value) is None)
+
+
+def _parts_of(
+    module: nn.Module, tracers: list[ModelTracer]
+) -> tuple[tuple[nn.Module, tuple[str, ...], tuple[nn.Module | None, ...]], ...]:
+    """The modules whose children a graph calls; see `Terms`."""
+    paths = {""}
+    for tracer in tracers:
+        for node in tracer.graph.find_nodes(op="call_module"):
+            names = str(node.target).split(".")
+            paths |= {".".join(names[:length]) for length in range(1, len(names))}
+    parts = {path: module.get_submodule(path) for path in sorted(paths)}
+    inside = {id(part) for part in parts.values()}
+    return tuple(
+        (
+            part,
+            tuple(part._modules),
+            tuple(child if id(child) in inside else None for child in part._modules.values()),
+        )
+        for part in parts.values()
+    )
 
 
 def _trace_children(

@@ -18,7 +18,7 @@ from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes
 import fxfault
 from fxfault.errors import SiteError, TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import Handover, StruckOutput
+from fxfault.layer_outputs import LayerOutput
 from fxfault.passes import InsertFaults, StripFaults, TracedModule, containers_of, trace
 from fxfault.passes.insert import BeginForward
 from fxfault.sites import FaultSites
@@ -69,7 +69,7 @@ def test_transformed_network_is_bit_identical_while_injection_is_disabled(entry:
         assert same(state, expected_state)
 
 
-_OURS = (BeginForward, Handover, StruckOutput, FaultSites)
+_OURS = (BeginForward, LayerOutput, FaultSites)
 
 
 @every_network

@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxfault
 from fxfault.passes import containers_of
+from fxfault.passes.model_tracer import ModelTracer
 
 # Older torch says so once, the first time that Brevitas unpacks an input.
 pytestmark = pytest.mark.filterwarnings("ignore:Named tensors")
@@ -1174,7 +1175,9 @@ def test_threads_may_transform_at_once() -> None:
     assert problems == []
 
 
-def test_other_threads_go_on_undisturbed_while_a_model_is_traced() -> None:
+def test_other_threads_go_on_undisturbed_while_a_model_is_traced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     problems: list[str] = []
     tracing, seen = threading.Event(), threading.Event()
     other = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
@@ -1190,14 +1193,20 @@ def test_other_threads_go_on_undisturbed_while_a_model_is_traced() -> None:
             problems.append(repr(error))
         seen.set()
 
-    def forward(self: Any, x: Tensor) -> Any:
+    record = ModelTracer.create_proxy
+
+    def pausing(self: Any, *args: Any, **kwargs: Any) -> Any:
         tracing.set()
         seen.wait(10)
-        return self.act(x)
+        return record(self, *args, **kwargs)
 
+    # As if it were of torch: the tracer reads all other code, and refuses what this one does.
+    scope = {**globals(), "__name__": "torch.pausing"}
+    hidden = types.FunctionType(pausing.__code__, scope, closure=pausing.__closure__)
+    monkeypatch.setattr(ModelTracer, "create_proxy", hidden)
     thread = threading.Thread(target=work)
     thread.start()
-    faulty = fxfault.transform(net(forward)(), ALL_HIT)
+    faulty = fxfault.transform(net(lambda self, x: self.act(x))(), ALL_HIT)
     thread.join()
     assert problems == []
     assert [c.handling for c in containers_of(faulty)] == ["traced"]

@@ -24,7 +24,7 @@ from fxfault.campaign.background import (
     SiteNote,
 )
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import StruckOutput, installed
+from fxfault.layer_outputs import site_struck_inside
 from fxfault.site import FaultSite
 from fxfault.sites import FaultSites
 
@@ -124,7 +124,7 @@ class _Outline:
         self._seen.add(id(module))
         if isinstance(module, GraphModule):
             return self._graph(module, module.graph, path, caller)
-        site = _site_inside(module)
+        site = site_struck_inside(module)
         if site is not None:
             self._site(site, [caller])
         for name, child in module.named_children():
@@ -161,19 +161,13 @@ def _is_bookkeeping(node: GraphNode) -> bool:
 
 def _has_sites_inside(module: nn.Module) -> bool:
     return any(
-        _site_inside(inner) is not None
+        site_struck_inside(inner) is not None
         or (
             isinstance(inner, GraphModule)
             and any(node.target is fault_inject for node in inner.graph.nodes)
         )
         for inner in module.modules()
     )
-
-
-def _site_inside(module: nn.Module) -> FaultSite | None:
-    """The site of a layer that strikes its own output."""
-    output = installed(module)
-    return output.site if isinstance(output, StruckOutput) else None
 
 
 def _joined(path: str, name: str) -> str:

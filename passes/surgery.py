@@ -1,0 +1,82 @@
+"""Layers that take the place of others in a transformed model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fxfault.errors import SiteError
+from fxfault.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.sharing import holds, shell
+from fxfault.quant_tensors import has_own_forward, is_activation, read_quantiser, why_unsupported
+from fxfault.sites import FaultSites
+
+_AGAIN = "transform the model again"
+
+
+def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | None]) -> None:
+    """Strike the layers that have come to a module in the place of others.
+
+    An activation layer in the place of another is struck by the sites of that one. Elsewhere
+    the graph, or the list of sites, would have to be another one.
+
+    Args:
+        sites: of the transformed model.
+        module: a part of it whose children have changed.
+        before: the children that it had.
+
+    Raises:
+        SiteError: sites are armed, and a new layer has no site, or has no integer word.
+    """
+    outputs = [installed(child) for child in before if child is not None]
+    gone = [output for output in outputs if output and output.layer[0] not in module.children()]
+    for name, child in list(module._modules.items()):
+        if child is None or any(child is old for old in before):
+            continue
+        place = list(module._modules).index(name)
+        old = before[place] if place < len(before) else None
+        output = None if old is None else installed(old)
+        if output is not None and output in gone:
+            module._modules[name] = _adopted(sites, child, output)
+        elif _holds_target(sites, child) and sites.clock.why_quiet is None:
+            raise SiteError(
+                f"{type(module).__name__}.{name}: a {type(child).__name__} was put there after "
+                f"transform, and has activations without a fault site; {_AGAIN}"
+            )
+
+
+def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
+    """A layer of ours that stands for a new one, struck by the sites of the old one."""
+    struck = {id(site): site for calls in output.sites.values() for site in calls}
+    why = why_unsupported(layer)
+    if why is None and has_own_forward(layer):
+        why = "it has a forward of its own"
+    if not is_activation(layer, tuple(sites.config.targets)):
+        why = f"it is none of {', '.join(sites.config.targets)}"
+    if why is not None:
+        if sites.clock.why_quiet is not None:
+            return layer  # type: ignore[no-any-return]
+        name = next(iter(struck.values())).name
+        raise SiteError(
+            f"site {name}: its layer was replaced by a {type(layer).__name__} that faults cannot "
+            f"strike ({why}); {_AGAIN}"
+        )
+    ours = shell(layer)
+    output.layer = [ours]
+    install(ours, output)
+    for site in struck.values():
+        site.quantiser, site.module_type = read_quantiser(layer), type(layer).__name__
+        site.layer = ours if site.layer is not None else None
+        site._cache.clear()
+        for fault in site.faults if site.selected else ():
+            site.check_word(fault.model, site.bit_width)
+    return ours
+
+
+def _holds_target(sites: FaultSites, module: nn.Module) -> bool:
+    def is_target(part: nn.Module) -> bool:
+        return is_activation(part, tuple(sites.config.targets)) and installed(part) is None
+
+    return is_target(module) or holds(module, is_target)
