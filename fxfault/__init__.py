@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         get_strategy,
         register_fault_model,
     )
+    from fxfault.passes.check import Check, check
     from fxfault.passes.compilation import compile
     from fxfault.passes.freeze import freeze, thaw
     from fxfault.passes.injector import FaultInjector
@@ -82,6 +83,7 @@ _HOMES = {
         "get_strategy",
         "register_fault_model",
     ),
+    "fxfault.passes.check": ("Check", "check"),
     "fxfault.passes.compilation": ("compile",),
     "fxfault.passes.freeze": ("freeze", "thaw"),
     "fxfault.passes.injector": ("FaultInjector",),
@@ -98,6 +100,7 @@ __all__ = [
     "BitModel",
     "BurstStrategy",
     "CapturedForward",
+    "Check",
     "ConfigError",
     "DataError",
     "FaultInjectionConfig",
@@ -117,6 +120,7 @@ __all__ = [
     "TrainingError",
     "TransformError",
     "capture",
+    "check",
     "compile",
     "fault_model_names",
     "freeze",

@@ -63,6 +63,7 @@ class FaultSites(Sequence[FaultSite]):
         skipped: paths of targets that faults cannot strike, and why.
         running: number of the traced module whose graph runs now; None where Python code does.
         outputs: what the layers end their forwards with.
+        checked: what `fxfault.check` found; empty where the model was not checked.
     """
 
     def __init__(self, config: FaultInjectionConfig) -> None:
@@ -73,6 +74,7 @@ class FaultSites(Sequence[FaultSite]):
         self.skipped: dict[str, str] = {}
         self.running: int | None = None
         self.outputs: list[LayerOutput] = []
+        self.checked = ""
         self._tree: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []
         self._on_surgery: Callable[[FaultSites, nn.Module, Any], None] | None = None
         self.statistics: FaultStatistics | None = None
@@ -145,6 +147,30 @@ class FaultSites(Sequence[FaultSite]):
             attribute += "_"
         setattr(self, attribute, site)
         return site, attribute
+
+    def clear(self) -> list[FaultSite]:
+        """Take all sites out, so that others may be added; clock and settings stay.
+
+        Returns:
+            What was taken out, to be handed to `take_over`.
+        """
+        for name, value in list(vars(self).items()):
+            if isinstance(value, FaultSite):
+                delattr(self, name)
+        before, self._sites = self._sites, []
+        self.outputs, self.skipped, self._tree, self.running = [], {}, [], None
+        self._extents = Extents()
+        return before
+
+    def take_over(self, before: Iterable[FaultSite]) -> None:
+        """Let the sites have the settings of others of the same names."""
+        known = {site.name: site for site in before}
+        for site in self._sites:
+            if site.name in known:
+                site.restore(known[site.name].setting)
+                site.selected = known[site.name].selected
+        if self.statistics is not None:
+            self.new_statistics()
 
     def attach(self, model: nn.Module, original: nn.Module) -> None:
         """Remember the model whose mode the clock follows, and the one it was made from."""

@@ -51,9 +51,11 @@ class InsertFaults(PassBase):
 
     Attributes:
         config: what the sites do; `targets` must be those that the model was traced with.
+        sites: an empty object to put the sites into; None: a new one.
     """
 
     config: FaultInjectionConfig
+    sites: FaultSites | None = None
 
     def requires(self, graph_module: nn.Module) -> None:
         """The model must not carry sites already."""
@@ -67,7 +69,8 @@ class InsertFaults(PassBase):
 
     def call(self, graph_module: nn.Module) -> PassResult:
         """Insert the sites, in place."""
-        plan = _Plan(graph_module, self.config)
+        sites = FaultSites(self.config) if self.sites is None else self.sites
+        plan = _Plan(graph_module, self.config, sites)
         plan.walk(graph_module, "", in_root_graph=True)
         if plan.problems and self.config.unsupported == "error":
             raise TransformError(
@@ -107,10 +110,10 @@ class BeginForward:
 class _Plan:
     """The places where faults can strike, found in the order of execution."""
 
-    def __init__(self, root: nn.Module, config: FaultInjectionConfig) -> None:
+    def __init__(self, root: nn.Module, config: FaultInjectionConfig, sites: FaultSites) -> None:
         self.root = root
         self.config = config
-        self.sites = FaultSites(config)
+        self.sites = sites
         self.problems: dict[str, str] = {}
         self.graph_places: list[tuple[TracedModule, Graph, Node, str]] = []
         self.own_places: list[tuple[nn.Module, str, nn.Module, FaultSite]] = []

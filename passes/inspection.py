@@ -128,6 +128,7 @@ class Inspection:
         sites: its fault sites, in the order of execution.
         containers: how each module that holds a target was handled.
         skipped: targets that faults cannot strike.
+        checked: what `fxfault.check` found; empty where the model was not checked.
     """
 
     model: str
@@ -136,6 +137,7 @@ class Inspection:
     sites: tuple[SiteRow, ...]
     containers: tuple[Container, ...]
     skipped: tuple[SkippedTarget, ...]
+    checked: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values that JSON can hold; a scale that is not finite is null."""
@@ -157,6 +159,7 @@ class Inspection:
                 "",
                 *self._container_lines(),
                 *self._skipped_lines(),
+                *([f"Checked: {self.checked}"] if self.checked else []),
             ]
         )
 
@@ -216,6 +219,7 @@ def inspect(model: nn.Module) -> Inspection:
             SkippedTarget(path, type(_layer(model, path)).__name__, why)
             for path, why in sites.skipped.items()
         ),
+        checked=sites.checked,
     )
 
 

@@ -20,7 +20,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 
 from fxfault.passes.call_tree import CallTree
-from fxfault.passes.guards import Guard, freeze_value
+from fxfault.passes.guards import freeze_value
 from fxfault.passes.sharing import holds
 from fxfault.passes.side_effects import Snapshot, copied_values
 from fxfault.passes.symbolic_values import StandIn, ValueAttribute, ValueProxy, is_library

@@ -120,7 +120,7 @@ class TracedModule(GraphModule):
             args: of the call; without any, its arguments are not judged.
             kwargs: of the call.
         """
-        why = self.__dict__.get("_kept_because") or self._why_arguments(args, kwargs or {})
+        why = self._why_arguments(args, kwargs or {})
         return why or self._why_changed()
 
     def _why_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -248,7 +248,7 @@ def release(module: nn.Module) -> None:
     if not isinstance(module, TracedModule):
         return
     module.__class__ = source_class(type(module))
-    ours = {"train_graph", "_terms", "_number", "_begins", "_kept_because", "_without_hooks"}
+    ours = {"train_graph", "_terms", "_number", "_begins", "_without_hooks"}
     if not _is_graph_module(module):
         ours |= _names_of_graph_modules()
     for name in ours:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -74,15 +74,28 @@ def trace(model: nn.Module, targets: tuple[str, ...] = TARGETS) -> nn.Module:
                 f"{path or type(model).__name__} was made by torch.compile; transform the model "
                 "first and compile the result"
             )
-    containers: dict[str, Container] = {}
+    ours = twin(model, is_target)
+    retrace(ours, is_target, {})
+    return ours
+
+
+def retrace(
+    ours: nn.Module, is_target: Callable[[nn.Module], bool], keep: Mapping[str, str]
+) -> None:
+    """Trace a model of ours, in place, whether it was traced before or not.
+
+    Args:
+        ours: an object of ours (see `fxfault.passes.sharing`), without fault sites.
+        is_target: tells the activation layers that faults may strike after.
+        keep: containers that must keep their own forward, by path, and why.
+    """
+    plan = _Plan(is_target, keep)
     # Tracing replaces functions of torch for its time: one thread after the other.
     with _TRACING, random_states_kept(), torch.inference_mode(False), torch.enable_grad():
-        ours = twin(model, is_target)
         for module in list(ours.modules()):
             release(module)
-        _trace_in_place(ours, "", is_target, containers)
-    ours.__dict__["_containers"] = tuple(containers.values())
-    return ours
+        plan.trace(ours, "")
+    ours.__dict__["_containers"] = tuple(plan.containers.values())
 
 
 def containers_of(model: nn.Module) -> tuple[Container, ...]:
@@ -99,41 +112,76 @@ def _no_target_message(model: nn.Module, targets: tuple[str, ...]) -> str:
     )
 
 
-def _trace_in_place(
-    module: nn.Module,
-    path: str,
-    is_target: Callable[[nn.Module], bool],
-    containers: dict[str, Container],
-    reason: str = "",
-) -> None:
-    """Give a module of ours a generated forward, or keep its own and go on below it."""
-    attempt = _attempt(module, path, is_target)
-    if isinstance(attempt, str):
-        containers[path] = Container(path, type(module).__name__, "kept", attempt)
-        _trace_children(module, path, is_target, containers)
-        return
-    handling = "own graph" if path else "traced"
-    if path and not reason:
-        reason = "the module that calls it keeps its own forward"
-    containers[path] = Container(path, type(module).__name__, handling, reason)
-    for tracer in attempt:
-        for below, kind in tracer.traced.items():
-            full = _join(path, below)
-            containers.setdefault(full, Container(full, kind, "traced"))
-    for tracer in attempt:
-        for below, why in tracer.refused.items():
-            child = module.get_submodule(below)
-            full = _join(path, below)
-            if full in containers and containers[full].handling != "traced":
-                continue
-            if below in tracer.branching:
-                _trace_in_place(child, full, is_target, containers, why)
-            else:
-                containers[full] = Container(full, type(child).__name__, "kept", why)
-                _trace_children(child, full, is_target, containers)
-    graphs = [tracer.graph for tracer in attempt]
-    terms = Terms(_guards_of(module, attempt), _parts_of(module, attempt))
-    adopt(module, graphs[0], graphs[1] if len(graphs) > 1 else None, terms)
+class _Plan:
+    """Traces a model, container by container.
+
+    Attributes:
+        containers: how each was handled, by path.
+    """
+
+    def __init__(self, is_target: Callable[[nn.Module], bool], keep: Mapping[str, str]) -> None:
+        self.is_target, self.keep = is_target, keep
+        self.containers: dict[str, Container] = {}
+
+    def trace(self, module: nn.Module, path: str, reason: str = "") -> None:
+        """Give a module of ours a generated forward, or keep its own and go on below it."""
+        attempt = self._attempt(module, path)
+        if isinstance(attempt, str):
+            self._keep(module, path, attempt)
+            return
+        handling = "own graph" if path else "traced"
+        if path and not reason:
+            reason = "the module that calls it keeps its own forward"
+        self.containers[path] = Container(path, type(module).__name__, handling, reason)
+        for tracer in attempt:
+            for below, kind in tracer.traced.items():
+                full = _join(path, below)
+                self.containers.setdefault(full, Container(full, kind, "traced"))
+        for tracer in attempt:
+            for below, why in tracer.refused.items():
+                child = module.get_submodule(below)
+                full = _join(path, below)
+                if full in self.containers and self.containers[full].handling != "traced":
+                    continue
+                if below in tracer.branching:
+                    self.trace(child, full, why)
+                else:
+                    self._keep(child, full, why)
+        graphs = [tracer.graph for tracer in attempt]
+        terms = Terms(_guards_of(module, attempt), _parts_of(module, attempt))
+        adopt(module, graphs[0], graphs[1] if len(graphs) > 1 else None, terms)
+
+    def _keep(self, module: nn.Module, path: str, reason: str) -> None:
+        self.containers[path] = Container(path, type(module).__name__, "kept", reason)
+        for name, child in module.named_children():
+            is_done = isinstance(child, TracedModule) or self.is_target(child)
+            if not is_done and holds(child, self.is_target):
+                self.trace(child, _join(path, name))
+
+    def _attempt(self, module: nn.Module, path: str) -> list[ModelTracer] | str:
+        """Trace one module for each mode that matters; on failure, say why."""
+        refusal = "it is a target" if self.is_target(module) else self.keep.get(path)
+        refusal = refusal or why_kept(module, is_root=not path) or why_no_room(module)
+        if refusal:
+            return refusal
+        prefix = f"{path}." if path else ""
+        refused = {
+            full.removeprefix(prefix): why
+            for full, why in self.keep.items()
+            if full != path and full.startswith(prefix)
+        }
+        while True:
+            tracers = _trace_modes(module, self.is_target, refused)
+            if isinstance(tracers, str):
+                return tracers
+            # A container that failed at one of its calls is called as a leaf at all of them.
+            traced = set().union(*(tracer.traced for tracer in tracers))
+            failed = {
+                path: why for t in tracers for path, why in t.refused.items() if path in traced
+            }
+            if not failed:
+                return tracers
+            refused.update(failed)
 
 
 def _guards_of(module: nn.Module, tracers: list[ModelTracer]) -> tuple[Guard, ...]:
@@ -178,39 +226,6 @@ def _parts_of(
         )
         for part in parts.values()
     )
-
-
-def _trace_children(
-    module: nn.Module,
-    path: str,
-    is_target: Callable[[nn.Module], bool],
-    containers: dict[str, Container],
-) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, TracedModule) or is_target(child) or not holds(child, is_target):
-            continue
-        _trace_in_place(child, _join(path, name), is_target, containers)
-
-
-def _attempt(
-    module: nn.Module, path: str, is_target: Callable[[nn.Module], bool]
-) -> list[ModelTracer] | str:
-    """Trace one module for each mode that matters; on failure, say why."""
-    refusal = "it is a target" if is_target(module) else None
-    refusal = refusal or why_kept(module, is_root=not path) or why_no_room(module)
-    if refusal:
-        return refusal
-    refused: dict[str, str] = {}
-    while True:
-        tracers = _trace_modes(module, is_target, refused)
-        if isinstance(tracers, str):
-            return tracers
-        # A container that failed at one of its calls is called as a leaf at all of them.
-        traced = set().union(*(tracer.traced for tracer in tracers))
-        failed = {path: why for t in tracers for path, why in t.refused.items() if path in traced}
-        if not failed:
-            return tracers
-        refused.update(failed)
 
 
 def _trace_modes(

@@ -12,6 +12,7 @@ from fxfault.config import FaultInjectionConfig
 from fxfault.curriculum import epoch_plan
 from fxfault.errors import SiteError
 from fxfault.fault_models import label_of
+from fxfault.passes.check import check
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.sharing import twin
 from fxfault.passes.strip import StripFaults
@@ -23,7 +24,11 @@ from fxfault.sites import FaultSites, faults_of
 logger = logging.getLogger(__name__)
 
 
-def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]) -> nn.Module:
+def transform(
+    model: nn.Module,
+    config: FaultInjectionConfig | Mapping[str, Any],
+    example_inputs: Any = None,
+) -> nn.Module:
     """Make a model whose quantised activations can be hit by faults.
 
     The model is traced, and a `fault_inject` call is inserted after every target. As with
@@ -46,6 +51,8 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
     Args:
         model: a network with Brevitas activation layers.
         config: what to inject, where and when.
+        example_inputs: of one batch: a tensor, or a tuple of the arguments of a call. With them,
+            the result is compared with `model`, see `fxfault.check`.
 
     Returns:
         A model with the sites at `.faults`; where `enabled` is false, `model` itself.
@@ -53,7 +60,7 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
     Raises:
         ConfigError: the configuration has errors.
         TransformError: the model has no target, has sites already, or has targets whose
-            output is not an integer QuantTensor.
+            output is not an integer QuantTensor; or the check fails.
         SiteError: `layers` or `injection_layer` names a site that does not exist, or a selected
             site's word has fewer bits than the fault model strikes.
     """
@@ -71,6 +78,9 @@ def transform(model: nn.Module, config: FaultInjectionConfig | Mapping[str, Any]
         sites.set_faults(config)
     sites.select(config.layers)
     sites.check_words()
+    if example_inputs is not None:
+        inputs = example_inputs if type(example_inputs) is tuple else (example_inputs,)
+        check(faulty, model, *inputs)
     if config.track_statistics:
         sites.new_statistics()
     if config.verbose:
