@@ -454,7 +454,10 @@ def _load(
     assert checkpoint is not None
     model.to(device)
     setup.fit_threads(setup.try_model(model, batches, device), device)
-    return fxfault.transform(model, experiment.fault_injection), checkpoint
+    faulty = fxfault.transform(model, experiment.fault_injection)
+    for note in setup.check_model(faulty, model, batches, device, most=2):
+        progress.say(f"Note: {note}")
+    return faulty, checkpoint
 
 
 def _say_seed_and_notes(

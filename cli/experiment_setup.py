@@ -13,6 +13,7 @@ from fxfault.experiment import SeedConfig
 from fxfault.experiment_parts import (
     Batches,
     EvaluationData,
+    check_model,
     check_sections,
     load_model,
     open_test_data,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batches",
     "EvaluationData",
+    "check_model",
     "check_sections",
     "fit_threads",
     "load_model",

@@ -209,15 +209,19 @@ def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list
     """Let every site see its activation."""
     import torch
 
+    import fxfault
     from fxfault.errors import DataError, FxFaultError
     from fxfault.models.user_factory import quote_error
     from fxfault.passes.inspection import probe
+    from fxfault.sites import faults_of
 
     if shape is None:
         notes.append("no sample was run: name a data set in the configuration or --input-shape")
         return
     try:
-        probe(model, torch.zeros(1, *shape))
+        sample = torch.zeros(1, *shape)
+        fxfault.check(model, faults_of(model).original, sample, modes=("eval",))
+        probe(model, sample)
     except FxFaultError:
         raise
     except Exception as error:  # A network of the user's own may fail in any way.

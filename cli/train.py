@@ -189,6 +189,12 @@ class _Command:
         # Quiet: what is verbose is said of the network that is trained.
         faults = dataclasses.replace(config.fault_injection, verbose=False)
         faulty = fxfault.transform(network, faults)
+        if faulty is not network:
+            # On test data: reading the training data would draw the random numbers of training.
+            for note in setup.check_model(
+                faulty, network, batches, self.device, most=1, modes=("eval", "train")
+            ):
+                self.progress.say(f"Note: {note}")
         return network, faults_of(faulty) if faulty is not network else None
 
     def _split(self) -> None:

@@ -5,8 +5,9 @@ Importing this module imports neither torch nor brevitas.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -243,3 +244,41 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
         for hook in hooks:
             hook.remove()
     return sum(work)
+
+
+def check_model(
+    faulty: nn.Module,
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    device: torch.device,
+    most: int,
+    modes: Sequence[str] = ("eval",),
+) -> list[str]:
+    """Compare a transformed model with the given one on the first batches; see `fxfault.check`.
+
+    Args:
+        faulty: what `fxfault.transform` returned; it may be changed.
+        model: what it was made from.
+        batches: of inputs and labels.
+        device: where the models are.
+        most: batches to look at.
+        modes: to compare in.
+
+    Returns:
+        What a user should know of it, a sentence each.
+
+    Raises:
+        TransformError: the two differ, and nothing can be done about it.
+        SiteError: a layer was called and not struck.
+    """
+    import fxfault
+
+    notes: dict[str, None] = {}
+    for images, _ in itertools.islice(batches, most):
+        found = fxfault.check(faulty, model, images.to(device), modes=modes)
+        for kept in found.kept:
+            name = kept.path or kept.type
+            notes[f"{name} runs its own Python forward: {kept.reason}"] = None
+        for mode, why in found.not_compared.items():
+            notes[f"the network could not be checked in {mode} mode: {why}"] = None
+    return list(notes)

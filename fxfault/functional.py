@@ -54,6 +54,8 @@ def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
         sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(_batch_size(inputs))
+        if not sites.told_quiet:
+            sites.say_if_quiet()
 
 
 def _batch_size(inputs: Sequence[Any]) -> int:

@@ -172,6 +172,7 @@ allowed: a number from 0 to 100
         self._slot = NetworkSlot.of(pl_module, network)
         self._slot.replace(network, by=self._faulty)
         self.faults = faults_of(self._faulty)
+        self.faults.told_quiet = True  # Lightning validates before it trains.
         self.faults.shard(trainer.global_rank, trainer.world_size)
         cosine = self.log_statistics or self.config.track_statistics
         recorded = FaultStatistics(len(self.faults), self.faults.names, cosine=cosine)

@@ -64,6 +64,7 @@ class FaultSites(Sequence[FaultSite]):
         running: number of the traced module whose graph runs now; None where Python code does.
         outputs: what the layers end their forwards with.
         checked: what `fxfault.check` found; empty where the model was not checked.
+        told_quiet: whether it was said that no fault strikes, or need not be said.
     """
 
     def __init__(self, config: FaultInjectionConfig) -> None:
@@ -75,6 +76,7 @@ class FaultSites(Sequence[FaultSite]):
         self.running: int | None = None
         self.outputs: list[LayerOutput] = []
         self.checked = ""
+        self.told_quiet = False
         self._tree: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []
         self._on_surgery: Callable[[FaultSites, nn.Module, Any], None] | None = None
         self.statistics: FaultStatistics | None = None
@@ -197,6 +199,17 @@ class FaultSites(Sequence[FaultSite]):
             yield
         finally:
             self.running = before
+
+    def say_if_quiet(self) -> None:
+        """Say once that an evaluation runs without faults because they are for training.
+
+        After a training forward nothing is said: evaluating without faults is meant then.
+        """
+        if self.clock.training:
+            self.told_quiet = True
+        elif not self.told_quiet and self.enabled and self.clock.why_quiet is not None:
+            self.told_quiet = True
+            logger.warning("no fault strikes in this evaluation: %s", self.clock.why_quiet)
 
     def look_at_layers(self) -> None:
         """See whether layers were replaced since; forget what a broken forward has left.

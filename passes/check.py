@@ -24,7 +24,14 @@ from fxfault.live_values import same_bits
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.side_effects import Snapshot, random_states_kept
 from fxfault.passes.strip import StripFaults
-from fxfault.passes.tracing import Container, containers_of, retrace, trace
+from fxfault.passes.tracing import (
+    Container,
+    containers_of,
+    known_wrong,
+    note_wrong,
+    retrace,
+    trace,
+)
 from fxfault.quant_tensors import is_activation
 from fxfault.sites import FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
@@ -83,8 +90,9 @@ def check(
 
     With injection disabled, outputs and buffers must be the same bit for bit; in training mode
     gradients too, on copies of both. Where they are not, the innermost container that differs
-    keeps its own forward (`inspect` says so), and the comparison is made again. Sites keep their
-    settings. In eval mode each call of a target layer must meet exactly one strike.
+    keeps its own forward (`inspect` says so) whenever `model` is transformed, and the comparison is
+    made again. Sites keep their settings. In eval mode each call of a target layer must meet
+    exactly one strike.
 
     Modes, buffers, attributes, random states and the count of samples are afterwards as before.
 
@@ -382,7 +390,8 @@ def _keep_innermost(faulty: nn.Module, model: nn.Module, call: _Call, mode: str)
     if path is None:  # Each is right alone: the outermost one cannot be told apart.
         path = min((c.path for c in candidates), key=lambda p: (p.count("."), len(p)))
     kept = Container(path, type(model.get_submodule(path)).__name__, "kept", _KEPT.format(mode))
-    rebuild(faulty, {**keeping(faulty), path: kept.reason})
+    note_wrong(model, path, kept.reason)
+    rebuild(faulty, known_wrong(model))
     return kept
 
 
@@ -420,11 +429,6 @@ def _innermost(
     return None
 
 
-def keeping(faulty: nn.Module) -> dict[str, str]:
-    """The containers of a transformed model that keep their forward since a check, and why."""
-    return dict(faulty.__dict__.get("_keeping", {}))
-
-
 def rebuild(faulty: nn.Module, keep: Mapping[str, str]) -> None:
     """Trace a transformed model again, in place; its sites keep their settings.
 
@@ -445,4 +449,3 @@ def rebuild(faulty: nn.Module, keep: Mapping[str, str]) -> None:
     insert: Any = InsertFaults(sites.config, sites)
     insert(faulty)
     sites.take_over(before)
-    faulty.__dict__["_keeping"] = dict(keep)

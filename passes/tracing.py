@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from fxfault.passes.traced_module import Terms, TracedModule, adopt, release, wh
 from fxfault.quant_tensors import is_activation
 
 _TRACING = threading.RLock()
+# Containers whose graphs a check found wrong, by the model that was given.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
 TARGETS = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
 
 
@@ -75,8 +78,18 @@ def trace(model: nn.Module, targets: tuple[str, ...] = TARGETS) -> nn.Module:
                 "first and compile the result"
             )
     ours = twin(model, is_target)
-    retrace(ours, is_target, {})
+    retrace(ours, is_target, known_wrong(model))
     return ours
+
+
+def known_wrong(model: nn.Module) -> dict[str, str]:
+    """Containers of a model that keep their own forward since a check, by path, and why."""
+    return dict(_KNOWN.get(model, {}))
+
+
+def note_wrong(model: nn.Module, path: str, reason: str) -> None:
+    """Let a container keep its own forward whenever a model is traced from now on."""
+    _KNOWN.setdefault(model, {})[path] = reason
 
 
 def retrace(

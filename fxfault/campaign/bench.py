@@ -24,6 +24,7 @@ from fxfault.errors import DataError
 from fxfault.experiment_parts import (
     Batches,
     EvaluationData,
+    check_model,
     load_model,
     open_test_data,
     pick_device,
@@ -135,7 +136,9 @@ class _Network:
         self.file = None if info is None else info.sha256
         self.state = fingerprint.of_state(model)
         try_model(model.to(device), batches, device)
-        model = fxfault.transform(model, _open_config(study))
+        given, model = model, fxfault.transform(model, _open_config(study))
+        for note in check_model(model, given, batches, device, most=1):
+            bench.on_note(note)
         self.model = (fxfault.freeze(model) if plan.freeze else model).eval()
         self.faults = faults_of(self.model)
         self.structure = fingerprint.of_structure(model, self.faults)
