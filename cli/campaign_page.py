@@ -19,7 +19,8 @@ import numpy as np
 import yaml
 
 from fxfault import __version__
-from fxfault.campaign.ranking import RankedSite, curves, heat_map
+from fxfault.campaign.analysis import Summary
+from fxfault.campaign.ranking import RankedSite, curves, heat_map, weakest
 from fxfault.cli.campaign_page_figures import inlined, variable
 from fxfault.cli.campaign_page_tables import (
     Table,
@@ -33,6 +34,7 @@ from fxfault.cli.campaign_page_tables import (
 from fxfault.cli.campaign_plots import dark_scheme
 from fxfault.cli.campaign_report import (
     Findings,
+    and_more,
     counted,
     duration,
     figure,
@@ -116,25 +118,50 @@ def _brief(findings: Findings) -> Iterator[str]:
         yield _about_the_weakest(findings.ranked)
     sdc = summary["sdc"]
     if not np.isnan(sdc.value).all():
-        index = int(np.nanargmax(sdc.value))
-        cell = summary.cells[index]
-        yield (
-            f"Most predictions change in cell {cell.place}, {cell.fault}, {cell.rate_text}: "
-            f"{_estimated(float(sdc.value[index]), float(sdc.low[index]), float(sdc.high[index]))}"
-            " % of them."
-        )
+        yield _about_changes(summary)
 
 
 def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
-    first = ranked[0]
+    found = weakest(ranked)
+    if not found:
+        return (
+            f"None of the {len(ranked)} sites lost accuracy when it was struck alone, averaged "
+            "over all settings that all sites have."
+        )
+    if len(found) > 1:
+        return (
+            f"Of {len(ranked)} sites {len(found)} are tied for weakest: "
+            f"{and_more([site.name for site in found])}. Faults in each alone cost "
+            f"{figure(found[0].fall)} points of accuracy, averaged over all settings that all "
+            "sites have."
+        )
+    first = found[0]
     cost = _estimated(first.fall, first.fall_low, first.fall_high)
     text = (
         f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost} "
         "points of accuracy, averaged over all settings that all sites have."
     )
+    if first.fall_low <= 0:
+        text += " That may be nothing: the interval holds 0."
     if first.rank_high > 1:
         text += f" Its rank is not certain; the interval is {first.rank_low} to {first.rank_high}."
     return text
+
+
+def _about_changes(summary: Summary) -> str:
+    """Where most predictions change."""
+    sdc = summary["sdc"]
+    index = int(np.nanargmax(sdc.value))
+    if sdc.value[index] == 0:
+        return "Faults changed no prediction in any cell."
+    share = _estimated(*(float(part[index]) for part in (sdc.value, sdc.low, sdc.high)))
+    tied = int((sdc.value == sdc.value[index]).sum()) - 1
+    cell = summary.cells[index]
+    others = f", and as many in {counted(tied, 'other')}" if tied else ""
+    return (
+        f"Most predictions change in cell {cell.place}, {cell.fault}, {cell.rate_text}: "
+        f"{share} % of them{others}."
+    )
 
 
 def _estimated(value: float, low: float, high: float) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fxfault.campaign.analysis import Summary
 from fxfault.campaign.ranking import Curve, HeatMap, RankedSite, curves, heat_map
+from fxfault.cli.campaign_report import standing_lines
 from fxfault.cli.figures import MOST_BARS, new_figure, plot_settings, rendered, shortened
 
 # What a page in a dark scheme changes; see `dark_scheme`.
@@ -38,6 +39,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "osD^vPX"
 _MOST_PANELS = 6
+_LONGEST_TITLE = 80
 _MOST_TICKS = 12
 # A map of more fields than this goes without numbers in them.
 _MOST_NUMBERS = 400
@@ -247,6 +249,8 @@ def ranking_picture(ranked: Sequence[RankedSite], confidence: float, file_format
         axes.set_xlabel(
             f"Accuracy lost (percentage points), mean over settings\nwith {confidence:g}% interval"
         )
+        for line in standing_lines(ranked):
+            axes.set_title(shortened(line.rstrip("."), _LONGEST_TITLE), fontsize=10, loc="left")
         left_out = f" (the {len(shown)} weakest of {len(ranked)})" if shown != list(ranked) else ""
         axes.set_ylabel(f"Site (interval of its rank){left_out}")
         return rendered(figure, file_format)

@@ -6,7 +6,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from fxfault.cli.campaign_report import counted, duration, figure
+from fxfault.campaign.ranking import NOTHING_LOST
+from fxfault.cli.campaign_report import and_more, counted, duration, figure
 from fxfault.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -110,11 +111,13 @@ class _Estimates:
         """The accuracy of the cell that is being worked on, and the cell that lost most."""
         if not rows:
             return ""
-        worst = max(self._sums, key=self._fall)
-        return (
-            f"{self._named(rows[-1].cell)}: accuracy {self._accuracy(rows[-1].cell)}; "
-            f"most lost so far: {figure(self._fall(worst), 1)} points at {self._named(worst)}"
-        )
+        now = f"{self._named(rows[-1].cell)}: accuracy {self._accuracy(rows[-1].cell)}"
+        falls = {key: self._fall(key) for key in self._sums}
+        most = max(falls.values())
+        if most <= NOTHING_LOST:
+            return f"{now}; nothing lost so far"
+        worst = [self._named(key) for key, fall in falls.items() if fall > most - NOTHING_LOST]
+        return f"{now}; most lost so far: {figure(most, 1)} points at {and_more(worst, most=1)}"
 
     def _named(self, key: str) -> str:
         cell = self._cells[key]

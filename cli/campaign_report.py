@@ -22,7 +22,7 @@ from fxfault.campaign.analysis import (
 )
 from fxfault.campaign.background import Background
 from fxfault.campaign.comparison import Difference, overall
-from fxfault.campaign.ranking import HeatMap, RankedSite, heat_map, rank_sites
+from fxfault.campaign.ranking import HeatMap, RankedSite, heat_map, rank_sites, weakest
 from fxfault.campaign.site_counts import SiteCounts, count_by_site
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
@@ -265,8 +265,7 @@ def state_lines(findings: Findings) -> list[str]:
             if found == state
         ]
         if named:
-            more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-            lines.append(f"{len(named)} {text}: {', '.join(named[:_MOST_NAMED])}{more}.")
+            lines.append(f"{len(named)} {text}: {and_more(named)}.")
     return lines
 
 
@@ -285,7 +284,32 @@ def ranking_lines(ranked: Sequence[RankedSite], confidence: float) -> list[str]:
     ]
     title = "Layer ranking (each struck alone, mean over all settings that all layers have):"
     head = ["Rank", f"{confidence:g}%", "Site", "Fall", "SDC", "Trials"]
-    return [title, *lined_up(head, rows, left=3)]
+    return [title, *lined_up(head, rows, left=3), *standing_lines(ranked)]
+
+
+def standing_lines(ranked: Sequence[RankedSite]) -> list[str]:
+    """What a ranking needs to have said where it has no single weakest site; else nothing.
+
+    >>> site = RankedSite("stem", 1, 1, 2, 0.0, -0.1, 0.1, 0.0, 10)
+    >>> standing_lines([site])
+    ['No site lost accuracy.']
+    """
+    if not ranked:
+        return []
+    first = [site.name for site in weakest(ranked)]
+    if not first:
+        return ["No site lost accuracy."]
+    return [f"Tied for weakest: {and_more(first)}."] if len(first) > 1 else []
+
+
+def and_more(names: Sequence[str], most: int = _MOST_NAMED) -> str:
+    """Name some things, and count the rest.
+
+    >>> and_more(["a", "b", "c", "d"], most=2), and_more(["a", "b"])
+    ('a, b and 2 more', 'a, b')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def heat_lines(found: HeatMap) -> list[str]:

@@ -553,6 +553,7 @@ def _write(
     setting: Setting, findings: Findings, outputs: dict[str, OutputFile], progress: Progress
 ) -> None:
     from fxfault.cli import plots
+    from fxfault.cli.campaign_report import standing_lines
     from fxfault.cli.evaluation_report import to_csv, to_json
     from fxfault.cli.figures import MOST_BARS
 
@@ -569,7 +570,9 @@ def _write(
             findings.results, findings.results[0].cell.fault, setting.chance, picture_format
         )
     elif findings.layers:
-        picture = plots.ranking_picture([result for _, result in findings.ranked], picture_format)
+        headline = " ".join(standing_lines([site for site, _ in findings.ranked])).rstrip(".")
+        results = [result for _, result in findings.ranked]
+        picture = plots.ranking_picture(results, picture_format, headline)
     else:
         return
     outputs["plot"].write(picture)

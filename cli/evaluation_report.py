@@ -14,7 +14,7 @@ from typing import Any
 from fxfault.campaign.analysis import Estimate
 from fxfault.campaign.ranking import RankedSite
 from fxfault.checkpoints import CheckpointInfo
-from fxfault.cli.campaign_report import figure, lined_up, with_interval
+from fxfault.cli.campaign_report import figure, lined_up, standing_lines, with_interval
 from fxfault.config import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.evaluation import CellResult, estimate, rank
@@ -290,7 +290,8 @@ def ranking_lines(findings: Findings) -> list[str]:
     names = [site.name for site, _ in findings.ranked]
     named = [f" {text} | {name}" for text, name in zip(lines, names, strict=True)]
     end = f"{CONFIDENCE:g}%: interval of the degradation; Ranks: where the layer may stand"
-    return [title, f" {top} | Site", f"{line}-------", *named, f"({end})"]
+    standing = standing_lines([site for site, _ in findings.ranked])
+    return [title, f" {top} | Site", f"{line}-------", *named, f"({end})", *standing]
 
 
 # -- files ----------------------------------------------------------------------------------

@@ -42,17 +42,17 @@ def check_matplotlib(flag: str) -> None:
         raise ConfigError(f'{flag}: matplotlib is not installed; pip install "fxfault[cli]"')
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
     """Cut the middle out of a long name, as both ends tell more, and what no picture can hold.
 
     >>> shortened("backbone.stage_three.block_eleven.attention.softmax")
     'backbone.stage_thr…attention.softmax'
     """
     name = "".join(sign if sign.isprintable() else "�" for sign in name)
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= longest:
         return name
-    head = _LONGEST_NAME // 2
-    return f"{name[:head]}…{name[-(_LONGEST_NAME - head - 1) :]}"
+    head = longest // 2
+    return f"{name[:head]}…{name[-(longest - head - 1) :]}"
 
 
 def plot_settings() -> Any:

@@ -30,6 +30,7 @@ _LINEAR_RANGE = 20
 _MOST_TICKS = 12
 # Characters in a line of the legend, three signs included.
 _LEGEND_LINE = 84
+_LONGEST_TITLE = 80
 _LEGEND: dict[str, Any] = {
     "frameon": False,
     "fontsize": 8.5,
@@ -84,13 +85,14 @@ def sweep_picture(
         return rendered(figure, file_format)
 
 
-def ranking_picture(results: Sequence[CellResult], file_format: str) -> bytes:
+def ranking_picture(results: Sequence[CellResult], file_format: str, headline: str = "") -> bytes:
     """Draw what faults at each site alone cost, the most vulnerable at the top.
 
     Of more than `MOST_BARS` sites the most vulnerable are drawn, and the picture says so.
 
     Args:
         results: of sites struck alone, at least one, the most vulnerable first.
+        headline: what is to be said above it, such as a tie.
         file_format: one of `FORMATS`.
     """
     shown = results[:MOST_BARS]
@@ -116,6 +118,8 @@ def ranking_picture(results: Sequence[CellResult], file_format: str) -> bytes:
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(_cost_label(shown[0]))
+        if headline:
+            axes.set_title(shortened(headline, _LONGEST_TITLE), fontsize=10, loc="left")
         if len(shown) < len(results):
             axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
         else:

@@ -153,8 +153,8 @@ def estimate(results: Sequence[CellResult], confidence: float = 95.0) -> Summary
 def rank(results: Sequence[CellResult], confidence: float = 95.0) -> list[RankedSite]:
     """Order sites that were struck alone by what their faults cost, the most vulnerable first.
 
-    Ranks have intervals by a paired bootstrap over trials (`fxfault.campaign.ranking`); ties stand
-    in the order of the results. It needs scipy (`fxfault[cli]`).
+    Sites that cost the same share a rank and stand in the order of the results; the interval of a
+    rank spans all that share it (`fxfault.campaign.ranking`). It needs scipy (`fxfault[cli]`).
 
     Args:
         results: of `FaultEvaluation.per_layer`.

@@ -28,7 +28,15 @@ from fxfault.campaign.analysis import (
 )
 from fxfault.campaign.comparison import ComparisonError, Side, compare, overall
 from fxfault.campaign.intervals import clopper_pearson, mean_interval, wilson
-from fxfault.campaign.ranking import Falls, curves, heat_map, rank_sites, setting_of, site_cells
+from fxfault.campaign.ranking import (
+    Falls,
+    curves,
+    heat_map,
+    rank_sites,
+    setting_of,
+    site_cells,
+    weakest,
+)
 from fxfault.campaign.rows import FIELDS, TrialRow
 from fxfault.campaign.stopping import look_points, trials_wanted
 from fxfault.campaign.study import Cell, Study
@@ -372,6 +380,28 @@ def test_a_fragile_site_ranks_first_apart_from_the_second() -> None:
     falls = [summary["fall"].value[i] for sites in site_cells(summary).values()
              for name, i in sites.items() if name == "fragile"]  # fmt: skip
     assert first.fall == pytest.approx(np.mean(falls))
+
+
+def test_sites_that_cost_the_same_share_a_rank_and_nothing_is_the_weakest_of_none() -> None:
+    table, summary = study_of_sites(dict.fromkeys("abcd", 0.0))
+
+    ranked = rank_sites(table, summary)
+
+    assert [site.name for site in ranked] == list("abcd")
+    assert {(site.rank, site.rank_low, site.rank_high) for site in ranked} == {(1, 1, 4)}
+    assert weakest(ranked) == []
+
+
+def test_one_changed_sample_makes_no_certain_rank() -> None:
+    table, summary = study_of_sites(dict.fromkeys("abcd", 0.0))
+    for name, more in (("correct", -1), ("sdc", 1), ("critical_sdc", 1)):
+        table[name][0] += more
+
+    ranked = rank_sites(table, summarise(table, summary.cells))
+
+    assert [(site.name, site.rank) for site in ranked] == [("a", 1), ("b", 2), ("c", 2), ("d", 2)]
+    assert {(site.rank_low, site.rank_high) for site in ranked} == {(1, 4)}
+    assert [site.name for site in weakest(ranked)] == ["a"]
 
 
 def test_sites_are_compared_only_under_settings_that_all_have() -> None:

@@ -331,3 +331,52 @@ def test_a_learned_width_is_told_of(tmp_path: Path) -> None:
 
     assert "head.act: bit width learned, accuracy lost " in text
     assert "stem.act: bit width learned, not struck alone" in text
+
+
+@pytest.mark.parametrize(
+    ("weakness", "headline", "title"),
+    [
+        (
+            (0.0,) * 4,
+            "None of the 3 sites lost accuracy when it was struck alone",
+            "No site lost accuracy",
+        ),
+        (
+            (0.0, 0.1, 0.02, 0.1),
+            "Of 3 sites 2 are tied for weakest: body.0.act, head.act. Faults in each alone cost",
+            "Tied for weakest: body.0.act, head.act",
+        ),
+    ],
+)
+def test_a_tie_has_no_single_weakest_site(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    weakness: tuple[float, ...],
+    headline: str,
+    title: str,
+) -> None:
+    monkeypatch.setattr("campaign_page_tools.WEAKNESS", weakness)
+    write_store(tmp_path / "s.sqlite", residual(), trials=12)
+
+    text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
+
+    assert headline in text
+    assert "The weakest of" not in text
+    assert title in text.partition('id="figure-ranking-title"')[2]  # Drawn above the bars.
+    assert f"{title}.\n" in capsys.readouterr().out
+    ranks = {row[0]: row[1:3] for row in rows_of(text, "ranking")[1:]}
+    assert ranks["body.0.act"] == ranks["head.act"]
+    assert ranks["head.act"] == (["1", "1–2"] if any(weakness) else ["1", "1–3"])
+
+
+def test_where_no_prediction_changed_no_cell_has_the_most_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("campaign_page_tools.WEAKNESS", (0.0,) * 4)
+    write_store(tmp_path / "s.sqlite", residual(), axes={"layers": "each", "probability": [1, 5]})
+
+    text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
+
+    assert "Faults changed no prediction in any cell." in text
+    assert "Most predictions change" not in text

@@ -296,60 +296,133 @@ def _judged(means: Floats, tail: float) -> tuple[Floats, Floats, Floats]:
 def rank_intervals(
     tables: Sequence[ArrayLike],
     confidence: float = 95.0,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    least_variances: Sequence[ArrayLike] | None = None,
 ) -> tuple[Floats, Floats, Floats]:
     """Ranks of some columns by their means over trials, the greatest first, with intervals.
 
-    Each resample gives every trial number a random weight, the same in all columns, so that the
-    columns stay paired; a column may have ended before others (NaN from there on). The weights are
-    never zero, as a column with few trials might otherwise lose all of them. Of several tables the
-    column's means are averaged.
+    Equal means share the first of their places (1, 2, 2, 4). The interval of a column leaves out
+    the places of those columns that are surely above or below it: pairs of columns are compared
+    by Student's t over trials, at a level that is divided by the number of comparisons. So it
+    holds all ranks that columns which are truly equal share, with the confidence that it claims.
+    Percentiles of resampled ranks do not: of five equal columns they leave out a shared rank half
+    of the time.
 
-    Ranks are whole numbers, so that the interval holds the true rank more often than it says; it
-    can miss it where two columns are truly equal, as there is then no true order to find.
+    Columns stay paired: a row is the same trial in all of them. A column may have ended before
+    others (NaN from there on). Of several tables the means of a column are averaged; tables are
+    independent draws of faults.
 
     >>> scores = np.array([[9.0, 1.0, 1.2], [8.0, 1.3, 0.9], [9.5, 0.8, 1.1], [8.8, 1.0, 1.0]])
     >>> ranks, low, high = rank_intervals([scores])
     >>> ranks.tolist(), low.tolist(), high.tolist()
     ([1.0, 3.0, 2.0], [1.0, 2.0, 2.0], [1.0, 3.0, 3.0])
+    >>> ranks, low, high = rank_intervals([scores[:, [0, 1, 1]]])
+    >>> ranks.tolist(), low.tolist(), high.tolist()
+    ([1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [1.0, 3.0, 3.0])
 
-    Reference: D. B. Rubin, "The Bayesian Bootstrap", The Annals of Statistics 9 (1981).
+    Reference: M. Mogstad, J. P. Romano, A. M. Shaikh and D. Wilhelm, "Inference for Ranks with
+    Applications to Mobility across Neighbourhoods and Academic Achievement across Countries", The
+    Review of Economic Studies 91 (2024), with Bonferroni's bound; B. L. Welch, "The Generalization
+    of `Student's' Problem when Several Different Population Variances are Involved", Biometrika 34
+    (1947), for the degrees of freedom of several tables.
 
     Args:
         tables: at least one, each with one score for each trial and column, shape
             (trials, columns); the numbers of trials may differ.
-        confidence: in percent.
-        resamples: how many.
-        seed: of the resampling.
+        confidence: of each interval, in percent.
+        least_variances: of each table, variances of the means that a caller knows to be the least
+            possible, shape (columns,): a few trials may lie closer together by chance, as counts
+            of rare events do.
 
     Returns:
         Rank of each column, from 1, and the lower and upper end of its interval: all ranks where
         a column has a single trial.
     """
-    scores = [np.asarray(table, np.float64) for table in tables]
-    means = sum((np.nanmean(table, axis=0) for table in scores), np.zeros(()))
-    ranks = _ranks(means[None])[0]
-    fewest = min(int((~np.isnan(table)).sum(axis=0).min()) for table in scores)
-    if fewest < 2:
-        return ranks, np.ones_like(ranks), np.full_like(ranks, len(ranks))
-    drawn = np.zeros((resamples, len(ranks)))
-    for number, table in enumerate(scores):
-        # Tables are independent draws of faults, so each has weights of its own.
-        drawn += _resampled(table, _exponential_weights, resamples, (seed, number))
-    drawn = _ranks(drawn)
-    tail = _expanded_tail(confidence, fewest)
-    low = np.quantile(drawn, tail, axis=0, method="lower")
-    high = np.quantile(drawn, 1 - tail, axis=0, method="higher")
-    return ranks, np.minimum(low, ranks), np.maximum(high, ranks)
+    scores = [_Scores(np.asarray(table, np.float64)) for table in tables]
+    means = np.round(sum((table.means for table in scores), np.zeros(())), _DECIMALS)
+    columns = len(means)
+    ranks = _ranks(means)
+    if columns < 2 or min(table.fewest for table in scores) < 2:
+        return ranks, np.ones_like(ranks), np.full_like(ranks, columns)
+    least = sum((np.asarray(v, np.float64) for v in least_variances or ()), np.zeros(columns))
+    tail = _tail(confidence) / (columns - 1)
+    low, high = np.empty((2, columns))
+    step = max(1, _NUMBERS_AT_ONCE // (8 * columns))
+    for start in range(0, columns, step):
+        part = slice(start, start + step)
+        surely = _chance_of_order(scores, means, least, part) <= tail
+        above = surely & (means > means[part, None])
+        low[part] = 1 + above.sum(axis=1)
+        high[part] = columns - (surely & ~above).sum(axis=1)
+    return ranks, low, high
+
+
+# Scores are in percent: what differs by less than this is rounding.
+_DECIMALS = 10
 
 
 def _ranks(means: Floats) -> Floats:
-    """Rank each row, the greatest first; equal ones in the order of the columns."""
-    order = np.argsort(-means, axis=1, kind="stable")
-    ranks = np.empty(means.shape, np.float64)
-    np.put_along_axis(ranks, order, np.arange(1.0, means.shape[1] + 1)[None], axis=1)
-    return ranks
+    """Rank the greatest first; equal ones share the first of their places.
+
+    >>> _ranks(np.array([0.5, 2.0, 0.5, 0.0])).tolist()
+    [2.0, 1.0, 2.0, 4.0]
+    """
+    _, places, counts = np.unique(-means, return_inverse=True, return_counts=True)
+    firsts: Floats = 1.0 + np.concatenate(([0], np.cumsum(counts)[:-1]))
+    return firsts[places]
+
+
+class _Scores:
+    """One table: its means, and how surely two of them are known to differ."""
+
+    def __init__(self, table: Floats) -> None:
+        there = ~np.isnan(table)
+        self.there = there.astype(np.float64)
+        self.numbers = self.there.sum(axis=0)
+        self.fewest = int(self.numbers.min())
+        with np.errstate(invalid="ignore"):
+            self.means: Floats = np.where(there, table, 0.0).sum(axis=0) / self.numbers
+        self.rest = np.where(there, table - self.means, 0.0)
+
+    def of_pairs(self, part: slice) -> tuple[Floats, Floats]:
+        """Variances of the differences of means, and their degrees of freedom.
+
+        Args:
+            part: the columns that are compared with all.
+
+        Returns:
+            Both of shape (part, columns).
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = (self.rest**2).sum(axis=0) / (self.numbers - 1) / self.numbers
+            common = self.there[:, part].T @ self.there
+            together = self.rest[:, part].T @ self.rest / (common - 1)
+            shared = together * common / np.outer(self.numbers[part], self.numbers)
+        variances = own[part, None] + own - 2 * np.where(common > 1, shared, 0.0)
+        freedom = np.minimum(self.numbers[part, None], self.numbers) - 1
+        return np.maximum(variances, 0.0), freedom
+
+
+def _chance_of_order(
+    scores: Sequence[_Scores], means: Floats, least: Floats, part: slice
+) -> Floats:
+    """How easily means would lie so far apart if they were truly equal, one-sided.
+
+    Returns:
+        Chances, shape (part, columns); 1 for equal means.
+    """
+    differences = np.abs(means[part, None] - means)
+    variances, squares = np.zeros((2, *differences.shape))
+    freedom = np.zeros_like(differences)
+    for table in scores:
+        own, own_freedom = table.of_pairs(part)
+        variances += own
+        squares += own**2 / own_freedom
+        freedom += own_freedom
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = np.where(squares > 0, variances**2 / squares, freedom)
+        errors = np.sqrt(np.maximum(variances, least[part, None] + least))
+        chances = _distributions().stdtr(freedom, -differences / errors)
+    return np.where(differences == 0, 1.0, chances)
 
 
 Weights = Callable[[np.random.Generator, int, int], Floats]
@@ -358,10 +431,6 @@ Weights = Callable[[np.random.Generator, int, int], Floats]
 def _drawn_weights(generator: np.random.Generator, rows: int, trials: int) -> Floats:
     """How often each trial is drawn when as many as there are are drawn with replacement."""
     return generator.multinomial(trials, np.full(trials, 1 / trials), size=rows).astype(np.float64)
-
-
-def _exponential_weights(generator: np.random.Generator, rows: int, trials: int) -> Floats:
-    return generator.standard_exponential((rows, trials))
 
 
 def _resampled(
