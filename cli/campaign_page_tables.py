@@ -138,7 +138,11 @@ def ranking_table(ranked: Sequence[RankedSite], confidence: float) -> Table:
     columns = [
         Column("Site"),
         Column("Rank", True),
-        Column(f"Rank, {confidence:g} %", True, "Interval of the rank: places of sites that are not surely weaker or stronger"),
+        Column(
+            f"Rank, {confidence:g} %",
+            True,
+            "Interval of the rank: places of sites that are not surely weaker or stronger",
+        ),
         Column(f"Accuracy lost (points) [{confidence:g} %]", True),
         Column("SDC (%)", True, "Predictions that faults changed"),
         Column("Trials", True),

@@ -55,12 +55,12 @@ def accuracy(
 
     Args:
         model: gives scores, shape (N, classes).
-        loader: gives batches of (inputs, labels); labels are integers, shape (N,).
+        loader: gives batches of (inputs, labels); labels are integers, shape (N,) or (N, 1).
         device: where the model is.
         on_batch: called after each batch.
 
     Raises:
-        DataError: there is no sample, or the scores have another shape.
+        DataError: there is no sample, the scores have another shape, or the labels are none.
     """
     return predict(model, loader, device, on_batch).accuracy
 

@@ -41,7 +41,7 @@ from fxfault.live_values import (
     structure_of,
     with_leaves,
 )
-from fxfault.predictions import OnBatch, Predictions, ranked, scores_of, state_of
+from fxfault.predictions import OnBatch, Predictions, labels_of, ranked, scores_of, state_of
 from fxfault.sampling import Layout
 from fxfault.site import FaultSite
 from fxfault.sites import faults_of
@@ -378,20 +378,23 @@ def _go_through(
     """Run all batches, and note what comes out and what is kept."""
     top, labels = [], []
     agree: dict[int, bool] = {}
-    for number, (images, right) in enumerate(loader):
-        inputs = images.to(device)
+    for number, (images, given) in enumerate(loader):
+        inputs, done = images.to(device), sum(golden.sizes)
+        right = labels_of(given, done)
         with _numbered(model, len(right)):
             if len(right) not in agree:
                 agree[len(right)] = not agree or _agrees(model, inputs, golden, len(agree))
             if not agree[len(right)]:
                 golden.alone.add(number)
             output = _golden_batch(model, inputs, number, golden)
-        top.append(ranked(scores_of(output, len(right))))
-        labels.append(right)
+        scores = scores_of(output, len(right))
+        top.append(ranked(scores))
+        labels.append(labels_of(right, done, scores.shape[1]))
         golden.sizes.append(len(right))
         if on_batch is not None:
             on_batch(len(right))
-    golden.predictions = Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu())
+    classes = scores.shape[1]
+    golden.predictions = Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), None, classes)
 
 
 def _agrees(model: Any, inputs: Tensor, golden: GoldenRun, seen: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -45,11 +45,13 @@ class Predictions:
         struck: whether any element of a sample was hit, bool, shape (samples,); None without
             faults. Where hardware units are broken (`hw_mask`) and a container calls the site by
             its own code, all samples count as hit.
+        classes: that the model gives scores for; None where nobody noted it.
     """
 
     top: Tensor
     labels: Tensor
     struck: Tensor | None = None
+    classes: int | None = None
 
     @property
     def correct(self) -> int:
@@ -148,7 +150,7 @@ class FullRunner:
         made = predict(self.model, self.loader, self.device, on_batch, self.faults)
         self.faults.check()
         numbers = sample_numbers(self.faults.clock, [len(made.labels)])
-        return Predictions(made.top, made.labels, struck_anywhere(self.model, numbers))
+        return replace(made, struck=struck_anywhere(self.model, numbers))
 
 
 def predict(
@@ -165,27 +167,30 @@ def predict(
 
     Args:
         model: gives scores, shape (N, classes).
-        loader: gives batches of (inputs, labels); labels are integers, shape (N,).
+        loader: gives batches of (inputs, labels); labels as `labels_of` takes them.
         device: where the model is.
         on_batch: called after each batch.
         faults: sites that number their samples from 0 in this pass; by default they count on.
 
     Raises:
-        DataError: there is no sample, or the scores have another shape.
+        DataError: there is no sample, the scores have another shape, or the labels are none.
     """
     top, labels, done = [], [], 0
+    scores: Tensor | None = None
     # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
     with in_eval_mode(model), torch.no_grad():
-        for inputs, right in loader:
+        for inputs, given in loader:
+            right = labels_of(given, done)
             with _numbered(faults, done, len(right)):
-                top.append(ranked(scores_of(model(inputs.to(device)), len(right))))
-            labels.append(right)
+                scores = scores_of(model(inputs.to(device)), len(right))
+                top.append(ranked(scores))
+            labels.append(labels_of(right, done, scores.shape[1]))
             done += len(right)
             if on_batch is not None:
                 on_batch(len(right))
-    if done == 0:
+    if scores is None or done == 0:
         raise DataError("accuracy: the data has no sample")
-    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu())
+    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), classes=scores.shape[1])
 
 
 def _numbered(faults: FaultSites | None, done: int, batch: int) -> Any:
@@ -238,6 +243,65 @@ def scores_of(output: Any, samples: int) -> Tensor:
             f"({samples}, classes), alone or as the first item of a tuple"
         )
     return scores
+
+
+def labels_of(given: Any, first: int | None = None, classes: int | None = None) -> Tensor:
+    """The labels in what a data set gave for a batch, one class for each sample.
+
+    Labels of any other kind could be compared with predictions, too, and would count each
+    prediction many times, or never.
+
+    >>> labels_of(torch.tensor([[2], [0]], dtype=torch.uint8))
+    tensor([2, 0])
+    >>> labels_of(torch.tensor([2, 0, 3]), first=64, classes=3)
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.DataError: labels: got 3 for sample 66; allowed: 0 to 2, as the model gives \
+scores for 3 classes
+
+    Args:
+        given: integers, shape (N,) or (N, 1).
+        first: number of the first sample of the batch; None: samples are counted in the batch.
+        classes: that the model gives scores for; None: not known yet.
+
+    Returns:
+        int64, shape (N,), where the labels were.
+
+    Raises:
+        DataError: they have another shape or type, or one of them is no class.
+    """
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(given).__name__
+        raise DataError(f"labels: got a {kind} for a batch; allowed: {_LABELS}") from error
+    if not (labels.dim() == 1 or (labels.dim() == 2 and labels.shape[1] == 1)):
+        raise DataError(
+            f"labels: got shape {tuple(labels.shape)} for a batch; allowed: {_LABELS}"
+            f"{' (of one-hot or soft labels their argmax)' if labels.dim() == 2 else ''}"
+        )
+    labels = labels.reshape(-1)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        kind = str(labels.dtype).removeprefix("torch.")
+        value = f"{labels[0].item()} ({kind}){_of_sample(0, first)}" if len(labels) else kind
+        raise DataError(f"labels: got {value}; allowed: {_LABELS}")
+    labels = labels.to(torch.int64)
+    if classes is not None:
+        wrong = (labels < 0) | (labels >= classes)
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            raise DataError(
+                f"labels: got {int(labels[place])}{_of_sample(place, first)}; allowed: 0 to "
+                f"{classes - 1}, as the model gives scores for {classes} classes"
+            )
+    return labels
+
+
+_LABELS = "integers of shape (N,) or (N, 1), for each sample the number of its class"
+
+
+def _of_sample(place: int, first: int | None) -> str:
+    return f" for sample {place} of a batch" if first is None else f" for sample {first + place}"
 
 
 def struck_anywhere(model: nn.Module, numbers: Tensor) -> Tensor:

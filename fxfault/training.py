@@ -36,6 +36,7 @@ from fxfault.generators import preserved_generators
 from fxfault.lightning import FaultAwareTraining
 from fxfault.models.user_factory import quote_error
 from fxfault.optimizers import build_optimizer, build_scheduler
+from fxfault.predictions import labels_of
 from fxfault.run_folder import BEST, EVENTS, LAST, RunFolder
 from fxfault.site import FaultSite
 from fxfault.training_callbacks import (
@@ -137,6 +138,7 @@ class Classifier(LightningModule):
         unsound: SiteError | None = None
         try:
             scores = self(images)
+            labels = labels_of(labels, classes=scores.shape[-1])
             loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
             self.last_loss = float(loss.detach())
         except SiteError as error:  # NaN reached a site: what a NaN loss is in a noisy step.
@@ -189,6 +191,7 @@ class Classifier(LightningModule):
         if self.faulty is not None and self.faulty.faults is not None:
             self.faulty.faults.enabled = dataloader_idx == 1
         scores = self(images)
+        labels = labels_of(labels, classes=scores.shape[-1])
         loss = nn.functional.cross_entropy(scores, labels)
         self._validation[dataloader_idx].add(loss, _hits(scores, labels), len(labels))
 

@@ -40,6 +40,7 @@ from fxfault.campaign.ranking import (
 from fxfault.campaign.rows import FIELDS, TrialRow
 from fxfault.campaign.stopping import look_points, trials_wanted
 from fxfault.campaign.study import Cell, Study
+from fxfault.errors import FxFaultError
 
 SAMPLES = 500
 SEED = 20090420
@@ -345,6 +346,36 @@ def test_intervals_of_studies_that_stop_when_sure_hold_the_truth_nearly_as_often
 
     assert 92 <= 100 * hits / 2000 <= 97
     assert abs(np.mean(means) - 70) < 0.05
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"correct": 501},
+        {"golden_correct": 3810},  # 762 %
+        {"sdc": 501},
+        {"correct": -1},
+        {"struck": 501},
+        {"masked": 81},
+        {"top5": 501},
+        {"faults": -1},
+    ],
+)
+def test_no_row_holds_counts_that_cannot_be(changes: dict[str, int]) -> None:
+    counts = {"samples": 500, "correct": 450, "golden_correct": 480, "sdc": 40, "critical_sdc": 30}
+    more = {"top5": 490, "faults": 90, "elements": 10_000, "struck": 80, "masked": 40}
+    row = TrialRow(cell="x", trial=3, **counts, **more, seconds=0.1)
+    with pytest.raises(FxFaultError, match=r"trial 3 of x has counts that cannot be .* is a bug"):
+        dataclasses.replace(row, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"correct": 3810}, {"golden_correct": 600}, {"masked": 90}])
+def test_rows_that_an_older_version_stored_give_no_impossible_estimate(
+    changes: dict[str, int],
+) -> None:
+    table = table_of({"cell": [0, 0], **{name: [v, v] for name, v in changes.items()}})
+    with pytest.raises(FxFaultError, match=r"of cell a, random, 1% cannot be: this is a bug"):
+        summarise(table, [cell()])
 
 
 # -- ranks, maps and curves -----------------------------------------------------------------

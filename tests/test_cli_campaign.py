@@ -109,7 +109,8 @@ def invented(cell: Cell, trials: int, seed: int, better: float) -> list[TrialRow
     for number in range(trials):
         draws = random.random(500)
         sdc, critical = int((draws < chance).sum()), int((draws[:480] < chance).sum())
-        counts = (500, 480 - critical, 480, sdc, critical, 490, 50, 5000, 300, 300 - sdc)
+        struck = max(300, sdc)
+        counts = (500, 480 - critical, 480, sdc, critical, 490, 50, 5000, struck, struck - sdc)
         found.append(TrialRow(cell.key, number, *counts, 0.25))
     return found
 

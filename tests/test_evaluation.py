@@ -130,7 +130,7 @@ def test_accuracy_gives_every_module_its_mode_back_even_after_an_error() -> None
     accuracy(model, loader_of(SCORES))
     assert [m.training for m in model.modules()] == [True, False, True]
     with pytest.raises(RuntimeError):
-        accuracy(model, [(torch.zeros(2, 5), torch.zeros(2))])
+        accuracy(model, [(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))])
     assert [m.training for m in model.modules()] == [True, False, True]
 
 

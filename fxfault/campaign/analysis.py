@@ -20,6 +20,7 @@ from fxfault.campaign.intervals import Floats, clustered_wilson, student_t, wils
 from fxfault.campaign.rows import COUNTS, TrialRow
 from fxfault.campaign.stopping import look_points
 from fxfault.campaign.study import Cell
+from fxfault.errors import FxFaultError
 
 if TYPE_CHECKING:
     from fxfault.campaign.study import StopRule, Study
@@ -144,7 +145,32 @@ def summarise(
         "fault_rate": _rates(sums, "faults", "elements", chosen, confidence),
         "top5": _means(sums, "top5", confidence),
     }
+    _check_possible({**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells)
     return Summary(tuple(cells), sums.trials, golden, seconds, confidence, estimates)
+
+
+def _check_possible(estimates: Mapping[str, Estimate], cells: Sequence[Cell]) -> None:
+    """See that estimates are percentages within their intervals.
+
+    Raises:
+        FxFaultError: one is not, which is a bug, or the rows are those of an older version's.
+    """
+    rounding = 1e-6
+    for name, estimate in estimates.items():
+        least = -100.0 if name == "fall" else 0.0
+        value, low, high = estimate.value, estimate.low, estimate.high
+        # Comparisons with NaN, where there is nothing to tell, are false.
+        wrong = (value < least - rounding) | (value > 100.0 + rounding)
+        wrong |= (low > value + rounding) | (high < value - rounding)
+        if wrong.any():
+            place = int(np.flatnonzero(wrong)[0])
+            cell = cells[place]
+            raise FxFaultError(
+                f"{name} {value[place]:.2f} [{low[place]:.2f}, {high[place]:.2f}] of cell "
+                f"{cell.place}, {cell.fault}, {cell.rate_text} cannot be: this is a bug in "
+                "fxfault, now or when the rows were stored; please report it with the study, and "
+                "keep no figure of it"
+            )
 
 
 class _Sums:

@@ -53,6 +53,27 @@ class TrialRow:
     masked: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        """See that the counts are possible: here, as no row is made elsewhere.
+
+        Raises:
+            FxFaultError: they are not, which is a bug, or the row is one of an older version's.
+        """
+        counts = (self.correct, self.golden_correct, self.sdc, self.critical_sdc, self.struck)
+        some = (*counts, self.masked, 0 if self.top5 is None else self.top5)
+        if (
+            min(some) < 0
+            or max(some) > self.samples
+            or self.masked > self.struck
+            or min(self.faults, self.elements) < 0
+        ):
+            found = ", ".join(f"{name} {getattr(self, name)}" for name in COUNTS[1:])
+            raise FxFaultError(
+                f"trial {self.trial} of {self.cell} has counts that cannot be ({found}): this is "
+                "a bug in fxfault, now or when the row was stored; please report it with the "
+                "study, and keep no figure of it"
+            )
+
     def same_counts(self, other: TrialRow) -> bool:
         """Whether two rows agree in everything but the time that was taken."""
         return self.to_list()[:-1] == other.to_list()[:-1]
