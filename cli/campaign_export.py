@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fxfault.applied_settings import applied
 from fxfault.campaign.rows import FIELDS
 from fxfault.cli.campaign_report import Findings
 from fxfault.errors import ConfigError
@@ -95,7 +96,7 @@ def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
         "schema": SCHEMA,
         "what": what,
         "confidence": findings.summary.confidence,
-        "study": findings.study.to_dict(),
+        "study": applied(findings.study.to_dict()),
         "fingerprint": findings.fingerprint,
         "rows": list(rows),
     }

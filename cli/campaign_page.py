@@ -10,6 +10,7 @@ import base64
 import hashlib
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import resources
@@ -19,7 +20,9 @@ import numpy as np
 import yaml
 
 from fxfault import __version__
+from fxfault.applied_settings import applied, is_own
 from fxfault.campaign.analysis import Summary
+from fxfault.campaign.background import SiteNote
 from fxfault.campaign.ranking import RankedSite, curves, heat_map, weakest
 from fxfault.cli.campaign_page_figures import inlined, variable
 from fxfault.cli.campaign_page_tables import (
@@ -83,7 +86,9 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
         has_background=bool(findings.background.nodes),
         store=str(findings.path),
         commands=_commands(findings),
-        study=yaml.safe_dump(findings.study.to_dict(), sort_keys=False, allow_unicode=True),
+        study=yaml.safe_dump(
+            applied(findings.study.to_dict()), sort_keys=False, allow_unicode=True
+        ),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )
@@ -114,6 +119,10 @@ def _brief(findings: Findings) -> Iterator[str]:
     for checkpoint, golden in golden_by_checkpoint(summary).items():
         several = f" ({checkpoint})" if len(golden_by_checkpoint(summary)) > 1 else ""
         yield f"Without faults {golden} % of the predictions are right{several}."
+    for doubt in findings.doubts:
+        yield f"{doubt[0].upper()}{doubt[1:]}"
+    if findings.never_called:
+        yield f"Never called in this evaluation: {', '.join(findings.never_called)}."
     if findings.ranked:
         yield _about_the_weakest(findings.ranked)
     sdc = summary["sdc"]
@@ -173,8 +182,10 @@ def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
     study, summary, table = findings.study, findings.summary, findings.table
     plain = study.to_dict()
     yield "Network", _named(plain["model"])
-    if plain.get("quantization"):
+    if plain.get("quantization") and not is_own(plain):
         yield "Quantisation", _listed(plain["quantization"])
+    if findings.background.sites:
+        yield "Bits of a site's word", _widths(findings.background.sites)
     yield "Data", _named({**plain["dataset"], "root": None})
     yield "Samples", f"{int(table['samples'][0]):,}, in batches of {_batch_size(plain)}"
     for checkpoint, golden in golden_by_checkpoint(summary).items():
@@ -193,6 +204,15 @@ def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
     if findings.background.begun:
         yield "Begun", findings.background.begun.replace("T", " ").replace("+00:00", " UTC")
     yield "Intervals", f"{summary.confidence:g} %, for other draws of faults on the same data"
+
+
+def _widths(sites: Sequence[SiteNote]) -> str:
+    """How many sites have which width, the most first."""
+    widths = Counter(site.bit_width for site in sites)
+    return ", ".join(
+        f"{'learned' if width is None else width} ({counted(number, 'site')})"
+        for width, number in widths.most_common()
+    )
 
 
 def _batch_size(plain: Mapping[str, Any]) -> str:
@@ -262,6 +282,8 @@ def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
     for site in findings.background.sites:
         width = "bit width learned" if site.bit_width is None else f"{site.bit_width} bits"
         text = f"{site.name}: {width}, not struck alone in settings that all sites have"
+        if site.name in findings.never_called:
+            text = f"{site.name}: {width}, never called in this evaluation"
         if site.name in ranked:
             found = ranked[site.name]
             fall = _estimated(found.fall, found.fall_low, found.fall_high)

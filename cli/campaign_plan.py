@@ -58,7 +58,7 @@ def measure(plan: Plan, on_note: OnNote) -> Measured:
 
     bench = Bench(plan, on_note=on_note)
     facts = bench.facts()
-    cells = bench.study.cells(facts.sites, facts.bit_widths)
+    cells = facts.cells(bench.study)
     rows = []
     for cell in (cells[0], cells[-1]):
         bench.run(cell, 1)

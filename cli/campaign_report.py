@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fxfault.campaign.analysis import (
     EARLY,
     UNFINISHED,
@@ -22,10 +24,18 @@ from fxfault.campaign.analysis import (
 )
 from fxfault.campaign.background import Background
 from fxfault.campaign.comparison import Difference, overall
-from fxfault.campaign.ranking import HeatMap, RankedSite, heat_map, rank_sites, weakest
+from fxfault.campaign.ranking import (
+    HeatMap,
+    RankedSite,
+    heat_map,
+    never_called,
+    rank_sites,
+    weakest,
+)
 from fxfault.campaign.site_counts import SiteCounts, count_by_site
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
+from fxfault.chance import no_better_than_chance
 
 NOTHING = "-"
 # Of the cells that need attention so many are named.
@@ -63,6 +73,31 @@ class Findings:
     def site_counts(self) -> dict[str, SiteCounts]:
         """What the trials that struck one site alone counted, by its name."""
         return count_by_site(self.table, self.summary.cells)
+
+    @cached_property
+    def never_called(self) -> list[str]:
+        """Sites that no forward of the evaluation reached."""
+        noted = list(self.background.never_called)
+        return noted + [name for name in never_called(self.summary) if name not in noted]
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """Why an accuracy without faults is none to measure from, of each checkpoint."""
+        classes = self.background.classes
+        first = {cell: row for row, cell in reversed(list(enumerate(self.table["cell"].tolist())))}
+        found: dict[str | None, str | None] = {}
+        for index, cell in enumerate(self.summary.cells):
+            if index in first and classes is not None and cell.checkpoint not in found:
+                golden, samples = (
+                    int(self.table[name][first[index]]) for name in ("golden_correct", "samples")
+                )
+                found[cell.checkpoint] = no_better_than_chance(golden, samples, classes)
+        several = len(found) > 1
+        return [
+            f"{checkpoint}: {doubt}" if several else doubt
+            for checkpoint, doubt in found.items()
+            if doubt is not None
+        ]
 
     @cached_property
     def ranked(self) -> list[RankedSite]:
@@ -196,6 +231,9 @@ def setting_lines(findings: Findings) -> list[str]:
     ]
     golden = golden_by_checkpoint(summary)
     lines += [f"Golden accuracy: {accuracy}% ({name})" for name, accuracy in golden.items()]
+    lines += [f"Note: {doubt}" for doubt in findings.doubts]
+    if findings.never_called:
+        lines.append(f"Never called in this evaluation: {', '.join(findings.never_called)}")
     lines.append(f"Intervals: {summary.confidence:g}%, for other draws of faults on the same data")
     return lines
 
@@ -230,7 +268,11 @@ def cell_lines(findings: Findings) -> list[str]:
         rows.append([*row, findings.states[index]])
     title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
     more = "of struck samples; Hit: of exposed values; all intervals: export --what cells):"
-    return [title, more, *lined_up(head, rows, len(settings))]
+    lines = [title, more, *lined_up(head, rows, len(settings))]
+    single = int((np.isnan(summary["accuracy"].low) & (summary.trials == 1)).sum())
+    if single:
+        lines.append(f"{counted(single, 'cell')} of one trial: no interval of the accuracy.")
+    return lines
 
 
 def _value(estimate: Estimate, index: int) -> str:

@@ -475,6 +475,7 @@ def _measure(
     """Evaluate all that was asked for; findings grow as results come in."""
     import torch
 
+    from fxfault.chance import doubt_of
     from fxfault.cli.evaluation_report import WIDE, single_lines, sweep_lines
     from fxfault.errors import DataError
 
@@ -483,9 +484,14 @@ def _measure(
         say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
         findings.baseline = evaluation.baseline()
         say(f"Baseline accuracy: {findings.baseline:.2f}%")
+        findings.doubt = doubt_of(evaluation.runner.golden())
         why = getattr(evaluation.runner, "why_full", None)
-        say(f"Note: {why}\n\n{WIDE}" if why else f"\n{WIDE}")
-        evaluation.check(setting.configs, each_alone=setting.per_layer)
+        for note in filter(None, [findings.doubt, why]):
+            say(f"Note: {note}")
+        findings.never_called = evaluation.check(setting.configs, each_alone=setting.per_layer)
+        if findings.never_called:
+            say(f"Note: never called in this evaluation: {', '.join(findings.never_called)}")
+        say(f"\n{WIDE}")
         for result in evaluation.evaluate(_announced(setting, progress)):
             findings.results.append(result)
             lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]
@@ -517,7 +523,7 @@ def _measure_layers(
 
     assert findings.baseline is not None
     progress.say(f"\n{WIDE}\nEvaluating each layer alone...")
-    number = len(setting.selected)
+    number = setting.struck_alone(findings)
     for result in evaluation.per_layer(setting.configs[0]):
         findings.layers.append(result)
         place = f"{len(findings.layers)}/{number}"
@@ -544,7 +550,7 @@ def _finish(
     kind = "probabilities" if setting.configs[0].num_faults is None else "numbers of faults"
     kept = f"{len(findings.results)} of {len(setting.configs)} {kind}"
     if setting.per_layer:
-        kept = f"{len(findings.layers)} of {len(setting.selected)} layers"
+        kept = f"{len(findings.layers)} of {setting.struck_alone(findings)} layers"
     progress.say(f"interrupted: {kept} done and kept; the JSON says complete: false", error=True)
     return INTERRUPTED
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxfault.applied_settings import applied
 from fxfault.campaign.analysis import Estimate
 from fxfault.campaign.ranking import RankedSite
 from fxfault.checkpoints import CheckpointInfo
@@ -73,6 +74,10 @@ class Setting:
         """The sites that the configuration selects; in mode `layer`, one is taken for a trial."""
         return [site for site in self.faults if site.selected]
 
+    def struck_alone(self, findings: Findings) -> int:
+        """How many of those `--per-layer` strikes: all but those that are never called."""
+        return sum(site.name not in findings.never_called for site in self.selected)
+
     @property
     def chance(self) -> float | None:
         """Accuracy of guessing, in percent, if the classes are balanced; None if unknown."""
@@ -85,12 +90,16 @@ class Findings:
 
     Attributes:
         baseline: accuracy without faults, in percent; None before it is known.
+        doubt: why the baseline is none to measure from; None if it is one.
+        never_called: names of sites that no forward of the evaluation reaches.
         results: one for each rate, in the order asked for.
         layers: one for each site struck alone, in the order of execution.
         complete: whether that is all.
     """
 
     baseline: float | None = None
+    doubt: str | None = None
+    never_called: tuple[str, ...] = ()
     results: list[CellResult] = field(default_factory=list)
     layers: list[CellResult] = field(default_factory=list)
     complete: bool = False
@@ -138,12 +147,12 @@ def rate_label(config: FaultInjectionConfig, decimals: int = 1) -> str:
 
 
 def points(value: float) -> str:
-    """Write a difference of two percentages, with its sign.
+    """Write a difference of two percentages, in percentage points, with its sign.
 
     >>> points(5.142), points(-0.0001)
-    ('+5.14%', '+0.00%')
+    ('+5.14', '+0.00')
     """
-    return f"{round(value, 2) + 0.0:+.2f}%"
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def mean_and_std(result: CellResult) -> str:
@@ -209,13 +218,17 @@ def rate_line(result: CellResult) -> str:
     return f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
 
 
+ONE_RUN = "one run: no interval; give --num-runs 2 or more"
+
+
 def interval_line(result: CellResult) -> str:
     """What the accuracy and the SDC rate are worth; one run tells nothing of the former."""
     summary = estimate([result], CONFIDENCE)
-    texts = [
-        f"{name} {with_interval(*(float(part[0]) for part in (e.value, e.low, e.high)))}"
-        for name, e in (("accuracy", summary["accuracy"]), ("SDC rate", summary["sdc"]))
-    ]
+    texts = []
+    for name, part in (("accuracy", summary["accuracy"]), ("SDC rate", summary["sdc"])):
+        value, low, high = (float(ends[0]) for ends in (part.value, part.low, part.high))
+        missing = f" ({ONE_RUN})" if math.isnan(low) and not math.isnan(value) else ""
+        texts.append(f"{name} {with_interval(value, low, high)}{missing}")
     return f"  With {CONFIDENCE:g}% intervals: {', '.join(texts)}"
 
 
@@ -233,7 +246,7 @@ def single_lines(result: CellResult) -> list[str]:
         "Results:",
         f"  Baseline accuracy:   {result.baseline:.2f}%",
         f"  Fault accuracy:      {mean_and_std(result)}{runs}",
-        f"  Accuracy degradation: {points(result.degradation)}",
+        f"  Accuracy degradation: {points(result.degradation)} points",
     ]
     lines += filter(None, [interval_line(result), rate_line(result), layer_of_runs_line(result)])
     if result.statistics is not None:
@@ -243,8 +256,9 @@ def single_lines(result: CellResult) -> list[str]:
 
 def sweep_lines(result: CellResult) -> list[str]:
     """The results of one rate of several."""
+    spread = f" (std: {result.std:.2f}%)" if len(result.runs) > 1 else ""
     lines = [
-        f"  Accuracy: {result.mean:.2f}% (std: {result.std:.2f}%)",
+        f"  Accuracy: {result.mean:.2f}%{spread}",
         interval_line(result),
         rate_line(result),
     ]
@@ -257,20 +271,20 @@ def summary_lines(results: Sequence[CellResult]) -> list[str]:
     width = max([10, *(len(mean_and_std(result)) for result in results)])
     lines = [
         "Sweep Summary:",
-        f" {kind:>11} | {'Accuracy':>{width}} | {'Degradation':>12}",
-        "-" * (30 + width),
+        f" {kind:>11} | {'Accuracy':>{width}} | Degradation (points)",
+        "-" * (38 + width),
     ]
     for result in results:
         lines.append(
             f" {rate_words(result):>11} | {mean_and_std(result):>{width}} |"
-            f" {points(result.degradation):>12}"
+            f" {points(result.degradation):>20}"
         )
     return lines
 
 
 def ranking_lines(findings: Findings) -> list[str]:
     """The table of sites struck alone, the most vulnerable first."""
-    head = ["Rank", "Layer", "Accuracy", "Degradation", f"{CONFIDENCE:g}%", "SDC", "Ranks"]
+    head = ["Rank", "Layer", "Accuracy", "Degradation (points)", f"{CONFIDENCE:g}%", "SDC", "Ranks"]
     rows = [
         [
             str(site.rank),
@@ -290,6 +304,8 @@ def ranking_lines(findings: Findings) -> list[str]:
     names = [site.name for site, _ in findings.ranked]
     named = [f" {text} | {name}" for text, name in zip(lines, names, strict=True)]
     end = f"{CONFIDENCE:g}%: interval of the degradation; Ranks: where the layer may stand"
+    if any(len(result.runs) < 2 for _, result in findings.ranked):
+        end += f"; {ONE_RUN}"
     standing = standing_lines([site for site, _ in findings.ranked])
     return [title, f" {top} | Site", f"{line}-------", *named, f"({end})", *standing]
 
@@ -313,7 +329,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         "schema": SCHEMA,
         "complete": findings.complete,
         "command": setting.command,
-        "config": experiment.to_dict(),
+        "config": applied(experiment.to_dict()),
         "model": {"name": experiment.model.name, "kwargs": dict(experiment.model.kwargs)},
         "dataset": {
             "name": experiment.dataset.name,
@@ -334,7 +350,9 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         "injection_layers": [_site_entry(site) for site in setting.faults],
         "skipped": dict(setting.faults.skipped),
         "confidence": CONFIDENCE,
+        "never_called": list(findings.never_called),
         "baseline": findings.baseline,
+        "baseline_doubt": findings.doubt,
         "results": [_result_entry(result) for result in findings.results],
         "per_layer": ranked if setting.per_layer else None,
         "statistics": _all_statistics(findings.results),

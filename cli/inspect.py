@@ -272,12 +272,14 @@ def _to_json(
     checkpoint: CheckpointInfo | None,
     inspection: Inspection,
 ) -> str:
+    from fxfault.applied_settings import applied
+
     weights = None
     if checkpoint is not None:
         weights = {"path": checkpoint.path, "sha256": checkpoint.sha256}
     document = {
         "schema": SCHEMA,
-        "config": experiment.to_dict(),
+        "config": applied(experiment.to_dict(), evaluation=False),
         "checkpoint": weights,
         "sample_shape": None if shape is None else list(shape),
         **inspection.to_dict(),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fxfault.predictions import Predictions
 
 LEVEL = 0.01
 
@@ -35,6 +39,13 @@ preprocessing?'
         f"golden accuracy {100 * correct / samples:.1f} % is no better than chance "
         f"({classes} class{'' if classes == 1 else 'es'}): wrong weights, labels or preprocessing?"
     )
+
+
+def doubt_of(golden: Predictions) -> str | None:
+    """What `no_better_than_chance` says of predictions without faults; None if nothing."""
+    if golden.classes is None:
+        return None
+    return no_better_than_chance(golden.correct, len(golden.labels), golden.classes)
 
 
 def at_least(count: int, number: int, chance: float) -> float:

@@ -243,13 +243,18 @@ class FaultEvaluation:
         """Accuracy without faults, in percent."""
         return self.runner.golden(self.on_batch).accuracy
 
-    def check(self, configs: Iterable[FaultInjectionConfig], *, each_alone: bool = False) -> None:
+    def check(
+        self, configs: Iterable[FaultInjectionConfig], *, each_alone: bool = False
+    ) -> tuple[str, ...]:
         """See ahead of any trial that the model can be struck as some configurations say.
 
         Args:
             configs: as for `evaluate`.
             each_alone: whether sites will be struck alone, too, as `per_layer` does, and as
                 trials of a model in mode `layer` do anyway.
+
+        Returns:
+            Names of sites that no forward of the evaluation reaches, whatever the batch.
 
         Raises:
             ConfigError: as `evaluate`.
@@ -260,7 +265,9 @@ class FaultEvaluation:
                 trials.set(config)
                 if each_alone or self.faults.config.mode == "layer":
                     for index in self.faults.matching(config.layers):
-                        trials.set(config, [self.faults[index].name])
+                        if self.faults[index].name not in trials.never_called:
+                            trials.set(config, [self.faults[index].name])
+            return trials.never_called
 
     def evaluate(self, configs: Iterable[FaultInjectionConfig]) -> Iterator[CellResult]:
         """Evaluate as some configurations say, one after the other.
@@ -272,7 +279,8 @@ class FaultEvaluation:
         Raises:
             ConfigError: one of them is not allowed, or `apply_during` is `train`, so that no fault
                 would strike.
-            SiteError: one of them does not fit the sites.
+            SiteError: one of them does not fit the sites, or no site that it strikes is ever
+                called.
         """
         with self._trials() as trials:
             for config in configs:
@@ -295,6 +303,8 @@ class FaultEvaluation:
     ) -> Iterator[CellResult]:
         """Evaluate with each site struck alone, in the order of execution; see `rank`.
 
+        Sites that are never called are left out (`check` names them).
+
         Args:
             config: as for `evaluate`.
             layers: indices of the sites; default: those that the configuration selects.
@@ -302,7 +312,7 @@ class FaultEvaluation:
         Raises:
             ConfigError: the configuration has `faults`, which say themselves where they strike; or
                 as `evaluate`.
-            SiteError: there is no site with such an index.
+            SiteError: there is no site with such an index, or none of them is ever called.
         """
         if config.faults is not None:
             raise ConfigError(
@@ -313,7 +323,8 @@ class FaultEvaluation:
         chosen = faults.matching(config.layers) if layers is None else layers
         sites = [faults[index] for index in chosen]
         with self._trials() as trials:
-            for site in sites:
+            called = [site for site in sites if site.name not in trials.never_called]
+            for site in called or sites:  # Where none is, the first is refused.
                 yield self._result(trials, config, site)
 
     @contextmanager

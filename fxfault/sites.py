@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -514,16 +514,22 @@ class FaultSites(Sequence[FaultSite]):
         self.set_statistics(statistics)
         return statistics
 
-    def select(self, layers: str | int | Iterable[str | int] | None) -> None:
+    def select(
+        self, layers: str | int | Iterable[str | int] | None, without: Collection[str] = ()
+    ) -> None:
         """Select sites by name pattern (`layer1.*`), index, or a list of them; None: all.
 
         In `layer` mode, the one site of the configuration is taken out of those: the
         given index, or for -1 one drawn by seed and trial.
 
+        Args:
+            layers: patterns and indices.
+            without: names of sites that are left out, such as those that are never called.
+
         Raises:
             SiteError: a pattern or an index matches no site.
         """
-        chosen = self.matching(layers)
+        chosen = [index for index in self.matching(layers) if self[index].name not in without]
         if self.config.mode == "layer":
             chosen = [self._single(chosen)]
         for site in self._sites:

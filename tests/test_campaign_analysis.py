@@ -32,6 +32,7 @@ from fxfault.campaign.ranking import (
     Falls,
     curves,
     heat_map,
+    never_called,
     rank_sites,
     setting_of,
     site_cells,
@@ -630,3 +631,16 @@ def test_is_within_never_takes_a_single_trial() -> None:
     summary = summarise(table_of({"cell": [0], "sdc": [0], "correct": [480]}), [cell()])
 
     assert not is_within(summary, 50.0).any()
+
+
+def test_a_site_of_which_no_element_was_exposed_is_not_ranked() -> None:
+    table, summary = study_of_sites({"a": 0.02, "quiet": 0.0, "b": 0.2})
+    quiet = [i for i, c in enumerate(summary.cells) if c.layers == ("quiet",)]
+    for name in ("elements", "faults"):
+        table[name][np.isin(table["cell"], quiet)] = 0
+    summary = summarise(table, summary.cells)
+
+    assert [site.name for site in rank_sites(table, summary)] == ["b", "a"]
+    assert never_called(summary) == ["quiet"]
+    assert heat_map(summary).sites == ("a", "b")
+    assert {curve.sites for curve in curves(summary)} == {2}

@@ -603,7 +603,8 @@ def test_a_study_that_shrinks_keeps_its_trials(tmp_path: Path) -> None:
     last = run_study(fewer, path, on_note=notes.append)
     assert (last.trials, last.wanted, last.is_finished) == (12 * 9, 12 * 9, True)
     assert outcome(path) == rows
-    assert [note for note in notes if "study.trials" in note or "trials: 9 in" in note] == notes
+    assert "no better than chance (10 classes)" in notes[0]  # Its weights are random.
+    assert len(notes) == 2
     assert notes[-1].endswith(
         "1 difference: trials: 9 in the store, 4 now; all of its trials are kept"
     )

@@ -380,3 +380,36 @@ def test_where_no_prediction_changed_no_cell_has_the_most_changes(
 
     assert "Faults changed no prediction in any cell." in text
     assert "Most predictions change" not in text
+
+
+def test_nothing_is_said_of_widths_that_the_network_does_not_have(tmp_path: Path) -> None:
+    own = {"model": {"name": "mine:net"}, "quantization": None, "checkpoint": {"path": "a.pt"}}
+    write_store(tmp_path / "own.sqlite", residual(), **own)
+    write_store(tmp_path / "built_in.sqlite", residual())
+
+    theirs = page_of(tmp_path / "own.sqlite", tmp_path / "own.html")
+    ours = page_of(tmp_path / "built_in.sqlite", tmp_path / "built_in.html")
+
+    assert "bit_width" not in theirs
+    assert "weight_bit_width 4, act_bit_width 4" in ours
+    for text in (theirs, ours):
+        assert "8 (3 sites), 4 (1 site)" in text
+        assert "learning_rate" not in text
+
+
+def test_a_network_that_guesses_and_sites_that_are_never_called_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = dataclasses.replace(residual(), classes=1, never_called=(SITES[0],))
+    write_store(tmp_path / "s.sqlite", seen)
+
+    text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
+
+    out = capsys.readouterr().out
+    doubt = "olden accuracy 96.0 % is no better than chance (1 class): wrong weights, labels or"
+    assert f"G{doubt}" in text
+    assert f"Note: g{doubt}" in out
+    named = f"Never called in this evaluation: {SITES[0]}"
+    assert f"{named}." in text
+    assert f"{named}\n" in out
+    assert f"{SITES[0]}: 4 bits, never called in this evaluation" in text

@@ -62,6 +62,8 @@ class Background:
         sites: in the order of execution.
         environment: versions, device and the like, by name.
         begun: when the study began, as ISO 8601; empty where that is not known.
+        classes: that the network gives scores for; None where that is not known.
+        never_called: names of sites that no forward of the evaluation reaches.
     """
 
     nodes: Sequence[Node] = ()
@@ -69,6 +71,8 @@ class Background:
     sites: Sequence[SiteNote] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     begun: str = ""
+    classes: int | None = None
+    never_called: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values that JSON can hold."""
@@ -79,7 +83,8 @@ class Background:
         """The inverse of `to_dict`; what is missing is empty.
 
         >>> Background.from_dict({})
-        Background(nodes=(), edges=(), sites=(), environment={}, begun='')
+        Background(nodes=(), edges=(), sites=(), environment={}, begun='', classes=None, \
+never_called=())
         """
         return cls(
             nodes=tuple(Node(**node) for node in content.get("nodes", ())),
@@ -87,4 +92,6 @@ class Background:
             sites=tuple(SiteNote(**site) for site in content.get("sites", ())),
             environment=dict(content.get("environment", {})),
             begun=str(content.get("begun", "")),
+            classes=content.get("classes"),
+            never_called=tuple(content.get("never_called", ())),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,8 @@ from fxfault.campaign.plan import Plan, make_runner
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.study import Cell, Study
 from fxfault.campaign.trials import Trials
-from fxfault.errors import DataError
+from fxfault.chance import doubt_of
+from fxfault.errors import DataError, SiteError
 from fxfault.experiment_parts import (
     Batches,
     EvaluationData,
@@ -46,12 +47,39 @@ class Facts:
         bit_widths: of each site whose width is constant.
         fingerprint: of study, code, data and networks; see `fxfault.campaign.fingerprint`.
         background: what a report tells beside the rows; see `fxfault.campaign.background`.
+        never_called: names of sites that no forward reaches, by checkpoint.
     """
 
     sites: Sequence[str]
     bit_widths: Mapping[str, int]
     fingerprint: Mapping[str, Any]
     background: Mapping[str, Any]
+    never_called: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def cells(self, study: Study) -> tuple[Cell, ...]:
+        """The cells of a study but for those that strike only sites that are never called.
+
+        Raises:
+            SiteError: a pattern or index of `layers` matches no site, or no cell is left.
+        """
+        cells = study.cells(self.sites, self.bit_widths)
+        kept = tuple(
+            cell for cell in cells if not _strikes_nothing(cell, self.never_called, self.sites)
+        )
+        if not kept:
+            names = dict.fromkeys(name for quiet in self.never_called.values() for name in quiet)
+            raise SiteError(
+                f"never called in this evaluation: {', '.join(names)}; no fault can strike there, "
+                "so the study has no cell: give other axes.layers"
+            )
+        return kept
+
+
+def _strikes_nothing(
+    cell: Cell, never_called: Mapping[str, Sequence[str]], sites: Sequence[str]
+) -> bool:
+    quiet = never_called.get(str(cell.checkpoint), ())
+    return set(sites if cell.layers is None else cell.layers) <= set(quiet)
 
 
 class Bench:
@@ -72,11 +100,18 @@ class Bench:
             FxFaultError: the data cannot be read, or there is no such device.
         """
         self.plan, self.on_note = plan, on_note
+        self._said: set[str] = set()
         self.study = Study.from_dict(plan.study)
         self.device = _device(plan.device, worker)
         self._data = open_test_data(self.study.experiment)
         self._batches = Batches(self._data.dataset, self.study.experiment.training.batch_size)
         self._network: _Network | None = None
+
+    def say_once(self, text: str) -> None:
+        """Tell what a user should know, though a network may be built again and again."""
+        if text not in self._said:
+            self._said.add(text)
+            self.on_note(text)
 
     def facts(self) -> Facts:
         """Build the network with each of the study's checkpoints, and see what they are.
@@ -85,10 +120,12 @@ class Bench:
             FxFaultError: a checkpoint or the network cannot be used, or they have other sites.
         """
         networks: dict[str, Any] = {}
+        never_called: dict[str, Sequence[str]] = {}
         for checkpoint in reversed(self.study.axes.checkpoint):  # Ends with that of the first cell.
             network = self._network_of(checkpoint)
             network.check(self.study)
             networks[checkpoint] = network.facts()
+            never_called[checkpoint] = network.trials.never_called
         faults, labels = network.faults, network.trials.golden.labels
         return Facts(
             sites=list(faults.names),
@@ -100,6 +137,7 @@ class Bench:
                 "networks": networks,
             },
             background=network.background,
+            never_called=never_called,
         )
 
     def run(self, cell: Cell, trial: int) -> TrialRow:
@@ -145,7 +183,16 @@ class _Network:
         self.trials = Trials(make_runner(plan, self.model, batches, device, bench.on_note))
         self._cell: Cell | None = None
         seen = background_of(model, self.faults, self.trials.exposure.elements, device)
-        self.background = seen.to_dict()
+        golden, never_called = self.trials.golden, self.trials.never_called
+        self.background = dataclasses.replace(
+            seen, classes=golden.classes, never_called=never_called
+        ).to_dict()
+        if never_called:
+            bench.say_once(f"never called in this evaluation: {', '.join(never_called)}")
+        doubt = doubt_of(golden)
+        if doubt is not None:
+            several = len(study.axes.checkpoint) > 1
+            bench.say_once(f"{checkpoint}: {doubt}" if several else doubt)
 
     def facts(self) -> dict[str, Any]:
         """The part of the fingerprint that is of this network."""
@@ -163,7 +210,13 @@ class _Network:
             FxFaultError: a cell's settings do not fit the network.
         """
         widths = {site.name: site.bit_width for site in self.faults if site.bit_width is not None}
-        own = [c for c in study.cells(self.faults.names, widths) if c.checkpoint == self.checkpoint]
+        quiet = {str(self.checkpoint): self.trials.never_called}
+        own = [
+            cell
+            for cell in study.cells(self.faults.names, widths)
+            if cell.checkpoint == self.checkpoint
+            and not _strikes_nothing(cell, quiet, self.faults.names)
+        ]
         # Of those that differ in their rate alone, the one with the highest.
         highest = {(c.place, c.fault): c for c in sorted(own, key=lambda c: c.rate or 0.0)}
         for cell in highest.values():

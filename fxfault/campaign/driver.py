@@ -142,7 +142,7 @@ def run_study(
             # At once, as far as it can be told without a network.
             _check_fits(store, {"study": fingerprint.of_study(study)})
         facts = made.start(plan, on_note)
-        cells = tuple(study.cells(facts.sites, facts.bit_widths))
+        cells = facts.cells(study)
         if store is None:
             store = Store.create(path, study.to_dict(), facts.fingerprint)
             store.note({**facts.background, "begun": _now()})

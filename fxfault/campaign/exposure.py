@@ -8,7 +8,7 @@ without an activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,16 +27,29 @@ if TYPE_CHECKING:
 
 
 class Exposure:
-    """Counts elements and hits of evaluations of a model on one set of data."""
+    """Counts elements and hits of evaluations of a model on one set of data.
 
-    def __init__(self, model: nn.Module, faults: FaultSites, inputs: Any, samples: int) -> None:
-        """See how many elements each site has.
+    Attributes:
+        elements: of a sample at each site, by name; None where no number holds for all samples.
+        never_called: names of sites that no forward reaches, whatever the batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        faults: FaultSites,
+        inputs: Any,
+        samples: int,
+        others: Iterable[Any] = (),
+    ) -> None:
+        """See how many elements each site has, and whether it is called at all.
 
         Args:
             model: in eval mode.
             faults: its sites.
             inputs: a batch, on the device of the model.
             samples: of all the data.
+            others: the other batches; run until each site was called.
         """
         self.faults, self.samples = faults, samples
         faults.measure(inputs)
@@ -51,6 +64,13 @@ class Exposure:
             else None
             for site in faults
         }
+        quiet = {site.name for site in faults if not seen[site.index]}
+        batches = iter(others)
+        while quiet and (batch := next(batches, None)) is not None:
+            seen = _elements_of(model, faults, batch)
+            quiet = {name for name in quiet if not seen[faults[name].index]}
+        self.never_called = tuple(site.name for site in faults if site.name in quiet)
+        self.elements.update(dict.fromkeys(self.never_called, 0))
 
     def check(self) -> None:
         """See that each sample has as many elements as `num_faults` asks for.
@@ -61,7 +81,7 @@ class Exposure:
         for site in self.faults:
             elements = self.elements[site.name]
             counted = any(fault.num_faults is not None for fault in site.faults)
-            if counted and site.armed and elements is not None:
+            if counted and site.armed and elements:
                 samples_struck(site, site.stream(), range(1), Layout(1, 1, (elements,)))
 
     def measured(self, run: Callable[[], Predictions]) -> tuple[Predictions, int, int]:
@@ -73,7 +93,7 @@ class Exposure:
         Returns:
             The predictions, the elements that were hit, and the elements that were exposed.
         """
-        exposed = [site for site in self.faults if site.armed]
+        exposed = [site for site in self.faults if site.armed and self.elements[site.name] != 0]
         statistics = self.faults.statistics
         if statistics is None and any(self.elements[site.name] is None for site in exposed):
             statistics = FaultStatistics(len(self.faults), self.faults.names, cosine=False)

@@ -49,12 +49,32 @@ def setting_of(cell: Cell) -> Setting:
 
 
 def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
-    """Give the cells of single sites that have trials: index of each, by setting and site."""
+    """Give the cells of single sites that were struck: index of each, by setting and site.
+
+    A site that is never called has trials, too, in a store of an earlier version, in which no
+    element was exposed; that it cost nothing says nothing.
+    """
     found: dict[Setting, dict[str, int]] = {}
     for index, cell in enumerate(summary.cells):
-        if cell.layers is not None and len(cell.layers) == 1 and summary.trials[index]:
+        if cell.layers is not None and len(cell.layers) == 1 and _was_struck(summary, index):
             found.setdefault(setting_of(cell), {})[cell.layers[0]] = index
     return found
+
+
+def never_called(summary: Summary) -> list[str]:
+    """Sites that were to be struck alone, and of which no trial exposed an element."""
+    quiet, others = {}, set()
+    for index, cell in enumerate(summary.cells):
+        if cell.layers is not None and len(cell.layers) == 1 and summary.trials[index]:
+            if _was_struck(summary, index):
+                others.add(cell.layers[0])
+            else:
+                quiet[cell.layers[0]] = None
+    return [name for name in quiet if name not in others]
+
+
+def _was_struck(summary: Summary, index: int) -> bool:
+    return bool(summary.trials[index] and summary["fault_rate"].n[index])
 
 
 def rank_sites(
@@ -236,7 +256,7 @@ def curves(summary: Summary) -> list[Curve]:
     """
     groups: dict[tuple[str, str, str | None], dict[float, list[int]]] = {}
     for index, cell in enumerate(summary.cells):
-        if summary.trials[index] and cell.rate is not None:
+        if _was_struck(summary, index) and cell.rate is not None:
             alone = cell.layers is not None and len(cell.layers) == 1
             key = "each" if alone else cell.place, cell.fault, cell.checkpoint
             groups.setdefault(key, {}).setdefault(cell.rate, []).append(index)

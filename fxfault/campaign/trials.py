@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fxfault.campaign.exposure import Exposure
 from fxfault.campaign.rows import TrialRow, measure
+from fxfault.errors import SiteError
 from fxfault.predictions import in_eval_mode
 from fxfault.sites import faults_of
 
@@ -43,11 +44,17 @@ class Trials:
         self.runner, self.on_batch = runner, on_batch
         self.faults = faults_of(runner.model)
         self.golden = runner.golden()  # Kept: asking the runner looks at all parameters.
-        inputs, _ = next(iter(runner.loader))
-        inputs, samples = inputs.to(runner.device), len(self.golden.labels)
+        batches = (inputs.to(runner.device) for inputs, _ in runner.loader)
         with in_eval_mode(runner.model):
-            self.exposure = Exposure(runner.model, self.faults, inputs, samples)
+            self.exposure = Exposure(
+                runner.model, self.faults, next(batches), len(self.golden.labels), batches
+            )
         self._sites: frozenset[str] | None = None
+
+    @property
+    def never_called(self) -> tuple[str, ...]:
+        """Names of sites that no forward reaches, so that no fault can strike there."""
+        return self.exposure.never_called
 
     def set(self, config: FaultInjectionConfig, sites: Iterable[str] | None = None) -> None:
         """Let the sites be struck as a configuration says.
@@ -58,9 +65,11 @@ class Trials:
                 a model in mode `layer` has one taken out for each trial.
 
         Raises:
-            FxFaultError: a site or a fault model is not there, or they do not fit each other.
+            FxFaultError: a site or a fault model is not there, or they do not fit each other, or
+                none of the sites is ever called.
         """
         self._sites = None if sites is None else frozenset(sites)
+        self._check_called(config)
         self.faults.select(config.layers)
         self._keep_to_sites()
         self.faults.set_faults(config)
@@ -93,3 +102,27 @@ class Trials:
         if self._sites is not None:
             for site in self.faults:
                 site.selected = site.name in self._sites
+        elif self.never_called and self.faults.config.mode == "layer":
+            self.faults.select(self.faults.config.layers, without=self.never_called)
+
+    def _check_called(self, config: FaultInjectionConfig) -> None:
+        """Refuse to strike where nothing ever comes by: it would be found to withstand all faults.
+
+        Raises:
+            SiteError: no site that is to be struck is ever called.
+        """
+        if not self.never_called:
+            return
+        sites = [self.faults[index] for index in self.faults.matching(config.layers)]
+        fixed = self.faults.config.injection_layer
+        if self._sites is not None:
+            sites = [site for site in self.faults if site.name in self._sites]
+        elif self.faults.config.mode == "layer" and fixed >= 0:
+            sites = [site for site in sites if site.index == fixed] or sites
+        if all(site.name in self.never_called for site in sites):
+            called = [name for name in self.faults.names if name not in self.never_called]
+            raise SiteError(
+                f"never called in this evaluation: {', '.join(site.name for site in sites)}; no "
+                "fault can strike there, so "
+                + (f"select others: {', '.join(called[:8])}" if called else "there is no result")
+            )
