@@ -166,7 +166,7 @@ def _about_changes(summary: Summary) -> str:
     share = _estimated(*(float(part[index]) for part in (sdc.value, sdc.low, sdc.high)))
     tied = int((sdc.value == sdc.value[index]).sum()) - 1
     cell = summary.cells[index]
-    others = f", and as many in {counted(tied, 'other')}" if tied else ""
+    others = f", and as many in {counted(tied, 'other cell')}" if tied else ""
     return (
         f"Most predictions change in cell {cell.place}, {cell.fault}, {cell.rate_text}: "
         f"{share} % of them{others}."

@@ -47,6 +47,12 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def without_doubt(notes: list[str]) -> list[str]:
+    """What is said beside that a network of random weights is no better than chance."""
+    assert sum("no better than chance" in note for note in notes) == 1
+    return [note for note in notes if "no better than chance" not in note]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,7 +70,7 @@ def test_rows_do_not_depend_on_what_is_done_for_speed(
     notes: list[str] = []
     run_study(small_study(), tmp_path / "study.sqlite", on_note=notes.append, **options)
     assert outcome(tmp_path / "study.sqlite") == plain
-    assert notes == ([USED] if options.get("compile") else [])
+    assert without_doubt(notes) == ([USED] if options.get("compile") else [])
 
 
 def test_compiled_code_is_used_where_every_sample_is_struck(quick_compiler: None) -> None:
@@ -172,7 +178,7 @@ def test_why_batches_are_run_whole_is_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(golden_run, "independence", lambda *_: why)
     notes: list[str] = []
     run_study(small_study(stop=None, trials=1), tmp_path / "s.sqlite", on_note=notes.append)
-    assert notes == ["batches are run whole: it is a test"]
+    assert without_doubt(notes) == ["batches are run whole: it is a test"]
 
 
 def test_what_all_workers_say_is_said_once() -> None:
