@@ -428,6 +428,12 @@ def test_the_report_says_which_cells_stopped_early_and_which_never_got_there(
     assert "12 of 12 cells stopped early." in command("report", "--store", "early.sqlite").out
 
 
+def test_cells_of_one_trial_say_that_they_have_no_interval(command: Callable[..., Run]) -> None:
+    write_store(trials=1)
+    out = command("report", "--store", "study.sqlite").out
+    assert "12 cells of one trial: no interval of the accuracy." in out
+
+
 def test_checkpoints_have_a_column_where_there_are_several(command: Callable[..., Run]) -> None:
     write_store(checkpoints=("a.pt", "b.pt"))
 

@@ -459,6 +459,20 @@ def test_the_chance_level_is_drawn_where_accuracy_comes_near_it(mean: float, sho
     assert ("chance (10%)" in text) is shown
 
 
+def test_ties_share_a_rank_and_one_run_says_that_it_has_no_interval(
+    command: Callable[..., Run],
+) -> None:
+    run = command(*FAST, "--per-layer", "--probability", "0")
+    assert {(entry["rank"], *entry["rank_interval"]) for entry in document()["per_layer"]} == {
+        (1, 1, 5)
+    }
+    assert "No site lost accuracy.\n" in run.out
+    assert "; one run: no interval; give --num-runs 2 or more)" in run.out
+    picture = command(*FAST, "--per-layer", "--probability", "0", "--plot", "p.svg")
+    assert picture.status == 0
+    assert "No site lost accuracy" in svg_text(Path("p.svg").read_bytes())
+
+
 # -- a network and data of the user's own ---------------------------------------------------
 
 OWN = """
