@@ -1,17 +1,23 @@
 """What fault-aware training buys: accuracy under faults of networks trained with and without it.
 
     python -m benchmarks.fat [--seeds N] [--workers N] [--json FILE] [--plot FILE]
+    python -m benchmarks.fat --calibrate [--ways TEXT ...] [--epochs N]
 
 Each way of training starts from the bundled experiment `digits_fat` and is repeated with
 several seeds (weights, order, augmentation and faults of training). Every network is then
 evaluated on the 500 test images at each probability, three trials each, under faults that are
 the same for all networks. An interval is Student's t over the seeds, at 95 %: what it holds is
 the mean over trainings; the choice of the test images is not in it.
+
+With `--calibrate` every network is evaluated three times: as it is, and with the statistics of
+its batch norms estimated anew without and under the faults of its training.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import importlib
 import json
 import logging
@@ -19,12 +25,18 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measuring import load_average, machine
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fxfault.experiment import ExperimentConfig
 
 PERCENTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 FAULT_MODELS = ("random", "msb_flip")
@@ -49,6 +61,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "ste, curriculum 0 to 15 %": _CURRICULUM,
 }
 
+# What `training.calibrate` may be.
+CALIBRATIONS = ("none", "clean", "faulty")
+
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -62,7 +77,10 @@ def main() -> None:
     started = time.perf_counter()
     print("; ".join(f"{key} {value}" for key, value in machine().items()))
     print(f"load average {load_average()} before; {options.seeds} seeds, {options.workers} workers")
-    measured = measure(options.seeds, options.workers)
+    if options.epochs is not None:
+        print(f"{options.epochs} epochs in place of those of digits_fat")
+    ways = [way for way in WAYS if any(part in way for part in options.ways)]
+    measured = measure(options, ways)
     for fault_model in FAULT_MODELS:
         print("\n" + table(measured, fault_model))
     print(f"\n{(time.perf_counter() - started) / 60:.1f} min; load average {load_average()} after")
@@ -84,6 +102,19 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each way (default 5)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=[""],
+        metavar="TEXT",
+        help="only the ways of training that have one of these in their name",
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of each (default 120)")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="also evaluate with training.calibrate `clean` and `faulty`",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the accuracies")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
     options = parser.parse_args()
@@ -91,25 +122,37 @@ def _parse_arguments() -> argparse.Namespace:
         parser.error(f"--seeds: got {options.seeds}, allowed: 2 to 10")
     if options.workers < 1:
         parser.error(f"--workers: got {options.workers}, allowed: 1 and up")
+    if not any(part in way for way in WAYS for part in options.ways):
+        parser.error(f"--ways: got {options.ways}, allowed: parts of {', '.join(WAYS)}")
     return options
 
 
-def measure(seeds: int, workers: int) -> dict[str, list[Accuracies]]:
+def measure(options: argparse.Namespace, ways: list[str]) -> dict[str, list[Accuracies]]:
     """Train and evaluate every way with every seed; a line for each that is done."""
-    measured: dict[str, dict[int, Accuracies]] = {way: {} for way in WAYS}
+    calibrations = CALIBRATIONS if options.calibrate else CALIBRATIONS[:1]
+    names = [_name(way, how) for way in ways for how in calibrations]
+    measured: dict[str, dict[int, Accuracies]] = {name: {} for name in names}
     # A thread each: so small a network is slower on two.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+    with ProcessPoolExecutor(options.workers, get_context("spawn"), _start_worker) as pool:
         tasks = {
-            pool.submit(train_and_evaluate, way, seed): (way, seed)
-            for seed in range(seeds)
-            for way in WAYS
+            pool.submit(train_and_evaluate, way, seed, calibrations, options.epochs): (way, seed)
+            for seed in range(options.seeds)
+            for way in ways
         }
         for number, task in enumerate(as_completed(tasks), start=1):
             way, seed = tasks[task]
-            accuracies = measured[way][seed] = task.result()
-            shown = " ".join(f"{accuracy:.1f}" for accuracy in accuracies["random"])
-            print(f"{number}/{len(tasks)} {way}, seed {seed}: {shown}", flush=True)
-    return {way: [by_seed[seed] for seed in range(seeds)] for way, by_seed in measured.items()}
+            for how, accuracies in task.result().items():
+                name = _name(way, how)
+                measured[name][seed] = accuracies
+                shown = " ".join(f"{accuracy:.1f}" for accuracy in accuracies["random"])
+                print(f"{number}/{len(tasks)} {name}, seed {seed}: {shown}", flush=True)
+    return {
+        name: [by_seed[seed] for seed in range(options.seeds)] for name, by_seed in measured.items()
+    }
+
+
+def _name(way: str, how: str) -> str:
+    return way if how == "none" else f"  calibrated {how}: {way}"
 
 
 def _start_worker() -> None:
@@ -123,19 +166,24 @@ def _start_worker() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def train_and_evaluate(way: str, seed: int) -> Accuracies:
-    """Train one network and evaluate it at every probability."""
+def train_and_evaluate(
+    way: str, seed: int, calibrations: Sequence[str], epochs: int | None
+) -> dict[str, Accuracies]:
+    """Train one network and evaluate it at every probability, by its calibration.
+
+    What training does at its end with `training.calibrate` is done here to copies, so that one
+    training serves for all; a test holds the two against each other.
+    """
     import torch
 
-    import fxfault
     from fxfault.data import build_dataset, dataset_facts
-    from fxfault.evaluation import FaultEvaluation
     from fxfault.experiment import load_experiment
     from fxfault.models import build_model
-    from fxfault.predictions import FullRunner
-    from fxfault.training import train
+    from fxfault.training import calibrate, train
 
     changes = {**WAYS[way], "seed.value": seed, "fault_injection.seed": seed}
+    if epochs is not None:
+        changes["training.epochs"] = epochs
     config = load_experiment("digits_fat", changes)
     facts = dataset_facts("digits")
     torch.manual_seed(seed)
@@ -147,9 +195,32 @@ def train_and_evaluate(way: str, seed: int) -> Accuracies:
         weight_bit_width=config.quantization.weight_bit_width,
         act_bit_width=config.quantization.act_bit_width,
     )
-    test = build_dataset("digits", "test")
-    train(config, network, build_dataset("digits", "train"), test)
+    training, test = build_dataset("digits", "train"), build_dataset("digits", "test")
+    train(config, network, training, test)
     batches = list(torch.utils.data.DataLoader(test, batch_size=250))
+    found = {}
+    for how in calibrations:
+        if how == "faulty" and not config.fault_injection.enabled:
+            # Those of `digits_fat`, which this way is trained without.
+            config = load_experiment("digits_fat", {"seed.value": seed})
+        copied = copy.deepcopy(network)
+        calibrate(replaced(config, how), copied, training)
+        found[how] = evaluate(copied, batches)
+    return found
+
+
+def replaced(config: ExperimentConfig, how: str) -> ExperimentConfig:
+    """The experiment with another `training.calibrate`."""
+    training: Any = dataclasses.replace(config.training, calibrate=how)  # type: ignore[arg-type]
+    return dataclasses.replace(config, training=training)
+
+
+def evaluate(network: nn.Module, batches: list[Any]) -> Accuracies:
+    """Accuracies under every fault model at every probability."""
+    import fxfault
+    from fxfault.evaluation import FaultEvaluation
+    from fxfault.predictions import FullRunner
+
     accuracies: Accuracies = {}
     for fault_model in FAULT_MODELS:
         settings = {"enabled": True, "apply_during": "eval", "seed": EVALUATION_SEED}
@@ -173,12 +244,13 @@ def interval(values: list[float]) -> tuple[float, float]:
 def table(measured: dict[str, list[Accuracies]], fault_model: str) -> str:
     """Mean accuracy and 95 % interval, a row for each way of training."""
     head = "".join(f"{f'{percent:g} %':>14}" for percent in PERCENTS)
-    lines = [f"{fault_model + ' faults':<24}{head}"]
+    width = max(24, *(len(way) for way in measured))
+    lines = [f"{fault_model + ' faults':<{width}}{head}"]
     for way, by_seed in measured.items():
         columns = zip(*(accuracies[fault_model] for accuracies in by_seed), strict=True)
         cells = [interval(list(column)) for column in columns]
         row = "".join(f"{f'{mean:.1f} ± {half:.1f}':>14}" for mean, half in cells)
-        lines.append(f"{way:<24}{row}")
+        lines.append(f"{way:<{width}}{row}")
     return "\n".join(lines)
 
 

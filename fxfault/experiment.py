@@ -118,6 +118,13 @@ class TrainingConfig:
     num_workers: Annotated[
         int, Field(ge=0, description="Processes that load training data; 0 loads in the main one.")
     ] = 0
+    calibrate: Annotated[
+        Literal["none", "clean", "faulty"],
+        Field(
+            description="At the end, estimate the statistics of batch norms anew: without faults "
+            "(`clean`) or while they strike (`faulty`); `none` leaves those of training."
+        ),
+    ] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

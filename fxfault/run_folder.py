@@ -21,6 +21,7 @@ RECORD = "run.json"
 CURVE = "curve.png"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
+CALIBRATED = "calibrated.ckpt"
 EVENTS = "tensorboard"
 
 

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import math
 import time
 import warnings
@@ -26,6 +28,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule
 
 import fxfault
+from fxfault.batch_norm import batch_norms, calibrate_batch_norm
 from fxfault.checkpoints import load_checkpoint
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError, TrainingError
@@ -37,7 +40,7 @@ from fxfault.lightning import FaultAwareTraining
 from fxfault.models.user_factory import quote_error
 from fxfault.optimizers import build_optimizer, build_scheduler
 from fxfault.predictions import labels_of
-from fxfault.run_folder import BEST, EVENTS, LAST, RunFolder
+from fxfault.run_folder import BEST, CALIBRATED, EVENTS, LAST, RunFolder
 from fxfault.site import FaultSite
 from fxfault.training_callbacks import (
     AtomicCheckpointIO,
@@ -49,7 +52,14 @@ from fxfault.training_callbacks import (
 )
 from fxfault.training_data import Shard, TrainingLoader, evaluation_loader, split_validation
 
-__all__ = ["Classifier", "Interrupted", "TrainingBatches", "TrainingResult", "train"]
+__all__ = [
+    "Classifier",
+    "Interrupted",
+    "TrainingBatches",
+    "TrainingResult",
+    "calibrate",
+    "train",
+]
 
 
 class Totals:
@@ -274,6 +284,7 @@ class TrainingResult:
             eval mode, on the device it was trained on.
         rows: what each epoch measured.
         best: the row of the best epoch; None where no best was to be kept.
+        calibrated: how many batch norms had their statistics estimated anew at the end.
         test_accuracy: of the network, without faults, in percent.
         faulty_test_accuracy: under the faults of the configuration, where it asks for faults
             while evaluating; else None.
@@ -283,6 +294,7 @@ class TrainingResult:
     network: nn.Module
     rows: list[Row]
     best: Row | None
+    calibrated: int
     test_accuracy: float
     faulty_test_accuracy: float | None
     seconds: float
@@ -311,6 +323,24 @@ training.validation_fraction is 0; raise it, or set save_best to false
         raise ConfigError(
             "checkpoint.best_by: `faulty` needs faults while evaluating; set "
             "fault_injection.enabled to true and apply_during to both (or eval)"
+        )
+    if config.training.calibrate == "faulty" and not config.fault_injection.enabled:
+        raise ConfigError(
+            "training.calibrate: `faulty` needs faults; set fault_injection.enabled to true, or "
+            "calibrate to clean"
+        )
+
+
+def check_network(config: ExperimentConfig, network: nn.Module) -> None:
+    """Check before the work that a network has what `training.calibrate` is for.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if config.training.calibrate != "none" and not batch_norms(network):
+        raise ConfigError(
+            f"training.calibrate: {type(network).__name__} has no batch norm with running "
+            "statistics; set it to none"
         )
 
 
@@ -359,6 +389,7 @@ def train(
         Interrupted: it was stopped, after saving.
     """
     check_trainable(config)
+    check_network(config, network)
     started = time.perf_counter()
     fraction = config.training.validation_fraction
     training, validation = split_validation(training_data, fraction, config.seed.value)
@@ -400,16 +431,67 @@ def train(
     device = torch.device(device)
     network.to(device).eval()
     _load_best(network, saved)
+    norms = calibrate(config, network, training_data, one_batch=one_batch)
+    if norms and kept is not None:
+        kept.write(CALIBRATED, _weights_of(network))
     tests = evaluation_loader(test_data, config.training.batch_size, Shard())
     tested: Any = [next(iter(tests))] if one_batch else tests
     return TrainingResult(
         network=network,
         rows=record.rows,
         best=saved.best,
+        calibrated=norms,
         test_accuracy=accuracy(network, tested, device),
         faulty_test_accuracy=_faulty_accuracy(config, network, tested, device),
         seconds=time.perf_counter() - started,
     )
+
+
+def calibrate(
+    config: ExperimentConfig,
+    network: nn.Module,
+    training_data: Dataset[Any],
+    *,
+    one_batch: bool = False,
+) -> int:
+    """Do what `training.calibrate` asks: estimate statistics of batch norms anew.
+
+    The batches are those of one more epoch (without the samples held out for validation, shifted
+    and mirrored as in training), of `training.batch_size`, in one process. `faulty` are the faults
+    of the configuration itself, not those of a curriculum, in every batch.
+
+    Args:
+        config: sections `training`, `seed` and `fault_injection`.
+        network: changed in place; only running statistics of its batch norms are.
+        training_data: what `train` was given.
+        one_batch: take the first batch alone, to try whether it works.
+
+    Returns:
+        How many batch norms have other statistics now; 0 for `none`.
+
+    Raises:
+        ConfigError: no batch norm keeps running statistics.
+        DataError: the network or the data fails; the error is quoted.
+    """
+    settings, seed = config.training, config.seed.value
+    if settings.calibrate == "none":
+        return 0
+    training, _ = split_validation(training_data, settings.validation_fraction, seed)
+    batches = TrainingLoader(training, settings, seed, Shard())
+    batches.order.set_epoch(settings.epochs)
+    some: Any = itertools.islice(batches, 1) if one_batch else batches
+    if settings.calibrate == "clean":
+        return calibrate_batch_norm(network, some, faults="clean")
+    faults = dataclasses.replace(
+        config.fault_injection, curriculum=None, verbose=False, track_statistics=False
+    )
+    return calibrate_batch_norm(fxfault.transform(network, faults), some, faults="faulty")
+
+
+def _weights_of(network: nn.Module) -> bytes:
+    content = io.BytesIO()
+    torch.save({"state_dict": network.state_dict()}, content)
+    return content.getvalue()
 
 
 def _make_faulty(faults: FaultInjectionConfig) -> FaultAwareTraining:

@@ -27,8 +27,15 @@ from fxfault.errors import ConfigError, DataError, TrainingError
 from fxfault.experiment import ExperimentConfig, SchedulerConfig, TrainingConfig, load_experiment
 from fxfault.lightning_import import Callback, Trainer
 from fxfault.optimizers import build_optimizer, build_scheduler, learning_rate, rate_factor
-from fxfault.run_folder import BEST, LAST, METRICS, RunFolder
-from fxfault.training import Classifier, Interrupted, TrainingBatches, check_trainable, train
+from fxfault.run_folder import BEST, CALIBRATED, LAST, METRICS, RunFolder
+from fxfault.training import (
+    Classifier,
+    Interrupted,
+    TrainingBatches,
+    calibrate,
+    check_trainable,
+    train,
+)
 from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
 from fxfault.training_data import (
     Augmented,
@@ -721,3 +728,88 @@ def test_shifting_is_padding_and_cutting(down: int, right: int) -> None:
     padded = nn.functional.pad(image, (9, 9, 9, 9))
     expected = padded[:, 9 - down : 14 - down, 9 - right : 15 - right]
     assert torch.equal(shifted(image, down, right), expected)
+
+
+# -- statistics of batch norm, and where training starts ---------------------------------------
+
+STATISTICS = {f"body.3.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+CLEAN, FAULTY_TOO = {"training.calibrate": "clean"}, {"training.calibrate": "faulty"}
+
+
+def weights(path: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, weights_only=True)["state_dict"]
+    return {key.removeprefix("network."): value for key, value in saved.items()}
+
+
+def differing(left: dict[str, Any], right: dict[str, Any]) -> set[str]:
+    assert left.keys() == right.keys()
+    return {key for key in left if not torch.equal(left[key], right[key])}
+
+
+@pytest.mark.parametrize("how", [CLEAN, FAULTY_TOO], ids=["clean", "faulty"])
+def test_calibration_changes_statistics_alone_and_only_at_the_end(
+    straight: Path, tmp_path: Path, how: Any
+) -> None:
+    result = run(config(**how), tmp_path)
+    check_same_run(straight, tmp_path)  # What resumes the run has none of it.
+    assert not (straight / CALIBRATED).exists()
+    calibrated = weights(tmp_path / CALIBRATED)
+    assert result.calibrated == 1
+    assert differing(weights(tmp_path / BEST), calibrated) == STATISTICS
+    assert differing(dict(result.network.state_dict()), calibrated) == set()
+    net = Net()
+    load_checkpoint(tmp_path / CALIBRATED, net)
+    assert differing(dict(net.state_dict()), calibrated) == set()
+
+
+def test_clean_and_faulty_statistics_differ(tmp_path: Path) -> None:
+    found = []
+    for name, how in {"a": CLEAN, "b": FAULTY_TOO}.items():
+        run(config(**how, **{"training.epochs": 1}), tmp_path / name)
+        found.append(weights(tmp_path / name / CALIBRATED))
+    assert differing(*found) == STATISTICS - {"body.3.num_batches_tracked"}
+
+
+def test_a_resumed_training_is_calibrated_as_one_that_was_not_stopped(tmp_path: Path) -> None:
+    for how in (CLEAN, FAULTY_TOO):
+        folder, other = (tmp_path / f"{how['training.calibrate']}{part}" for part in "ab")
+        run(config(**how), folder)
+        stopped(config(**how), other, 2, 3)
+        assert not (other / CALIBRATED).exists()
+        run(config(**how), other, resume=True)
+        assert differing(weights(folder / CALIBRATED), weights(other / CALIBRATED)) == set()
+
+
+def test_calibration_can_be_asked_for_afterwards(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    run(config(**CLEAN), folder, resume=True)
+    run(config(**CLEAN), tmp_path / "anew")
+    found = [weights(path / CALIBRATED) for path in (folder, tmp_path / "anew")]
+    assert differing(*found) == set()
+
+
+def test_without_files_the_network_is_calibrated_all_the_same(tmp_path: Path) -> None:
+    off = {"checkpoint.enabled": False, "training.epochs": 1}
+    plain, calibrated = (run(config(**off, **how)).network for how in ({}, CLEAN))
+    found = differing(dict(plain.state_dict()), dict(calibrated.state_dict()))
+    assert found == STATISTICS - {"body.3.num_batches_tracked"}  # one epoch of batches each
+    run(config(**off, **CLEAN), tmp_path)
+    assert not (tmp_path / CALIBRATED).exists()
+
+
+def test_calibration_that_cannot_be_is_refused_before_the_work() -> None:
+    changes = {**FAULTY_TOO, "fault_injection.enabled": False}
+    with pytest.raises(ConfigError, match=r"training\.calibrate: `faulty` needs faults"):
+        check_trainable(config(**changes))
+    net = nn.Sequential(nn.Flatten(), QuantReLU(), QuantLinear(64, 10, bias=True))
+    with pytest.raises(ConfigError, match=r"training\.calibrate: Sequential has no batch norm"):
+        run(config(**CLEAN), net=lambda: net)
+
+
+def test_the_benchmark_calibrates_as_training_does() -> None:
+    short = {"training.epochs": 1}
+    network = run(config(**short)).network
+    calibrate(config(**short, **FAULTY_TOO), network, digits("train"))
+    at_once = run(config(**short, **FAULTY_TOO)).network
+    assert differing(dict(network.state_dict()), dict(at_once.state_dict())) == set()
