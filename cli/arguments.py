@@ -196,6 +196,13 @@ def setting(text: str) -> tuple[str, Any]:
     return path, content["value"]
 
 
+def checkpoint(text: str) -> str:
+    """Read the name of a checkpoint: the path of a file, or bundled:NAME."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of a file, or bundled:NAME")
+    return text
+
+
 def folder(text: str) -> Path:
     """Read the path of a folder."""
     if not text or "\0" in text:

@@ -248,9 +248,12 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     experiment = load_experiment(options.config)
     check_sections(experiment, ["dataset", "model"], options.config)
     path = options.checkpoint or experiment.checkpoint.path
+    start = experiment.checkpoint.init_from
     if path is None:
+        from_there = f" (checkpoint.init_from, {start}, is what training starts from)"
         raise ConfigError(
             f"no checkpoint: give --checkpoint FILE, or set checkpoint.path in {options.config}"
+            f"{from_there if start else ''}"
         )
     if not path.startswith(BUNDLED) and not Path(path).expanduser().exists():
         # Before data is downloaded, and before the output beside it is looked at.
@@ -258,6 +261,8 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     if experiment.fault_injection.faults is not None:
         _check_beside_faults(options)
     notes: list[str] = []
+    if start is not None:
+        notes.append(f"`checkpoint.init_from` is left out: it is for training; {path} is evaluated")
     changes = _fault_changes(options, experiment, notes)
     faults = dataclasses.replace(experiment.fault_injection, **changes)
     faults.validate()

@@ -144,6 +144,8 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
         if path is not None and not is_file:
             notes.append(f"there is no {path}, which the configuration names as its checkpoint")
             path = None
+    if experiment.checkpoint.init_from is not None:
+        notes.append("`checkpoint.init_from` is left out: it is for training")
     faults = experiment.fault_injection
     if options.layer is not None:
         # A fixed site might not be among the ones that --layer selects.

@@ -42,6 +42,7 @@ EPILOG = """\
 examples:
   fxfault-train --config digits
   fxfault-train --config digits_fat --set fault_injection.probability=5 --out runs/five
+  fxfault-train --config digits_fat --init bundled:digits --set optimizer.learning_rate=1e-3
   fxfault-train --config my.yaml --dry-run
   fxfault-train --resume --out runs/five
 
@@ -80,6 +81,14 @@ def make_parser() -> types.OneLineParser:
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="a value that takes the place of the configuration's, as YAML; may be repeated",
+    )
+    add(
+        "--init",
+        type=types.checkpoint,
+        metavar="FILE",
+        help="fine-tune: start from these weights, a file or bundled:NAME (default: "
+        "checkpoint.init_from of the configuration, or else random weights); "
+        "checkpoint.path is for fxfault-eval, and refused where a file of yours has it",
     )
     add(
         "--out",
@@ -172,6 +181,7 @@ class _Command:
         import fxfault
         from fxfault.cli import experiment_setup as setup
         from fxfault.sites import faults_of
+        from fxfault.training import check_network
 
         config = self.config
         assert config.dataset is not None
@@ -182,6 +192,8 @@ class _Command:
         self.test_data, self.training_data = test.dataset, setup.open_training_data(config)
         self._split()
         network, _ = setup.load_model(config, None, test.facts)
+        check_network(config, network)
+        self.start = None if self.plan.resumes else self._initial_weights(network)
         batches = setup.Batches(self.test_data, config.training.batch_size)
         network.to(self.device)
         work = setup.try_model(network, batches, self.device)
@@ -196,6 +208,13 @@ class _Command:
             ):
                 self.progress.say(f"Note: {note}")
         return network, faults_of(faulty) if faulty is not network else None
+
+    def _initial_weights(self, network: nn.Module) -> dict[str, str] | None:
+        """Load what training starts from, so that it is known before anything is written."""
+        from fxfault.training import load_initial_weights
+
+        info = load_initial_weights(self.config, network)
+        return None if info is None else {"path": info.path, "sha256": info.sha256}
 
     def _split(self) -> None:
         """Find out before anything is written whether there is enough to train on."""
@@ -238,11 +257,23 @@ class _Command:
         sizes = f"{training} training, {validation} validation, {test} test samples"
         say(f"Dataset: {config.dataset.name} ({sizes})")
         say(f"Model: {config.model.name}")
+        say(f"Starting from: {self._beginning(folder)}")
         say(f"Seed: {config.seed.value} (of the faults: {config.fault_injection.seed})")
         if folder is not None:
             resumed = " (resumed)" if self.plan.resumes else ""
             say(f"Run folder: {folder.path}{resumed}")
         say("\n" + "\n".join(fault_lines(config, sites)) + "\n")
+
+    def _beginning(self, folder: RunFolder | None) -> str:
+        from fxfault.run_folder import LAST
+
+        if self.plan.resumes and folder is not None:
+            named = self.config.checkpoint.init_from
+            first = f", which started from {named}" if named else ""
+            return f"{folder.file(LAST)}{first}"
+        if self.start is None:
+            return "random weights"
+        return f"{self.start['path']} (sha256 {self.start['sha256'][:12]}…)"
 
     def _dry_run(self, network: nn.Module, sites: FaultSites | None) -> int:
         from fxfault.cli.training_report import plan_lines
@@ -269,7 +300,12 @@ class _Command:
         from fxfault.training import Interrupted, train
 
         self.started = time.time()
-        self.sessions = self._earlier_sessions(folder)
+        earlier = self._earlier_record(folder)
+        self.sessions = list(earlier.get("sessions", ()))
+        if self.plan.resumes:
+            named = self.config.checkpoint.init_from
+            unknown = None if named is None else {"path": named, "sha256": None}
+            self.start = earlier.get("start", unknown)
         self._write_record(folder, None)
         reporter = Reporter(self.progress)
         say = self.progress.say
@@ -325,12 +361,21 @@ class _Command:
         return f"go on with: {resume_command(folder, self.options.devices)}"
 
     def _finish(self, folder: RunFolder, result: TrainingResult) -> int:
+        from fxfault.run_folder import CALIBRATED
+
         say = self.progress.say
         which = "last epoch's weights"
         if result.best is not None:
             by = self.config.checkpoint.best_by
             which = f"weights of epoch {result.best['epoch']:.0f}, the best in {by} validation"
-        say(f"\nTest accuracy: {result.test_accuracy:.2f}% ({which})")
+        say()
+        if result.calibrated:
+            how = self.config.training.calibrate
+            which += f", batch norm calibrated {how}"
+            counted = f"{result.calibrated} batch norm{'s' * (result.calibrated > 1)}"
+            kept = f"; saved to {folder.path / CALIBRATED}" * self.config.checkpoint.enabled
+            say(f"Statistics of {counted} estimated anew ({how}){kept}")
+        say(f"Test accuracy: {result.test_accuracy:.2f}% ({which})")
         if result.faulty_test_accuracy is not None:
             say(f"Test accuracy under faults: {result.faulty_test_accuracy:.2f}%")
         self._draw(folder, result.test_accuracy)
@@ -347,16 +392,18 @@ class _Command:
         if self.rows:
             folder.write(CURVE, training_picture(self.rows, test_accuracy, "png"))
 
-    def _earlier_sessions(self, folder: RunFolder) -> list[dict[str, Any]]:
+    def _earlier_record(self, folder: RunFolder) -> dict[str, Any]:
+        """What run.json says of the run that is resumed."""
         from fxfault.run_folder import RECORD
 
         if not self.plan.resumes:
-            return []
+            return {}
         try:
             record = json.loads(folder.file(RECORD).read_text(encoding="utf-8"))
-            return list(record["sessions"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return []  # Killed before it was written, or edited: nothing of the result is in it.
+        except (OSError, ValueError):
+            return {}  # Killed before it was written, or edited: nothing of the result is in it.
+        sound = isinstance(record, dict) and isinstance(record.get("sessions"), list)
+        return record if sound else {}
 
     def _write_record(self, folder: RunFolder, result: TrainingResult | None) -> None:
         """Write run.json: all that is needed to repeat the run, and what came of it."""
@@ -379,6 +426,7 @@ class _Command:
         record: dict[str, Any] = {
             "complete": result is not None,
             "repeat": repeat_command(folder, self.options.devices),
+            "start": self.start,
             "seed": self.config.seed.value,
             "fault_seed": self.config.fault_injection.seed,
             "device": str(self.device),
@@ -391,6 +439,7 @@ class _Command:
         }
         if result is not None:
             record["best"] = result.best
+            record["calibrated"] = result.calibrated
             record["test_accuracy"] = result.test_accuracy
             record["faulty_test_accuracy"] = result.faulty_test_accuracy
         folder.write(RECORD, to_json(record))

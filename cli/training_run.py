@@ -13,7 +13,7 @@ from typing import Any
 
 from fxfault.cli.experiment_setup import check_sections
 from fxfault.errors import ConfigError
-from fxfault.experiment import ExperimentConfig, load_experiment
+from fxfault.experiment import ExperimentConfig, is_bundled, load_experiment
 from fxfault.run_folder import CONFIG, LAST, RunFolder
 
 PROGRAM = "fxfault-train"
@@ -23,7 +23,13 @@ _FOLDER_VARIABLE = "FXFAULT_RUN_FOLDER"
 _RESUMES_VARIABLE = "FXFAULT_RUN_RESUMES"
 
 # What may be another value when a run is resumed: it changes nothing of what was trained so far.
-_FREE = ("training.epochs", "training.num_workers", "dataset.root", "checkpoint.")
+_FREE = (
+    "training.epochs",
+    "training.num_workers",
+    "training.calibrate",
+    "dataset.root",
+    *(f"checkpoint.{key}" for key in ("enabled", "dir", "save_best", "best_by", "resume", "path")),
+)
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,47 @@ def plan_run(options: argparse.Namespace) -> Run:
         return Run(folder.read_config(), str(folder.path), folder, resumes, is_helper=True)
     _check_options(options)
     changes = dict(options.set)
+    if options.init is not None:
+        changes["checkpoint.init_from"] = options.init
     if options.config is None:
         folder = RunFolder.open(options.out)
         source = str(folder.file(CONFIG))
-        return _resumed(load_experiment(source, changes), source, folder)
+        experiment = _without_path(load_experiment(source, changes), changes, is_own=True)
+        return _resumed(experiment, source, folder)
     experiment = load_experiment(options.config, changes)
+    experiment = _without_path(experiment, changes, is_own=is_bundled(options.config))
     check_sections(experiment, ["dataset", "model"], options.config)
     resumed = None if options.dry_run else _folder_to_resume(options, experiment)
     if resumed is not None:
         return _resumed(experiment, options.config, resumed)
     return Run(_with_seeds(experiment, None), options.config)
+
+
+def _without_path(
+    experiment: ExperimentConfig, changes: dict[str, Any], is_own: bool
+) -> ExperimentConfig:
+    """Refuse weights that are named as those to evaluate, lest they be taken for a start.
+
+    A bundled experiment is for both commands: its `path` names weights that `fxfault-eval` loads,
+    and that training makes anew; so it is no more than left out. (An older run's is, too.)
+
+    Args:
+        experiment: as it was read.
+        changes: of the command line, by the path of the key.
+        is_own: whether the file is none of the user's.
+
+    Raises:
+        ConfigError: the user named them.
+    """
+    path = experiment.checkpoint.path
+    if path is not None and ("checkpoint.path" in changes or not is_own):
+        raise ConfigError(
+            f"checkpoint.path: training does not start from {path}, which is for fxfault-eval to "
+            f"load; to fine-tune, name it checkpoint.init_from (or --init {shlex.quote(path)}); to "
+            "start from random weights, leave it out (or --set checkpoint.path=null)"
+        )
+    checkpoint = dataclasses.replace(experiment.checkpoint, path=None)
+    return dataclasses.replace(experiment, checkpoint=checkpoint)
 
 
 def resume_command(folder: RunFolder, devices: int) -> str:
@@ -156,7 +193,7 @@ def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Ru
     if differing:
         raise ConfigError(
             f"--resume: {folder.path} was trained by another configuration: "
-            f"{'; '.join(differing)}; start a new run, or leave --config and --set out"
+            f"{'; '.join(differing)}; start a new run, or leave --config, --set and --init out"
         )
     return Run(experiment, source, folder, resumes=True)
 

@@ -108,8 +108,9 @@ def calibrate_batch_norm(
 
 
 def _run(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -> None:
-    number = 0
-    for number, batch in enumerate(batches, start=1):
+    is_empty = True
+    for batch in batches:
+        is_empty = False
         inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
         try:
             model(inputs.to(device))
@@ -122,7 +123,7 @@ def _run(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -
                 f"the model fails while its batch norms are calibrated, on inputs of shape "
                 f"{tuple(inputs.shape)}: {quote_error(error)}"
             ) from error
-    if number == 0:
+    if is_empty:
         raise DataError("there is no batch to calibrate batch norms by")
 
 

@@ -187,6 +187,13 @@ class CheckpointConfig:
         bool,
         Field(description="Continue the newest run in the folder; start one if there is none."),
     ] = False
+    init_from: Annotated[
+        _Name | None,
+        Field(
+            description="Checkpoint that training starts from, a file or `bundled:NAME`; null "
+            "starts from random weights. A resumed run goes on from its own."
+        ),
+    ] = None
     path: Annotated[
         _Name | None,
         Field(description="Checkpoint that is evaluated when the command names none."),
@@ -336,6 +343,17 @@ def bundled_experiments() -> tuple[str, ...]:
     return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml")))
 
 
+def is_bundled(path_or_bundled_name: str | os.PathLike[str]) -> bool:
+    """Whether `load_experiment` takes a name for that of a bundled experiment.
+
+    >>> is_bundled("digits"), is_bundled("./digits.yaml")
+    (True, False)
+    """
+    name = os.fspath(path_or_bundled_name)
+    is_file = os.path.exists(name) and not (os.path.isdir(name) and name in bundled_experiments())
+    return not is_file and name.removesuffix(".yaml") in bundled_experiments()
+
+
 def load_experiment(
     path_or_bundled_name: str | os.PathLike[str], changes: Mapping[str, Any] | None = None
 ) -> ExperimentConfig:
@@ -359,11 +377,11 @@ def load_experiment(
 
 
 def _read(name: str) -> tuple[dict[Any, Any], str]:
-    if os.path.exists(name) and not (os.path.isdir(name) and name in bundled_experiments()):
-        return load_yaml(name), name
     bundled = name.removesuffix(".yaml")
-    if bundled not in bundled_experiments():
-        raise InvalidConfigError([_no_such_file(name)], name)
+    if not is_bundled(name):
+        if not os.path.exists(name):
+            raise InvalidConfigError([_no_such_file(name)], name)
+        return load_yaml(name), name
     file = resources.files("fxfault").joinpath("configs").joinpath(f"{bundled}.yaml")
     source = f"{bundled}.yaml (bundled)"
     return parse_yaml(file.read_bytes(), source), source

@@ -130,6 +130,15 @@ class RunFolder:
         with self.explaining_os_errors():
             write_atomically(self.file(name), content)
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the run, if it is there.
+
+        Raises:
+            TrainingError: it cannot be removed.
+        """
+        with self.explaining_os_errors():
+            self.file(name).unlink(missing_ok=True)
+
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the configuration, with all values and the seeds that were drawn."""
         content = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

@@ -29,7 +29,8 @@ from lightning.pytorch import LightningDataModule
 
 import fxfault
 from fxfault.batch_norm import batch_norms, calibrate_batch_norm
-from fxfault.checkpoints import load_checkpoint
+from fxfault.calibration import restore_calibration
+from fxfault.checkpoints import BUNDLED, CheckpointInfo, load_checkpoint
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError, TrainingError
 from fxfault.evaluation import accuracy
@@ -58,6 +59,7 @@ __all__ = [
     "TrainingBatches",
     "TrainingResult",
     "calibrate",
+    "load_initial_weights",
     "train",
 ]
 
@@ -344,6 +346,41 @@ def check_network(config: ExperimentConfig, network: nn.Module) -> None:
         )
 
 
+def load_initial_weights(config: ExperimentConfig, network: nn.Module) -> CheckpointInfo | None:
+    """Load what `checkpoint.init_from` names into a network that is to be trained.
+
+    Scales that Brevitas calibrates in the first steps of training are settled by that, as
+    loading ends their calibration; where a checkpoint of `fxfault-train` was saved before they
+    were, it holds how far they were, and their calibration goes on from there.
+
+    Returns:
+        Which weights; None where it names none, and the network is as it was.
+
+    Raises:
+        DataError: they cannot be loaded; the message says that it is those.
+    """
+    path = config.checkpoint.init_from
+    if path is None:
+        return None
+    try:
+        info = load_checkpoint(path, network)
+    except DataError as error:
+        raise DataError(f"checkpoint.init_from: {error}") from error
+    restore_calibration(network, _calibration_in(path))
+    return info
+
+
+def _calibration_in(path: str) -> dict[str, Any]:
+    """How far quantisers of the network were, if training saved it there."""
+    if path.startswith(BUNDLED):
+        return {}
+    try:
+        state = read_checkpoint(Path(path).expanduser())["fxfault"]["calibration"]
+    except DataError:  # It is not of `fxfault-train`: its scales are settled.
+        return {}
+    return {module.removeprefix("network."): kept for module, kept in state.items()}
+
+
 def train(
     config: ExperimentConfig,
     network: nn.Module,
@@ -364,6 +401,9 @@ def train(
     looked at once, with the weights that were chosen. The global random generators are left
     as they were found; what the network draws from them (dropout) follows from their state
     at the call, or from the checkpoint where a run is resumed.
+
+    Training starts from the weights that the network has, or from those of
+    `checkpoint.init_from`. What `checkpoint.path` names is for evaluation and not looked at.
 
     Args:
         config: all sections but `dataset`, `model` and `quantization`, which made the rest.
@@ -390,6 +430,8 @@ def train(
     """
     check_trainable(config)
     check_network(config, network)
+    if not resume:
+        load_initial_weights(config, network)
     started = time.perf_counter()
     fraction = config.training.validation_fraction
     training, validation = split_validation(training_data, fraction, config.seed.value)
@@ -416,6 +458,8 @@ def train(
     explaining: AbstractContextManager[None] = nullcontext()
     if folder is not None:
         explaining = folder.explaining_os_errors()
+    if kept is not None:
+        kept.remove(CALIBRATED)  # Of other weights than those that this run will end with.
     with preserved_generators(), _quiet_lightning(), explaining:
         trainer = Trainer(
             enable_progress_bar=False,

@@ -20,12 +20,15 @@ import pytest
 import torch
 import yaml
 
-from fxfault.cli import evaluate, train
+from fxfault.campaign.study import Study
+from fxfault.cli import evaluate, inspect, train
 from fxfault.cli.plots import training_picture
 from fxfault.cli.training_progress import Reporter
 from fxfault.cli.training_report import LONGEST_PLAN, plan_lines
 from fxfault.cli.training_run import resume_command
+from fxfault.errors import ConfigError
 from fxfault.experiment import load_experiment
+from fxfault.experiment_parts import load_model
 from fxfault.run_folder import RunFolder
 from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
 
@@ -88,6 +91,7 @@ def test_a_run_prints_its_epochs_and_writes_its_folder(command: Callable[..., Ru
     expected = r"""Using device: cpu
 Dataset: digits \(1167 training, 130 validation, 500 test samples\)
 Model: quant_digits
+Starting from: random weights
 Seed: 42 \(of the faults: 42\)
 Run folder: experiments/digits_fat-001
 
@@ -402,6 +406,165 @@ def test_asking_to_resume_a_run_that_was_killed_before_its_checkpoint_starts_ane
     assert (Path("run") / "last.ckpt").is_file()
 
 
+# -- where training starts, and what it ends with -------------------------------------------
+
+
+def weights(path: str) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, weights_only=True)["state_dict"]
+    return {key.removeprefix("network."): value for key, value in saved.items()}
+
+
+def digits_weights(name: str = "bundled:digits") -> dict[str, Any]:
+    network, _ = load_model(load_experiment("digits"), name)
+    return dict(network.state_dict())
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def own(**checkpoint: Any) -> str:
+    """A file of the user's own: a copy of `digits` with another section `checkpoint`."""
+    content = load_experiment("digits").to_dict()
+    content["training"].update(epochs=1, batch_size=256)
+    # No step moves a weight by a bit.
+    content["optimizer"].update(name="sgd", learning_rate=1e-30, weight_decay=0.0, momentum=0.0)
+    Path("own.yaml").write_text(yaml.safe_dump({**content, "checkpoint": checkpoint}))
+    return "own.yaml"
+
+
+def test_a_file_that_names_weights_to_evaluate_is_refused_for_training(
+    fails: Callable[..., str], command: Callable[..., Run]
+) -> None:
+    for path in ("bundled:digits", "nowhere.pt"):
+        line = fails("--config", own(path=path))
+        assert f"checkpoint.path: training does not start from {path}" in line
+        assert f"--init {path}" in line
+    assert command("--config", own(path="x.pt"), "--set", "checkpoint.path=null").status == 0
+    shutil.copy(own(path="x.pt"), "digits")  # A file goes before a bundled name.
+    assert "checkpoint.path" in fails("--config", "digits")
+
+
+def test_a_bundled_file_is_for_both_commands(command: Callable[..., Run]) -> None:
+    """Its weights are what training makes anew; the run's configuration names none."""
+    run = command(*FAST, "--out", "run")
+    assert (run.status, run.err) == (0, "")
+    assert "Starting from: random weights\n" in run.out
+    assert record("run")["start"] is None
+    assert load_experiment("run/config.yaml").checkpoint.path is None
+
+
+@pytest.mark.parametrize("by", ["option", "setting", "file"])
+def test_training_starts_from_the_weights_that_are_named(
+    command: Callable[..., Run], by: str
+) -> None:
+    config = own(init_from="bundled:digits" if by == "file" else None)
+    extra = {
+        "option": ["--init", "bundled:digits"],
+        "setting": ["--set", "checkpoint.init_from=bundled:digits"],
+        "file": [],
+    }[by]
+    run = command("--config", config, *extra, "--out", "run")
+    assert (run.status, run.err) == (0, "")
+    assert re.search(r"Starting from: bundled:digits \(sha256 [0-9a-f]{12}…\)\n", run.out)
+    start = record("run")["start"]
+    assert (start["path"], len(start["sha256"])) == ("bundled:digits", 64)
+    expected, found = digits_weights(), weights("run/last.ckpt")
+    moved = {key for key in expected if not torch.equal(expected[key], found[key])}
+    # Those move with each batch, whatever the learning rate.
+    assert moved
+    assert all("running_" in key or key.endswith("_tracked") for key in moved)
+    assert found.keys() == expected.keys()  # Scales were not calibrated anew.
+    assert command("--config", "run/config.yaml", "--out", "again").status == 0
+    assert same(weights("again/last.ckpt"), found)
+
+
+def test_what_a_run_was_trained_to_can_be_trained_on(command: Callable[..., Run]) -> None:
+    command(*FAST, "--out", "first")
+    before = weights("first/best.ckpt")
+    run = command("--config", own(), "--init", "first/best.ckpt", "--out", "second")
+    assert run.status == 0
+    after = weights("second/last.ckpt")
+    assert all(torch.equal(before[key], after[key]) for key in before if "running" not in key
+               and not key.endswith("_tracked"))  # fmt: skip
+
+
+def test_a_resumed_run_goes_on_from_its_own_checkpoint(
+    command: Callable[..., Run], fails: Callable[..., str]
+) -> None:
+    shutil.copy(_bundled_file(), "start.pt")
+    command(*FAST, "--init", "start.pt", "--set", "training.epochs=1", "--out", "run")
+    start = record("run")["start"]
+    Path("start.pt").unlink()  # It is not read again.
+    run = command("--resume", "--out", "run", "--set", "training.epochs=2")
+    assert (run.status, run.err) == (0, "")
+    assert "Starting from: run/last.ckpt, which started from start.pt\n" in run.out
+    assert record("run")["start"] == start
+    line = fails("--resume", "--out", "run", "--init", "bundled:digits")
+    assert "checkpoint.init_from was 'start.pt' and is 'bundled:digits'" in line
+    # `checkpoint.resume` goes on where there is something to go on with.
+    asked = [*FAST, "--set", "checkpoint.resume=true", "--init", "start.pt", "--out", "run"]
+    assert "(resumed)" in command(*asked).out
+
+
+def _bundled_file() -> Path:
+    import fxfault
+
+    return Path(fxfault.__file__).parent / "checkpoints_data" / "digits.pt"
+
+
+def test_evaluation_says_that_it_does_not_start_there(
+    command: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No command reads `init_from` and goes on in silence."""
+    config = own(init_from="bundled:digits")
+    assert evaluate.main(["--config", config]) == 2
+    assert "(checkpoint.init_from, bundled:digits, is what training starts from)" in (
+        capsys.readouterr().err
+    )
+    argv = ["--config", config, "--checkpoint", "bundled:digits_fat", "--probability", "0"]
+    assert evaluate.main(argv) == 0
+    note = "Note: `checkpoint.init_from` is left out: it is for training; bundled:digits_fat is"
+    assert note in capsys.readouterr().out
+    assert inspect.main(["--config", config]) == 0
+    assert "Note: `checkpoint.init_from` is left out" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"checkpoint\.path: missing"):
+        Study.from_dict({**yaml.safe_load(Path(config).read_text()), "trials": 2})
+
+
+@pytest.mark.parametrize("how", ["clean", "faulty"])
+def test_calibrated_weights_are_tested_and_saved(command: Callable[..., Run], how: str) -> None:
+    run = command(*FAST, "--set", f"training.calibrate={how}", "--out", "run")
+    assert (run.status, run.err) == (0, "")
+    expected = f"4 batch norms estimated anew ({how}); saved to run/calibrated.ckpt\nTest accuracy"
+    assert expected in run.out
+    assert record("run")["calibrated"] == 4
+    argv = ["--config", "digits_fat", "--checkpoint", "run/calibrated.ckpt", "--probability", "0"]
+    assert evaluate.main(argv) == 0
+    found = json.loads(Path("fault_eval_random.json").read_text(encoding="utf-8"))
+    assert found["baseline"] == record("run")["test_accuracy"]
+
+
+def test_a_run_that_goes_on_leaves_no_calibrated_weights_of_before(
+    command: Callable[..., Run],
+) -> None:
+    command(*FAST, "--set", "training.calibrate=clean", "--out", "run")
+    assert Path("run/calibrated.ckpt").is_file()
+    run = command("--resume", "--out", "run", "--set", "training.calibrate=none")
+    assert run.status == 0
+    assert not Path("run/calibrated.ckpt").exists()
+
+
+def test_a_dry_run_tries_weights_and_calibration(
+    command: Callable[..., Run], fails: Callable[..., str]
+) -> None:
+    settings = ["--dry-run", "--set", "training.calibrate=faulty"]
+    run = command(*FAST, *settings, "--init", "bundled:digits")
+    assert "Starting from: bundled:digits (sha256" in run.out
+    assert os.listdir() == []
+    assert "no such file" in fails(*FAST, *settings, "--init", "no.pt")
+
+
 # -- what is wrong --------------------------------------------------------------------------
 
 
@@ -455,6 +618,14 @@ def fails(command: Callable[..., Run]) -> Callable[..., str]:
         (["--config", "digits", "--resume"], ["--resume", "no run digits-NNN", "experiments"]),
         (["--resume", "--out", "nowhere"], ["nowhere", "holds no run"]),
         (["--config", "digits", "--out", ""], ["--out", "''"]),
+        (["--config", "digits", "--init", ""], ["--init", "bundled:NAME"]),
+        (["--config", "digits", "--init", "no.pt"], ["checkpoint.init_from", "'no.pt'", "no such"]),
+        (["--config", "digits", "--init", "bundled:digit"], ["init_from", "'bundled:digits'"]),
+        (["--config", "digits", "--set", "checkpoint.path=a b"],
+         ["checkpoint.path", "init_from", "--init 'a b'", "checkpoint.path=null"]),
+        (["--config", "digits", "--set", "training.calibrate=mean"], ["'none', 'clean'"]),
+        (["--config", "digits", "--set", "training.calibrate=faulty", "--set",
+          "fault_injection.enabled=false"], ["training.calibrate", "needs faults"]),
     ],
 )  # fmt: skip
 def test_bad_input(fails: Callable[..., str], argv: list[str], parts: list[str]) -> None:
@@ -558,11 +729,13 @@ def test_two_processes_train_together() -> None:
     """Each has half of every batch, and all stop together."""
     argv = [sys.executable, "-m", "fxfault.cli.train", *FAST, "--devices", "2"]
     argv += ["--set", "training.batch_size=128", "--out", "run"]
+    argv += ["--init", "bundled:digits", "--set", "training.calibrate=faulty"]
     run = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.count("Using device: cpu (2 processes)") == 1
     assert [row["steps"] for row in table("run")] == ["4.0", "4.0"]
     assert record("run")["devices"] == 2
+    assert record("run")["calibrated"] == 4
     assert record("run")["repeat"] == "fxfault-train --config run/config.yaml --devices 2"
 
 

@@ -34,6 +34,7 @@ from fxfault.training import (
     TrainingBatches,
     calibrate,
     check_trainable,
+    load_initial_weights,
     train,
 )
 from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
@@ -813,3 +814,37 @@ def test_the_benchmark_calibrates_as_training_does() -> None:
     calibrate(config(**short, **FAULTY_TOO), network, digits("train"))
     at_once = run(config(**short, **FAULTY_TOO)).network
     assert differing(dict(network.state_dict()), dict(at_once.state_dict())) == set()
+
+
+def test_weights_to_start_from_settle_their_scales(straight: Path, tmp_path: Path) -> None:
+    """A scale that calibrates has no entry in a state_dict before the first step."""
+    still = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-30, "training.epochs": 1}
+    still |= {"optimizer.weight_decay": 0.0, "fault_injection.enabled": False}
+    before = weights(straight / LAST)
+    torch.save(before, tmp_path / "alone.pt")
+    start = {"checkpoint.init_from": str(tmp_path / "alone.pt"), "checkpoint.save_best": False}
+    after = dict(run(config(**still, **start)).network.state_dict())
+    assert differing(before, after) == STATISTICS
+    scales = [key for key in after if key.endswith("scaling_impl.value")]
+    assert len(scales) == 2
+
+
+def test_scales_that_were_calibrating_go_on_to(tmp_path: Path) -> None:
+    """What starts from a run that was stopped is what that run was."""
+    stopped(config(), tmp_path, 0, 3)
+    net = Net()
+    load_initial_weights(config(**{"checkpoint.init_from": str(tmp_path / LAST)}), net)
+    kept = read_checkpoint(tmp_path / LAST)["fxfault"]["calibration"]
+    found = calibration_state(net)
+    assert {f"network.{path}": state for path, state in found.items()}.keys() == kept.keys()
+    assert all(same(found[path.removeprefix("network.")], kept[path]) for path in kept)
+    assert any(state.get("counter") == 4 for state in found.values())
+
+
+def test_a_resumed_training_does_not_start_again(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    run(config(**{"checkpoint.init_from": "nowhere.pt"}), folder, resume=True)
+    check_same_run(straight, folder)
+    with pytest.raises(DataError, match=r"checkpoint\.init_from: checkpoint 'nowhere\.pt': there"):
+        run(config(**{"checkpoint.init_from": "nowhere.pt"}))
