@@ -186,13 +186,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output", "existing files are replaced")
+    group = parser.add_argument_group("output", "files that are named here are replaced")
     group.add_argument(
         "--output",
         type=types.file,
         metavar="FILE",
-        help="JSON with all results (default: fault_eval_TYPE.json beside the checkpoint, or in "
-        "the current folder for bundled weights)",
+        help="JSON with all results (default: fault_eval_TYPE.json in the current folder; where "
+        "that holds another evaluation, fault_eval_TYPE_2.json and so on)",
     )
     group.add_argument("--csv", type=types.file, metavar="FILE", help="results as a table")
     group.add_argument(
@@ -256,7 +256,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
             f"{from_there if start else ''}"
         )
     if not path.startswith(BUNDLED) and not Path(path).expanduser().exists():
-        # Before data is downloaded, and before the output beside it is looked at.
+        # Before data is downloaded.
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
     if experiment.fault_injection.faults is not None:
         _check_beside_faults(options)
@@ -342,16 +342,19 @@ def _rates(
 def _claim_outputs(
     options: argparse.Namespace, experiment: ExperimentConfig
 ) -> dict[str, OutputFile]:
-    """Check the files to be written; raises before the work what would be found after it."""
-    from fxfault.cli.outputs import OutputFile, refuse_overwriting
+    """Check the files to be written; raises before the work what would be found after it.
+
+    The specification puts the JSON beside the checkpoint, where one evaluation replaced the
+    results of the one before. It stands in the current folder, and only the same evaluation
+    again takes its place.
+    """
+    from fxfault.cli.outputs import NumberedFile, OutputFile, refuse_overwriting
     from fxfault.cli.plots import check_plot
 
     checkpoint = str(experiment.checkpoint.path)
-    folder = Path() if checkpoint.startswith(BUNDLED) else Path(checkpoint).expanduser().parent
-    faults = experiment.fault_injection
-    kind = faults.injection_type if faults.faults is None else "faults"
-    default = folder / f"fault_eval_{kind}.json"
-    outputs = {"json": OutputFile("--output", options.output or default)}
+    outputs = {}
+    if options.output is not None:
+        outputs["json"] = OutputFile("--output", options.output)
     if options.csv is not None:
         outputs["csv"] = OutputFile("--csv", options.csv)
     if options.plot is not None:
@@ -361,7 +364,51 @@ def _claim_outputs(
         outputs.values(),
         {"configuration": options.config, "checkpoint": Path(checkpoint).expanduser()},
     )
+    if options.output is None:
+        faults = experiment.fault_injection
+        kind = faults.injection_type if faults.faults is None else "faults"
+        default, others = Path(f"fault_eval_{kind}.json"), tuple(outputs.values())
+        outputs["json"] = NumberedFile("--output", default, _is_same_evaluation, others)
     return outputs
+
+
+def _is_same_evaluation(old: Any, new: Any) -> bool:
+    """Whether a JSON document holds the evaluation that another one holds, or a part of it.
+
+    >>> entry = {"probability": 5.0, "num_faults": None, "runs": [50.0]}
+    >>> new = {"schema": "fxfault-eval/1", "complete": True, "config": {}, "per_layer": None,
+    ...        "checkpoint": {"sha256": "0f"}, "results": [entry, {**entry, "probability": 10.0}]}
+    >>> part = {**new, "complete": False, "results": [entry]}
+    >>> _is_same_evaluation(part, new), _is_same_evaluation(new, part)
+    (True, False)
+    >>> _is_same_evaluation({**new, "config": {"seed": 1}}, new), _is_same_evaluation([], new)
+    (False, False)
+
+    Args:
+        old: anything that JSON can hold.
+        new: a document as `to_json` writes it.
+    """
+    try:
+        (then, is_complete), (now, will_be) = ((_asked(doc), doc["complete"]) for doc in (old, new))
+    except (KeyError, TypeError, IndexError):
+        return False
+    if then[0] != now[0] or (is_complete and not will_be):
+        return False
+    done, number = then[1], len(then[1])  # The first ones, where it was interrupted.
+    return done == now[1] if is_complete else done == now[1][:number]
+
+
+def _asked(document: Any) -> tuple[list[Any], list[Any]]:
+    """What an evaluation was asked for: all that counts, and the rates that were done."""
+    results = document["results"]
+    common = [
+        document["schema"],
+        document["config"],
+        document["checkpoint"]["sha256"],
+        document["per_layer"] is not None,
+        len(results[0]["runs"]),
+    ]
+    return common, [(entry["probability"], entry["num_faults"]) for entry in results]
 
 
 def _prepare(
@@ -568,8 +615,9 @@ def _write(
     from fxfault.cli.evaluation_report import to_csv, to_json
     from fxfault.cli.figures import MOST_BARS
 
-    outputs["json"].write(to_json(setting, findings))
-    progress.say(f"Results saved to: {outputs['json'].path}")
+    first, saved = outputs["json"].path, outputs["json"].write(to_json(setting, findings))
+    kept = "" if saved == first else f" ({first} is kept: it holds something else)"
+    progress.say(f"Results saved to: {saved}{kept}")
     if "csv" in outputs:
         outputs["csv"].write(to_csv(findings))
         progress.say(f"Table saved to: {outputs['csv'].path}")

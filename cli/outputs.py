@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fxfault.errors import ConfigError
 from fxfault.files import write_atomically
@@ -56,8 +59,11 @@ class OutputFile:
         """Whether this and another path lead to the same file."""
         return self._target == Path(os.path.realpath(other))
 
-    def write(self, content: str | bytes) -> None:
+    def write(self, content: str | bytes) -> Path:
         """Write the file; an existing one is replaced at once or not at all.
+
+        Returns:
+            The path of what was written, as it is shown to the user.
 
         Raises:
             ConfigError: the folder is gone, the disk is full, or the like.
@@ -66,6 +72,71 @@ class OutputFile:
             write_atomically(self._target, content)
         except OSError as error:
             raise self._error(f"cannot be written: {_reason(error)}") from error
+        return self.path
+
+
+@dataclass(frozen=True)
+class NumberedFile(OutputFile):
+    """A file whose name nobody asked for, so that it takes the place of no other.
+
+    Where something has that name already, it becomes NAME_2, NAME_3 and so on.
+
+    Attributes:
+        path: the first name to try.
+        may_replace: whether the content of a file that is there, read as JSON, may give way to
+            the new content.
+        others: whose names are not to be taken.
+    """
+
+    may_replace: Callable[[Any, Any], bool]
+    others: tuple[OutputFile, ...] = ()
+
+    def _check(self) -> None:
+        with tempfile.TemporaryFile(dir=self.path.parent):
+            pass
+
+    def write(self, content: str | bytes) -> Path:
+        """Write JSON under the first name that is free, or whose file may be replaced.
+
+        The name is chosen only now: other programs may have written since the work began.
+        """
+        file, is_new = next(self._choices(content))
+        try:
+            return OutputFile(self.flag, file).write(content)
+        except BaseException:
+            if is_new:
+                file.unlink(missing_ok=True)
+            raise
+
+    def _choices(self, content: str | bytes) -> Iterator[tuple[Path, bool]]:
+        """Files that can be written, the first the best, and whether each was made just now."""
+        for number in itertools.count(1):
+            name = f"{self.path.stem}_{number}{self.path.suffix}" if number > 1 else self.path.name
+            file = self.path.with_name(name)
+            if any(other.is_same_file(file) for other in self.others):
+                continue
+            if self._reserve(file):
+                yield file, True
+            elif self._is_replaceable(file, content):
+                yield file, False
+
+    def _reserve(self, file: Path) -> bool:
+        """Make an empty file, unless there is something: of two programs one gets the name."""
+        try:
+            with open(file, "xb"):
+                return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise self._error(f"cannot be written: {_reason(error)}") from error
+
+    def _is_replaceable(self, file: Path, content: str | bytes) -> bool:
+        try:
+            # A pipe would be waited for.
+            old = json.loads(file.read_bytes()) if file.is_file() else None
+        except (OSError, ValueError, RecursionError):  # It is none of ours.
+            return False
+        return self.may_replace(old, json.loads(content))
 
 
 def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Path]) -> None:

@@ -199,8 +199,8 @@ def test_without_statistics_no_table_but_hits_are_counted(
     assert "STATISTICS" not in run.out
     (untracked,) = document()["results"]
     assert document()["statistics"] is untracked["statistics"] is None
-    command(*FAST, "--probability", "1")
-    (tracked,) = document()["results"]
+    command(*FAST, "--probability", "1", "--output", "tracked.json")
+    (tracked,) = document("tracked.json")["results"]
     assert untracked["injection_rate"] == tracked["injection_rate"] > 0.9
     assert tracked["injection_rate"] == tracked["statistics"]["overall_injection_rate"]
     assert f"Realised fault rate: {tracked['injection_rate']:.6g}%" in run.out
@@ -243,7 +243,7 @@ def test_layer_flag_limits_what_layer_mode_draws_from(command: Callable[..., Run
     assert command("--config", config, "--batch-size", "250").status == 0
     assert document()["results"][0]["run_layers"] == [0]
     assert command("--config", config, "--batch-size", "250", "--layer", "3").status == 0
-    assert document()["results"][0]["run_layers"] == [3]
+    assert document("fault_eval_random_2.json")["results"][0]["run_layers"] == [3]
 
 
 # -- the figures ----------------------------------------------------------------------------
@@ -280,8 +280,8 @@ def test_another_seed_draws_other_faults_and_the_batch_size_does_not(
 ) -> None:
     runs = []
     for flags in (["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--batch-size", "99"]):
-        command(*FAST, "--probability", "5", "--num-runs", "2", *flags)
-        runs.append(document()["results"][0]["runs"])
+        command(*FAST, "--probability", "5", "--num-runs", "2", *flags, "--output", "r.json")
+        runs.append(document("r.json")["results"][0]["runs"])
     assert runs[0] != runs[1]
     assert runs[0] == runs[2]
 
@@ -361,13 +361,119 @@ def test_the_json_says_what_was_evaluated(command: Callable[..., Run]) -> None:
     assert found["statistics"] == found["results"][0]["statistics"]
 
 
-def test_output_stands_beside_the_checkpoint(command: Callable[..., Run]) -> None:
+def test_output_stands_in_the_current_folder(command: Callable[..., Run]) -> None:
+    """Not beside the checkpoint, as the specification has it: folders of weights are shared."""
     Path("weights").mkdir()
     file = save_weights("weights/best.pth")
     run = command(*FAST, "--checkpoint", file, "--probability", "1")
-    assert "Results saved to: weights/fault_eval_random.json" in run.out
-    assert document("weights/fault_eval_random.json")["checkpoint"]["path"] == file
-    assert sorted(os.listdir("weights")) == ["best.pth", "fault_eval_random.json"]
+    assert "Results saved to: fault_eval_random.json\n" in run.out
+    assert document()["checkpoint"]["path"] == file
+    assert os.listdir("weights") == ["best.pth"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["--probability", "2"],
+        ["--sweep", "1,2"],
+        ["--probability", "1", "--num-runs", "2"],
+        ["--probability", "1", "--per-layer"],
+        ["--probability", "1", "--seed", "1"],
+        ["--probability", "1", "--checkpoint", "bundled:digits_fat"],
+        ["--num-faults", "1"],
+    ],
+    ids=" ".join,
+)
+def test_another_evaluation_gets_another_file(
+    command: Callable[..., Run], other: list[str]
+) -> None:
+    command(*FAST, "--probability", "1")
+    first = Path("fault_eval_random.json").read_bytes()
+    for _ in range(2):  # The same one again takes the place of its own.
+        run = command(*FAST, *other)
+        saved = "fault_eval_random_2.json (fault_eval_random.json is kept: it holds something else)"
+        assert f"Results saved to: {saved}\n" in run.out
+    assert "Results saved to: fault_eval_random.json\n" in command(*FAST, "--probability", "1").out
+    found = document()
+    found["command"] = json.loads(first)["command"]
+    assert found == json.loads(first)
+    assert sorted(os.listdir()) == ["fault_eval_random.json", "fault_eval_random_2.json"]
+
+
+def test_weights_that_were_trained_anew_are_another_evaluation(command: Callable[..., Run]) -> None:
+    file = save_weights("best.pth")
+    command(*FAST, "--checkpoint", file, "--probability", "1")
+    state = torch.load(file, weights_only=True)
+    state["classifier.3.bias"] += 1
+    torch.save(state, file)
+    run = command(*FAST, "--checkpoint", file, "--probability", "1")
+    assert "Results saved to: fault_eval_random_2.json (" in run.out
+
+
+def test_files_that_are_no_evaluation_are_kept(command: Callable[..., Run]) -> None:
+    """Whatever has the name: notes, another schema, nothing, a folder, a link, a pipe."""
+    names = ["fault_eval_random.json", *(f"fault_eval_random_{n}.json" for n in range(2, 9))]
+    contents = ["my notes", "[]", "", '{"schema": "fxfault-eval/0"}', "[" * 100_000]
+    for name, content in zip(names, contents, strict=False):
+        Path(name).write_text(content, encoding="utf-8")
+    Path(names[5]).mkdir()
+    Path(names[6]).symlink_to("nowhere.json")
+    os.mkfifo(names[7])
+    argv = [*FAST, "--probability", "1", "--csv", "fault_eval_random_9.json"]
+    run = command(*argv)
+    assert (run.status, run.err) == (0, "")
+    assert "Results saved to: fault_eval_random_10.json (fault_eval_random.json is" in run.out
+    for name, content in zip(names, contents, strict=False):
+        assert Path(name).read_text(encoding="utf-8") == content
+    assert not Path("nowhere.json").exists()
+    assert document("fault_eval_random_10.json")["complete"] is True
+
+
+def test_a_name_that_is_taken_while_it_works_is_left_alone(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations that run at once in one folder both keep their results."""
+    evaluated = FaultEvaluation.baseline
+
+    def baseline(self: FaultEvaluation) -> float:
+        Path("fault_eval_random.json").write_text("of another", encoding="utf-8")
+        return evaluated(self)
+
+    monkeypatch.setattr(FaultEvaluation, "baseline", baseline)
+    assert "saved to: fault_eval_random_2.json (" in command(*FAST, "--probability", "1").out
+    assert Path("fault_eval_random.json").read_text(encoding="utf-8") == "of another"
+
+
+def test_a_full_disk_leaves_no_empty_file(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fxfault.cli.outputs.write_atomically", full)
+    run = command(*FAST, "--probability", "1")
+    assert (run.status, "No space left" in run.err) == (2, True)
+    assert os.listdir() == []
+
+
+def test_an_interrupted_evaluation_gives_way_to_a_whole_one_and_not_the_other_way_round(
+    command: Callable[..., Run],
+    interrupt_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    argv = [*FAST, "--sweep", "1,2"]
+    interrupt_after(2)
+    assert command(*argv).status == 130
+    assert document()["complete"] is False
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command(*argv).status == 0
+    assert document()["complete"] is True
+    interrupt_after(2)
+    run = command(*argv)
+    assert (run.status, "saved to: fault_eval_random_2.json (" in run.out) == (130, True)
+    assert document()["complete"] is True
 
 
 def test_an_existing_output_is_replaced_and_a_link_stays_a_link(
@@ -715,8 +821,9 @@ def test_a_configuration_with_a_number_of_faults(command: Callable[..., Run]) ->
     assert {entry["num_faults"] for entry in document()["per_layer"]} == {3}
     assert "3 faults per sample" in svg_text(Path("r.svg").read_bytes())
     command(*argv, "--sweep", "1,2")  # It takes the place of the configuration's.
-    assert [entry["probability"] for entry in document()["results"]] == [1.0, 2.0]
-    assert document()["config"]["fault_injection"]["num_faults"] is None
+    swept = document("fault_eval_random_2.json")
+    assert [entry["probability"] for entry in swept["results"]] == [1.0, 2.0]
+    assert swept["config"]["fault_injection"]["num_faults"] is None
 
 
 def test_a_configuration_with_several_faults(command: Callable[..., Run]) -> None:
