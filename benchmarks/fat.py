@@ -61,6 +61,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "ste, curriculum 0 to 15 %": _CURRICULUM,
 }
 
+# With --calibrate: weights of clean training, trained on for a few epochs under faults.
+_SHORT = {
+    "checkpoint.init_from": "bundled:digits",
+    "training.epochs": 12,
+    "scheduler.warmup_epochs": 0,
+    "optimizer.learning_rate": 2e-3,
+}
+FINE_TUNING: dict[str, dict[str, Any]] = {
+    f"fine-tuned, {percent:g} % faults": {**_SHORT, "fault_injection.probability": percent}
+    for percent in (10.0, 20.0, 30.0)
+}
+
 # What `training.calibrate` may be.
 CALIBRATIONS = ("none", "clean", "faulty")
 
@@ -79,7 +91,8 @@ def main() -> None:
     print(f"load average {load_average()} before; {options.seeds} seeds, {options.workers} workers")
     if options.epochs is not None:
         print(f"{options.epochs} epochs in place of those of digits_fat")
-    ways = [way for way in WAYS if any(part in way for part in options.ways)]
+    known = [*WAYS, *FINE_TUNING] if options.calibrate else [*WAYS]
+    ways = [way for way in known if any(part in way for part in options.ways)]
     measured = measure(options, ways)
     for fault_model in FAULT_MODELS:
         print("\n" + table(measured, fault_model))
@@ -122,8 +135,9 @@ def _parse_arguments() -> argparse.Namespace:
         parser.error(f"--seeds: got {options.seeds}, allowed: 2 to 10")
     if options.workers < 1:
         parser.error(f"--workers: got {options.workers}, allowed: 1 and up")
-    if not any(part in way for way in WAYS for part in options.ways):
-        parser.error(f"--ways: got {options.ways}, allowed: parts of {', '.join(WAYS)}")
+    known = {**WAYS, **(FINE_TUNING if options.calibrate else {})}
+    if not any(part in way for way in known for part in options.ways):
+        parser.error(f"--ways: got {options.ways}, allowed: parts of {'; '.join(known)}")
     return options
 
 
@@ -181,7 +195,8 @@ def train_and_evaluate(
     from fxfault.models import build_model
     from fxfault.training import calibrate, train
 
-    changes = {**WAYS[way], "seed.value": seed, "fault_injection.seed": seed}
+    changes = {**WAYS, **FINE_TUNING}[way]
+    changes = {**changes, "seed.value": seed, "fault_injection.seed": seed}
     if epochs is not None:
         changes["training.epochs"] = epochs
     config = load_experiment("digits_fat", changes)
