@@ -76,7 +76,7 @@ class Draw(NamedTuple):
 
     def stream(self) -> kernels.Stream:
         """Where the hits come from, as the loops take it, where `by_element`."""
-        return stream_of(self.key, self.numbers, self.layout.elements, self.probability)
+        return stream_of(self.key, self.numbers, self.layout, self.probability)
 
     def room(self) -> int:
         """How many hits to work on together, where `by_element`."""
@@ -93,7 +93,8 @@ class Draw(NamedTuple):
             return hits_at(places, self.key, self.numbers, self.layout)
         if self.fault.num_faults is not None:
             share, count = self._share(), self.fault.num_faults
-            return exact_hits(self._joint_key, self.key, self.numbers, share, count, device)
+            where = (self.key, self.numbers, share, count, device, self.layout)
+            return exact_hits(self._joint_key, *where)
         where = (self.key, self.numbers, self.layout)
         if self.fault.rate_unit == "bit":
             return random_upsets(*where, self.width, self.probability, device)

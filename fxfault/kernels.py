@@ -99,12 +99,14 @@ class Stream(NamedTuple):
         numbers: of the samples, uint64.
         elements: of one sample, at least 1.
         scale: 1 / ln(1 - p), what turns ln u into a gap.
+        outer: pieces of a sample; see `fxfault.sampling.Layout`.
     """
 
     key: int
     numbers: UInts
     elements: int
     scale: float
+    outer: int = 1
 
 
 def _compiled(function: Function) -> Function:
@@ -149,19 +151,40 @@ def _gap(bits: Any, scale: float) -> float:
 
 
 @_compiled
+def _place(index: Ints, count: int, samples: int, elements: int, outer: int) -> None:
+    """Turn elements, counted sample after sample, into positions; see `Layout.place`."""
+    if outer == 1:
+        return
+    piece = elements // outer
+    for i in range(count):
+        sample = index[i] // elements
+        within = index[i] - sample * elements
+        turn = within // piece
+        index[i] = (turn * samples + sample) * piece + within - turn * piece
+
+
+@_compiled
 def draw_hits(given: tuple[Any, ...], place: Place, index: Ints, bits: Ints) -> tuple[int, Place]:
     """Draw hits until every sample is spanned or the arrays are full.
 
     Args:
         given: the fields of `Stream`, where they come from.
         place: where to go on; `START` at first.
-        index: takes the positions, ascending.
+        index: takes the positions, sample after sample, ascending within each of its pieces.
         bits: takes the 64 random bits of each; same length.
 
     Returns:
         How many hits were written, and the place to go on from.
     """
     stream = Stream(*given)
+    count, place = _draw_in_order(stream, place, index, bits)
+    _place(index, count, stream.numbers.size, stream.elements, stream.outer)
+    return count, place
+
+
+@_compiled
+def _draw_in_order(stream: Stream, place: Place, index: Ints, bits: Ints) -> tuple[int, Place]:
+    """`draw_hits` with elements counted sample after sample."""
     row, position, drawn = place
     count = 0
     while row < stream.numbers.size:
@@ -285,6 +308,7 @@ def strike(
     numbers: UInts,
     elements: int,
     gap_scale: float,
+    outer: int,
     scale: float,
     zero_point: float,
     limit: float,
@@ -303,7 +327,7 @@ def strike(
         values: of the whole tensor, as they lie in memory, float32 or float64, one dimension;
             changed in place.
         channels, places: of `Order`.
-        key, numbers, elements, gap_scale: of `Stream`, where the hits come from.
+        key, numbers, elements, gap_scale, outer: of `Stream`, where the hits come from.
         scale, zero_point: of the quantiser.
         limit: how far from a code a value may lie, in codes.
         fields: of `Word`, what the codes are stored in.
@@ -317,7 +341,7 @@ def strike(
         from.
     """
     word, fault = _word_of(fields), (effect, keep, flip)
-    stream, place = (key, numbers, elements, gap_scale), (row, position, drawn)
+    stream, place = (key, numbers, elements, gap_scale, outer), (row, position, drawn)
     quantiser = (scale, zero_point, limit)
     index, bits = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     clean = np.empty(BLOCK, values.dtype)
@@ -391,13 +415,14 @@ def draw_upsets(
             a word beside each other.
         width: bits of a word.
         place: where to go on; `START` at first.
-        index: takes the positions of the words, ascending.
+        index: takes the positions of the words, as `draw_hits` has them.
         struck: takes which bits of each; same length.
 
     Returns:
         How many words were written, and the place to go on from.
     """
     stream = Stream(*given)
+    elements = stream.elements // width
     row, position, drawn = place
     count = 0
     while row < stream.numbers.size:
@@ -411,6 +436,7 @@ def draw_upsets(
             word = bit // width
             if count == 0 or index[count - 1] != word:
                 if count == index.size:
+                    _place(index, count, stream.numbers.size, elements, stream.outer)
                     return count, (row, position, drawn)
                 index[count], struck[count] = word, 0
                 count += 1
@@ -418,6 +444,7 @@ def draw_upsets(
             position = bit
             drawn += 1
         row, position, drawn = row + 1, last, 0
+    _place(index, count, stream.numbers.size, elements, stream.outer)
     return count, (row, position, drawn)
 
 

@@ -38,28 +38,41 @@ Numbers: TypeAlias = "range | Tensor"
 class Layout:
     """How the elements of a tensor belong to the samples of a batch.
 
-    A leading dimension of k times the batch holds k rows (windows, tokens) for each
-    sample; any other tensor is one sample.
+    In row-major order a sample's elements are `outer` pieces of the same size; in the tensor the
+    first pieces of all samples come first, then their second ones, and so on. With one piece its
+    rows are consecutive; two views of each sample that `torch.cat` joins are two pieces; a tensor
+    of T time steps, (T, batch, features), has T.
 
-    >>> Layout.of((12, 3, 8, 8), batch=4)
-    Layout(samples=4, rows=3, row_shape=(3, 8, 8))
-    >>> Layout.of((7, 5), batch=4).samples
-    1
+    >>> views = Layout(samples=3, rows=2, row_shape=(5,), outer=2)
+    >>> views.place(torch.tensor([0, 4, 5, 10])).tolist()  # of sample 0, and the first of sample 1
+    [0, 4, 15, 5]
 
     Attributes:
         samples: number of samples that the tensor holds.
-        rows: consecutive rows of the leading dimension in one sample.
-        row_shape: shape of one row, channels first.
+        rows: of one sample; its row-major elements are those of row after row.
+        row_shape: shape of one row, channels first: the dimensions behind that of the samples.
+        outer: pieces in which a sample lies.
     """
 
     samples: int
     rows: int
     row_shape: tuple[int, ...]
+    outer: int = 1
 
     @classmethod
     @functools.lru_cache(maxsize=1024)
     def of(cls, shape: tuple[int, ...], batch: int) -> Layout:
-        """Lay a tensor's shape out over a batch of `batch` samples."""
+        """Lay a tensor's shape out over a batch, as far as one sees by the shape.
+
+        A leading dimension of k times the batch is taken to hold k consecutive rows (windows,
+        tokens) for each sample; any other tensor is one sample. What is true is measured, see
+        `fxfault.sample_layouts`.
+
+        >>> Layout.of((12, 3, 8, 8), batch=4)
+        Layout(samples=4, rows=3, row_shape=(3, 8, 8), outer=1)
+        >>> Layout.of((7, 5), batch=4).samples
+        1
+        """
         if not shape:
             return cls(1, 1, ())
         leading = shape[0]
@@ -70,6 +83,21 @@ class Layout:
     def elements(self) -> int:
         """Elements of one sample."""
         return self.rows * math.prod(self.row_shape)
+
+    def place(self, index: Tensor) -> Tensor:
+        """Where elements lie in the tensor, which are counted sample after sample.
+
+        Args:
+            index: element e of sample n is n * elements + e; int64, any shape.
+
+        Returns:
+            Flat row-major positions; `index` itself where each sample is one piece.
+        """
+        if self.outer == 1 or self.samples == 1 or self.elements == 0:
+            return index
+        piece = self.elements // self.outer
+        sample, within = index // self.elements, index % self.elements
+        return (within // piece * self.samples + sample) * piece + within % piece
 
 
 class Hits(NamedTuple):
@@ -129,9 +157,10 @@ def random_hits(
     if probability <= 0 or layout.elements == 0:
         return
     if fixed_size or (fixed_size is None and device.type != "cpu"):
-        yield _fixed_hits(key, numbers, layout, probability, device)
+        hits = _fixed_hits(key, numbers, layout, probability, device)
+        yield hits._replace(index=layout.place(hits.index))
         return
-    stream = stream_of(key, numbers, layout.elements, probability)
+    stream = stream_of(key, numbers, layout, probability)
     room = room_for(layout, probability)
     place = kernels.START
     while place[0] < layout.samples:
@@ -168,13 +197,15 @@ def random_upsets(
     Yields:
         The elements of which at least one bit is hit, with these bits; as `random_hits`.
     """
-    bits = Layout(layout.samples, 1, (layout.elements * width,))
+    outer = layout.outer
+    bits = Layout(layout.samples, outer, (layout.elements // outer * width,), outer)
     if probability <= 0 or bits.elements == 0:
         return
     if fixed_size or (fixed_size is None and device.type != "cpu"):
-        yield _words_of(_fixed_hits(key, numbers, bits, probability, device), bits, width)
+        hits = _words_of(_fixed_hits(key, numbers, bits, probability, device), bits, width)
+        yield hits._replace(index=layout.place(hits.index))
         return
-    stream = stream_of(key, numbers, bits.elements, probability)
+    stream = stream_of(key, numbers, bits, probability)
     room = room_for(bits, probability)
     place = kernels.START
     while place[0] < layout.samples:
@@ -235,6 +266,7 @@ def exact_hits(
     share: Share,
     count: int,
     device: torch.device,
+    layout: Layout | None = None,
 ) -> Iterator[Hits]:
     """Hit exactly so many elements (or bits) of each sample, at several sites together.
 
@@ -248,23 +280,26 @@ def exact_hits(
         share: the site's part.
         count: hits of each sample, at most `share.total`.
         device: where the positions are wanted.
+        layout: samples and elements of the tensor; default: each sample is one piece.
 
     Yields:
-        The hits of the site, all at once, ascending; nothing where it has none.
+        The hits of the site, all at once, sample after sample; nothing where it has none.
     """
     drawn = _drawn_together(joint_key, numbers, share.total, count)
     index, struck = np.empty((2, _room_between(drawn, share)), np.int64)
     found = kernels.take_between(drawn, share.low, share.high, share.width, index, struck)
     if found == 0:
         return
+    placed = torch.from_numpy(index[:found])
+    placed = placed if layout is None else layout.place(placed)
     if share.width > 1:
-        yield Hits(_sent(index[:found], device), struck=_sent(struck[:found], device))
+        yield Hits(_moved(placed, device), struck=_sent(struck[:found], device))
         return
     elements = share.high - share.low
     of_sample = _on_host(numbers).view(np.int64)[index[:found] // elements]
     counters = torch.from_numpy((of_sample << SAMPLE_SHIFT) + index[:found] % elements)
     bits = counter_hash(key, counters)
-    yield Hits(_sent(index[:found], device), _moved(bits, device))
+    yield Hits(_moved(placed, device), _moved(bits, device))
 
 
 def samples_hit_exactly(joint_key: int, numbers: Numbers, share: Share, count: int) -> Tensor:
@@ -307,10 +342,12 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def stream_of(key: Key, numbers: Numbers, elements: int, probability: float) -> kernels.Stream:
+def stream_of(key: Key, numbers: Numbers, layout: Layout, probability: float) -> kernels.Stream:
     """Where the hits of a tensor come from, as the loops take it; see `random_hits`."""
     assert isinstance(key, int)  # A tensor is for graphs of a device, which take no loop.
-    return kernels.Stream(signed(key), _on_host(numbers), elements, _gap_scale(probability))
+    return kernels.Stream(
+        signed(key), _on_host(numbers), layout.elements, _gap_scale(probability), layout.outer
+    )
 
 
 def room_for(layout: Layout, probability: float) -> int:
@@ -322,7 +359,8 @@ def samples_hit(key: Key, numbers: Numbers, elements: int, probability: float) -
     """Which samples `random_hits` hits at all; bool on the CPU, one for each number."""
     struck = np.zeros(len(numbers), bool)
     if probability > 0 and elements > 0:
-        kernels.find_struck(tuple(stream_of(key, numbers, elements, probability)), struck)
+        layout = Layout(len(numbers), 1, (elements,))
+        kernels.find_struck(tuple(stream_of(key, numbers, layout, probability)), struck)
     return torch.from_numpy(struck)
 
 
@@ -410,7 +448,8 @@ def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
     Args:
         units: numbers of the broken units, int64.
         parallel: number of parallel units.
-        layout: samples and elements of the tensor; dimension 1 is the channel.
+        layout: samples and elements of the tensor; the first dimension of a row is the channel.
+            The rows of a sample come one after the other, in whatever pieces they lie.
     """
     elements = layout.elements
     rounds = torch.arange(-(-elements // parallel), device=units.device)[:, None] * parallel
@@ -441,7 +480,7 @@ def hits_at(positions: Tensor, key: Key, numbers: Numbers, layout: Layout) -> It
         part = _on_device(numbers[first : first + together], positions.device)[:, None]
         rows = torch.arange(first, first + len(part), device=positions.device)[:, None]
         counters = (part << SAMPLE_SHIFT) + positions
-        index = rows * layout.elements + positions
+        index = layout.place(rows * layout.elements + positions)
         yield Hits(index.flatten(), counter_hash(key, counters).flatten())
 
 
