@@ -10,7 +10,7 @@ not only of the last one, are compared bit for bit: a quantiser hides most round
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from fxfault.live_values import (
     equal_samples,
     gather,
     leaves_of,
-    role_of,
+    roles_of,
     same_bits,
 )
 from fxfault.random_numbers import stream_key, uniform_int63
-from fxfault.sampling import Layout
+from fxfault.site import FaultSite
 
 INFLUENCE = (
     "its samples influence each other in eval mode (the results of half of a batch moved when the "
@@ -162,7 +162,7 @@ def _run_side_by_side(
         if node.op in ("placeholder", "get_attr"):
             continue
         _compare(results[0], len(inputs), results[1:], trials, node.op == "output")
-        if site is not None and not _by_samples(results[0], len(inputs), results[1:], trials):
+        if site is not None and not _by_samples(site, results, len(inputs), trials):
             mixed.add(site.name)
     return frozenset(mixed)
 
@@ -192,14 +192,18 @@ def _compare(
     other = next(k for k, trial in enumerate(trials) if trial.size != batch)
     for place, leaf in enumerate(leaves_of(whole)):
         leaves = [leaves_of(result)[place] for result in others]
+        found = [False] * len(trials)
         try:
-            role = role_of(leaf, batch, leaves[other], trials[other].size)
+            roles = roles_of(leaf, batch, leaves[other], trials[other].size)
         except ValueError:
-            found = [False] * len(trials)
-        else:
-            found = [
+            roles = []
+        for role in roles:  # The first that explains all, else that explains anything.
+            these = [
                 _same(leaf, role, share, trial) for share, trial in zip(leaves, trials, strict=True)
             ]
+            found = these if all(these) or not any(found) else found
+            if all(found):
+                break
         if any(found) or is_output:
             for trial, same in zip(trials, found, strict=True):
                 trial.same &= same
@@ -216,15 +220,16 @@ def _same(leaf: Any, role: Any, share: Any, trial: _Trial) -> bool:
     return bool(equal_samples(found, expected, role).all())
 
 
-def _by_samples(whole: Any, batch: int, others: Sequence[Any], trials: Sequence[_Trial]) -> bool:
-    """Whether the faults of an activation belong to samples: these lie along the first dimension,
-    and each has the same layout in every batch.
+def _by_samples(
+    site: FaultSite, results: Sequence[Any], batch: int, trials: Sequence[_Trial]
+) -> bool:
+    """Whether the faults of an activation belong to samples: each has its share of it, with the
+    same layout in every batch.
     """
-    values = [getattr(result, "value", result) for result in (whole, *others)]
+    values = [getattr(result, "value", result) for result in results]
     sizes = [batch, *(trial.size for trial in trials)]
-    layouts = [Layout.of(tuple(v.shape), n) for v, n in zip(values, sizes, strict=True)]
-    first = layouts[0]
+    layouts = [site.layout_of(tuple(v.shape), n) for v, n in zip(values, sizes, strict=True)]
     return all(
-        layout.samples == size and (layout.rows, layout.row_shape) == (first.rows, first.row_shape)
+        layout.samples == size and replace(layout, samples=0) == replace(layouts[0], samples=0)
         for layout, size in zip(layouts, sizes, strict=True)
     )

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from fxfault.sites import FaultSites
 
 # What a clock knows of where it is, rather than of when.
-_NOT_IN_STATE = ("_model", "_on_move", "forward", "given", "handle", "keys", "rank", "world_size")
+_NOT_IN_STATE = (
+    *("_model", "_on_move", "forward", "given", "handle", "keys", "rank", "world_size"),
+    "warned",
+)
 
 
 class FaultClock:
@@ -42,6 +45,7 @@ class FaultClock:
         given: the numbers of all of them where somebody gave them; see `FaultSites.samples`.
         keys: of random numbers, by site and fault, where a graph of a device reads them (int64).
         rank, world_size: which of how many processes this is; see `FaultSites.shard`.
+        warned: whether it was said that layouts were not measured; see `FaultSite.layout_of`.
         handle: by which compiled code finds the sites.
     """
 
@@ -64,6 +68,7 @@ class FaultClock:
         self.forward = 0  # Counts on over resets: no two forwards share a number.
         self.given: Tensor | None = None
         self.keys: Tensor | None = None
+        self.warned = False
         self.reset()
 
     def reset(self, first_sample: int = 0) -> None:

@@ -160,6 +160,11 @@ class Draw(NamedTuple):
         if calls > 1:
             self._refuse(f"a container calls it {calls} times in a forward")
         if elements != self.layout.elements:
+            lies = self.site.arrangement
+            if lies is not None and lies.why_batch is not None:
+                self._refuse(
+                    f"its activation belongs to the batch, not to samples ({lies.why_batch})"
+                )
             self._refuse(
                 f"it has {self.layout.elements} elements for each sample, where "
                 f"{elements} were measured"

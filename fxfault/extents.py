@@ -78,7 +78,7 @@ class Extents:
         model = sites.clock.model
         modes = {module: module.training for module in model.modules()}
         # Torch runs operators, from which compiled code calls us, without looking at QuantTensors.
-        with self._armed_at_zero(sites), torch.no_grad(), torch._C._EnableTorchFunction():
+        with self.armed_at_zero(sites), torch.no_grad(), torch._C._EnableTorchFunction():
             try:
                 model.eval()(*inputs)
             finally:
@@ -89,7 +89,8 @@ class Extents:
         self._shapes, self._versions = _shapes_of(inputs), _versions_of(sites)
 
     @contextmanager
-    def _armed_at_zero(self, sites: FaultSites) -> Iterator[None]:
+    def armed_at_zero(self, sites: FaultSites) -> Iterator[None]:
+        """Arm all sites at 0 % for a while; settings and the clock are as before afterwards."""
         clock = sites.clock
         before = {**vars(clock), "_next_sample": dict(clock._next_sample)}
         settings = [(site, {name: getattr(site, name) for name in _KEPT}) for site in sites]

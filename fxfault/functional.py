@@ -207,6 +207,11 @@ def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
     moment = moment_of(site)
     if moment is None:
         return
+    if site.observer is not None:
+        values = site.observer(x)
+        if values is not x.value:
+            x.value.copy_(values)
+        return
     layout = _note(x, site, moment)
     if x.value.numel() == 0:
         return
@@ -223,6 +228,8 @@ def _strike(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     Returns:
         The values with faults; those that came in, where nothing is hit.
     """
+    if site.observer is not None:
+        return site.observer(x)
     if not isinstance(x, IntQuantTensor):
         raise SiteError(
             f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
@@ -247,7 +254,7 @@ def _note(x: Any, site: FaultSite, moment: Moment) -> Layout:
     """Note what an armed forward shows of a site; returns the layout of its activation."""
     site.signed = x.signed
     site.scale = x.scale.detach() if x.scale.requires_grad else x.scale
-    layout = Layout.of(tuple(x.value.shape), _batch_of(moment, x.value))
+    layout = site.layout_of(tuple(x.value.shape), _batch_of(moment, x.value))
     site.elements = layout.elements
     return layout
 

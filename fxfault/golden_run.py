@@ -36,12 +36,13 @@ from fxfault.live_values import (
     SampleRows,
     gather,
     leaves_of,
-    role_of,
+    roles_of,
     same_bits,
     structure_of,
     with_leaves,
 )
 from fxfault.predictions import OnBatch, Predictions, labels_of, ranked, scores_of, state_of
+from fxfault.sample_layouts import measure_on
 from fxfault.sampling import Layout
 from fxfault.site import FaultSite
 from fxfault.sites import faults_of
@@ -50,6 +51,7 @@ NO_GRAPH = "no graph shows a place in its forward to start from"
 HOOKS = "there are forward hooks, which a run that starts in the middle would pass by"
 CHANGES = "its forward gives other results each time, or changes parameters or buffers"
 KEPT = "the forward of {} keeps its own code, which may ask about several samples at once"
+MEET = "its samples are not independent at {}: {}"
 SHARED = "what the samples of a batch share at {} changes from batch to batch"
 NO_MEMORY = "there is no memory to try it on batches of other sizes"
 OTHER_SIZES = "it fails on batches of other sizes ({})"
@@ -215,10 +217,11 @@ def record(
         raise DataError("accuracy: the data has no sample")
     loading = time.perf_counter() - started
     segments = fxfault.split_at_sites(model)
+    measure_on(faults_of(model), loader, device)
     with _numbered(model, len(inputs)):
         if not _repeats(model, segments, inputs):
             return None
-        found = _examine(model, segments, inputs)
+        found = _with_layouts(model, _examine(model, segments, inputs))
         survey = _Survey(model, segments, inputs, found, loading)
     kept = survey.choose(budget, _count(loader))
     golden = GoldenRun(
@@ -280,6 +283,19 @@ def _examine(model: Any, segments: Sequence[Any], inputs: Tensor) -> Independenc
         return Independence(OTHER_SIZES.format(" ".join(str(error).split())), mixing=True)
 
 
+def _with_layouts(model: Any, found: Independence) -> Independence:
+    """What was found, and what the layouts of the sites tell of samples that meet each other."""
+    if found.why_not is not None and found.mixing:
+        return found
+    for site in faults_of(model):
+        lies = site.arrangement
+        if lies is None or not lies.mixing:
+            continue
+        why = lies.why_shared or f"its activation belongs to the batch: {lies.why_batch}"
+        return Independence(MEET.format(site.name, why), mixing=True)
+    return found
+
+
 class _Survey:
     """What each place costs, and whether samples can be taken out of their batch there.
 
@@ -327,13 +343,15 @@ class _Survey:
         cut = Cut(
             site=INPUT if site is None else site.name,
             structure=structure_of(states[0]),
-            roles=None if self.whole_batches else self._roles(leaves, leaves_of(states[2])),
+            roles=None if self.whole_batches else self._roles(site, leaves, states),
             seconds=seconds,
             bytes=bytes_of(leaves),
         )
         if site is not None:
             value = getattr(states[0][0], "value", states[0][0])
-            self.layouts[site.name] = Layout.of(tuple(value.shape), self.batch)
+            layout = site.layout_of(tuple(value.shape), self.batch)
+            if site.arrangement is None or site.arrangement.why_batch is None:
+                self.layouts[site.name] = layout
         if cut.roles is not None:
             turned = cut.assemble([(leaves, self.order)], self.batch)
             if all(map(same_bits, turned, leaves_of(states[1]))):
@@ -342,14 +360,26 @@ class _Survey:
                 cut = replace(cut, roles=None)
         self.cuts.append(cut)
 
-    def _roles(self, leaves: list[Any], others: list[Any]) -> tuple[Role, ...] | None:
-        try:
-            return tuple(
-                role_of(leaf, self.batch, other, len(self.some))
-                for leaf, other in zip(leaves, others, strict=True)
-            )
-        except ValueError:  # Not made of samples in a way that we know.
-            return None
+    def _roles(
+        self, site: FaultSite | None, leaves: list[Any], states: list[Any]
+    ) -> tuple[Role, ...] | None:
+        """How each leaf belongs to samples, so that the reversed batch has the reversed leaf."""
+        found: list[Role] = []
+        for leaf, turned, other in zip(leaves, *map(leaves_of, states[1:]), strict=True):
+            try:
+                roles = roles_of(leaf, self.batch, other, len(self.some))
+            except ValueError:  # Not made of samples in a way that we know.
+                return None
+            if len(roles) > 1:
+                roles = [r for r in _as_at(site, roles) if self._explains(r, leaf, turned)]
+            if not roles:
+                return None
+            found.append(roles[0])
+        return tuple(found)
+
+    def _explains(self, role: Role, leaf: Any, turned: Any) -> bool:
+        assert isinstance(role, SampleRows)
+        return same_bits(gather([(leaf, self.order)], role), turned)
 
     def choose(self, budget: int, batches: int) -> list[str]:
         """Sites at which states should be kept, within a budget of bytes."""
@@ -360,6 +390,17 @@ class _Survey:
             if self.whole_batches or cut.roles is not None
         ]
         return [self.cuts[place].site for place in choose(candidates, starts, budget)]
+
+
+def _as_at(site: FaultSite | None, roles: list[Role]) -> list[Role]:
+    """Roles, with those first that are like the layout measured at a site.
+
+    Where a leaf is the same for all samples, any of them would explain it.
+    """
+    measured = None if site is None else site.arrangement
+    if measured is None or measured.why_batch is not None:
+        return roles
+    return sorted(roles, key=lambda r: not isinstance(r, SampleRows) or r.outer != measured.outer)
 
 
 def _now(device: torch.device) -> float:

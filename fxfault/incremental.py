@@ -121,7 +121,27 @@ class IncrementalRunner:
             return f"every run is a full one: {TRACKED}"
         if self._golden is not None and self._golden.why_whole is not None:
             return f"batches are run whole: {self._golden.why_whole}"
+        if self._golden is not None:
+            return self._why_of_batches()
         return None
+
+    def _why_of_batches(self) -> str | None:
+        """What sites that may be struck have faults that belong to batches, and why."""
+        sites = {
+            site.name: site.arrangement.why_batch
+            for site in self.faults
+            if site.selected
+            and site.arrangement is not None
+            and site.arrangement.why_batch is not None
+        }
+        if not sites:
+            return None
+        name, why = next(iter(sites.items()))
+        more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+        return (
+            f"batches are run whole where {name}{more} is struck: its activation belongs to the "
+            f"batch, not to samples ({why})"
+        )
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
         """See `Runner.golden`.
@@ -154,7 +174,9 @@ class IncrementalRunner:
             evaluation.run()
             self.faults.check()
         self._verification.check(golden.sizes, numbers, evaluation.top)
-        hit = struck.anywhere if struck.known else struck_anywhere(self.model, numbers)
+        hit = (
+            struck.anywhere if struck.known else struck_anywhere(self.model, numbers, golden.sizes)
+        )
         return Predictions(evaluation.top, golden.predictions.labels, hit)
 
     def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | None:

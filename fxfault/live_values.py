@@ -29,10 +29,12 @@ class SampleRows:
     Attributes:
         dim: the dimension along which samples lie.
         each: consecutive rows of one sample.
+        outer: how often all samples follow each other along the dimension.
     """
 
     dim: int
     each: int
+    outer: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ def structure_of(state: Any) -> Any:
 def role_of(leaf: Any, batch: int, other: Any, other_batch: int) -> Role:
     """Find out how a leaf belongs to samples, from two batches of different sizes.
 
+    Rows are taken to be consecutive; see `roles_of`.
+
     >>> role_of(torch.zeros(12, 5), 4, torch.zeros(6, 5), 2)
-    SampleRows(dim=0, each=3)
+    SampleRows(dim=0, each=3, outer=1)
     >>> role_of(8, 4, 4, 2), role_of(0.5, 4, 0.5, 2)
     (SampleCount(each=2), None)
 
@@ -123,6 +127,29 @@ def _role_of_tensor(leaf: Tensor, batch: int, other: Any, other_batch: int) -> R
     return SampleRows(dim, size // batch)
 
 
+def roles_of(leaf: Any, batch: int, other: Any, other_batch: int) -> list[Role]:
+    """Every way in which a leaf may belong to samples, by two batches of different sizes.
+
+    >>> roles_of(torch.zeros(8, 5), 4, torch.zeros(4, 5), 2)[1]
+    SampleRows(dim=0, each=1, outer=2)
+
+    Returns:
+        At least one; where rows follow each other comes first.
+
+    Raises:
+        ValueError: the two fit none.
+    """
+    role = role_of(leaf, batch, other, other_batch)
+    if not isinstance(role, SampleRows):
+        return [role]
+    every = role.each
+    return [
+        SampleRows(role.dim, every // outer, outer)
+        for outer in range(1, every + 1)
+        if every % outer == 0
+    ]
+
+
 def gather(parts: Sequence[Rows], role: SampleRows) -> Tensor:
     """Put samples of some batches together; in a copy, with the memory format of the first.
 
@@ -133,17 +160,30 @@ def gather(parts: Sequence[Rows], role: SampleRows) -> Tensor:
             [2, 3]])
     """
     first, samples = parts[0]
-    every = first.shape[role.dim] // role.each
+    every = first.shape[role.dim] // (role.each * role.outer)
     if len(parts) == 1 and torch.equal(samples, torch.arange(every)):
         return first.clone()
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     dim = order.index(role.dim)
+    if role.outer > 1:
+        return _gather_pieces(parts, role, order, dim)
     taken = [
         leaf.permute(order).index_select(dim, _rows(samples, role.each).to(leaf.device))
         for leaf, samples in parts
     ]
     together = taken[0] if len(taken) == 1 else torch.cat(taken, dim)
     return together.permute([order.index(d) for d in range(first.dim())])
+
+
+def _gather_pieces(parts: Sequence[Rows], role: SampleRows, order: list[int], dim: int) -> Tensor:
+    """`gather` for samples that lie in several pieces."""
+    sizes = (role.outer, -1, role.each)
+    taken = [
+        leaf.permute(order).unflatten(dim, sizes).index_select(dim + 1, samples.to(leaf.device))
+        for leaf, samples in parts
+    ]
+    together = torch.cat(taken, dim + 1).flatten(dim, dim + 2)
+    return together.permute([order.index(d) for d in range(together.dim())])
 
 
 def _rows(samples: Tensor, each: int) -> Tensor:
@@ -160,6 +200,9 @@ def equal_samples(a: Tensor, b: Tensor, role: SampleRows) -> Tensor:
     """
     same = _bits(a) == _bits(b)
     same = same.movedim(role.dim, 0)
+    if role.outer > 1:
+        same = same.unflatten(0, (role.outer, -1, role.each)).movedim(1, 0)
+        return same.reshape(same.shape[0], -1).all(1)
     return same.reshape(same.shape[0] // role.each, -1).all(1)
 
 

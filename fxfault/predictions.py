@@ -19,6 +19,7 @@ from fxfault.clock import FaultClock
 from fxfault.draws import samples_struck
 from fxfault.errors import DataError
 from fxfault.functional import struck_samples
+from fxfault.sample_layouts import measure_on
 from fxfault.sampling import Layout
 from fxfault.site import FaultSite
 from fxfault.sites import FaultSites, faults_of
@@ -126,6 +127,7 @@ class FullRunner:
         self.faults = faults_of(model)
         self._golden: Predictions | None = None
         self._state: list[tuple[int, ...]] = []
+        self._measured = False
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
         """See `Runner.golden`.
@@ -135,9 +137,10 @@ class FullRunner:
         """
         state = state_of(self.model)
         if self._golden is None or self._state != state:
+            self._measure()
             with disabled(self.faults):
                 made = predict(self.model, self.loader, self.device, on_batch, self.faults)
-            self._golden, self._state = made, state
+            self._golden, self._state = made, state_of(self.model)
         return self._golden
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
@@ -147,10 +150,24 @@ class FullRunner:
             DataError: there is no sample, or the model returns no scores.
             SiteError: values that were hit are no codes.
         """
-        made = predict(self.model, self.loader, self.device, on_batch, self.faults)
+        if not self._measured:
+            self._measure()
+        sizes: list[int] = []
+
+        def note(samples: int) -> None:
+            sizes.append(samples)
+            if on_batch is not None:
+                on_batch(samples)
+
+        made = predict(self.model, self.loader, self.device, note, self.faults)
         self.faults.check()
-        numbers = sample_numbers(self.faults.clock, [len(made.labels)])
-        return replace(made, struck=struck_anywhere(self.model, numbers))
+        numbers = sample_numbers(self.faults.clock, sizes)
+        return replace(made, struck=struck_anywhere(self.model, numbers, sizes))
+
+    def _measure(self) -> None:
+        """See which elements of each activation belong to which sample."""
+        measure_on(self.faults, self.loader, self.device)
+        self._measured = True
 
 
 def predict(
@@ -304,12 +321,17 @@ def _of_sample(place: int, first: int | None) -> str:
     return f" for sample {place} of a batch" if first is None else f" for sample {first + place}"
 
 
-def struck_anywhere(model: nn.Module, numbers: Tensor) -> Tensor:
+def struck_anywhere(
+    model: nn.Module, numbers: Tensor, sizes: Sequence[int] | None = None
+) -> Tensor:
     """Which samples were hit at all, judged by the settings of the sites after an evaluation.
+
+    Where a site's faults belong to the batch, all samples of a batch that has any are hit.
 
     Args:
         model: that was evaluated.
         numbers: of the samples, int64, one dimension.
+        sizes: samples in each of the batches; default: all are one batch.
 
     Returns:
         bool, one for each number.
@@ -317,9 +339,28 @@ def struck_anywhere(model: nn.Module, numbers: Tensor) -> Tensor:
     struck = torch.zeros(len(numbers), dtype=torch.bool)
     with in_eval_mode(model):
         for site in faults_of(model):
-            if site.armed and site.probability > 0 and site.elements:
+            if not (site.armed and site.probability > 0 and site.elements):
+                continue
+            if site.arrangement is not None and site.arrangement.why_batch is not None:
+                struck |= _struck_batches(site, numbers, sizes or [len(numbers)])
+            else:
                 struck |= _struck_at(site, numbers, Layout(1, 1, (site.elements,)))
     return struck
+
+
+def _struck_batches(site: FaultSite, numbers: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`_struck_at` for faults that belong to batches, each drawn as its first sample."""
+    assert site.elements is not None
+    struck = []
+    first = 0
+    for size in sizes:
+        elements = site.elements  # Of the last batch; another one has as much for each sample.
+        if size != sizes[-1] and elements % sizes[-1] == 0:
+            elements = elements // sizes[-1] * size
+        hit = _struck_at(site, numbers[first : first + 1], Layout(1, 1, (elements,)))
+        struck.append(hit.expand(size))
+        first += size
+    return torch.cat(struck)
 
 
 def _struck_at(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:

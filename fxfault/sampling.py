@@ -30,6 +30,9 @@ PART = 3 << 13
 # Numbers drawn for several sites together that are kept from site to site (32 MiB).
 MOST_KEPT = 1 << 22
 
+# Why an activation belongs to no sample though samples are independent.
+CONSTANT = "it is the same for every batch"
+
 Numbers: TypeAlias = "range | Tensor"
 """The numbers of a batch's samples, 0 and up: a range, or int64 of one dimension."""
 
@@ -98,6 +101,83 @@ class Layout:
         piece = self.elements // self.outer
         sample, within = index // self.elements, index % self.elements
         return (within // piece * self.samples + sample) * piece + within % piece
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the samples of any batch lie in an activation, as it was measured.
+
+    Along one dimension, of size outer * batch * each. See `fxfault.sample_layouts`.
+
+    >>> views = Arrangement(dim=0, outer=2)
+    >>> views.over((14, 5), batch=7)
+    Layout(samples=7, rows=2, row_shape=(5,), outer=2)
+    >>> views.over((6, 5), batch=3)
+    Layout(samples=3, rows=2, row_shape=(5,), outer=2)
+    >>> steps = Arrangement(dim=1, pieces=4)
+    >>> print(steps), steps.over((4, 7, 5), batch=7)
+    every N-th row (outer=4)
+    (None, Layout(samples=7, rows=4, row_shape=(5,), outer=4))
+
+    Attributes:
+        dim: the dimension.
+        outer: how often all samples follow each other in it; 1 where they do so once.
+        each: neighbouring entries of one sample in it.
+        pieces: of a sample in the activation that was measured, see `Layout.outer`.
+        why_batch: why the activation belongs to the batch as a whole, so that it has one draw of
+            faults; None: it belongs to samples.
+        why_shared: how samples influence each other all the same; None: they do not.
+    """
+
+    dim: int = 0
+    outer: int = 1
+    each: int = 1
+    pieces: int = 1
+    why_batch: str | None = None
+    why_shared: str | None = None
+
+    def over(self, shape: tuple[int, ...], batch: int) -> Layout:
+        """The layout of an activation of some shape, from a batch of `batch` samples.
+
+        A shape that does not fit what was measured is one sample.
+        """
+        if self.why_batch is None and self.dim == 0 and self.outer == 1:
+            return Layout.of(shape, batch)
+        return _layout_over(self, shape, batch)
+
+    @property
+    def mixing(self) -> bool:
+        """Whether samples meet each other there, or before; what no sample makes does not count."""
+        return self.why_shared is not None or self.why_batch not in (None, CONSTANT)
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether each sample's rows follow each other."""
+        return self.why_batch is None and self.pieces == 1
+
+    def __str__(self) -> str:
+        if self.why_batch is not None:
+            return f"belong to the batch: {self.why_batch}"
+        rows = "row" if self.each == 1 else f"{self.each} rows"
+        text = "consecutive" if self.consecutive else f"every N-th {rows} (outer={self.pieces})"
+        return text if self.why_shared is None else f"{text}, but {self.why_shared}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout_over(arrangement: Arrangement, shape: tuple[int, ...], batch: int) -> Layout:
+    dim, one = arrangement.dim, Layout(1, *((shape[0], shape[1:]) if shape else (1, ())))
+    if arrangement.why_batch is not None or dim >= len(shape) or batch < 1:
+        return one
+    each, rest = divmod(shape[dim], batch)
+    if rest or each == 0:
+        return one
+    outer = arrangement.outer
+    if arrangement.each == 1 and outer > 1:
+        outer = each  # As many views, or time steps, as there are here.
+    elif each % outer:
+        return one
+    before = math.prod(shape[:dim])
+    return Layout(batch, before * each, tuple(shape[dim + 1 :]), before * outer)
 
 
 class Hits(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from fxfault.fault_models import (
     label_of,
 )
 from fxfault.random_numbers import Key
+from fxfault.sampling import Arrangement, Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from fxfault.layer_outputs import LayerOutput
     from fxfault.quant_tensors import Quantiser
     from fxfault.statistics import FaultStatistics
+
+logger = logging.getLogger(__name__)
 
 NOT_CODES = (
     "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
@@ -99,6 +103,8 @@ class FaultSite:
         peers: all sites of the model, this one too.
         extent: how much there is to hit; None before somebody measured it.
         word_bits: of the last armed forward (a tensor where that is not known on the host).
+        arrangement: how the samples of a batch lie in the activation; None before it was measured.
+        observer: while that is measured, gets each activation and gives the values that go on.
     """
 
     name: str
@@ -127,6 +133,8 @@ class FaultSite:
     peers: Sequence[FaultSite] = ()
     extent: Extent | None = None
     word_bits: int | Tensor | None = None
+    arrangement: Arrangement | None = None
+    observer: Callable[[Any], Tensor] | None = None
     _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
     _cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -151,6 +159,33 @@ class FaultSite:
         if self.several is not None:
             return self.several
         return (SiteFault(self.fault_model, self.probability, self.rate_unit, self.num_faults),)
+
+    def layout_of(self, shape: tuple[int, ...], batch: int) -> Layout:
+        """How the elements of this activation belong to samples.
+
+        As it was measured (`FaultSites.measure`); before, as the shape suggests, of which the
+        first strike that cannot be sure warns once.
+
+        Args:
+            shape: of the activation.
+            batch: samples of the forward.
+        """
+        if self.arrangement is not None:
+            return self.arrangement.over(shape, batch)
+        if shape[:1] != (batch,) and not self.clock.warned and self.probability > 0:
+            self._warn(shape, batch)
+        return Layout.of(shape, batch)
+
+    def _warn(self, shape: tuple[int, ...], batch: int) -> None:
+        self.clock.warned = True
+        logger.warning(
+            "site %s: which of its rows belong to which sample was not measured; its activation of "
+            "shape %s for a batch of %d is taken as its shape suggests, and faults may depend on "
+            "the batch size; call model.faults.measure(inputs) first",
+            self.name,
+            shape,
+            batch,
+        )
 
     def check_word(self, model: FaultModel, width: int | None) -> None:
         """See that a word has the bits that a fault model strikes.

@@ -11,7 +11,7 @@ import difflib
 import fnmatch
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,7 @@ from fxfault.fault_models import (
 )
 from fxfault.handles import Handle
 from fxfault.random_numbers import uniform_float
+from fxfault.sample_layouts import SampleLayouts
 from fxfault.site import NOT_CODES, FaultSite, SiteFault
 from fxfault.statistics import FaultStatistics
 
@@ -83,6 +84,7 @@ class FaultSites(Sequence[FaultSite]):
         self._sites: list[FaultSite] = []
         self._original: list[nn.Module] = []
         self._extents = Extents()
+        self._layouts = SampleLayouts()
 
     # -- addressing ---------------------------------------------------------------------
 
@@ -473,17 +475,48 @@ class FaultSites(Sequence[FaultSite]):
         self._extents.prepare(self, inputs)
 
     def measure(self, *inputs: Any) -> None:
-        """Run the model once without faults, and see how much there is to hit at each site.
+        """Run the model without faults, and see what there is to hit at each site, and whose.
 
-        `num_faults` needs it. A forward does it by itself where inputs have a shape that was not
-        seen before; what is asked ahead of any forward (`struck_samples`) needs it to be called.
-        The run is one in evaluation mode and without gradients; afterwards modes, settings, clock
-        and statistics are as before.
+        Which elements of an activation belong to which sample is measured by running a few of the
+        samples in another order, and in a smaller batch (`fxfault.sample_layouts`). Faults of a
+        sample then no longer depend on the batch that it comes in, also where its rows do not
+        follow each other (two views joined by `torch.cat`, time steps first); `fxfault.inspect`
+        tells what was found. Where nothing was measured, the shape decides: a leading dimension of
+        k times the batch is k consecutive rows for each sample, and any other activation is one
+        sample.
+
+        How many elements and bits there are is what `num_faults` needs. A forward finds it by
+        itself where inputs have a shape that was not seen before; what is asked ahead of any
+        forward (`struck_samples`) needs this to be called.
+
+        The runs are ones in evaluation mode and without gradients; afterwards modes, settings,
+        clock, statistics, buffers and the states of random generators are as before.
 
         Args:
-            inputs: what the model is called with; the values do not matter, their shapes do.
+            inputs: what the model is called with, a batch. Real samples, different from each
+                other, show most: where an activation is the same for all of them, any layout
+                explains it, and rows are taken to be consecutive.
         """
+        self.measure_layouts(*inputs)
+        self.measure_extents(*inputs)
+
+    def measure_layouts(self, *inputs: Any) -> None:
+        """The part of `measure` that tells which elements belong to which sample."""
+        if self._layouts.measure(self, inputs) and any(s.extent is not None for s in self._sites):
+            self.measure_extents(*inputs)
+
+    def measure_extents(self, *inputs: Any) -> None:
+        """The part of `measure` that tells how much there is to hit."""
         self._extents.measure(self, inputs)
+
+    @property
+    def why_unmeasured(self) -> str | None:
+        """Why it could not be measured which elements belong to which sample; None: it could."""
+        return self._layouts.why_not
+
+    def armed_at_zero(self) -> AbstractContextManager[None]:
+        """Arm all sites at 0 % for a while; settings and the clock are as before afterwards."""
+        return self._extents.armed_at_zero(self)
 
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
         """Set the fault model of every site, by name or by instance."""

@@ -52,7 +52,7 @@ class Exposure:
             others: the other batches; run until each site was called.
         """
         self.faults, self.samples = faults, samples
-        faults.measure(inputs)
+        faults.measure_extents(inputs)
         seen = _elements_of(model, faults, inputs)
         # Elements of a sample. None where the activation does not belong to the samples of the
         # batch, and where a container calls the site as often as it likes.
@@ -61,6 +61,7 @@ class Exposure:
             if site.elements
             and seen[site.index] == site.elements * len(inputs)
             and not site.counts_calls
+            and (site.arrangement is None or site.arrangement.why_batch is None)
             else None
             for site in faults
         }

@@ -1,0 +1,695 @@
+"""Which elements belong to which sample is measured: laws over small networks after public code.
+
+Where `arrangement` does not say otherwise, the faults of a sample are the same whatever batch it
+comes in; and incremental runs predict what full runs predict, always.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from brevitas import nn as qnn
+from torch import Tensor, nn
+
+import fxfault
+from fxfault.errors import SiteError
+from fxfault.incremental import IncrementalRunner
+from fxfault.predictions import FullRunner
+from fxfault.sampling import Arrangement
+
+N = 14
+Data = list[tuple[Tensor, Tensor]]
+
+
+def act(bits: int = 4, **kwargs: Any) -> nn.Module:
+    return qnn.QuantReLU(bit_width=bits, **kwargs)
+
+
+def identity(bits: int = 4) -> nn.Module:
+    return qnn.QuantIdentity(bit_width=bits)
+
+
+class TwoViews(nn.Module):
+    """Test-time augmentation: both views as one batch, scores added."""
+
+    shape = (12,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Linear(12, 16), act()
+        self.more, self.act2, self.head = nn.Linear(16, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.stem(torch.cat([x, x.flip(-1)], 0)))
+        a, b = self.head(self.act2(self.more(y))).chunk(2, 0)
+        return a + b
+
+
+class Siamese(nn.Module):
+    """Two towers with the same weights, called one after the other."""
+
+    shape = (2, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(6, 8), act())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.tower(x[:, 0]) - self.tower(x[:, 1])).abs())
+
+
+class Raft(nn.Module):
+    """The encoder of RAFT: two images concatenated, encoded, split."""
+
+    shape = (2, 3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3, padding=1), act()
+        self.conv2, self.act2 = nn.Conv2d(4, 4, 3, stride=2), act()
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.unbind(1)
+        batch = first.shape[0]
+        y = torch.cat([first, second], dim=0)
+        y = self.act2(self.conv2(self.act(self.conv(y))))
+        a, b = torch.split(y, [batch, batch], dim=0)
+        return self.head((a * b).flatten(1))
+
+
+class TimeMajor(nn.Module):
+    """A recurrent network over (T, B, F), as nn.RNN has it."""
+
+    shape = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.act0 = nn.Linear(6, 6), act()
+        self.cell, self.act, self.head = nn.Linear(14, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.act0(self.embed(x.transpose(0, 1)))
+        hidden = x.new_zeros(x.shape[0], 8)
+        for t in range(5):
+            hidden = self.act(self.cell(torch.cat([steps[t], hidden], -1)))
+        return self.head(hidden)
+
+
+class Spiking(nn.Module):
+    """A loop over time as snnTorch has it: spikes recorded and stacked, (T, B, F)."""
+
+    shape = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.spike = nn.Linear(6, 12), act(2)
+        self.fc2, self.record = nn.Linear(12, 5), act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, out = torch.zeros(x.shape[0], 12), []
+        for _ in range(4):
+            mem = 0.9 * mem + self.fc1(x)
+            out.append(self.fc2(self.spike(mem)))
+        return self.record(torch.stack(out)).sum(0)
+
+
+class FoldedTime(nn.Module):
+    """Time folded in front of the batch: (T * B, C)."""
+
+    shape = (3, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(6, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.fc(x.transpose(0, 1).flatten(0, 1)))
+        return self.head(y.view(3, -1, 8).mean(0))
+
+
+class Windows(nn.Module):
+    """Swin: window_partition folds the windows of an image into the batch."""
+
+    shape = (4, 4, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.act = nn.Linear(3, 6), act()
+        self.mlp, self.act2, self.head = nn.Linear(6, 6), act(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        windows = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5)
+        windows = self.act(self.proj(windows.reshape(-1, 4, c)))
+        y = windows.view(b, 2, 2, 2, 2, 6).permute(0, 1, 3, 2, 4, 5).reshape(b, 16, 6)
+        return self.head(self.act2(self.mlp(y)).mean(1))
+
+
+class BothFolded(nn.Module):
+    """Two views of windows: 2 * N * 4 rows."""
+
+    shape = (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(6, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, x.flip(-1)], 0).flatten(0, 1)
+        y = self.act(self.fc(y)).view(2, -1, 4, 8)
+        return self.head(y.mean((0, 2)))
+
+
+class NanoGPT(nn.Module):
+    """A block of nanoGPT, with tokens folded into rows (B * T, C) for the MLP."""
+
+    shape = (4, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.act = nn.LayerNorm(8), nn.Linear(8, 24), identity()
+        self.fc, self.gelu, self.head = nn.Linear(8, 16), act(), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).split(8, dim=2)
+        q, k, v = (y.view(b, t, 2, 4).transpose(1, 2) for y in (q, k, v))
+        weights = self.act((q @ k.transpose(-2, -1)).softmax(-1))
+        y = (weights @ v).transpose(1, 2).reshape(b * t, c)
+        return self.head(self.gelu(self.fc(y)).view(b, t, -1)[:, -1])
+
+
+class MultiCrop(nn.Module):
+    """DINO: crops of each image concatenated along the batch, scores averaged."""
+
+    shape = (3, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        y = self.head(self.act(self.fc(torch.cat(list(crops.unbind(1))))))
+        return torch.stack(y.chunk(3)).mean(0)
+
+
+class Sorted(nn.Module):
+    """Samples sorted by their length, as for packed sequences, and put back in the end."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act0 = nn.Linear(8, 8), act()
+        self.fc, self.act, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x.sum(1).argsort(stable=True)
+        y = self.act(self.fc(self.act0(self.first(x))[order]))
+        return self.head(y[order.argsort()])
+
+
+class BatchStatistics(nn.Module):
+    """Batch norm with the statistics of the batch in eval mode too."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act0 = act()
+        self.fc, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8, track_running_stats=False)
+        self.act, self.head = act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.norm(self.fc(self.act0(x)))))
+
+
+class AcrossBatch(nn.Module):
+    """Attention from every sample to every other one."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+        self.after = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.fc(x))
+        return self.head(self.after((y @ y.T).softmax(-1) @ y))
+
+
+class Vit(nn.Module):
+    """A vision transformer's input: a class token before the patches, a table of positions."""
+
+    shape = (3, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 5, 8))
+        self.table, self.act = identity(), act()
+        self.fc, self.act2, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.patch(x).flatten(2).transpose(1, 2)
+        y = torch.cat([self.token.expand(x.shape[0], -1, -1), y], 1)
+        y = self.act(y + self.table(self.positions))
+        y = y + self.fc(y.mean(1, keepdim=True))
+        return self.head(self.act2(y)[:, 0])
+
+
+class PixelShuffle(nn.Module):
+    shape = (4, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(4, 8, 3, padding=1), act()
+        self.act2, self.head = act(), nn.Linear(2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.pixel_shuffle(self.act(self.conv(x)), 2)
+        return self.head(self.act2(y - 0.1).mean((2, 3)))
+
+
+class Transposed(nn.Module):
+    """Features first, (C, N)."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(8, 6), act(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.fc(x).t())
+        return self.head((y + 0.5 * y.roll(1, 0)).t())
+
+
+class TransposedImages(nn.Module):
+    """Channels before the batch, (C, N, H, W)."""
+
+    shape = (3, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(3, 4, 3), act(), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.conv(x).transpose(0, 1)).mean((2, 3)).t())
+
+
+class Skips(nn.Module):
+    """Two views, with a skip connection around the struck layers."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act = nn.Linear(8, 8), act()
+        self.fc2, self.act2, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([x, -x])
+        y = self.act(self.fc(both))
+        y = self.act2(self.fc2(y)) + both + y
+        return self.head(y.view(2, -1, 8).sum(0))
+
+
+class HardExamples(nn.Module):
+    """The half of the batch with the highest score goes through another layer."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.act2 = nn.Linear(8, 8), act(), act()
+        self.more, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.fc(x))
+        chosen = y.sum(1).topk((x.shape[0] + 1) // 2).indices
+        return self.head(y.index_add(0, chosen, self.act2(self.more(y[chosen]))))
+
+
+class Pairs(nn.Module):
+    """Interleaved views: each sample's rows follow each other."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([x, x.flip(-1)], 1).flatten(0, 1)
+        return self.head(self.act(self.fc(y)).view(-1, 2, 8).sum(1))
+
+
+class SharedScale(nn.Module):
+    """Divided by the largest value of the batch."""
+
+    shape = (8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(8, 8), act(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return self.head(self.act(y / y.abs().max()))
+
+
+CONSECUTIVE, TABLE = "consecutive", "belong to the batch: it is the same for every batch"
+TWO = "every N-th row (outer=2)"
+SORTED = "belong to the batch: its values follow the order of the samples in the batch"
+
+# What is to be found at each site; an end of it where several things are said.
+NETWORKS: dict[type[nn.Module], list[str]] = {
+    TwoViews: [TWO, TWO],
+    Siamese: [CONSECUTIVE] * 2,
+    Raft: [TWO, TWO],
+    TimeMajor: ["every N-th row (outer=5)", *[CONSECUTIVE] * 5],
+    Spiking: [*[CONSECUTIVE] * 4, "every N-th row (outer=4)"],
+    FoldedTime: ["every N-th row (outer=3)"],
+    Windows: [CONSECUTIVE] * 2,
+    BothFolded: ["every N-th 4 rows (outer=2)"],
+    NanoGPT: [CONSECUTIVE] * 2,
+    MultiCrop: ["every N-th row (outer=3)"],
+    Sorted: [CONSECUTIVE, SORTED],
+    BatchStatistics: [CONSECUTIVE, "they influence each other"],
+    AcrossBatch: [CONSECUTIVE, "they influence each other"],
+    Vit: [TABLE, CONSECUTIVE, CONSECUTIVE],
+    PixelShuffle: [CONSECUTIVE] * 2,
+    Transposed: ["every N-th row (outer=6)"],
+    TransposedImages: ["every N-th row (outer=4)"],
+    Skips: [TWO, TWO],
+    HardExamples: [CONSECUTIVE, "belong to the batch"],
+    Pairs: [CONSECUTIVE],
+    SharedScale: ["they influence each other"],
+}
+MIXING = (BatchStatistics, AcrossBatch, SharedScale)
+
+
+def model_of(kind: type[nn.Module], **settings: Any) -> Any:
+    torch.manual_seed(3)
+    net: Any = kind()
+    net(torch.randn(32, *kind.shape))
+    given = {"enabled": True, "apply_during": "eval", "probability": 3.0, "seed": 5, **settings}
+    return fxfault.freeze(fxfault.transform(net.eval(), given))
+
+
+def data_of(kind: type[nn.Module], batch: int, samples: int = N) -> Data:
+    generator = torch.Generator().manual_seed(7)
+    inputs = torch.randn(samples, *kind.shape, generator=generator)
+    return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in inputs.split(batch)]
+
+
+def struck(model: Any, data: Data) -> dict[str, list[list[int]]]:
+    """The elements that are hit at each site, sample by sample, in one pass over the data."""
+    found: dict[str, list[list[int]]] = {}
+    model.faults.reset(trial=1)
+    for inputs, _ in data:
+        calls: dict[str, int] = {}
+        for site in model.faults:
+            site.observer = None
+        seen: list[tuple[str, Any, Tensor, Tensor]] = []
+        with watching(seen, calls), torch.no_grad():
+            model(inputs)
+        for name, site, clean, faulty in seen:
+            layout = site.layout_of(tuple(clean.shape), len(inputs))
+            index = torch.arange(layout.samples * layout.elements)
+            places = layout.place(index).view(layout.samples, -1)
+            hits = (clean != faulty).flatten()[places]
+            rows = [hit.nonzero()[:, 0].tolist() for hit in hits]
+            found.setdefault(name, []).extend(rows)
+    return found
+
+
+class watching:
+    """Notes what each strike writes, with a fault that changes every word that is hit."""
+
+    def __init__(self, seen: list[Any], calls: dict[str, int]) -> None:
+        self.seen, self.calls = seen, calls
+
+    def __enter__(self) -> None:
+        from fxfault import functional
+
+        self.strike = functional._strike
+
+        def strike(x: Any, site: Any, moment: Any) -> Any:
+            clean = x.value.clone()
+            faulty = self.strike(x, site, moment)
+            call = self.calls[site.name] = self.calls.get(site.name, 0) + 1
+            self.seen.append((f"{site.name}#{call}", site, clean, faulty.clone()))
+            return faulty
+
+        functional._strike = strike
+
+    def __exit__(self, *error: object) -> None:
+        from fxfault import functional
+
+        functional._strike = self.strike
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
+def test_layouts_are_found(kind: type[nn.Module]) -> None:
+    model = model_of(kind)
+    model.faults.measure(data_of(kind, N)[0][0])
+    found = [str(site.arrangement) for site in model.faults]
+    assert len(found) >= 1
+    expected = NETWORKS[kind]
+    if len(found) != len(expected):  # A kept container has one site for all its calls.
+        assert set(found) == set(expected)
+        return
+    for text, end in zip(found, expected, strict=True):
+        assert end in text
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"rate_unit": "bit", "injection_type": "bit_flip"}, {"num_faults": 2}], ids=str
+)
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
+def test_faults_do_not_depend_on_the_batch_size(
+    kind: type[nn.Module], settings: dict[str, Any]
+) -> None:
+    """Which elements: `full_flip` changes every word."""
+    model = model_of(kind, injection_type="full_flip", probability=20.0)
+    if settings:
+        given = {"injection_type": "full_flip", "probability": 20.0, **settings}
+        if "num_faults" in settings:
+            given["probability"] = fxfault.FaultInjectionConfig().probability
+        model = model_of(kind, **given)
+    passes = []
+    if "num_faults" in settings and kind in (Sorted, HardExamples):
+        with pytest.raises(SiteError, match="belongs to the batch, not to samples"):
+            FullRunner(model, data_of(kind, 4)).run()
+        return
+    for batch in (1, 7, N):
+        data = data_of(kind, batch)
+        if batch == 1 and kind is BatchStatistics:
+            continue  # Of one sample there are no statistics.
+        FullRunner(model, data).golden()
+        passes.append(struck(model, data))
+    whole = passes[-1]
+    for site in model.faults:
+        text = str(site.arrangement)
+        if "belong to" in text:
+            continue
+        for other in passes[:-1]:
+            for name in [name for name in whole if name.startswith(f"{site.name}#")]:
+                assert other[name] == whole[name], (name, text)
+                assert len(whole[name]) == N
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
+def test_predictions_do_not_depend_on_the_batch_size(kind: type[nn.Module]) -> None:
+    model = model_of(kind, injection_type="msb_flip")
+    tops = []
+    for batch in (1, 7, N):
+        if batch == 1 and kind is BatchStatistics:
+            continue
+        runner = FullRunner(model, data_of(kind, batch))
+        model.faults.reset(trial=2)
+        tops.append(runner.run().top)
+    said = [str(site.arrangement) for site in model.faults]
+    if not any("belong to" in text or "influence" in text for text in said):
+        assert all(torch.equal(top, tops[0]) for top in tops)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7, N])
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
+def test_incremental_runs_predict_what_full_runs_do(kind: type[nn.Module], batch: int) -> None:
+    if batch == 1 and kind is BatchStatistics:
+        return
+    data = data_of(kind, batch, samples=N + 3 if kind is not BatchStatistics else 2 * N)
+    model = model_of(kind, injection_type="msb_flip")
+    incremental, full = IncrementalRunner(model, data, cache_memory=2**20), FullRunner(model, data)
+    for trial in range(3):
+        for sites in (None, [0], [len(model.faults) - 1]):
+            model.faults.select(sites)
+            model.faults.reset(trial=trial)
+            made, expected = incremental.run(), full.run()
+            assert torch.equal(made.top, expected.top)
+            assert made.struck is not None
+            assert expected.struck is not None
+            if incremental.why_full is None:
+                assert torch.equal(made.struck, expected.struck)
+    if kind in MIXING and batch > 1:
+        assert "influence" in (incremental.why_full or "")
+
+
+def test_two_views_run_incrementally() -> None:
+    for kind in (TwoViews, Raft, Skips, FoldedTime, BothFolded, Transposed):
+        runner = IncrementalRunner(model_of(kind), data_of(kind, 7), cache_memory=2**20)
+        runner.golden()
+        assert runner.why_full is None, kind
+        golden = runner._golden
+        assert golden is not None
+        assert golden.why_whole is None
+        assert len(golden.cuts) > 1, kind
+        assert all(cut.roles is not None for cut in golden.cuts)
+
+
+def test_why_full_names_the_site_whose_faults_belong_to_the_batch() -> None:
+    model = model_of(Sorted)
+    runner = IncrementalRunner(model, data_of(Sorted, 7))
+    runner.golden()
+    assert "influence" in (runner.why_full or "") or "not independent at act" in runner.why_full
+    model = model_of(Vit)
+    runner = IncrementalRunner(model, data_of(Vit, 7))
+    runner.golden()
+    assert "where table is struck: its activation belongs to the batch" in (runner.why_full or "")
+    model.faults.select("act*")
+    assert runner.why_full is None
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
+def test_measuring_changes_nothing_else(kind: type[nn.Module]) -> None:
+    torch.manual_seed(3)
+    net: Any = kind()
+    model: Any = fxfault.transform(net.train(), {"enabled": True, "seed": 5})
+    before = copy.deepcopy(model.state_dict())
+    random_states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    clock = model.faults.clock.state()
+    model.faults.measure(data_of(kind, N)[0][0])
+    assert model.training
+    assert model.faults.clock.state() == clock
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(random_states[0], torch.random.get_rng_state())
+    assert (random_states[1] == np.random.get_state()[1]).all()
+    assert all(site.observer is None and site.selected for site in model.faults)
+
+
+def test_layouts_survive_copies_and_freezing() -> None:
+    torch.manual_seed(0)
+    net = TwoViews()
+    net(torch.randn(32, 12))
+    model = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
+    model.faults.measure(torch.randn(7, 12))
+    for other in (copy.deepcopy(model), fxfault.freeze(model)):
+        assert [str(site.arrangement) for site in other.faults] == [TWO, TWO]
+
+
+def test_nothing_but_a_few_samples_is_run() -> None:
+    model = model_of(TwoViews)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    runner = FullRunner(model, data_of(TwoViews, 14, samples=140))
+    runner.golden()
+    assert sizes[:5] == [7, 7, 7, 5, 5]
+    assert sizes[5:] == [14] * 10
+    runner.run()
+    assert len(sizes) == 25
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(1, 12), torch.ones(3, 12), torch.rand(2, 12)])
+def test_few_samples_or_none_that_differ_are_enough(inputs: Tensor) -> None:
+    model = model_of(TwoViews)
+    model.faults.measure(inputs)
+    assert [str(site.arrangement) for site in model.faults] == [TWO, TWO]
+
+
+def test_what_fails_in_other_batches_is_not_measured_but_said() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.head = act(), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.act(x).reshape(4, 6) * torch.ones(4, 6))
+
+    torch.manual_seed(0)
+    net = Fixed()
+    net(torch.randn(4, 6))
+    model = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
+    model.faults.measure(torch.randn(4, 6))  # As a whole it can be.
+    assert str(model.faults[0].arrangement) == CONSECUTIVE
+    model = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
+    model.faults.measure_layouts(torch.randn(3, 6))
+    assert model.faults[0].arrangement is None
+    assert "other sizes" in model.faults.why_unmeasured
+
+
+def test_one_warning_where_a_layout_is_guessed(caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of(TwoViews)
+    with caplog.at_level(logging.WARNING):
+        model(torch.randn(4, 12))
+        model(torch.randn(4, 12))
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
+        assert "site act:" in caplog.text
+        assert "model.faults.measure(inputs)" in caplog.text
+        caplog.clear()
+        model = model_of(TwoViews)
+        model.faults.measure(torch.randn(4, 12))
+        model(torch.randn(4, 12))
+        plain = model_of(Siamese)
+        plain(torch.randn(4, 2, 6))
+        assert not caplog.records
+
+
+def test_roundings_by_place_are_no_layout() -> None:
+    """One step, at one element in a hundred, as kernels round; more than that is something else."""
+
+    class Rounding(nn.Module):
+        shape = (400,)
+
+        def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            kwargs: dict[str, Any] = {"scaling_impl_type": "const", "max_val": 15.0}
+            self.act, self.head, self.change = act(4, **kwargs), nn.Linear(400, 5), change
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.act(self.change(x)))
+
+    def moved(by: float, count: int) -> Callable[[Tensor], Tensor]:
+        def change(x: Tensor) -> Tensor:
+            noise = torch.zeros_like(x)
+            noise[0, :count] = by  # Of the first place in the batch, whoever is there.
+            return x + noise
+
+        return change
+
+    inputs = torch.randint(2, 12, (7, 400)).float()
+    for by, count, belongs in ((1.0, 3, False), (4.0, 3, True), (1.0, 200, True)):
+        net = Rounding(moved(by, count)).eval()
+        model = fxfault.transform(net, {"enabled": True, "seed": 1})
+        model.faults.measure(inputs)
+        assert (model.faults[0].arrangement.why_batch is not None) == belongs, (by, count)
+
+
+def test_an_arrangement_says_what_it_is() -> None:
+    assert str(Arrangement()) == "consecutive"
+    assert Arrangement(dim=0, outer=3).over((7, 2), batch=2).samples == 1
+    assert Arrangement(dim=0, outer=2, each=3).over((2 * 5 * 4, 2), batch=5).rows == 8
+    assert Arrangement(dim=0, outer=2, each=3).over((3 * 5, 2), batch=5).samples == 1
+    assert Arrangement(why_batch="so").over((4, 2), batch=4).samples == 1
