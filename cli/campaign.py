@@ -278,10 +278,10 @@ def _add_worker_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--verify",
         type=types.percentage,
-        default=0.0,
         metavar="PERCENT",
         help="run this share of the batches in full and without compiled code, too, and stop if "
-        "predictions differ",
+        "predictions differ; 0 for none (default: one batch with struck samples in the first "
+        "trial of each cell, in a later one where it would take more than 2%% of the time so far)",
     )
 
 

@@ -177,10 +177,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--verify",
         type=types.percentage,
-        default=0.0,
         metavar="PERCENT",
         help="run this share of the batches in full and without compiled code, too, and stop if "
-        "predictions differ",
+        "predictions differ; 0 for none (default: one batch with struck samples in the first "
+        "trial of each setting, in a later one where it would take more than 2%% of the time so "
+        "far)",
     )
     group.add_argument("--no-progress", action="store_true", help="show no progress bar")
 

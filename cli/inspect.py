@@ -26,7 +26,8 @@ BUNDLED = "bundled:"
 
 DESCRIPTION = """\
 Show where the faults of a configuration strike: a table of all sites of the network, and how
-each of its modules was handled. One sample of zeros is run, without faults, to measure them."""
+each of its modules was handled. One sample of zeros is run, without faults, to measure them, and
+a few of random numbers, to see which elements belong to which sample."""
 
 EPILOG = """\
 examples:
@@ -224,6 +225,7 @@ def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list
         sample = torch.zeros(1, *shape)
         fxfault.check(model, faults_of(model).original, sample, modes=("eval",))
         probe(model, sample)
+        faults_of(model).measure_layouts(sample)  # What is all the same is drawn for it.
     except FxFaultError:
         raise
     except Exception as error:  # A network of the user's own may fail in any way.

@@ -72,7 +72,7 @@ class CompiledRunner:
     def __init__(
         self,
         runner: Runner,
-        verify: float = 0.0,
+        verify: float | None = 0.0,
         say: Callable[[str], object] = _LOGGER.info,
         backend: str = "inductor",
     ) -> None:
@@ -81,7 +81,8 @@ class CompiledRunner:
         Args:
             runner: what else there is; with a frozen model.
             verify: run this share of the batches of compiled evaluations without compiled code,
-                too, and compare; in percent. `runner` verifies its own.
+                too, and compare; in percent. `runner` verifies its own. None: a few, see
+                `fxfault.verification`.
             say: called with a sentence when something was compiled, or was not, or is no more
                 used.
             backend: of torch.compile; all but Inductor are for tests.
@@ -102,6 +103,7 @@ class CompiledRunner:
         self._backend = backend
         self._compilation: Any = None
         self._golden: Predictions | None = None
+        self._sizes: list[int] | None = None
         self._least_seconds = 0.0
         self._is_faster: dict[tuple[Any, ...], bool] = {}
 
@@ -138,11 +140,14 @@ class CompiledRunner:
             return self._run_first(setting, on_batch)
         if not self._is_faster[setting]:
             return self.runner.run(on_batch)
+        started = time.perf_counter()
         made = self._run_compiled(on_batch)
-        if self._verification.share:
-            sizes = [len(labels) for _, labels in self.loader]
-            numbers = sample_numbers(self.faults.clock, sizes)
-            self._verification.check(sizes, numbers, made.top)
+        self._verification.note(time.perf_counter() - started)
+        if self._verification.share != 0:
+            if self._sizes is None:
+                self._sizes = [len(labels) for _, labels in self.loader]
+            numbers = sample_numbers(self.faults.clock, self._sizes)
+            self._verification.check(self._sizes, numbers, made.top, made.struck)
         return made
 
     # -- compiling ----------------------------------------------------------------------

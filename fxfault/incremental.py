@@ -12,6 +12,7 @@ The predictions are those of `FullRunner`, bit for bit. Where samples cannot lea
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class IncrementalRunner:
     Attributes:
         model: what `fxfault.transform` returned.
         faults: its sites.
-        verify: share of the batches that are run in full, too, in percent.
+        verify: share of the batches that are run in full, too, in percent; None: a few.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class IncrementalRunner:
         loader: Iterable[Any],
         device: torch.device | str = "cpu",
         cache_memory: int | None = None,
-        verify: float = 0.0,
+        verify: float | None = 0.0,
     ) -> None:
         """Take a model and its data; nothing is run yet.
 
@@ -92,7 +93,9 @@ class IncrementalRunner:
             device: where the model is.
             cache_memory: bytes for activations of the fault-free run, on `device`; default: a
                 quarter of what is free at that run. With less, more is computed again.
-            verify: run this share of the batches in full, too, and compare; in percent.
+            verify: run this share of the batches in full, too, and compare; in percent. None:
+                one batch of each setting, as far as that takes little time, see
+                `fxfault.verification`.
 
         Raises:
             ConfigError: `cache_memory` or `verify` is out of its range.
@@ -167,16 +170,18 @@ class IncrementalRunner:
         if golden is None or self.faults.statistics is not None:
             return self._full.run(on_batch)
         assert golden.predictions is not None
+        started = time.perf_counter()
         numbers = sample_numbers(self.faults.clock, golden.sizes)
         with in_eval_mode(self.model), torch.no_grad():
             struck = _strikes(golden, numbers)
             evaluation = _Evaluation(self, golden, numbers, struck, on_batch)
             evaluation.run()
             self.faults.check()
-        self._verification.check(golden.sizes, numbers, evaluation.top)
-        hit = (
-            struck.anywhere if struck.known else struck_anywhere(self.model, numbers, golden.sizes)
-        )
+        hit = struck.anywhere
+        if not struck.known:
+            hit = struck_anywhere(self.model, numbers, golden.sizes)
+        self._verification.note(time.perf_counter() - started)
+        self._verification.check(golden.sizes, numbers, evaluation.top, hit)
         return Predictions(evaluation.top, golden.predictions.labels, hit)
 
     def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | None:
@@ -188,10 +193,11 @@ class IncrementalRunner:
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
             self._why_never = why_never_incremental(self.model)
             if self._why_never is None:
-                memory = self._memory
+                started, memory = time.perf_counter(), self._memory
                 budget = free_memory(self.device) // 4 if memory is None else memory
                 self._golden = record(self.model, self.loader, self.device, budget, on_batch)
                 self._why_never = CHANGES if self._golden is None else None
+                self._verification.note(time.perf_counter() - started)
         self._state = state_of(self.model)
         return self._golden
 

@@ -109,7 +109,8 @@ def measure_on(sites: FaultSites, loader: Iterable[Any], device: Any) -> None:
         loader: gives batches of (inputs, labels).
         device: where the model is.
     """
-    inputs = _first_samples(loader)
+    with _random_state_kept():  # A loader draws when it starts.
+        inputs = _first_samples(loader)
     if inputs is not None:
         sites.measure_layouts(inputs.to(device))
 
@@ -383,7 +384,10 @@ def _observing(sites: FaultSites) -> Iterator[Callable[[Any, Any], None]]:
     def run(inputs: Any, observe: Callable[[FaultSite, Any], Tensor]) -> None:
         for site in sites:
             site.observer = _bound(observe, site)
-        with _same_random_state():
+        with _random_state_kept():  # Each run draws what the others draw.
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
             model(*inputs)
 
     try:
@@ -415,14 +419,11 @@ def _bound(observe: Callable[[FaultSite, Any], Tensor], site: FaultSite) -> Call
 
 
 @contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Let a run draw what the others draw, and leave the generators as they were."""
+def _random_state_kept() -> Iterator[None]:
+    """Leave the global generators as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
             yield
     finally:
         random.setstate(python)

@@ -14,6 +14,7 @@ Sequential: 1 site, 1 armed in eval mode (seed 7)
   #  site  module  type       bits  signed   scale  elements  fault model  prob %  state
   0  1     1       QuantReLU     4  no      0.0667         4  random            5  armed
 <BLANKLINE>
+Samples: not measured (model.faults.measure(inputs) does it)
 Containers: 1 traced
 Skipped targets: none
 """
@@ -38,6 +39,8 @@ from fxfault.passes.transform import strip
 from fxfault.quant_tensors import learned_bit_width, settled_scale
 from fxfault.site import FaultSite
 from fxfault.sites import FaultSites, faults_of
+
+UNMEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class SiteRow:
             single bits, with how often it does.
         probability: of a hit, in percent; None where `fault_model` says that.
         why_unarmed: why no fault strikes here in the model's present mode; None: it is armed.
+        samples: how the samples of a batch lie in the activation: `consecutive`, `every N-th row
+            (outer=2)`, `belong to the batch: ...`, `not measured`; see `FaultSites.measure`.
     """
 
     index: int
@@ -95,6 +100,7 @@ class SiteRow:
     fault_model: str
     probability: float | None
     why_unarmed: str | None
+    samples: str = UNMEASURED
 
     @property
     def armed(self) -> bool:
@@ -157,6 +163,7 @@ class Inspection:
                 "",
                 *_aligned([_SITE_HEAD, *map(_site_cells, self.sites)], right=_SITE_NUMBERS),
                 "",
+                *self._sample_lines(),
                 *self._container_lines(),
                 *self._skipped_lines(),
                 *([f"Checked: {self.checked}"] if self.checked else []),
@@ -172,6 +179,17 @@ class Inspection:
         count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
         mode = "train" if self.training else "eval"
         return f"{self.model}: {count}, {armed} armed in {mode} mode (seed {self.seed})"
+
+    def _sample_lines(self) -> list[str]:
+        """How samples lie; sites where they lie as in most networks have no line of their own."""
+        texts = [site.samples for site in self.sites]
+        if all(text == UNMEASURED for text in texts):
+            return [f"Samples: {UNMEASURED} (model.faults.measure(inputs) does it)"]
+        rows = [(site.name, site.samples) for site in self.sites if site.samples != "consecutive"]
+        same = len(texts) - len(rows)
+        if not rows:
+            return [f"Samples: consecutive at {'the site' if same == 1 else f'all {same} sites'}"]
+        return [f"Samples: consecutive at {same or 'no'} of {len(texts)} sites", *_aligned(rows)]
 
     def _container_lines(self) -> list[str]:
         words = {
@@ -213,7 +231,9 @@ def inspect(model: nn.Module) -> Inspection:
         model=type(model).__name__,
         training=sites.clock.training,
         seed=sites.seed,
-        sites=tuple(_look_at(site, _layer(model, site.module_path)) for site in sites),
+        sites=tuple(
+            _look_at(site, _layer(model, site.module_path), sites.why_unmeasured) for site in sites
+        ),
         containers=containers_of(model),
         skipped=tuple(
             SkippedTarget(path, type(_layer(model, path)).__name__, why)
@@ -223,7 +243,7 @@ def inspect(model: nn.Module) -> Inspection:
     )
 
 
-def _look_at(site: FaultSite, layer: nn.Module) -> SiteRow:
+def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> SiteRow:
     units = "" if site.hw_units is None else f" (hw_mask {site.hw_units})"
     signed = site.signed
     if signed is None:
@@ -241,7 +261,14 @@ def _look_at(site: FaultSite, layer: nn.Module) -> SiteRow:
         fault_model=f"{_what_strikes(site)}{units}",
         probability=site.probability if _is_plain(site) else None,
         why_unarmed=site.why_unarmed,
+        samples=_samples(site, why_unmeasured),
     )
+
+
+def _samples(site: FaultSite, why_unmeasured: str | None) -> str:
+    if site.arrangement is not None:
+        return str(site.arrangement)
+    return UNMEASURED if why_unmeasured is None else f"{UNMEASURED}: {why_unmeasured}"
 
 
 def _is_plain(site: FaultSite) -> bool:

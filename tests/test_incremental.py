@@ -649,6 +649,68 @@ def test_verify_takes_a_share_of_the_batches(
     assert 34 < sum(asked) < 86
 
 
+def watch_verifying(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    asked: list[tuple[int, ...]] = []
+    batches = verification.some_batches
+
+    def watched(loader: Any, wanted: Any) -> Any:
+        asked.append(tuple(wanted))
+        return batches(loader, wanted)
+
+    monkeypatch.setattr(verification, "some_batches", watched)
+    return asked
+
+
+def test_by_default_one_batch_of_each_setting_is_verified_where_time_allows(
+    model: Any, data: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = watch_verifying(monkeypatch)
+    monkeypatch.setattr(verification, "SMALL", 1e9)
+    runner = IncrementalRunner(model, data, verify=None)
+    for _ in range(2):
+        for probability in (0.5, 1.0, 2.0):
+            strike(model.faults, probability, "random", None)
+            for trial in range(3):
+                model.faults.reset(trial=trial)
+                runner.run()
+    assert [len(batches) for batches in asked] == [1, 1, 1]
+    last = asked[-1]
+    model.faults.reset(trial=0)
+    IncrementalRunner(model, data, verify=None).run()
+    assert asked[-1] == last  # The seed chooses.
+
+
+def test_by_default_verifying_takes_little_of_the_time(
+    model: Any, data: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = watch_verifying(monkeypatch)
+    monkeypatch.setattr(verification, "SMALL", 0.0)
+    runner = IncrementalRunner(model, data, verify=None)
+    for probability in (0.5, 1.0, 2.0):
+        strike(model.faults, probability, "random", None)
+        runner.run()
+    assert len(asked) == 1  # The first is verified whatever it takes.
+    strike(model.faults, 0.0, "random", None)
+    IncrementalRunner(model, data, verify=None).run()
+    assert len(asked) == 1  # Where nothing is struck there is nothing to compare.
+
+
+def test_the_default_finds_a_wrong_prediction(
+    model: Any, data: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strike(model.faults, 5.0, "random", None)
+    evaluate = incremental._Evaluation.run
+
+    def wrong(self: Any) -> None:
+        evaluate(self)
+        self.top[:] = self.top.flip(1)
+
+    monkeypatch.setattr(incremental._Evaluation, "run", wrong)
+    with pytest.raises(FxFaultError, match="verify: batch"):
+        IncrementalRunner(model, data, verify=None).run()
+    IncrementalRunner(model, data, verify=0).run()
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [({"cache_memory": -1}, "bytes, 0 and up"), ({"verify": 101}, "from 0 to 100")],

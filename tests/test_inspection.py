@@ -21,6 +21,7 @@ from zoo import HAND_WRITTEN, Branching, Entry, KeptInside, Modes
 import fxfault
 from fxfault.errors import SiteError
 from fxfault.passes.inspection import Scale, code_of, diff, inspect, probe
+from fxfault.sampling import Arrangement
 
 Faulty = Callable[..., Any]
 
@@ -64,6 +65,7 @@ Small: 3 sites, 2 armed in eval mode (seed 7)
   1  block.1.act  block.1.act  QuantReLU         8  no      0.0098         6  msb_flip        0.5  not selected
   2  first@2      first        QuantHardTanh     4  yes      0.125         6  msb_flip        0.5  armed
 
+Samples: not measured (model.faults.measure(inputs) does it)
 Containers: 2 traced, 1 kept with own forward
   block.1  Looping  kept  symbolically traced variables cannot be used as inputs to control flow
 Skipped targets: 1
@@ -81,6 +83,20 @@ def test_the_printed_table(small: Any) -> None:
 
     assert str(inspect(small)) == TABLE
     assert repr(inspect(small)) == TABLE
+
+
+def test_how_samples_lie_is_told_once_it_was_measured(small: Any) -> None:
+    small.faults.measure(torch.randn(4, 6))
+
+    found = inspect(small)
+
+    assert "Samples: consecutive at all 3 sites" in str(found)
+    assert [site.samples for site in found.sites] == ["consecutive"] * 3
+    views = Arrangement(outer=2, pieces=2)
+    small.faults[2].arrangement = views
+    text = str(inspect(small))
+    assert "Samples: consecutive at 2 of 3 sites" in text
+    assert "  first@2  every N-th row (outer=2)" in text
 
 
 def test_it_is_exported_and_frozen(small: Any) -> None:
@@ -131,6 +147,7 @@ def test_the_dictionary_holds_what_the_table_shows(small: Any) -> None:
         "fault_model": "msb_flip",
         "probability": 0.5,
         "why_unarmed": "not selected",
+        "samples": "not measured",
         "armed": False,
     }
     assert [container["handling"] for container in content["containers"]].count("kept") == 1

@@ -40,7 +40,8 @@ class Plan:
         cache_memory: bytes for activations that incremental runs start from, of all workers that
             share a machine (or a GPU) together; None: a quarter of what is free.
         verify: share of the batches that are run in full and without compiled code, too, in
-            percent; other predictions are an error.
+            percent; other predictions are an error. None: one batch of each cell, as far as that
+            takes little time (`fxfault.verification`).
         sharing: workers on the machine.
     """
 
@@ -51,7 +52,7 @@ class Plan:
     freeze: bool = True
     compile: bool = False
     cache_memory: int | None = None
-    verify: float = 0.0
+    verify: float | None = None
     sharing: int = 1
 
     def __post_init__(self) -> None:
