@@ -138,9 +138,10 @@ class FullRunner:
         state = state_of(self.model)
         if self._golden is None or self._state != state:
             self._measure()
+            state = state_of(self.model)
             with disabled(self.faults):
                 made = predict(self.model, self.loader, self.device, on_batch, self.faults)
-            self._golden, self._state = made, state_of(self.model)
+            self._golden, self._state = made, state
         return self._golden
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:

@@ -37,6 +37,8 @@ from fxfault.random_numbers import counter_hash, stream_key, uniform_int63, unif
 from fxfault.sampling import CONSTANT, Arrangement
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fxfault.site import FaultSite
     from fxfault.sites import FaultSites
 
@@ -373,27 +375,64 @@ def _as_batch(inputs: Sequence[Any], given: int, batch: int) -> Any:
     return pytree.tree_map(lambda x: _of_samples(x, given, change), tuple(inputs))
 
 
+class _State:
+    """What forwards of a model may leave behind: buffers, and plain attributes of its modules.
+
+    A spiking layer that keeps its membrane, or a counter, must start each run as it was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tables = [
+            (table, {name: value for name, value in table.items() if _is_plain(value)})
+            for module in model.modules()
+            for table in (vars(module), module._buffers)
+        ]
+        values = [v for _, kept in self._tables for v in kept.values()]
+        self._lists = [(v, list(v)) for v in values if isinstance(v, list)]
+        tensors = [v for v in values if isinstance(v, Tensor) and not v.is_inference()]
+        self._tensors = [(t, t.detach().clone(), t._version) for t in tensors]
+
+    def restore(self) -> None:
+        """Put back what has changed."""
+        for table, kept in self._tables:
+            for name in [n for n, v in table.items() if n not in kept and isinstance(v, Tensor)]:
+                del table[name]
+            for name, value in kept.items():
+                if table.get(name, self) is not value:
+                    table[name] = value
+        for now, before in self._lists:
+            if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+                now[:] = before
+        for place, (tensor, copy, version) in enumerate(self._tensors):
+            if tensor._version != version:
+                tensor.copy_(copy)
+                self._tensors[place] = (tensor, copy, tensor._version)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (Tensor, bool, int, float, tuple, list))
+
+
 @contextmanager
 def _observing(sites: FaultSites) -> Iterator[Callable[[Any, Any], None]]:
     """Let the model run without faults, its activations looked at; all is as before afterwards."""
     model = sites.clock.model
     modes = {module: module.training for module in model.modules()}
-    buffers = [(table, dict(table)) for m in model.modules() if (table := m._buffers)]
-    copies = [(b, b.clone(), b._version) for _, t in buffers for b in t.values() if _is_plain(b)]
 
     def run(inputs: Any, observe: Callable[[FaultSite, Any], Tensor]) -> None:
         for site in sites:
             site.observer = _bound(observe, site)
-        with _random_state_kept():  # Each run draws what the others draw.
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            model(*inputs)
+        try:
+            with _random_state_kept():  # So each run draws what the others draw.
+                model(*inputs)
+        finally:
+            state.restore()
 
     try:
         with sites.armed_at_zero(), torch.no_grad(), torch._C._EnableTorchFunction():
             sites.clock.given = None
             model.eval()
+            state = _State(model)
             with torch.compiler.set_stance("force_eager"):
                 yield run
     finally:
@@ -401,17 +440,6 @@ def _observing(sites: FaultSites) -> Iterator[Callable[[Any, Any], None]]:
             site.observer = None
         for module, training in modes.items():
             module.training = training
-        for table, entries in buffers:
-            if any(table.get(name) is not tensor for name, tensor in entries.items()):
-                table.update(entries)
-        with torch.no_grad():
-            for buffer, copy, version in copies:
-                if buffer._version != version:
-                    buffer.copy_(copy)
-
-
-def _is_plain(buffer: Any) -> bool:
-    return isinstance(buffer, Tensor) and not buffer.is_inference()
 
 
 def _bound(observe: Callable[[FaultSite, Any], Tensor], site: FaultSite) -> Callable[[Any], Tensor]:

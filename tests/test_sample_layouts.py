@@ -590,6 +590,50 @@ def test_measuring_changes_nothing_else(kind: type[nn.Module]) -> None:
     assert all(site.observer is None and site.selected for site in model.faults)
 
 
+class Membrane(nn.Module):
+    """A spiking network that keeps its state, of the size of the batch, between forwards."""
+
+    shape = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(6, 8), act(), nn.Linear(8, 5)
+        self.membrane: Tensor | None = None
+        self.calls, self.history = 0, [0]
+        self.register_buffer("total", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.membrane is None or len(self.membrane) != len(x):
+            self.membrane = torch.zeros(len(x), 8)
+        self.membrane = 0.5 * self.membrane + self.fc(x)
+        self.calls += 1
+        self.history.append(self.calls)
+        self.total += 1
+        self.seen = x
+        return self.head(self.act(self.membrane))
+
+
+def test_what_forwards_leave_behind_is_as_before() -> None:
+    torch.manual_seed(0)
+    net = Membrane()
+    net(torch.randn(9, 6))
+    net.eval()
+    model: Any = fxfault.transform(net, {"enabled": True, "apply_during": "eval", "seed": 1})
+    for module in model.modules():
+        vars(module).pop("seen", None)
+    state = [(dict(vars(m)), dict(m._buffers)) for m in model.modules() if type(m) is type(net)]
+    total = model.total.clone()
+    model.faults.measure_layouts(torch.randn(14, 6))
+    assert str(model.faults[0].arrangement) == CONSECUTIVE
+    assert torch.equal(model.total, total)
+    for module, (before, buffers) in zip(
+        [m for m in model.modules() if type(m) is type(net)], state, strict=True
+    ):
+        assert vars(module).keys() == before.keys()
+        assert all(vars(module)[name] is value for name, value in before.items())
+        assert all(module._buffers[name] is value for name, value in buffers.items())
+
+
 def test_layouts_survive_copies_and_freezing() -> None:
     torch.manual_seed(0)
     net = TwoViews()
