@@ -539,7 +539,7 @@ def _measure(
         say(f"Baseline accuracy: {findings.baseline:.2f}%")
         findings.doubt = doubt_of(evaluation.runner.golden())
         why = getattr(evaluation.runner, "why_full", None)
-        for note in filter(None, [findings.doubt, why]):
+        for note in filter(None, [findings.doubt, why, evaluation.faults.layouts_note]):
             say(f"Note: {note}")
         findings.never_called = evaluation.check(setting.configs, each_alone=setting.per_layer)
         if findings.never_called:

@@ -197,12 +197,12 @@ def _compare(
             roles = roles_of(leaf, batch, leaves[other], trials[other].size)
         except ValueError:
             roles = []
-        for role in roles:  # The first that explains all, else that explains anything.
+        for role in roles:  # The first that explains most, else what explains anything.
             these = [
                 _same(leaf, role, share, trial) for share, trial in zip(leaves, trials, strict=True)
             ]
-            found = these if all(these) or not any(found) else found
-            if all(found):
+            found = these if sum(these) > sum(found) else found
+            if 2 * sum(found) > len(found):
                 break
         if any(found) or is_output:
             for trial, same in zip(trials, found, strict=True):

@@ -102,7 +102,10 @@ class CapturedForward:
         armed = [site for site in self._faults if site.armed]
         broken = any(s.hw_units is not None or any(f.is_fixed for f in s.faults) for s in armed)
         run = (clock.seed, clock.trial) if broken else ()
-        return (run, *[(s.index, s.faults, s.hw_units, s.statistics) for s in armed])
+        return (
+            run,
+            *[(s.index, s.faults, s.hw_units, s.statistics, s.arrangement) for s in armed],
+        )
 
     def _fill(self, inputs: tuple[Tensor, ...]) -> None:
         """Write what this forward follows from to where the graph reads it."""

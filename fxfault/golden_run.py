@@ -291,7 +291,8 @@ def _with_layouts(model: Any, found: Independence) -> Independence:
         lies = site.arrangement
         if lies is None or not lies.mixing:
             continue
-        why = lies.why_shared or f"its activation belongs to the batch: {lies.why_batch}"
+        why = lies.why_shared or lies.why_guessed
+        why = why or f"its activation belongs to the batch: {lies.why_batch}"
         return Independence(MEET.format(site.name, why), mixing=True)
     return found
 
@@ -316,6 +317,9 @@ class _Survey:
         self.cuts: list[Cut] = []
         self.layouts: dict[str, Layout] = {}
         self.batch = len(inputs)
+        # Whether samples lie in one piece wherever that was measured, as in most networks.
+        lies = [site.arrangement for site in faults_of(model)]
+        self.is_plain = all(one is None or one.outer == 1 for one in lies)
         self.order = torch.arange(self.batch).flip(0)
         self.some = torch.arange(min(found.sizes, default=1)) % self.batch
         if len(self.some) == self.batch:
@@ -371,11 +375,24 @@ class _Survey:
             except ValueError:  # Not made of samples in a way that we know.
                 return None
             if len(roles) > 1:
-                roles = [r for r in _as_at(site, roles) if self._explains(r, leaf, turned)]
+                roles = self._explaining(site, roles, leaf, turned)
             if not roles:
                 return None
             found.append(roles[0])
         return tuple(found)
+
+    def _explaining(
+        self, site: FaultSite | None, roles: list[Role], leaf: Any, turned: Any
+    ) -> list[Role]:
+        """Which roles explain a leaf; of several only one that is likely enough, first."""
+        roles = [role for role in roles if self._explains(role, leaf, turned)]
+        if len(roles) < 2 or self.is_plain:
+            return roles
+        # The same for all samples, or there is only one: it lies as the site's activation does.
+        lies = None if site is None else site.arrangement
+        if lies is None or lies.why_batch is not None:
+            return []
+        return [r for r in roles if r == SampleRows(lies.dim, lies.each, lies.outer)]
 
     def _explains(self, role: Role, leaf: Any, turned: Any) -> bool:
         assert isinstance(role, SampleRows)
@@ -390,17 +407,6 @@ class _Survey:
             if self.whole_batches or cut.roles is not None
         ]
         return [self.cuts[place].site for place in choose(candidates, starts, budget)]
-
-
-def _as_at(site: FaultSite | None, roles: list[Role]) -> list[Role]:
-    """Roles, with those first that are like the layout measured at a site.
-
-    Where a leaf is the same for all samples, any of them would explain it.
-    """
-    measured = None if site is None else site.arrangement
-    if measured is None or measured.why_batch is not None:
-        return roles
-    return sorted(roles, key=lambda r: not isinstance(r, SampleRows) or r.outer != measured.outer)
 
 
 def _now(device: torch.device) -> float:

@@ -51,10 +51,15 @@ RARE = 0.01
 # And of those that exchanging samples changes, how many.
 UNEXPLAINED = 0.1
 
+# How far roundings may move what comes into a layer, of its largest value.
+ROUNDING = 1e-3
+
 SHARED = "they influence each other (a sample's values moved when others left the batch)"
 ORDER = "its values follow the order of the samples in the batch"
-NO_SHARE = "no dimension of its shape {} holds a share for each sample"
+NO_SHARE = "no dimension of its shape {} for {} samples holds a share for each"
 OTHER_SIZE = "its share for each sample changes with their number"
+SAME = "what comes in is the same for all samples"
+RANDOM = "its forward gives other results each time"
 CALLS = "its calls in one forward lie in different ways"
 
 
@@ -85,10 +90,10 @@ class SampleLayouts:
         if key == self._key:
             return False
         before = [site.arrangement for site in sites]
-        self.why_not, error = None, None
+        error = None
         for samples, other in (*SIZES, (0, 0)):
             try:
-                found = _measured(sites, inputs, samples, other)
+                found, self.why_not = _measured(sites, inputs, samples, other)
                 break
             # Whatever a model raises for so many samples.
             except Exception as raised:
@@ -157,28 +162,104 @@ class _Seen:
 
 def _measured(
     sites: FaultSites, inputs: Sequence[Any], samples: int, other: int
-) -> list[Arrangement | None]:
-    """Run and compare; None for a site that was not reached."""
+) -> tuple[list[Arrangement | None], str | None]:
+    """Run and compare; None for a site that was not reached, or why it tells nothing."""
     from fxfault.functional import _batch_size
 
     given = _batch_size(inputs)
     batch = samples or given
     inputs = _as_batch(inputs, given, batch) if samples else tuple(inputs)
     seen: list[list[_Seen]] = [[] for _ in sites]
+    orders = _orders(batch)
     with _observing(sites) as run:
         run(inputs, _recorder(seen, batch))
-        for order in _orders(batch):
+        for order in orders:
             run(_taken(inputs, batch, order), _comparer(seen, batch, order, compare=_exchange))
         for some in _parts(batch, other) if other else ():
             run(_taken(inputs, batch, some), _comparer(seen, batch, some, compare=_shrink))
+        if any(call.why == ORDER for calls in seen for call in calls):
+            run(inputs, _comparer(seen, batch, torch.arange(batch), compare=_repeat), again=True)
+        if orders and any(map(_is_open, seen)):
+            _look_before(sites, seen, run, inputs, batch, orders[0])
     found: list[Arrangement | None] = []
     last: SampleRows | None = None
     for calls in seen:
         each = [_arrangement(call, last) for call in calls]
-        found.append(_common(each))
+        found.append(None if _is_random(calls) else _common(each))
         sure = [call.candidates[0] for call in calls if len(call.candidates) == 1]
         last = sure[0] if sure else last
-    return found
+    random_at = next((s.name for s, c in zip(sites, seen, strict=True) if _is_random(c)), None)
+    return found, None if random_at is None else f"{RANDOM} ({random_at})"
+
+
+def _is_random(calls: list[_Seen]) -> bool:
+    return any(call.why == RANDOM for call in calls)
+
+
+def _is_open(calls: list[_Seen]) -> bool:
+    return any(len(call.candidates) > 1 for call in calls)
+
+
+def _look_before(
+    sites: FaultSites,
+    seen: list[list[_Seen]],
+    run: Callable[..., None],
+    inputs: Any,
+    batch: int,
+    order: Tensor,
+) -> None:
+    """Tell by what comes into the layers how those lie whose activations several ways explain.
+
+    An activation that is the same for all samples (a dead layer) mostly comes of values that are
+    not. What comes in has the shape of what comes out.
+    """
+    ways = {
+        site.module_path for site in sites if any(len(c.candidates) > 1 for c in seen[site.index])
+    }
+    latest: dict[str, Any] = {}
+    hooks = []
+    for path in ways:
+        try:
+            layer = sites.clock.model.get_submodule(path)
+        except AttributeError:  # A model that is itself a target.
+            continue
+
+        def keep(_: nn.Module, given: Any, path: str = path) -> None:
+            latest[path] = getattr(given[0], "value", given[0]) if given else None
+
+        hooks.append(layer.register_forward_pre_hook(keep))
+    before: dict[tuple[int, int], Tensor] = {}
+    counts: dict[tuple[bool, int], int] = {}
+
+    def look(site: FaultSite, x: Any, exchanged: bool) -> Tensor:
+        number = counts[exchanged, site.index] = counts.get((exchanged, site.index), -1) + 1
+        found, calls = latest.get(site.module_path), seen[site.index]
+        if isinstance(found, Tensor) and number < len(calls):
+            if not exchanged:
+                before[site.index, number] = found.detach().clone()
+            elif (site.index, number) in before:
+                _decide(calls[number], before[site.index, number], found, order)
+        return getattr(x, "value", x)  # type: ignore[no-any-return]
+
+    try:
+        run(inputs, lambda site, x: look(site, x, exchanged=False))
+        run(_taken(inputs, batch, order), lambda site, x: look(site, x, exchanged=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _decide(call: _Seen, before: Tensor, exchanged: Tensor, order: Tensor) -> None:
+    """Keep the candidates that explain what came into the layer, up to roundings."""
+    if not (before.shape == exchanged.shape == call.values.shape) or not before.numel():
+        return
+    scale = before.double().abs().max()
+    errors = {
+        role: (gather([(before, order)], role).double() - exchanged.double()).abs().max()
+        for role in call.candidates
+    }
+    good = [role for role, error in errors.items() if error <= ROUNDING * scale]
+    call.candidates = good or call.candidates
 
 
 def _recorder(seen: list[list[_Seen]], batch: int) -> Callable[[FaultSite, Any], Tensor]:
@@ -187,7 +268,7 @@ def _recorder(seen: list[list[_Seen]], batch: int) -> Callable[[FaultSite, Any],
         call = _Seen(value.detach().clone(), _step_of(x))
         call.candidates = _candidates(tuple(value.shape), batch)
         if not call.candidates:
-            call.why = NO_SHARE.format(tuple(value.shape))
+            call.why = NO_SHARE.format(tuple(value.shape), batch)
         seen[site.index].append(call)
         return value  # type: ignore[no-any-return]
 
@@ -236,6 +317,13 @@ def _exchange(call: _Seen, value: Tensor, batch: int, samples: Tensor) -> Tensor
         call.why = ORDER
     call.candidates = kept
     return expected[kept[0]] if kept else None
+
+
+def _repeat(call: _Seen, value: Tensor, batch: int, samples: Tensor) -> Tensor | None:
+    """See whether an activation is another one with other random numbers."""
+    if call.why == ORDER and not same_bits(value, call.values):
+        call.why = RANDOM
+    return None
 
 
 def _shrink(call: _Seen, value: Tensor, batch: int, samples: Tensor) -> Tensor | None:
@@ -302,8 +390,14 @@ def _arrangement(call: _Seen, last: SampleRows | None) -> Arrangement:
     pieces = role.outer
     for size in call.values.shape[: role.dim]:
         pieces *= size
-    shared = SHARED if call.shared else None
-    return Arrangement(role.dim, role.outer, role.each, pieces, why_shared=shared)
+    return Arrangement(
+        role.dim,
+        role.outer,
+        role.each,
+        pieces,
+        why_shared=SHARED if call.shared else None,
+        why_guessed=SAME if len(call.candidates) > 1 else None,
+    )
 
 
 def _common(calls: Sequence[Arrangement]) -> Arrangement | None:
@@ -414,16 +508,18 @@ def _is_plain(value: Any) -> bool:
 
 
 @contextmanager
-def _observing(sites: FaultSites) -> Iterator[Callable[[Any, Any], None]]:
+def _observing(sites: FaultSites) -> Iterator[Callable[..., None]]:
     """Let the model run without faults, its activations looked at; all is as before afterwards."""
     model = sites.clock.model
     modes = {module: module.training for module in model.modules()}
 
-    def run(inputs: Any, observe: Callable[[FaultSite, Any], Tensor]) -> None:
+    def run(inputs: Any, observe: Callable[[FaultSite, Any], Tensor], again: bool = False) -> None:
         for site in sites:
             site.observer = _bound(observe, site)
         try:
             with _random_state_kept():  # So each run draws what the others draw.
+                if again:  # But this one others.
+                    torch.rand(3), random.random(), np.random.rand()
                 model(*inputs)
         finally:
             state.restore()

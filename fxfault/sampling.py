@@ -127,6 +127,7 @@ class Arrangement:
         why_batch: why the activation belongs to the batch as a whole, so that it has one draw of
             faults; None: it belongs to samples.
         why_shared: how samples influence each other all the same; None: they do not.
+        why_guessed: why other ways in which samples may lie explain as much; None: none does.
     """
 
     dim: int = 0
@@ -135,6 +136,7 @@ class Arrangement:
     pieces: int = 1
     why_batch: str | None = None
     why_shared: str | None = None
+    why_guessed: str | None = None
 
     def over(self, shape: tuple[int, ...], batch: int) -> Layout:
         """The layout of an activation of some shape, from a batch of `batch` samples.
@@ -147,8 +149,9 @@ class Arrangement:
 
     @property
     def mixing(self) -> bool:
-        """Whether samples meet each other there, or before; what no sample makes does not count."""
-        return self.why_shared is not None or self.why_batch not in (None, CONSTANT)
+        """Whether samples meet each other there, or may; what no sample makes does not count."""
+        shared = self.why_shared is not None or self.why_guessed is not None
+        return shared or self.why_batch not in (None, CONSTANT)
 
     @property
     def consecutive(self) -> bool:
@@ -160,6 +163,8 @@ class Arrangement:
             return f"belong to the batch: {self.why_batch}"
         rows = "row" if self.each == 1 else f"{self.each} rows"
         text = "consecutive" if self.consecutive else f"every N-th {rows} (outer={self.pieces})"
+        if self.why_guessed is not None:
+            text = f"{text}, which is a guess: {self.why_guessed}"
         return text if self.why_shared is None else f"{text}, but {self.why_shared}"
 
 

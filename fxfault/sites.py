@@ -514,6 +514,23 @@ class FaultSites(Sequence[FaultSite]):
         """Why it could not be measured which elements belong to which sample; None: it could."""
         return self._layouts.why_not
 
+    @property
+    def layouts_note(self) -> str | None:
+        """Where faults depend on the batch, and why, as a sentence; None: nowhere, as measured."""
+        if self.why_unmeasured is not None:
+            why = self.why_unmeasured
+            return f"which elements belong to which sample could not be measured: {why}"
+        by_batch = [
+            (site.name, site.arrangement.why_batch)
+            for site in self._sites
+            if site.arrangement is not None and site.arrangement.why_batch is not None
+        ]
+        if not by_batch:
+            return None
+        (name, why), *more = by_batch
+        others = f" and {len(more)} more" if more else ""
+        return f"the faults of {name}{others} belong to the batch, not to its samples: {why}"
+
     def armed_at_zero(self) -> AbstractContextManager[None]:
         """Arm all sites at 0 % for a while; settings and the clock are as before afterwards."""
         return self._extents.armed_at_zero(self)

@@ -106,12 +106,13 @@ def make_runner(
         model: transformed, on the device; frozen if the plan says so.
         batches: of the data.
         device: where the model is.
-        on_note: called with what came of compiling, and with why an incremental run does more
-            than faults make necessary.
+        on_note: called with what came of compiling, with why an incremental run does more than
+            faults make necessary, and with which faults belong to batches, not to samples.
     """
     from fxfault.compiled_runner import CompiledRunner
     from fxfault.incremental import IncrementalRunner
     from fxfault.predictions import FullRunner
+    from fxfault.sites import faults_of
 
     runner: Runner = FullRunner(model, batches, device)
     if plan.incremental:
@@ -123,4 +124,7 @@ def make_runner(
     if plan.compile:
         runner = CompiledRunner(runner, plan.verify, on_note)
     runner.golden()
+    note = faults_of(model).layouts_note
+    if note is not None:
+        on_note(note)
     return runner
