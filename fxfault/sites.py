@@ -163,7 +163,7 @@ class FaultSites(Sequence[FaultSite]):
                 delattr(self, name)
         before, self._sites = self._sites, []
         self.outputs, self.skipped, self._tree, self.running = [], {}, [], None
-        self._extents = Extents()
+        self._extents, self._layouts = Extents(), SampleLayouts()
         return before
 
     def take_over(self, before: Iterable[FaultSite]) -> None:

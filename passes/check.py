@@ -92,7 +92,8 @@ def check(
     gradients too, on copies of both. Where they are not, the innermost container that differs
     keeps its own forward (`inspect` says so) whenever `model` is transformed, and the comparison is
     made again. Sites keep their settings. In eval mode each call of a target layer must meet
-    exactly one strike.
+    exactly one strike; and it is measured which elements of an activation belong to which sample
+    (`model.faults.measure`).
 
     Modes, buffers, attributes, random states and the count of samples are afterwards as before.
 
@@ -131,7 +132,11 @@ def check(
                 not_compared[mode] = why
                 break
             kept.append(_keep_innermost(faulty, model, call, mode))
-    not_called = _uncalled(faulty, call) if EVAL in modes and EVAL not in not_compared else ()
+    not_called: tuple[str, ...] = ()
+    if EVAL in agreed:
+        not_called = _uncalled(faulty, call)
+        if not named_inputs:  # It takes samples out of inputs by position.
+            sites.measure_layouts(*inputs)
     found = Check(
         tuple(agreed), tuple(kept), not_compared, not_called, time.perf_counter() - started
     )
@@ -338,7 +343,9 @@ def _uncalled(faulty: nn.Module, call: _Call) -> tuple[str, ...]:
         layer.register_forward_pre_hook(counting(number)) for number, layer in enumerate(layers)
     ]
     try:
-        with _unchanged(faulty), _armed_at_zero(sites, statistics), torch.no_grad():
+        with _unchanged(faulty), sites.armed_at_zero(), torch.no_grad():
+            for site in sites:
+                site.statistics = statistics
             faulty.eval()
             call(faulty)
     finally:
@@ -354,27 +361,6 @@ def _uncalled(faulty: nn.Module, call: _Call) -> tuple[str, ...]:
                 "container reaches it in a way that fxfault does not see; please report it"
             )
     return tuple(s.name for s in sites if not statistics.layer_stats[s.index].sample_count)
-
-
-@contextmanager
-def _armed_at_zero(sites: FaultSites, statistics: FaultStatistics) -> Iterator[None]:
-    """Arm every site, to hit nothing, and record in statistics; then all is as before."""
-    clock, apply_during, enabled = sites.clock.state(), sites.clock.apply_during, sites.enabled
-    before, settings = sites.statistics, [(s, s.selected, s.setting) for s in sites]
-    for site in sites:
-        site.selected, site.several, site.num_faults, site.probability = True, None, None, 0.0
-        site.rate_unit = "element"
-    sites.enabled, sites.clock.apply_during = True, "both"
-    sites.set_statistics(statistics)
-    try:
-        yield
-    finally:
-        sites.set_statistics(before)
-        for site, selected, setting in settings:
-            site.restore(setting)
-            site.selected = selected
-        sites.clock.restore({**clock, "apply_during": apply_during})
-        sites.enabled = enabled
 
 
 # -- keeping ----------------------------------------------------------------------------
