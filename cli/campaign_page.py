@@ -141,11 +141,13 @@ def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
         return (
             f"Of {len(ranked)} sites {len(found)} are tied for weakest: "
             f"{and_more([site.name for site in found])}. Faults in each alone cost "
-            f"{figure(found[0].fall)} points of accuracy, averaged over all settings that all "
+            f"{_cost(found[0].fall)} points of accuracy, averaged over all settings that all "
             "sites have."
         )
     first = found[0]
     cost = _estimated(first.fall, first.fall_low, first.fall_high)
+    if cost.startswith("0.00"):
+        cost = _cost(first.fall)
     text = (
         f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost} "
         "points of accuracy, averaged over all settings that all sites have."
@@ -155,6 +157,11 @@ def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
     if first.rank_high > 1:
         text += f" Its rank is not certain; the interval is {first.rank_low} to {first.rank_high}."
     return text
+
+
+def _cost(fall: float) -> str:
+    """Write a loss that is more than nothing, so that it does not look like nothing."""
+    return figure(fall) if fall >= 0.005 else "less than 0.01"
 
 
 def _about_changes(summary: Summary) -> str:

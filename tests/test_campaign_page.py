@@ -15,9 +15,10 @@ import pytest
 import yaml
 from campaign_page_tools import HOSTILE, SITES, page_of, residual, write_store
 
+from fxfault.campaign.ranking import RankedSite
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
-from fxfault.cli import campaign, campaign_page_tables
+from fxfault.cli import campaign, campaign_page, campaign_page_tables
 from fxfault.cli.campaign_page_figures import inlined
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
@@ -413,3 +414,10 @@ def test_a_network_that_guesses_and_sites_that_are_never_called_are_named(
     assert f"{named}." in text
     assert f"{named}\n" in out
     assert f"{SITES[0]}: 4 bits, never called in this evaluation" in text
+
+
+def test_a_small_loss_does_not_look_like_nothing() -> None:
+    site = RankedSite("stem", 1, 1, 2, 0.004, -0.001, 0.009, 0.0, 10)
+    text = campaign_page._about_the_weakest([site, dataclasses.replace(site, rank=2, fall=0.0)])
+    assert "cost less than 0.01 points" in text
+    assert "That may be nothing: the interval holds 0." in text
