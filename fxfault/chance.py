@@ -20,7 +20,7 @@ def no_better_than_chance(correct: int, samples: int, classes: int) -> str | Non
     1 %, by the binomial distribution, one-sided.
 
     >>> no_better_than_chance(51, 500, 10)
-    'golden accuracy 10.2 % is no better than chance (10 classes): wrong weights, labels or \
+    'golden accuracy 10.2% is no better than chance (10 classes): wrong weights, labels or \
 preprocessing?'
     >>> no_better_than_chance(70, 500, 10) is None
     True
@@ -36,7 +36,7 @@ preprocessing?'
     if at_least(correct, samples, 1 / classes) < LEVEL:
         return None
     return (
-        f"golden accuracy {100 * correct / samples:.1f} % is no better than chance "
+        f"golden accuracy {100 * correct / samples:.1f}% is no better than chance "
         f"({classes} class{'' if classes == 1 else 'es'}): wrong weights, labels or preprocessing?"
     )
 

@@ -407,7 +407,7 @@ def test_a_network_that_guesses_and_sites_that_are_never_called_are_named(
     text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
 
     out = capsys.readouterr().out
-    doubt = "olden accuracy 96.0 % is no better than chance (1 class): wrong weights, labels or"
+    doubt = "olden accuracy 96.0% is no better than chance (1 class): wrong weights, labels or"
     assert f"G{doubt}" in text
     assert f"Note: g{doubt}" in out
     named = f"Never called in this evaluation: {SITES[0]}"

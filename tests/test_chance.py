@@ -27,7 +27,7 @@ def test_guesses_are_nearly_always_named() -> None:
 
 def test_what_is_worse_than_chance_is_named_too() -> None:
     assert no_better_than_chance(0, 500, 10) == (
-        "golden accuracy 0.0 % is no better than chance (10 classes): wrong weights, labels or "
+        "golden accuracy 0.0% is no better than chance (10 classes): wrong weights, labels or "
         "preprocessing?"
     )
     assert no_better_than_chance(64, 64, 1) is not None  # There is nothing to be right about.
