@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "fxfault-train"
 
+# Percentage points by which accuracy under faults may be the higher one by chance.
+ODDLY_BETTER = 1.0
+
 DESCRIPTION = """\
 Train a quantised network by a configuration file; where it asks for faults while training, they
 strike its activations (fault-aware training). Each run writes a folder: configuration,
@@ -378,10 +381,29 @@ class _Command:
         say(f"Test accuracy: {result.test_accuracy:.2f}% ({which})")
         if result.faulty_test_accuracy is not None:
             say(f"Test accuracy under faults: {result.faulty_test_accuracy:.2f}%")
+            self._say_whose_statistics(folder, result)
         self._draw(folder, result.test_accuracy)
         self._write_record(folder, result)
         say(f"Run saved to: {folder.path}")
         return 0
+
+    def _say_whose_statistics(self, folder: RunFolder, result: TrainingResult) -> None:
+        """Point out what makes a network worse without faults than under them."""
+        from fxfault.batch_norm import batch_norms
+        from fxfault.cli.training_run import resume_command
+
+        faulty = result.faulty_test_accuracy
+        if faulty is None or result.calibrated or not batch_norms(result.network):
+            return
+        if faulty > result.test_accuracy + ODDLY_BETTER:
+            mend = "train with --set training.calibrate=clean"
+            if self.config.checkpoint.enabled:
+                again = resume_command(folder, self.options.devices)
+                mend = f"estimate them anew: {again} --set training.calibrate=clean"
+            self.progress.say(
+                "Note: it is better under faults, as its batch norms have the statistics of noisy "
+                f"steps; for use without faults, {mend}"
+            )
 
     # -- files ------------------------------------------------------------------------------
 

@@ -545,6 +545,24 @@ def test_calibrated_weights_are_tested_and_saved(command: Callable[..., Run], ho
     assert found["baseline"] == record("run")["test_accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("faulty", "settings", "said"),
+    [(60.0, [], True), (50.5, [], False), (60.0, ["--set", "training.calibrate=clean"], False)],
+)
+def test_a_network_that_is_better_under_faults_is_pointed_out(
+    command: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    faulty: float,
+    settings: list[str],
+    said: bool,
+) -> None:
+    measured = iter([50.0, faulty])
+    monkeypatch.setattr("fxfault.training.accuracy", lambda *arguments: next(measured))
+    run = command(*FAST, *settings, "--set", "training.epochs=1", "--out", "run")
+    mend = "fxfault-train --resume --out run --set training.calibrate=clean\n"
+    assert (f"for use without faults, estimate them anew: {mend}" in run.out) is said
+
+
 def test_a_run_that_goes_on_leaves_no_calibrated_weights_of_before(
     command: Callable[..., Run],
 ) -> None:
