@@ -149,6 +149,21 @@ def test_faults_with_a_number_of_their_own_are_measured_and_struck(net: Net, bat
     assert "late.running_mean" in changed(state(clean), net)
 
 
+def test_faults_are_not_those_that_an_evaluation_meets(net: Net, batches: Any) -> None:
+    """Statistics that know the faults of the test would be tested on what they were made from."""
+    model = fxfault.transform(net, {**FAULTS, "apply_during": "eval"})
+    struck: list[torch.Tensor] = []
+    net.late.register_forward_pre_hook(lambda module, inputs: struck.append(inputs[0].clone()))
+    calibrate_batch_norm(model, batches[:1], faults="faulty")
+    calibrate_batch_norm(model, batches[:1], faults="faulty")
+    model.eval()
+    net.norm.train()  # What comes before the second site is then the same.
+    model.faults.reset()
+    model(batches[0][0])
+    assert torch.equal(struck[0], struck[1])
+    assert not torch.equal(struck[0], struck[2])
+
+
 def test_a_layer_that_the_seed_drew_stays_drawn(net: Net, batches: Any) -> None:
     for seed in range(6):
         model = fxfault.transform(net, {**FAULTS, "mode": "layer", "seed": seed})
