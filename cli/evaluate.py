@@ -508,7 +508,7 @@ def _load(
     model.to(device)
     setup.fit_threads(setup.try_model(model, batches, device), device)
     faulty = fxfault.transform(model, experiment.fault_injection)
-    for note in setup.check_model(faulty, model, batches, device, most=2):
+    for note in setup.check_model(faulty, model, batches, device, most=1):
         progress.say(f"Note: {note}")
     return faulty, checkpoint
 

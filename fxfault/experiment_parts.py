@@ -275,7 +275,7 @@ def check_model(
 
     notes: dict[str, None] = {}
     for images, _ in itertools.islice(batches, most):
-        found = fxfault.check(faulty, model, images.to(device), modes=modes)
+        found = fxfault.check(faulty, model, images.to(device), modes=modes, measure=False)
         for kept in found.kept:
             name = kept.path or kept.type
             notes[f"{name} runs its own Python forward: {kept.reason}"] = None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from fxfault.passes.tracing import (
     trace,
 )
 from fxfault.quant_tensors import is_activation
+from fxfault.site import FaultSite
 from fxfault.sites import FaultSites, faults_of
 from fxfault.statistics import FaultStatistics
 
@@ -84,6 +86,7 @@ def check(
     model: nn.Module,
     *inputs: Any,
     modes: Sequence[str] = (EVAL, TRAIN),
+    measure: bool = True,
     **named_inputs: Any,
 ) -> Check:
     """Compare a transformed model with the model it was made from, on real inputs.
@@ -109,6 +112,7 @@ def check(
         model: what it was made from.
         inputs: of one batch, as the models are called.
         modes: to compare in.
+        measure: whether to measure, too, how samples lie; an evaluation does that by itself.
         named_inputs: the same by keyword.
 
     Returns:
@@ -122,9 +126,12 @@ def check(
     sites = faults_of(faulty)
     call = _Call(inputs, named_inputs)
     agreed, kept, not_compared = [], [], {}
+    not_called: tuple[str, ...] = ()
     for mode in modes:
         while True:
-            why = _difference(faulty, model, call, mode)
+            strikes = _Strikes(sites)
+            why = _difference(faulty, model, call, mode, strikes)
+            not_called = strikes.not_called if mode == EVAL else not_called
             if why is None:
                 agreed.append(mode)
                 break
@@ -132,11 +139,8 @@ def check(
                 not_compared[mode] = why
                 break
             kept.append(_keep_innermost(faulty, model, call, mode))
-    not_called: tuple[str, ...] = ()
-    if EVAL in agreed:
-        not_called = _uncalled(faulty, call)
-        if not named_inputs:  # It takes samples out of inputs by position.
-            sites.measure_layouts(*inputs)
+    if EVAL in agreed and measure and not named_inputs:  # Which are found by position.
+        sites.measure_layouts(*inputs)
     found = Check(
         tuple(agreed), tuple(kept), not_compared, not_called, time.perf_counter() - started
     )
@@ -172,8 +176,16 @@ def _copied(value: Any) -> Any:
 # -- comparing --------------------------------------------------------------------------
 
 
-def _difference(faulty: nn.Module, model: nn.Module, call: _Call, mode: str) -> str | None:
-    """Compare; `DIFFERS`, or why it cannot be done, or None where the two agree."""
+def _difference(
+    faulty: nn.Module, model: nn.Module, call: _Call, mode: str, strikes: _Strikes
+) -> str | None:
+    """Compare; `DIFFERS`, or why it cannot be done, or None where the two agree.
+
+    In eval mode the sites are armed to hit nothing, which changes nothing either, and counted.
+
+    Raises:
+        SiteError: a layer was called more or less often than it was struck.
+    """
     compared = _results_in_place if mode == EVAL else _results_of_copy
     sites = faults_of(faulty)
     with _sites_resting(sites):
@@ -184,7 +196,11 @@ def _difference(faulty: nn.Module, model: nn.Module, call: _Call, mode: str) -> 
                 raise
             return f"the given model raises {type(error).__name__} there: {_first_line(error)}"
         try:
-            if _alike(compared(faulty, call), expected):
+            with strikes.counted() if mode == EVAL else nullcontext():
+                found = compared(faulty, call)
+            if _alike(found, expected):
+                if mode == EVAL:
+                    strikes.check()
                 return None
         except SiteError:
             raise
@@ -322,45 +338,59 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 # -- strikes ----------------------------------------------------------------------------
 
 
-def _uncalled(faulty: nn.Module, call: _Call) -> tuple[str, ...]:
-    """Names of the sites that a forward does not lead to.
+class _Strikes:
+    """Counts how often layers are called, and how often they are struck.
 
-    Raises:
-        SiteError: a layer was called more or less often than it was struck.
+    Attributes:
+        not_called: names of the sites that no call led to.
     """
-    sites = faults_of(faulty)
-    statistics = FaultStatistics(len(sites), sites.names, cosine=False)
-    layers = [output.layer[0] for output in sites.outputs]
-    calls = [0] * len(layers)
 
-    def counting(number: int) -> Callable[..., None]:
-        def count(*_: Any) -> None:
-            calls[number] += 1
+    def __init__(self, sites: FaultSites) -> None:
+        """Count at the layers of some sites, from 0."""
+        self.sites = sites
+        self.not_called: tuple[str, ...] = ()
+        self._calls = [0] * len(sites.outputs)
+        self._statistics = FaultStatistics(len(sites), sites.names, cosine=False)
 
-        return count
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count for a while; the sites are armed, and hit nothing."""
+        layers = [output.layer[0] for output in self.sites.outputs]
+        handles = [
+            layer.register_forward_pre_hook(functools.partial(self._count, number))
+            for number, layer in enumerate(layers)
+        ]
+        try:
+            with self.sites.armed_at_zero():
+                for site in self.sites:
+                    site.statistics = self._statistics
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.not_called = tuple(site.name for site in self.sites if not self._struck(site))
 
-    handles = [
-        layer.register_forward_pre_hook(counting(number)) for number, layer in enumerate(layers)
-    ]
-    try:
-        with _unchanged(faulty), sites.armed_at_zero(), torch.no_grad():
-            for site in sites:
-                site.statistics = statistics
-            faulty.eval()
-            call(faulty)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for output, called in zip(sites.outputs, calls, strict=True):
-        struck = {id(s): s for parts in output.sites.values() for s in parts}
-        met = sum(statistics.layer_stats[site.index].sample_count for site in struck.values())
-        if met != called:
-            name = next(iter(struck.values())).name
-            raise SiteError(
-                f"site {name}: its layer was called {called} times and struck {met} times; a "
-                "container reaches it in a way that fxfault does not see; please report it"
-            )
-    return tuple(s.name for s in sites if not statistics.layer_stats[s.index].sample_count)
+    def _count(self, number: int, *_: Any) -> None:
+        self._calls[number] += 1
+
+    def _struck(self, site: FaultSite) -> int:
+        return self._statistics.layer_stats[site.index].sample_count
+
+    def check(self) -> None:
+        """See that each call of a layer met one strike.
+
+        Raises:
+            SiteError: one did not.
+        """
+        for output, called in zip(self.sites.outputs, self._calls, strict=True):
+            sites = {id(site): site for calls in output.sites.values() for site in calls}
+            met = sum(map(self._struck, sites.values()))
+            if met != called:
+                name = next(iter(sites.values())).name
+                raise SiteError(
+                    f"site {name}: its layer was called {called} times and struck {met} times; a "
+                    "container reaches it in a way that fxfault does not see; please report it"
+                )
 
 
 # -- keeping ----------------------------------------------------------------------------
