@@ -100,7 +100,6 @@ def study(turns: int) -> Compared:
 
 def _check_of(model: nn.Module, batches: Iterable[Any]) -> Callable[[], None]:
     """What a command runs once, after it has transformed the model."""
-
     faulty = fxfault.transform(model, {"enabled": True, "apply_during": "eval", "seed": 0})
 
     def check() -> None:
