@@ -41,7 +41,16 @@ from fxfault.live_values import (
     structure_of,
     with_leaves,
 )
-from fxfault.predictions import OnBatch, Predictions, labels_of, ranked, scores_of, state_of
+from fxfault.predictions import (
+    OnBatch,
+    Predictions,
+    labels_of,
+    modules_of,
+    own_forwards,
+    ranked,
+    scores_of,
+    state_of,
+)
 from fxfault.sample_layouts import measure_on
 from fxfault.sampling import Layout
 from fxfault.site import FaultSite
@@ -51,6 +60,7 @@ NO_GRAPH = "no graph shows a place in its forward to start from"
 HOOKS = "there are forward hooks, which a run that starts in the middle would pass by"
 CHANGES = "its forward gives other results each time, or changes parameters or buffers"
 KEPT = "the forward of {} keeps its own code, which may ask about several samples at once"
+OWN_FORWARD = "its graph is not what runs: {}"
 MEET = "its samples are not independent at {}: {}"
 SHARED = "what the samples of a batch share at {} changes from batch to batch"
 NO_MEMORY = "there is no memory to try it on batches of other sizes"
@@ -184,6 +194,9 @@ def why_never_incremental(model: nn.Module) -> str | None:
     """Why a model can only be run in full, as far as one sees without running it."""
     if len(fxfault.split_at_sites(model)) < 2:
         return NO_GRAPH
+    changed = own_forwards(modules_of(model))
+    if changed:
+        return OWN_FORWARD.format(changed[0])
     hooks = [model._forward_hooks, model._forward_pre_hooks]
     hooks += [torch_hooks._global_forward_hooks, torch_hooks._global_forward_pre_hooks]
     return HOOKS if any(hooks) else None
@@ -272,6 +285,8 @@ def _repeats(model: nn.Module, segments: Sequence[Any], inputs: Tensor) -> bool:
 def _examine(model: Any, segments: Sequence[Any], inputs: Tensor) -> Independence:
     """Whether samples may leave their batch."""
     kept = [path for segment in segments for path in segment.kept]
+    # Calls that give a part other arguments than it was traced for run its Python code.
+    kept += [path for path, part in model.named_modules() if part.__dict__.get("_ran_own_forward")]
     if kept:
         return Independence(KEPT.format(", ".join(kept[:3])), mixing=True)
     try:

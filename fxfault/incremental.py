@@ -110,7 +110,7 @@ class IncrementalRunner:
         self._full = FullRunner(model, loader, device)
         self._golden: GoldenRun | None = None
         self._why_never: str | None = None
-        self._state: list[tuple[int, ...]] | None = None
+        self._state: list[Any] | None = None
 
     @property
     def why_full(self) -> str | None:

@@ -126,7 +126,7 @@ class FullRunner:
         self.model, self.loader, self.device = model, loader, device
         self.faults = faults_of(model)
         self._golden: Predictions | None = None
-        self._state: list[tuple[int, ...]] = []
+        self._state: list[Any] = []
         self._measured = False
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
@@ -376,11 +376,24 @@ def _struck_at(site: FaultSite, numbers: Tensor, layout: Layout) -> Tensor:
     return struck
 
 
-def state_of(model: nn.Module) -> list[tuple[int, ...]]:
-    """What changes when a parameter or buffer is replaced, moved or written to."""
-    tables = [t for m in modules_of(model) for t in (m._parameters, m._buffers)]
+def state_of(model: nn.Module) -> list[Any]:
+    """What changes when a parameter or buffer is replaced, moved or written to.
+
+    And when what a graph was traced for, or the hooks of a struck layer, are no longer the same.
+    """
+    modules = modules_of(model)
+    tables = [t for m in modules for t in (m._parameters, m._buffers)]
     tensors = [t for table in tables for t in table.values() if t is not None]
-    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    state = [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    hooked = [len(output.layer[0]._forward_hooks) for output in faults_of(model).outputs]
+    return [*state, own_forwards(modules), hooked]
+
+
+def own_forwards(modules: Iterable[nn.Module]) -> list[str]:
+    """Why traced modules among some would run their own forward now, whatever the call."""
+    asked: list[Any] = [m for m in modules if hasattr(type(m), "why_own_forward")]
+    reasons = (module.why_own_forward() for module in asked)
+    return [why for why in reasons if why is not None]
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

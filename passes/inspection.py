@@ -21,6 +21,7 @@ Skipped targets: none
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Sequence
@@ -202,7 +203,7 @@ class Inspection:
         rows = [
             (c.path or "(model)", c.type, c.handling, c.reason)
             for c in self.containers
-            if c.handling != "traced"
+            if c.handling != "traced" or c.reason
         ]
         return [f"Containers: {', '.join(counts) or 'none'}", *_aligned(rows)]
 
@@ -234,13 +235,21 @@ def inspect(model: nn.Module) -> Inspection:
         sites=tuple(
             _look_at(site, _layer(model, site.module_path), sites.why_unmeasured) for site in sites
         ),
-        containers=containers_of(model),
+        containers=tuple(_as_it_runs(model, container) for container in containers_of(model)),
         skipped=tuple(
             SkippedTarget(path, type(_layer(model, path)).__name__, why)
             for path, why in sites.skipped.items()
         ),
         checked=sites.checked,
     )
+
+
+def _as_it_runs(model: nn.Module, container: Container) -> Container:
+    """How a container was handled; if its last call did not run its graph, then why not."""
+    why = _layer(model, container.path).__dict__.get("_ran_own_forward")
+    if not why or container.handling == "kept":
+        return container
+    return dataclasses.replace(container, reason=f"its last call ran its own forward: {why}")
 
 
 def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> SiteRow:

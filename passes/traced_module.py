@@ -90,6 +90,7 @@ class TracedModule(GraphModule):
             if torch.compiler.is_dynamo_compiling():
                 return _run_compiled(self, sites, graph, args, kwargs)
             why = self.why_own_forward(args, kwargs)
+            self.__dict__["_ran_own_forward"] = why
             if sites is None:
                 return (graph if why is None else source_class(kind).forward)(self, *args, **kwargs)
             if why is None:
@@ -248,7 +249,7 @@ def release(module: nn.Module) -> None:
     if not isinstance(module, TracedModule):
         return
     module.__class__ = source_class(type(module))
-    ours = {"train_graph", "_terms", "_number", "_begins", "_without_hooks"}
+    ours = {"train_graph", "_terms", "_number", "_begins", "_without_hooks", "_ran_own_forward"}
     if not _is_graph_module(module):
         ours |= _names_of_graph_modules()
     for name in ours:

@@ -137,7 +137,9 @@ def test_unknown_name_tells_the_nearest_and_all() -> None:
     assert all(name in str(caught.value) for name in NAMES)
 
 
-@pytest.mark.parametrize("wrong", [3, None, object(), RandomStrategy], ids=["number", "None", "object", "class"])
+@pytest.mark.parametrize(
+    "wrong", [3, None, object(), RandomStrategy], ids=["number", "None", "object", "class"]
+)
 def test_what_is_no_fault_model_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigError):
         get_fault_model(wrong)
