@@ -93,8 +93,8 @@ class Draw(NamedTuple):
             return hits_at(places, self.key, self.numbers, self.layout)
         if self.fault.num_faults is not None:
             share, count = self._share(), self.fault.num_faults
-            where = (self.key, self.numbers, share, count, device, self.layout)
-            return exact_hits(self._joint_key, *where)
+            among = (self.key, self.numbers, share, count, device, self.layout)
+            return exact_hits(self._joint_key, *among)
         where = (self.key, self.numbers, self.layout)
         if self.fault.rate_unit == "bit":
             return random_upsets(*where, self.width, self.probability, device)

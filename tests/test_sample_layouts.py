@@ -18,6 +18,7 @@ from brevitas import nn as qnn
 from torch import Tensor, nn
 
 import fxfault
+from fxfault.campaign.plan import Plan, make_runner
 from fxfault.errors import SiteError
 from fxfault.incremental import IncrementalRunner
 from fxfault.predictions import FullRunner
@@ -812,6 +813,20 @@ def test_what_forwards_leave_behind_is_as_before() -> None:
         assert vars(module).keys() == before.keys()
         assert all(vars(module)[name] is value for name, value in before.items())
         assert all(module._buffers[name] is value for name, value in buffers.items())
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+def test_a_study_says_whose_faults_belong_to_the_batch(incremental: bool) -> None:
+    notes: list[str] = []
+    plan = Plan(study={}, incremental=incremental)
+    data: Any = data_of(Sorted, 7)
+    make_runner(plan, model_of(Sorted), data, torch.device("cpu"), notes.append)
+    assert "the faults of act belong to the batch, not to its samples: its values" in notes[-1]
+    assert len(notes) == 1 + incremental
+    notes.clear()
+    data = data_of(TwoViews, 7)
+    make_runner(plan, model_of(TwoViews), data, torch.device("cpu"), notes.append)
+    assert notes == []
 
 
 def test_noise_tells_nothing() -> None:
