@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import fxfault
 from fxfault.clock import FaultClock
@@ -86,6 +87,7 @@ allowed: a number from 0 to 100
         *,
         network: str | None = None,
         log_statistics: bool = False,
+        example_inputs: Any = None,
     ) -> None:
         """Check the settings; the network is looked for when the Trainer starts.
 
@@ -96,6 +98,8 @@ allowed: a number from 0 to 100
                 one child that holds layers that faults can strike.
             log_statistics: log RMSE, rate and cosine similarity for each site. Where neither
                 this nor `track_statistics` is set, cosine similarity is not measured.
+            example_inputs: of one batch, a tensor or a tuple of the arguments of a call: the faulty
+                network is compared with the given one before it trains; see `fxfault.check`.
 
         Raises:
             ConfigError: a setting is not allowed, or the file cannot be read.
@@ -108,6 +112,7 @@ allowed: a number from 0 to 100
         self.config = _read(cfg)
         self.network = network
         self.log_statistics = log_statistics
+        self.example_inputs = example_inputs
         self.faults: FaultSites | None = None
         self.statistics: FaultStatistics | None = None
         self.noisy_step = False
@@ -168,7 +173,7 @@ allowed: a number from 0 to 100
         self._path = find_network(pl_module, self.network, tuple(self.config.targets))
         network = pl_module.get_submodule(self._path)
         self._share_seed(trainer)
-        self._faulty = fxfault.transform(network, self.config)
+        self._faulty = fxfault.transform(network, self.config, self._examples(network))
         self._slot = NetworkSlot.of(pl_module, network)
         self._slot.replace(network, by=self._faulty)
         self.faults = faults_of(self._faulty)
@@ -179,6 +184,11 @@ allowed: a number from 0 to 100
         self.faults.set_statistics(recorded)
         self.statistics, self._epoch = _empty(self.faults), _empty(self.faults)
         self.noisy_step = self._called = False
+
+    def _examples(self, network: nn.Module) -> Any:
+        """The example inputs, where the network is."""
+        device = next((parameter.device for parameter in network.parameters()), None)
+        return pytree.tree_map_only(Tensor, lambda x: x.to(device), self.example_inputs)
 
     def _share_seed(self, trainer: Trainer) -> None:
         """Let all processes have the seed that one of them draws, where `cfg` has none."""

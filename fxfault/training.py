@@ -63,6 +63,9 @@ __all__ = [
     "train",
 ]
 
+# Samples on which the faulty network is compared with the given one before it trains.
+EXAMPLES = 12
+
 
 class Totals:
     """Sums over the batches of an epoch, which a checkpoint within the epoch carries on.
@@ -436,7 +439,7 @@ def train(
     fraction = config.training.validation_fraction
     training, validation = split_validation(training_data, fraction, config.seed.value)
     faults = config.fault_injection
-    faulty = _make_faulty(faults) if faults.enabled else None
+    faulty = _make_faulty(faults, test_data) if faults.enabled else None
     module = Classifier(network, config, faulty)
     record = Record(config, folder)
     kept = folder if config.checkpoint.enabled else None
@@ -538,8 +541,17 @@ def _weights_of(network: nn.Module) -> bytes:
     return content.getvalue()
 
 
-def _make_faulty(faults: FaultInjectionConfig) -> FaultAwareTraining:
-    return FaultAwareTraining(faults, network="network", log_statistics=faults.track_statistics)
+def _make_faulty(faults: FaultInjectionConfig, test_data: Dataset[Any]) -> FaultAwareTraining:
+    # Of the test data: reading the training data may draw the random numbers of training.
+    some = range(min(len(test_data), EXAMPLES))  # type: ignore[arg-type]
+    with preserved_generators():
+        images = [test_data[number][0] for number in some]
+    return FaultAwareTraining(
+        faults,
+        network="network",
+        log_statistics=faults.track_statistics,
+        example_inputs=torch.stack(images) if images else None,
+    )
 
 
 def _fit(trainer: Trainer, module: Classifier, batches: TrainingBatches, last: Any) -> None:
