@@ -825,3 +825,19 @@ def test_processes_share_a_seed_that_was_drawn(tmp_path: Path) -> None:
     run_two_processes(tmp_path, "drawn")
     seeds = {torch.load(tmp_path / f"2_{rank}.pt", weights_only=True)["seed"] for rank in (0, 1)}
     assert len(seeds) == 1
+
+
+def test_network_is_checked_on_example_inputs_and_trains_as_without_them(
+    trainer: MakeTrainer,
+) -> None:
+    losses = []
+    for examples in (None, next(iter(loader()))[0]):
+        torch.manual_seed(0)
+        watch = Watch(lambda faults, aware: (faults.checked, faults[0].arrangement is not None))
+        task = Task()
+        aware = FaultAwareTraining(BOTH, example_inputs=examples)
+        trainer(aware, watch).fit(task, loader())
+        losses.append(sum(float(p.detach().sum()) for p in task.parameters()))
+        text = "" if examples is None else "bit for bit the given model in eval and train mode"
+        assert watch.notes[0] == (text, examples is not None)
+    assert losses[0] == losses[1]
