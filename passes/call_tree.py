@@ -16,20 +16,29 @@ from collections.abc import Iterator
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
-from torch import nn
-from torch.fx import Proxy
+from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 from torch.fx.proxy import TraceError
 
+from fxfault.passes.attribute_reads import ConstantsNoted, attributes_noted
 from fxfault.passes.code_reading import IS_QUESTION, Code, Load, read_code
-from fxfault.passes.guards import Guard, Scope, freeze_value, settle
+from fxfault.passes.guards import (
+    FACTS,
+    Guard,
+    Scope,
+    contents_of,
+    owner_of,
+    put_back,
+    settle,
+)
 from fxfault.passes.symbolic_values import StandIn, is_library
 
 # Python's own modules whose functions keep no state that a network could read.
+_TRACE = Tracer.trace.__code__
 _STATELESS = frozenset(
     "abc functools collections typing enum dataclasses operator contextlib types numbers "
     "fractions math _collections_abc weakref".split()
 )
-_OF_MODULES = frozenset(vars(nn.Module())) | {"training"}
 
 
 class CallTree:
@@ -37,7 +46,6 @@ class CallTree:
 
     Attributes:
         guards: what the trace depends on outside of its inputs, by holder and name.
-        names: of the attributes that were read, of whatever object.
         refusal: why the container that is traced now must keep its forward; None so far.
     """
 
@@ -48,17 +56,27 @@ class CallTree:
             may_be_none: says of a symbolic value whether it may be None in a forward.
         """
         self.guards: dict[tuple[int, str], Guard] = {}
-        self.names: set[str] = set()
         self.refusal: str | None = None
         self._may_be_none = may_be_none
+        self._root: nn.Module | None = None
+        self._known: set[int] = set()
+        self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._contents: list[tuple[Any, Any]] = []
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the calls of this thread; a debugger or a coverage tool rests meanwhile."""
-        before = sys.gettrace()
+    def watching(self, root: nn.Module) -> Iterator[None]:
+        """Watch the calls of this thread; a debugger or a coverage tool rests meanwhile.
+
+        Args:
+            root: the module that is traced.
+        """
+        before, self._root = sys.gettrace(), root
+        self._known = {id(module) for module in root.modules()}
+        self._classes = _state_of_classes(root)
         self.watch()
         try:
-            yield
+            with attributes_noted(self._note_attribute), ConstantsNoted(self._note_tensor):
+                yield
         finally:
             sys.settrace(before)
 
@@ -72,8 +90,24 @@ class CallTree:
             raise TraceError(self.refusal)
         for guard in self.guards.values():
             if not guard.holds():
-                guard.restore()
                 raise TraceError(f"its forward changes {guard.label}")
+        for kind, before in self._classes:
+            for name in _changed(kind, before):
+                raise TraceError(f"its forward changes {kind.__name__}.{name}")
+
+    def undo(self) -> None:
+        """Put back what the forward has changed outside of the model."""
+        for guard in self.guards.values():
+            if isinstance(guard.holder, Scope) and not guard.holds():
+                guard.restore()
+        for now, before in self._contents:
+            put_back(now, before)
+        for kind, values in self._classes:
+            for name in _changed(kind, values):
+                if name in values:
+                    setattr(kind, name, values[name])
+                else:
+                    delattr(kind, name)
 
     # -- frames -------------------------------------------------------------------------
 
@@ -107,10 +141,13 @@ class CallTree:
             elif load.name in frame.f_globals:
                 scope = Scope(frame.f_globals, str(frame.f_globals.get("__name__", "")))
                 self._add(settle(scope, str(load.name), load.chain))
-        self.names |= code.attributes
-        for value in list(frame.f_locals.values()):
-            if issubclass(type(value), nn.Module):
-                self._read_module(value, code)
+        first = (
+            frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+        )
+        if isinstance(first, type) and not is_library_class(first):  # In a class method.
+            for name in frame.f_code.co_names:
+                if not is_of_library(first, name):
+                    self._add(settle(first, name, ()))
 
     def _read_free(self, frame: FrameType, load: Load) -> None:
         name = str(load.name)
@@ -121,40 +158,43 @@ class CallTree:
             raise TraceError(f"its forward reads {name}, whose place cannot be found")
         self._add(settle(Scope(cell, frame.f_code.co_name), name, load.chain))
 
-    def _read_module(self, module: nn.Module, code: Code) -> None:
-        """Note the plain attributes of a module that the code reads, its class's too."""
-        names = set(code.attributes)
-        if code.by_name:
-            names |= {name for name in vars(module) if not name.startswith("_")}
-        for name in sorted(names - _OF_MODULES):
-            if name in vars(module):
-                must = name in code.attributes
-                self._add_attribute(module, name, must)
-                continue
-            for table in (module._modules, module._parameters, module._buffers):
-                if name in table:
-                    self._put(Guard.of_presence(module, name))
-            owner = next((kind for kind in type(module).__mro__ if name in vars(kind)), None)
-            if owner is not None and not is_library_class(owner):
-                self._add(settle(owner, name, ()))
-
-    def _add_attribute(self, module: nn.Module, name: str, must: bool) -> None:
-        value = vars(module)[name]
-        if isinstance(value, nn.Module) or hasattr(type(value), "__torch_function__"):
-            return  # Layers are called, and tensors read, by the graph itself.
-        if freeze_value(value) is None:
-            if must:
-                kind = type(value).__name__
-                raise TraceError(f"its forward reads self.{name}, a {kind} that may change")
-            return
-        self._put(Guard.of_attribute(module, name))
-
     def _add(self, guards: list[Guard]) -> None:
         for guard in guards:
-            self._put(guard)
+            if guard.key not in self.guards:
+                self.guards[guard.key] = guard
+                self._contents += contents_of(guard.now())
 
-    def _put(self, guard: Guard) -> None:
-        self.guards.setdefault(guard.key, guard)
+    # -- modules ------------------------------------------------------------------------
+
+    def _note_attribute(self, module: nn.Module, name: str, is_self: bool) -> None:
+        if (id(module), name) in self.guards:
+            return
+        is_own = name in vars(module)
+        if not is_own and name != "__dict__" and is_of_library(type(module), name):
+            return
+        if type(module).__module__ == nn.Sequential.__module__ and id(module) not in self._known:
+            return  # A slice of a container, made just now.
+        label = f"self.{name}" if is_self else f"{type(module).__name__}.{name}"
+        try:
+            if name == "__dict__":
+                raise TraceError(f"its forward reads {label}, which may change")
+            guard = Guard.of(module, name, label)
+        except TraceError as error:
+            self.refusal = self.refusal or str(error)
+            raise
+        self.guards[guard.key] = guard
+        if not is_own:
+            self._contents += contents_of(guard.now())
+
+    def _note_tensor(self, tensor: Tensor) -> None:
+        """Note that the type, shape or the like of a parameter or buffer was asked for."""
+        for module in [] if self._root is None else self._root.modules():
+            for name, own in (*module._parameters.items(), *module._buffers.items()):
+                if own is tensor:
+                    label = f"the type or shape of {name}"
+                    guard = Guard.of(module, FACTS + name, label)
+                    self.guards.setdefault(guard.key, guard)
+                    return
 
     # -- questions ----------------------------------------------------------------------
 
@@ -173,9 +213,27 @@ class CallTree:
         raise TraceError(IS_QUESTION)
 
 
+def _state_of_classes(root: nn.Module) -> list[tuple[type, dict[str, Any]]]:
+    """What the classes of a network, besides those of libraries, have now."""
+    kinds = {kind for module in root.modules() for kind in type(module).__mro__}
+    return [(kind, dict(vars(kind))) for kind in kinds if not is_library_class(kind)]
+
+
+def _changed(kind: type, before: dict[str, Any]) -> list[str]:
+    now = vars(kind)
+    names = [name for name in {**before, **now} if not name.startswith("__")]
+    return [name for name in names if now.get(name, names) is not before.get(name, names)]
+
+
 def is_library_class(kind: type) -> bool:
     """Whether a class is one of torch's or Brevitas's, whose attributes are no state."""
     return kind.__module__.partition(".")[0] in ("torch", "brevitas", "builtins", "fxfault")
+
+
+def is_of_library(kind: type, name: str) -> bool:
+    """Whether a class has an attribute from torch or Brevitas, which is no state."""
+    owner = owner_of(kind, name)
+    return owner is not None and is_library_class(owner)
 
 
 def _serves_library(frame: FrameType) -> bool:
@@ -201,9 +259,9 @@ def _root_of(frame: FrameType) -> str:
 
 
 def _is_nested(frame: FrameType) -> bool:
-    """Whether the function was defined by one that is running now: it shares its locals."""
+    """Whether the function was defined in this trace, by one that still runs."""
     outer = frame.f_back
-    while outer is not None:
+    while outer is not None and outer.f_code is not _TRACE:
         if _holds(outer.f_code, frame.f_code):
             return True
         outer = outer.f_back

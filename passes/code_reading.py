@@ -26,8 +26,7 @@ _SILENT = ("CACHE", "EXTENDED_ARG", "NOP", "RESUME", "PRECALL", "PUSH_NULL", "CO
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _LOCALS = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW")
 # Built-in functions that ask for what a graph does not have, or that act outside of it.
-_TYPE_QUESTIONS = frozenset({"type", "issubclass"})
-_BY_NAME = frozenset({"getattr", "hasattr"})
+_TYPE_QUESTIONS = frozenset({"type", "issubclass", "callable"})
 _ACTS = frozenset(
     "print input open id vars globals locals setattr delattr exec eval compile __import__ "
     "breakpoint memoryview".split()
@@ -59,15 +58,11 @@ class Code:
     Attributes:
         refusal: why it must not be traced, whatever the values are; None: nothing says so.
         outside: what it reads of globals and of the variables of functions around it.
-        attributes: names of all attributes that it reads.
-        by_name: whether it reads more of them, by names that are made while it runs.
         questions: the operands of `is`, by the offset of the instruction that asks.
     """
 
     refusal: str | None
     outside: tuple[Load, ...]
-    attributes: frozenset[str]
-    by_name: bool
     questions: dict[int, tuple[Load, ...]]
 
 
@@ -105,11 +100,7 @@ def read_code(code: CodeType) -> Code:
                 refusal = refusal or IS_QUESTION
             else:
                 questions[step.offset] = operands
-    attributes = frozenset(step.argval for step in steps if step.opname in _ATTRIBUTES)
-    by_name = "__dict__" in attributes or any(
-        load.kind == "global" and load.name in _BY_NAME for load in outside
-    )
-    return Code(refusal, tuple(outside), attributes, by_name, questions)
+    return Code(refusal, tuple(outside), questions)
 
 
 def _why_refused(steps: Sequence[dis.Instruction], place: int, code: CodeType) -> str | None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
 import random
+import re
 import types
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +58,28 @@ _TRUSTED = frozenset(
     "torch brevitas numpy math operator builtins itertools functools typing types enum "
     "collections abc dataclasses cmath _operator _functools numbers copy fxfault".split()
 )
-_MISSING = object()
+# What functions of torch are called that answer by a setting of the moment, or of the machine.
+_ASKS_FOR_SETTING = re.compile(
+    r"(is|are)_\w*(enabled|available|initialized)\w*|get_(default|num|rng|autocast|deterministic|"
+    r"float32)\w*|\w*seed|current_\w+|device_count|memory_\w+|cpu_count"
+)
+_SETTINGS = re.compile(r"(torch\.backends|numpy\.random)\b")
+_MOST_ITEMS = 1000  # Of a list or a table that is compared anew in each forward.
+FACTS = "facts of "  # And the name of a parameter or buffer: its type, shape and the like.
+LAYER = "layer "  # And its name: which layer it is.
+TABLES = ("_modules", "_parameters", "_buffers")
+
+
+class _Plain:
+    """The size of an object that has attributes, and nothing else."""
+
+
+class Missing:
+    """Stands for an attribute that is not there."""
+
+
+class Present:
+    """Stands for a layer or tensor, which the graph reads by its name."""
 
 
 class Same(NamedTuple):
@@ -85,7 +109,7 @@ class Scope:
         """The value now."""
         if isinstance(self.place, types.CellType):
             return self.place.cell_contents
-        return self.place.get(name, _MISSING)
+        return self.place.get(name, Missing)
 
     def set(self, name: str, value: Any) -> None:
         """Put a value back."""
@@ -102,12 +126,11 @@ class Guard(NamedTuple):
     """One value that a trace depends on.
 
     Attributes:
-        holder: who has it: a module, a class, or a `Scope`.
+        holder: who has it: a module, a class or a `Scope`.
         name: of the attribute or the variable.
-        value: what it was.
+        value: what it was, if it cannot change itself; else None.
         frozen: the same so that it can be compared; see `freeze_value`.
         label: what to call it in a message.
-        presence: whether all that matters is if a layer, parameter or buffer is None.
     """
 
     holder: Any
@@ -115,24 +138,26 @@ class Guard(NamedTuple):
     value: Any
     frozen: Any
     label: str
-    presence: bool = False
 
     @classmethod
-    def of_attribute(cls, module: nn.Module, name: str) -> Guard:
-        """The plain attribute of a module, as it is now."""
-        value = vars(module)[name]
-        return cls(module, name, _kept(value), freeze_value(value), f"self.{name}")
+    def of(cls, holder: Any, name: str, label: str, value: Any = Missing) -> Guard:
+        """What a module, a class or a `Scope` has under a name.
 
-    @classmethod
-    def of_presence(cls, module: nn.Module, name: str) -> Guard:
-        """Whether a layer, parameter or buffer of a module is there."""
-        there = _entry(module, name) is None
-        return cls(module, name, there, None, f"self.{name}", presence=True)
+        Args:
+            holder: who has it.
+            name: of it.
+            label: what to call it in a message.
+            value: what it has; default: what it has now.
 
-    @property
-    def is_attribute(self) -> bool:
-        """Whether it is about a plain attribute of a module."""
-        return isinstance(self.holder, nn.Module) and not self.presence
+        Raises:
+            TraceError: it may change in a way that cannot be seen.
+        """
+        value = _now(holder, name) if value is Missing else value
+        frozen = freeze_value(value)
+        if frozen is None:
+            kind = type(value).__name__
+            raise TraceError(f"its forward reads {label}, a {kind} that may change")
+        return cls(holder, name, _kept(value), frozen, label)
 
     @property
     def key(self) -> tuple[int, str]:
@@ -140,43 +165,93 @@ class Guard(NamedTuple):
         holder = self.holder.place if isinstance(self.holder, Scope) else self.holder
         return id(holder), self.name
 
+    @property
+    def is_entry(self) -> bool:
+        """Whether all that matters is if there is a layer or a tensor of that name."""
+        return self.value is Present
+
     def now(self) -> Any:
-        """The value as it is now."""
-        if isinstance(self.holder, Scope):
-            return self.holder.get(self.name)
-        if isinstance(self.holder, type):
-            return vars(self.holder).get(self.name, _MISSING)
-        return self.holder.__dict__.get(self.name, _MISSING)
+        """What is there now."""
+        return _now(self.holder, self.name)
 
     def holds(self) -> bool:
         """Whether it still is what it was."""
-        if self.presence:
-            return (_entry(self.holder, self.name) is None) == self.value
         now = self.now()
-        if now is self.value and self.value is not None:
+        if now is self.value and now is not None:
             return True
-        return now is not _MISSING and freeze_value(now) == self.frozen
+        return freeze_value(now) == self.frozen
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The modules that the value leads to other than by the names of layers."""
+        parts = [self.frozen]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, Same) and isinstance(part.value, nn.Module):
+                yield part.value
+            elif isinstance(part, tuple) and not isinstance(part, Same):
+                parts += part
 
     def restore(self) -> None:
         """Put a constant back that a trace has changed."""
-        if self.value is None or self.presence:
-            return
-        if isinstance(self.holder, Scope):
+        if self.value is not None and isinstance(self.holder, Scope):
             self.holder.set(self.name, self.value)
-        elif isinstance(self.holder, type):
-            setattr(self.holder, self.name, self.value)
+
+
+def _now(holder: Any, name: str) -> Any:
+    """What is found under a name now."""
+    if isinstance(holder, Scope):
+        return holder.get(name)
+    if isinstance(holder, type):
+        return attribute_of_class(holder, name)
+    own = holder.__dict__
+    if name in TABLES:
+        return tuple(own.get(name, ()))
+    if name.startswith(LAYER):
+        return own["_modules"].get(name.removeprefix(LAYER))
+    if name.startswith(FACTS):
+        name = name.removeprefix(FACTS)
+        tensor = own["_parameters"].get(name, own["_buffers"].get(name))
+        return None if tensor is None else facts_of(tensor)
+    if name in own:
+        value = own[name]
+        is_read = isinstance(value, nn.Module) or hasattr(type(value), "__torch_function__")
+        return Present if is_read else value
+    on_class = attribute_of_class(type(holder), name)
+    if on_class is not Missing:
+        return on_class
+    for table in TABLES:
+        entries = own.get(table, ())
+        if name in entries:
+            return None if entries[name] is None else Present
+    return Missing
+
+
+def facts_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What may be asked of a tensor besides its values."""
+    return (tensor.dtype, tensor.device, tensor.shape, tensor.requires_grad)
+
+
+def attribute_of_class(kind: type, name: str) -> Any:
+    """What a class, or one that it inherits from, has under a name.
+
+    Classes that were made for generated code stand for those of their sources.
+    """
+    owner = owner_of(kind, name)
+    return Missing if owner is None else owner.__dict__[name]
+
+
+def owner_of(kind: type, name: str) -> type | None:
+    """The class that an attribute of a class comes from."""
+    kind = kind.__dict__.get("_source_class", kind)
+    for owner in kind.__mro__:
+        if name in owner.__dict__:
+            return owner
+    return None
 
 
 def _kept(value: Any) -> Any:
     """The value, if it cannot change itself; else None."""
-    return value if isinstance(value, (*_CONSTANTS, *_FUNCTIONS)) else None
-
-
-def _entry(module: nn.Module, name: str) -> Any:
-    for table in (module._modules, module._parameters, module._buffers):
-        if name in table:
-            return table[name]
-    return None
+    return value if isinstance(value, (*_CONSTANTS, *_FUNCTIONS, type)) else None
 
 
 def freeze_value(value: Any) -> Any:
@@ -184,38 +259,111 @@ def freeze_value(value: Any) -> Any:
 
     >>> freeze_value([1, (2.0, "a")]) == freeze_value([1, (2.0, "a")])
     True
-    >>> freeze_value([1]) == freeze_value([1, 2])
-    False
+    >>> freeze_value([1]) == freeze_value([True]), freeze_value(0.0) == freeze_value(-0.0)
+    (False, False)
     >>> freeze_value(object()) is None
     True
     """
+    try:
+        return _freeze(value, _Budget())
+    except _MayChangeError:
+        return None
+
+
+class _MayChangeError(Exception):
+    """A value cannot be compared with what it is later."""
+
+
+class _Budget:
+    """How much of a value may still be looked at: a value that holds itself has no end."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_ITEMS
+
+    def take(self, number: int) -> None:
+        self.left -= number
+        if self.left < 0:
+            raise _MayChangeError
+
+
+def _freeze(value: Any, budget: _Budget) -> Any:
     kind = type(value)
-    if isinstance(value, float) and value != value:
-        return (kind, "nan")
     if isinstance(value, _CONSTANTS):
-        return (kind, value, str(value) if isinstance(value, float) else "")  # -0.0 is not 0.0.
-    if isinstance(value, (nn.Module, torch.Tensor, *_FUNCTIONS, type, types.ModuleType)):
+        # A text tells -0.0 from 0.0, and is the same for each nan.
+        is_number = isinstance(value, (float, complex, np.generic))
+        return (kind, repr(value)) if is_number else (kind, value)
+    if isinstance(value, (nn.Module, *_FUNCTIONS, type, types.ModuleType)):
         return (kind, Same(value))
+    parts: list[Any]
     if isinstance(value, types.MethodType):
-        return (kind, Same(value.__func__), Same(value.__self__))
-    if isinstance(value, functools.partial):
-        return _frozen_items(kind, [value.func, *value.args, *_pairs(value.keywords)])
-    if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
-        return _frozen_items(kind, list(value))
-    if kind in (set, frozenset):
-        return _frozen_items(kind, sorted(value, key=repr))
-    if isinstance(value, dict) and kind.__module__ in ("builtins", "collections"):
-        return _frozen_items(kind, _pairs(value))
-    return None
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *_pairs(value.keywords)]
+    elif kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        parts = list(value)
+    elif kind in (set, frozenset):
+        parts = sorted(value, key=repr)
+    elif isinstance(value, dict) and kind.__module__ in ("builtins", "collections"):
+        parts = [getattr(value, "default_factory", None), *_pairs(value)]
+    elif _is_plain_object(value):
+        parts = [*_pairs(vars(value)), *_pairs(_of_classes(kind))]
+    else:
+        raise _MayChangeError
+    budget.take(len(parts))
+    return (kind, tuple([_freeze(part, budget) for part in parts]))
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether all that an object knows is in its attributes and its classes."""
+    kind = type(value)
+    if kind is types.SimpleNamespace:
+        return True
+    if kind.__module__.partition(".")[0] in ("torch", "brevitas", "fxfault"):
+        return False
+    has_own = kind.__basicsize__ == _Plain.__basicsize__ and hasattr(value, "__dict__")
+    return has_own and kind.__getattribute__ is object.__getattribute__
+
+
+def _of_classes(kind: type) -> dict[str, Any]:
+    """Attributes that an object has from its classes."""
+    found: dict[str, Any] = {}
+    for owner in reversed(kind.__mro__):
+        for name, value in vars(owner).items():
+            if owner is not object and not name.startswith(("__", "_abc_")):
+                found[name] = value
+    return found
 
 
 def _pairs(mapping: dict[Any, Any]) -> list[Any]:
     return [part for pair in mapping.items() for part in pair]
 
 
-def _frozen_items(kind: type, items: list[Any]) -> Any:
-    frozen = [freeze_value(item) for item in items]
-    return None if any(item is None for item in frozen) else (kind, tuple(frozen))
+def contents_of(value: Any) -> Iterator[tuple[Any, Any]]:
+    """The lists, sets, tables and attributes in a value that can be frozen, each with a copy."""
+    if isinstance(value, (nn.Module, *_CONSTANTS, *_FUNCTIONS, type, types.ModuleType)):
+        return
+    if _is_plain_object(value):
+        value = vars(value)
+    if isinstance(value, (list, set, dict)):
+        yield value, value.copy()
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from contents_of(item)
+
+
+def put_back(now: Any, before: Any) -> None:
+    """Give a list, set or table the contents of a copy of it, where they are others."""
+    items, old = (list(x.items()) if isinstance(x, dict) else list(x) for x in (now, before))
+    if len(items) == len(old) and all(
+        a is b or (isinstance(now, dict) and a[0] is b[0] and a[1] is b[1])
+        for a, b in zip(items, old, strict=True)
+    ):
+        return
+    if isinstance(now, list):
+        now[:] = before
+    else:
+        now.clear()
+        now.update(before)
 
 
 def settle(holder: Any, name: str, chain: tuple[str, ...]) -> list[Guard]:
@@ -229,37 +377,33 @@ def settle(holder: Any, name: str, chain: tuple[str, ...]) -> list[Guard]:
     Raises:
         TraceError: what is read there may change, or acts on something outside.
     """
-    value = _of_holder(holder, name)
-    label, guards = name, _guard(holder, name, value, name)
-    for attribute in chain:
-        if value is _MISSING or _is_trusted(value) or isinstance(value, (nn.Module, torch.Tensor)):
+    value = _now(holder, name)
+    label = f"{holder.__name__}.{name}" if isinstance(holder, type) else name
+    guards = _guard(holder, name, value, label)
+    for number, attribute in enumerate(chain):
+        if isinstance(value, (nn.Module, torch.Tensor)) or value is Missing:
+            return guards
+        if _is_trusted(value):
+            _check_trusted(value, chain[number:], label)
             return guards
         label = f"{label}.{attribute}"
         if isinstance(value, types.ModuleType):
-            holder, name = Scope(vars(value), value.__name__), attribute
+            holder = Scope(vars(value), value.__name__)
         elif isinstance(value, type):
-            owner = next((k for k in value.__mro__ if attribute in vars(k)), None)
-            if owner is None or owner.__module__.partition(".")[0] in _TRUSTED:
-                return guards
-            holder, name = owner, attribute
-        elif isinstance(value, _CONSTANTS):
-            return guards  # Of a constant, all is constant.
+            holder = value
         else:
-            raise TraceError(f"its forward reads {label}, which may change")
-        value = _of_holder(holder, name)
-        guards += _guard(holder, name, value, label)
+            return guards  # All that it has is guarded with it.
+        value = _now(holder, attribute)
+        guards += _guard(holder, attribute, value, label)
+    _check_trusted(value, (), label)
     return guards
-
-
-def _of_holder(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Scope) else vars(holder).get(name, _MISSING)
 
 
 def _guard(holder: Any, name: str, value: Any, label: str) -> list[Guard]:
     """A guard for one value on the way; none where it cannot change."""
     if _is_wrapped_by_fx(value):
         value = value.__wrapped__
-    if value is _MISSING or _is_trusted(value):
+    if value is Missing or _is_trusted(value):
         return []
     if isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType)):
         if isinstance(getattr(value, "__self__", None), (random.Random, np.random.RandomState)):
@@ -267,23 +411,33 @@ def _guard(holder: Any, name: str, value: Any, label: str) -> list[Guard]:
         raise TraceError(f"its forward calls {label}, whose code cannot be read")
     if isinstance(value, (nn.Module, torch.Tensor)):
         return []  # The graph, or the tracer, sees to these.
-    is_settled = isinstance(value, (*_FUNCTIONS, type, types.ModuleType, types.MethodType))
-    if not (is_settled or _is_constant(value)):
-        raise TraceError(f"its forward reads {label}, a {type(value).__name__} that may change")
-    return [Guard(holder, name, value, freeze_value(value), label)]
+    return [Guard.of(holder, name, label, value)]
+
+
+def _check_trusted(value: Any, chain: tuple[str, ...], label: str) -> None:
+    """Refuse what a library answers by a setting of the moment, or by identity.
+
+    Raises:
+        TraceError: `torch.is_grad_enabled`, `torch.backends`, `operator.is_` and the like.
+    """
+    for attribute in (None, *chain):
+        if attribute is not None:
+            label, value = f"{label}.{attribute}", getattr(value, attribute, Missing)
+        if value is operator.is_ or value is operator.is_not:
+            raise TraceError(f"its forward asks whether a value is something ({label})")
+        is_module = isinstance(value, types.ModuleType)
+        home = value.__name__ if is_module else getattr(value, "__module__", None) or "torch"
+        name = "" if is_module else str(getattr(value, "__name__", ""))
+        if _SETTINGS.match(str(home)) and (is_module or callable(value)):
+            raise TraceError(f"its forward asks for {label}, which may change")
+        if str(home).startswith("torch") and _ASKS_FOR_SETTING.fullmatch(name):
+            raise TraceError(f"its forward asks for {label}, which may change")
 
 
 def _is_wrapped_by_fx(value: Any) -> bool:
     """Whether torch.fx has put a function of its own in the place of one, while it traces."""
     code = getattr(value, "__code__", None)
     return code is not None and code.co_filename == torch.fx._symbolic_trace.__file__
-
-
-def _is_constant(value: Any) -> bool:
-    """Whether a value cannot change itself, only be replaced."""
-    if isinstance(value, (tuple, frozenset)):
-        return all(map(_is_constant, value))
-    return isinstance(value, (*_CONSTANTS, *_FUNCTIONS, type))
 
 
 def _is_trusted(value: Any) -> bool:

@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import operator
+import re
 import sys
 import threading
 import weakref
@@ -73,18 +74,27 @@ class ModelTracer(Tracer):
                 with (
                     self._training_flags(root),
                     self._factories_recorded(),
-                    self.calls.watching(),
+                    self.calls.watching(root),
                 ):
                     graph = super().trace(root, concrete_args)
                 self.calls.check()
                 before.check()
                 self._check_nothing_escaped()
-            except Exception:
+            except BaseException:
                 before.restore()
+                self.calls.undo()
                 raise
         return graph
 
     # -- leaves ---------------------------------------------------------------------
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """The path of a layer of the model."""
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            kind = type(mod).__name__
+            raise TraceError(f"its forward calls a {kind} that is no layer of the model") from None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """A target, what holds no target, and layers of torch.nn and brevitas.nn."""
@@ -112,7 +122,7 @@ class ModelTracer(Tracer):
             return self._call_leaf(m, path, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         kept = (self.module_stack.copy(), self.num_calls.copy(), self.traced.copy())
-        guards, names = self.calls.guards.copy(), self.calls.names.copy()
+        guards = self.calls.guards.copy()
         before = Snapshot(m)
         try:
             result = super().call_module(m, forward, args, kwargs)
@@ -124,7 +134,8 @@ class ModelTracer(Tracer):
             self._erase_after(last)
             self.module_stack, self.num_calls, self.traced = kept
             self.refused[path] = self.calls.refusal or one_line(error)
-            self.calls.guards, self.calls.names = guards, names
+            self.calls.undo()
+            self.calls.guards = guards
             self.calls.refusal = None
             self.calls.watch()
             if isinstance(error, _BranchesOnTraining) and error.path == path:
@@ -380,4 +391,20 @@ def _contexts() -> tuple[bool, ...]:
 def one_line(error: Exception) -> str:
     """Why something could not be traced."""
     text = str(error).strip().partition("\n")[0]
+    for pattern, reason in _REASONS.items():
+        if re.search(pattern, text):
+            return reason
     return text if isinstance(error, TraceError) and text else f"{type(error).__name__}: {text}"
+
+
+# What torch.fx and Python say when a forward asks a symbolic value for what it does not have.
+_REASONS = {
+    "symbolically traced variables cannot be used": "its forward branches on a value",
+    "Proxy object cannot be iterated": "its forward iterates over a value",
+    "'len' is not supported in symbolic": "its forward asks for the length of a value",
+    "'ValueProxy' object does not support item assign": "its forward writes to parts of a value",
+    "ValueProxy.*(integer|number)|(integer|number).*ValueProxy": (
+        "its forward needs a value as a number, as range() and int() do"
+    ),
+    "training mode is expected to be boolean": "its forward switches the mode of a layer",
+}

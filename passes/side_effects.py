@@ -80,31 +80,37 @@ def copied_values(modules: Sequence[nn.Module]) -> Iterator[None]:
         TraceError: at the end, a copy is no longer what it was.
     """
     shared = {id(m): m for root in modules for m in root.modules()}
-    originals: list[tuple[nn.Module, str, Any, Any]] = []
+    originals: list[tuple[nn.Module, str, Any, Any, int]] = []
     for module in modules:
         for name, value in list(module.__dict__.items()):
             if name.startswith("_") or isinstance(value, _UNCHANGING):
                 continue
             with contextlib.suppress(Exception):  # What cannot be copied is taken as it is.
                 copied = copy.deepcopy(value, dict(shared))
-                originals.append((module, name, value, copied))
+                originals.append((module, name, value, copied, _version(copied)))
                 module.__dict__[name] = copied
     try:
         yield
-        for _, name, value, copied in originals:
-            if not _alike(value, copied):
+        for _, name, value, copied, version in originals:
+            if _version(copied) != version or not _alike(value, copied):
                 raise TraceError(f"its forward changes self.{name}")
     finally:
-        for module, name, value, _ in originals:
+        for module, name, value, *_ in originals:
             module.__dict__[name] = value
 
 
 _UNCHANGING = (bool, int, float, str, bytes, type(None), type, FunctionType, MethodType, nn.Module)
 
 
+def _version(value: Any) -> int:
+    """How often a tensor was written to."""
+    is_counted = isinstance(value, torch.Tensor) and not value.is_inference()
+    return value._version if is_counted else 0
+
+
 def _alike(value: Any, copied: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return copied._version == 0
+        return copied.is_inference() is False or torch.equal(value, copied)
     if isinstance(value, random.Random):
         return bool(value.getstate() == copied.getstate())
     try:

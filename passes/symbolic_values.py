@@ -46,6 +46,25 @@ class ValueProxy(Proxy):
             raise TraceError("its forward looks an attribute of a value up by name")
         return ValueAttribute(self, k)
 
+    def __hash__(self) -> int:
+        if not is_library(sys._getframe(1)):
+            raise TraceError("its forward looks a value up in a table")
+        return id(self)
+
+    def __str__(self) -> str:
+        return self._text(sys._getframe(1))
+
+    def __repr__(self) -> str:
+        return self._text(sys._getframe(1))
+
+    def __format__(self, form: str) -> str:
+        return self._text(sys._getframe(1))
+
+    def _text(self, frame: Any) -> str:
+        if not is_library(frame):
+            raise TraceError("its forward makes a text of a value")
+        return f"ValueProxy({self.node.name})"
+
     def __setattr__(self, name: str, value: Any) -> None:
         if not is_library(sys._getframe(1)):
             raise TraceError("its forward sets an attribute of a value")

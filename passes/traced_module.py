@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_hooks
 from torch.utils.hooks import RemovableHandle
 
 from fxfault.functional import begin_forward
-from fxfault.passes.guards import Guard, freeze_value
+from fxfault.passes.guards import Guard, Present, freeze_value
 from fxfault.passes.sharing import shell
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
@@ -31,11 +31,11 @@ class Terms(NamedTuple):
     Attributes:
         guards: what the forward read while it was traced, besides its inputs.
         parts: modules whose layers the graph calls, with the names of their children and, of
-            these, the containers that are part of the graph (None for layers).
+            these, the containers that are part of the graph (`Present` for layers).
     """
 
     guards: tuple[Guard, ...] = ()
-    parts: tuple[tuple[nn.Module, tuple[str, ...], tuple[nn.Module | None, ...]], ...] = ()
+    parts: tuple[tuple[nn.Module, tuple[str, ...], tuple[Any, ...]], ...] = ()
 
 
 class TracedModule(GraphModule):
@@ -151,7 +151,9 @@ class TracedModule(GraphModule):
         for module, names, containers in terms.parts:
             children = module._modules
             if tuple(children) != names or any(
-                container is not None and children[name] is not container
+                (children[name] is None)
+                if container is Present
+                else children[name] is not container
                 for name, container in zip(names, containers, strict=True)
             ):
                 return f"layers of {type(module).__name__} were added, taken out or replaced"
@@ -294,6 +296,7 @@ def _own_class(kind: type) -> type:
 
 def _class_from(bases: tuple[type, ...], named_like: type) -> type:
     names = {"__module__": named_like.__module__, "__doc__": named_like.__doc__}
+    names["_source_class"] = bases[1]
     new = type(named_like.__name__, bases, names)
     new.__qualname__ = named_like.__qualname__
     return new

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from fxfault.errors import TransformError
-from fxfault.passes.guards import Guard, freeze_value
+from fxfault.passes.guards import LAYER, Guard, Present
 from fxfault.passes.model_tracer import ModelTracer, one_line, why_kept
 from fxfault.passes.sharing import holds, twin
 from fxfault.passes.side_effects import random_states_kept
@@ -161,7 +162,8 @@ class _Plan:
                 else:
                     self._keep(child, full, why)
         graphs = [tracer.graph for tracer in attempt]
-        terms = Terms(_guards_of(module, attempt), _parts_of(module, attempt))
+        parts = _parts_of(module, attempt)
+        terms = Terms(_guards_of(module, attempt, [part for part, _, _ in parts]), parts)
         adopt(module, graphs[0], graphs[1] if len(graphs) > 1 else None, terms)
 
     def _keep(self, module: nn.Module, path: str, reason: str) -> None:
@@ -197,32 +199,39 @@ class _Plan:
             refused.update(failed)
 
 
-def _guards_of(module: nn.Module, tracers: list[ModelTracer]) -> tuple[Guard, ...]:
-    """What the forward read, and what containers and layers have under the same names."""
+def _guards_of(
+    module: nn.Module, tracers: list[ModelTracer], parts: Sequence[nn.Module]
+) -> tuple[Guard, ...]:
+    """What the forward read; without the layers of `parts`, which are compared otherwise."""
     found: dict[tuple[int, str], Guard] = {}
+    covered = {(id(part), name) for part in parts for name in part._modules}
     for tracer in tracers:
-        for guard in tracer.calls.guards.values():
-            # A list was a copy, while the forward was traced.
-            fresh = Guard.of_attribute(guard.holder, guard.name) if guard.is_attribute else guard
-            found.setdefault(guard.key, fresh)
         inside = [module, *(module.get_submodule(path) for path in tracer.traced)]
-        for part in {id(m): m for outer in inside for m in (outer, *outer.children())}.values():
-            for name in tracer.calls.names & vars(part).keys():
-                if _is_setting(name, vars(part)[name]):
-                    guard = Guard.of_attribute(part, name)
-                    found.setdefault(guard.key, guard)
+        forwards = [Guard.of(part, "forward", f"the forward of {_kind(part)}") for part in inside]
+        for guard in (*tracer.calls.guards.values(), *forwards):
+            if guard.is_entry and guard.key in covered:
+                continue
+            if isinstance(guard.holder, nn.Module):
+                # A list was a copy, while the forward was traced.
+                guard = Guard.of(guard.holder, guard.name, guard.label)
+            found.setdefault(guard.key, guard)
+    # The graph calls by its name what the forward has got from a list or a function.
+    others = {id(layer) for guard in found.values() for layer in guard.layers()}
+    for part in module.modules() if others else ():
+        for name, layer in part._modules.items():
+            if id(layer) in others:
+                guard = Guard.of(part, LAYER + name, f"the layer {name}")
+                found.setdefault(guard.key, guard)
     return tuple(found.values())
 
 
-def _is_setting(name: str, value: object) -> bool:
-    """Whether an attribute of a module is one that code may read as a number, text or list."""
-    is_own = name.startswith("_") or name == "training"
-    return not (is_own or isinstance(value, torch.Tensor) or freeze_value(value) is None)
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
 
 
 def _parts_of(
     module: nn.Module, tracers: list[ModelTracer]
-) -> tuple[tuple[nn.Module, tuple[str, ...], tuple[nn.Module | None, ...]], ...]:
+) -> tuple[tuple[nn.Module, tuple[str, ...], tuple[Any, ...]], ...]:
     """The modules whose children a graph calls; see `Terms`."""
     paths = {""}
     for tracer in tracers:
@@ -235,7 +244,10 @@ def _parts_of(
         (
             part,
             tuple(part._modules),
-            tuple(child if id(child) in inside else None for child in part._modules.values()),
+            tuple(
+                child if child is None or id(child) in inside else Present
+                for child in part._modules.values()
+            ),
         )
         for part in parts.values()
     )

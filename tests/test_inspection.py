@@ -67,7 +67,7 @@ Small: 3 sites, 2 armed in eval mode (seed 7)
 
 Samples: not measured (model.faults.measure(inputs) does it)
 Containers: 2 traced, 1 kept with own forward
-  block.1  Looping  kept  symbolically traced variables cannot be used as inputs to control flow
+  block.1  Looping  kept  its forward branches on a value
 Skipped targets: 1
   off  QuantIdentity  its quantiser is disabled"""  # noqa: E501
 

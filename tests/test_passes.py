@@ -327,7 +327,7 @@ def test_forward_that_changes_an_attribute_is_kept_and_the_attribute_is_as_befor
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("data_dependent", "control flow"),
+        ("data_dependent", "branches on a value"),
         ("type_question", "type of a value"),
         ("without_gradient", "`with`"),
         ("lone_activation", "it is a target"),
