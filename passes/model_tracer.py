@@ -21,7 +21,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 
 from fxfault.passes.call_tree import CallTree
-from fxfault.passes.guards import freeze_value
+from fxfault.passes.guards import contents_of, freeze_value
 from fxfault.passes.sharing import holds
 from fxfault.passes.side_effects import Snapshot, copied_values
 from fxfault.passes.symbolic_values import StandIn, ValueAttribute, ValueProxy, is_library
@@ -194,7 +194,7 @@ class ModelTracer(Tracer):
         default = sig.parameters[name].default if name[0] != "*" else inspect.Parameter.empty
         if default is inspect.Parameter.empty:
             return made
-        if freeze_value(default) is None or isinstance(default, (list, dict, set)):
+        if freeze_value(default) is None or any(contents_of(default)):
             raise TraceError(f"its forward has a default that may change ({name})")
         return default
 
@@ -345,10 +345,10 @@ def why_kept(module: nn.Module, is_root: bool = False) -> str | None:
     """Why a container must keep its own forward without even trying; None: try."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is TorchScript"
-    if is_layer(module) and not isinstance(module, nn.Sequential):
-        return "it is a layer of a library"
     if type(module).forward is nn.Module.forward:
         return "it has no forward"
+    if is_layer(module) and not isinstance(module, nn.Sequential):
+        return "it is a layer of a library"
     if "forward" in vars(module):
         return "its forward is set on the instance"
     if any(_own_call(part) for part in (module, *module.children())):
@@ -406,5 +406,7 @@ _REASONS = {
     "ValueProxy.*(integer|number)|(integer|number).*ValueProxy": (
         "its forward needs a value as a number, as range() and int() do"
     ),
+    "argument of type: <class": "its forward uses an object that a graph cannot hold",
+    "_array_interface__": "its forward makes an array or a tensor of a value",
     "training mode is expected to be boolean": "its forward switches the mode of a layer",
 }

@@ -414,7 +414,7 @@ def test_code_of_a_module_with_its_own_graph(faulty: Faulty) -> None:
 def test_code_names_what_keeps_its_own_forward(small: Any) -> None:
     *_, kept, hooked = code_of(small).splitlines()
 
-    assert kept.startswith("# block.1 keeps its own forward: symbolically traced")
+    assert kept.startswith("# block.1 keeps its own forward: its forward branches")
     assert hooked == "# block.1.act: struck inside the layer"
 
 

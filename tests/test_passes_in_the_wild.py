@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from brevitas.nn import QuantIdentity, QuantLinear
+from brevitas.nn import QuantHardTanh, QuantIdentity, QuantLinear, QuantReLU
 from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ def lowest_bits_flipped() -> Iterator[None]:
     original = QuantNonLinearActLayer.pack_output
 
     def pack_output(self: Any, output: Any) -> Any:
-        if isinstance(self, QuantIdentity) and isinstance(output, IntQuantTensor):
+        is_target = isinstance(self, (QuantIdentity, QuantReLU, QuantHardTanh))
+        if is_target and isinstance(output, IntQuantTensor):
             code = torch.round(output.value / output.scale + output.zero_point).long() ^ 1
             value = (code - output.zero_point) * output.scale
             output = output._replace(value=value.to(output.value.dtype))
@@ -75,7 +76,7 @@ def alike(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, QuantTensor):
         return torch.equal(a.value, b.value)
     if isinstance(a, dict):
