@@ -58,10 +58,12 @@ _TRUSTED = frozenset(
     "torch brevitas numpy math operator builtins itertools functools typing types enum "
     "collections abc dataclasses cmath _operator _functools numbers copy fxfault".split()
 )
+# Types whose objects have nothing that may change. A function has defaults and attributes.
+_UNCHANGING = frozenset({bool, int, float, str, type, property, torch.dtype, torch.device})
 # What functions of torch are called that answer by a setting of the moment, or of the machine.
 _ASKS_FOR_SETTING = re.compile(
-    r"(is|are)_\w*(enabled|available|initialized)\w*|get_(default|num|rng|autocast|deterministic|"
-    r"float32)\w*|\w*seed|current_\w+|device_count|memory_\w+|cpu_count"
+    r"(is|are)_\w*(enabled|initialized)\w*|is_fx_\w+|get_(default|num|rng|autocast|deterministic|"
+    r"float32)\w*|\w*seed|current_\w+|memory_\w+"
 )
 _SETTINGS = re.compile(r"(torch\.backends|numpy\.random)\b")
 _MOST_ITEMS = 1000  # Of a list or a table that is compared anew in each forward.
@@ -177,7 +179,7 @@ class Guard(NamedTuple):
     def holds(self) -> bool:
         """Whether it still is what it was."""
         now = self.now()
-        if now is self.value and now is not None:
+        if now is self.value and type(now) in _UNCHANGING:
             return True
         return freeze_value(now) == self.frozen
 
@@ -288,13 +290,22 @@ class _Budget:
 
 def _freeze(value: Any, budget: _Budget) -> Any:
     kind = type(value)
+    if isinstance(value, (nn.Module, *_FUNCTIONS, type, types.ModuleType)):
+        if kind is not types.FunctionType:
+            return (kind, Same(value))
+        made = (value.__code__, value.__defaults__, value.__kwdefaults__)
+        parts: list[Any] = [*made[1:], *_pairs(vars(value))]
+        budget.take(len(parts))
+        return (kind, Same(value), Same(made[0]), *[_frozen_or_same(p, budget) for p in parts])
     if isinstance(value, _CONSTANTS):
         # A text tells -0.0 from 0.0, and is the same for each nan.
         is_number = isinstance(value, (float, complex, np.generic))
-        return (kind, repr(value)) if is_number else (kind, value)
-    if isinstance(value, (nn.Module, *_FUNCTIONS, type, types.ModuleType)):
-        return (kind, Same(value))
-    parts: list[Any]
+        plain = repr(value) if is_number else value
+        more = _attributes_of_constant(value)
+        if not more:
+            return (kind, plain)
+        budget.take(len(more))
+        return (kind, plain, *[_freeze(part, budget) for part in more])
     if isinstance(value, types.MethodType):
         parts = [value.__func__, value.__self__]
     elif isinstance(value, functools.partial):
@@ -311,6 +322,23 @@ def _freeze(value: Any, budget: _Budget) -> Any:
         raise _MayChangeError
     budget.take(len(parts))
     return (kind, tuple([_freeze(part, budget) for part in parts]))
+
+
+def _frozen_or_same(value: Any, budget: _Budget) -> Any:
+    try:
+        return _freeze(value, budget)
+    except _MayChangeError:
+        return Same(value)
+
+
+def _attributes_of_constant(value: Any) -> list[Any]:
+    """What a member of an enumeration, or an object of a class of numbers, has besides."""
+    own = getattr(value, "__dict__", None)
+    home = type(value).__module__.partition(".")[0]
+    if own is None or home in ("torch", "numpy", "builtins"):
+        return []
+    own = {k: v for k, v in own.items() if not k.startswith("_")}
+    return _pairs(own if isinstance(value, enum.Enum) else {**own, **_of_classes(type(value))})
 
 
 def _is_plain_object(value: Any) -> bool:
@@ -340,6 +368,8 @@ def _pairs(mapping: dict[Any, Any]) -> list[Any]:
 
 def contents_of(value: Any) -> Iterator[tuple[Any, Any]]:
     """The lists, sets, tables and attributes in a value that can be frozen, each with a copy."""
+    if isinstance(value, types.FunctionType):
+        value = (value.__defaults__, value.__kwdefaults__, vars(value))
     if isinstance(value, (nn.Module, *_CONSTANTS, *_FUNCTIONS, type, types.ModuleType)):
         return
     if _is_plain_object(value):

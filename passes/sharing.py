@@ -9,6 +9,7 @@ loading or moving one model shows in the other.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from types import CellType, FunctionType, MethodType, SimpleNamespace
@@ -122,6 +123,8 @@ def _with_replacements(value: Any, replaced: dict[int, nn.Module]) -> Any:
     again = functools.partial(_with_replacements, replaced=replaced)
     if isinstance(value, MethodType) and id(value.__self__) in replaced:
         return MethodType(value.__func__, replaced[id(value.__self__)])
+    if type(value) is weakref.ref and id(value()) in replaced:
+        return weakref.ref(replaced[id(value())])
     if isinstance(value, functools.partial):
         keywords = {key: again(item) for key, item in value.keywords.items()}
         return functools.partial(again(value.func), *map(again, value.args), **keywords)
