@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fxfault.errors import SiteError, TransformError
 from fxfault.live_values import same_bits
+from fxfault.passes.freeze import is_frozen
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.side_effects import Snapshot, random_states_kept
 from fxfault.passes.strip import StripFaults
@@ -120,12 +121,17 @@ def check(
 
     Raises:
         SiteError: `faulty` has no sites, or a layer was called more or less often than struck.
-        TransformError: the models differ, and no container of `faulty` can be blamed.
+        TransformError: the models differ, and no container of `faulty` can be blamed; or they have
+            other weights.
     """
     started = time.perf_counter()
     sites = faults_of(faulty)
+    _require_same_weights(faulty, model)
     call = _Call(inputs, named_inputs)
     agreed, kept, not_compared = [], [], {}
+    if TRAIN in modes and is_frozen(faulty):
+        not_compared[TRAIN] = "it is frozen, for evaluation"
+        modes = [mode for mode in modes if mode != TRAIN]
     not_called: tuple[str, ...] = ()
     for mode in modes:
         while True:
@@ -149,6 +155,17 @@ def check(
 
 
 DIFFERS = "they differ"
+
+
+def _require_same_weights(faulty: nn.Module, model: nn.Module) -> None:
+    found, expected = faulty.state_dict(), model.state_dict()
+    for name in {**expected, **found}:
+        a, b = found.get(name), expected.get(name)
+        if a is not b and not (isinstance(a, Tensor) and isinstance(b, Tensor) and same_bits(a, b)):
+            raise TransformError(
+                f"check: {name} is not the same in the two models; give the model that "
+                f"{type(faulty).__name__} was made from"
+            )
 
 
 @dataclass(frozen=True)
@@ -399,6 +416,11 @@ class _Strikes:
 def _keep_innermost(faulty: nn.Module, model: nn.Module, call: _Call, mode: str) -> Container:
     """Let the innermost container that differs keep its own forward."""
     candidates = [c for c in containers_of(faulty) if c.handling != "kept"]
+    if is_frozen(faulty):
+        raise TransformError(
+            f"{type(model).__name__}: the frozen model differs from the given one in {mode} mode; "
+            "thaw it, call fxfault.check, and freeze it again"
+        )
     if not candidates:
         raise TransformError(_OWN_FAULT.format(type(model).__name__, mode))
     targets = tuple(faults_of(faulty).config.targets)

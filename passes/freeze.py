@@ -195,6 +195,11 @@ def refresh(model: nn.Module) -> int:
     return sum(layer.refresh() for layer in model.modules() if isinstance(layer, FrozenLayer))
 
 
+def is_frozen(model: nn.Module) -> bool:
+    """Whether a model is what `freeze` returned."""
+    return _record_of(model) is not None
+
+
 def _record_of(model: nn.Module) -> _Record | None:
     return model.__dict__.get(_RECORD)
 

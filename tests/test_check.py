@@ -219,6 +219,45 @@ def test_a_layer_that_is_called_and_not_struck_is_an_error(monkeypatch: pytest.M
         fxfault.check(faulty, model, X)
 
 
+def test_a_frozen_model_is_compared_in_eval_mode_and_never_rebuilt() -> None:
+    model = prepared(lambda: Outer(Block())).eval()
+    frozen: Any = fxfault.freeze(fxfault.transform(model, CONFIG))
+    found = fxfault.check(frozen, model, X)
+    assert found.modes == ("eval",)
+    assert found.not_compared == {"train": "it is frozen, for evaluation"}
+    (head,) = (n for n in frozen.graph.nodes if n.target == "head")
+    with frozen.graph.inserting_before(head):
+        head.args = (frozen.graph.call_method("neg", head.args),)
+    frozen.recompile()
+    with pytest.raises(fxfault.TransformError, match=r"thaw it, call fxfault\.check, and freeze"):
+        fxfault.check(frozen, model, X)
+
+
+def test_a_model_with_other_weights_is_refused() -> None:
+    model = prepared(lambda: Outer(Block()))
+    faulty = fxfault.transform(model, CONFIG)
+    assert fxfault.check(faulty, copy.deepcopy(model), X).modes == ("eval", "train")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.head.bias += 1.0
+    with pytest.raises(fxfault.TransformError, match=r"head\.bias is not the same in the two"):
+        fxfault.check(faulty, other, X)
+
+
+def test_a_lone_activation_and_a_kept_model_are_checked() -> None:
+    class Loop(Outer):
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.stage:
+                x = part(x) if x.sum() < 1e9 else x
+            return x
+
+    for build in (lambda: QuantReLU(bit_width=4), lambda: Loop(Block())):
+        model = prepared(build)
+        found = fxfault.check(fxfault.transform(model, CONFIG), model, X)
+        assert found.modes == ("eval", "train")
+        assert found.kept == ()
+
+
 def test_evaluation_with_faults_for_training_only_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
