@@ -233,7 +233,8 @@ def _strike(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     if not isinstance(x, IntQuantTensor):
         raise SiteError(
             f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
-            f"{type(x).__name__}; enable its quantiser, or set `unsupported: skip`"
+            f"{type(x).__name__}; enable its quantiser, transform the model again if its forward "
+            "was replaced, or set `unsupported: skip`"
         )
     value: Tensor = x.value
     layout = _note(x, site, moment)

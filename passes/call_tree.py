@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator
-from types import CellType, CodeType, FrameType, FunctionType
+from collections.abc import Iterable, Iterator
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from fxfault.passes.guards import (
     Guard,
     Scope,
     contents_of,
+    is_trusted,
     owner_of,
     put_back,
     settle,
@@ -34,6 +35,8 @@ from fxfault.passes.guards import (
 from fxfault.passes.symbolic_values import StandIn, is_library
 
 # Python's own modules whose functions keep no state that a network could read.
+# Attributes of a class that Python itself looks up.
+_IMPLIED = ("__init__", "__new__", "__call__")
 _TRACE = Tracer.trace.__code__
 _STATELESS = frozenset(
     "abc functools collections typing enum dataclasses operator contextlib types numbers "
@@ -62,6 +65,8 @@ class CallTree:
         self._known: set[int] = set()
         self._classes: list[tuple[type, dict[str, Any]]] = []
         self._contents: list[tuple[Any, Any]] = []
+        self._names = set(_IMPLIED)
+        self._holders: dict[int, Any] = {}
 
     @contextlib.contextmanager
     def watching(self, root: nn.Module) -> Iterator[None]:
@@ -98,7 +103,7 @@ class CallTree:
     def undo(self) -> None:
         """Put back what the forward has changed outside of the model."""
         for guard in self.guards.values():
-            if isinstance(guard.holder, Scope) and not guard.holds():
+            if not isinstance(guard.holder, nn.Module) and not guard.holds():
                 guard.restore()
         for now, before in self._contents:
             put_back(now, before)
@@ -108,6 +113,17 @@ class CallTree:
                     setattr(kind, name, values[name])
                 else:
                     delattr(kind, name)
+
+    def mark(self) -> tuple[Any, ...]:
+        """What is known so far, for `go_back`."""
+        return self.guards.copy(), self._names.copy(), self._holders.copy()
+
+    def go_back(self, mark: tuple[Any, ...]) -> None:
+        """Undo what was done since, and forget what was read."""
+        self.undo()
+        self.guards, self._names, self._holders = mark
+        self.refusal = None
+        self.watch()
 
     # -- frames -------------------------------------------------------------------------
 
@@ -140,14 +156,36 @@ class CallTree:
                 self._read_free(frame, load)
             elif load.name in frame.f_globals:
                 scope = Scope(frame.f_globals, str(frame.f_globals.get("__name__", "")))
-                self._add(settle(scope, str(load.name), load.chain))
-        first = (
-            frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
-        )
-        if isinstance(first, type) and not is_library_class(first):  # In a class method.
-            for name in frame.f_code.co_names:
-                if not is_of_library(first, name):
-                    self._add(settle(first, name, ()))
+                found = settle(scope, str(load.name), load.chain)
+                # What is read of a module by its name is guarded one by one.
+                is_alone = not load.chain
+                self._add(found, with_classes=is_alone)
+        self._learn(names=names_in(frame.f_code), holders=_classes_of(frame))
+
+    def _learn(self, names: Iterable[str] = (), holders: Iterable[Any] = ()) -> None:
+        """Guard what code may read of classes and modules that it has as values.
+
+        Args:
+            names: that code uses for attributes.
+            holders: classes and Python modules that it has got at.
+        """
+        new_names = set(names) - self._names
+        new_holders = [h for h in holders if id(h) not in self._holders and _has_state(h)]
+        known = list(self._holders.values())
+        self._names |= new_names
+        self._holders |= {id(holder): holder for holder in new_holders}
+        for holder in known:
+            self._add_names(holder, new_names)
+        for holder in new_holders:
+            self._add_names(holder, self._names)
+
+    def _add_names(self, holder: Any, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            if isinstance(holder, ModuleType):
+                if name in vars(holder):
+                    self._add(settle(Scope(vars(holder), holder.__name__), name, ()))
+            elif not is_of_library(holder, name):
+                self._add(settle(holder, name, ()))
 
     def _read_free(self, frame: FrameType, load: Load) -> None:
         name = str(load.name)
@@ -158,11 +196,14 @@ class CallTree:
             raise TraceError(f"its forward reads {name}, whose place cannot be found")
         self._add(settle(Scope(cell, frame.f_code.co_name), name, load.chain))
 
-    def _add(self, guards: list[Guard]) -> None:
-        for guard in guards:
+    def _add(self, guards: list[Guard], with_classes: bool = True) -> None:
+        for number, guard in enumerate(guards, 1):
             if guard.key not in self.guards:
                 self.guards[guard.key] = guard
                 self._contents += contents_of(guard.now())
+            # A class or module on the way to an attribute is no value that code has got at.
+            if with_classes or number == len(guards):
+                self._learn(holders=guard.classes())
 
     # -- modules ------------------------------------------------------------------------
 
@@ -185,6 +226,11 @@ class CallTree:
         self.guards[guard.key] = guard
         if not is_own:
             self._contents += contents_of(guard.now())
+        try:
+            self._learn(holders=guard.classes())
+        except TraceError as error:
+            self.refusal = self.refusal or str(error)
+            raise
 
     def _note_tensor(self, tensor: Tensor) -> None:
         """Note that the type, shape or the like of a parameter or buffer was asked for."""
@@ -211,6 +257,26 @@ class CallTree:
             return
         self.refusal = self.refusal or IS_QUESTION
         raise TraceError(IS_QUESTION)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Names that code may use for attributes, as texts too."""
+    texts = {const for const in code.co_consts if isinstance(const, str) and const.isidentifier()}
+    return texts | set(code.co_names)
+
+
+def _classes_of(frame: FrameType) -> tuple[type, ...]:
+    """The class of a class method; the parents of the class of a method that uses super()."""
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    if issubclass(type(first), type):
+        return (first,)  # type: ignore[return-value]
+    return type(first).__mro__[1:] if "__class__" in code.co_freevars else ()
+
+
+def _has_state(holder: Any) -> bool:
+    """Whether a class or module is the user's, and not one of a library."""
+    return not (is_trusted(holder) or (isinstance(holder, type) and is_library_class(holder)))
 
 
 def _state_of_classes(root: nn.Module) -> list[tuple[type, dict[str, Any]]]:

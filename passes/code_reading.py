@@ -58,7 +58,8 @@ class Code:
     Attributes:
         refusal: why it must not be traced, whatever the values are; None: nothing says so.
         outside: what it reads of globals and of the variables of functions around it.
-        questions: the operands of `is`, by the offset of the instruction that asks.
+        questions: the operands of `is`, by the offset of the instruction that asks, and of its
+            prefix where it has one.
     """
 
     refusal: str | None
@@ -82,6 +83,11 @@ def read_code(code: CodeType) -> Code:
     >>> read_code(forward.__code__).refusal
     'its forward has a `try` or a `with`'
     """
+    starts, start = {}, None
+    for step in dis.get_instructions(code):
+        start = step.offset if start is None else start
+        starts[step.offset] = start
+        start = start if step.opname == "EXTENDED_ARG" else None
     steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
     outside: list[Load] = []
     questions: dict[int, tuple[Load, ...]] = {}
@@ -99,7 +105,8 @@ def read_code(code: CodeType) -> Code:
             if operands is None:
                 refusal = refusal or IS_QUESTION
             else:
-                questions[step.offset] = operands
+                # Where the jump is long, Python tells of the prefix and not of the jump itself.
+                questions[step.offset] = questions[starts[step.offset]] = operands
     return Code(refusal, tuple(outside), questions)
 
 

@@ -7,6 +7,7 @@ runs its own Python forward in place of the graph (see `fxfault.passes.traced_mo
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import operator
@@ -94,6 +95,10 @@ class Same(NamedTuple):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Same:
+        is_copied = isinstance(self.value, nn.Module)
+        return Same(copy.deepcopy(self.value, memo)) if is_copied else self
+
 
 class Scope:
     """Where a global, or a variable of a function around, is kept; never copied."""
@@ -161,6 +166,11 @@ class Guard(NamedTuple):
             raise TraceError(f"its forward reads {label}, a {kind} that may change")
         return cls(holder, name, _kept(value), frozen, label)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        holder = self.holder
+        holder = copy.deepcopy(holder, memo) if isinstance(holder, nn.Module) else holder
+        return self._replace(holder=holder, frozen=copy.deepcopy(self.frozen, memo))
+
     @property
     def key(self) -> tuple[int, str]:
         """What it is about."""
@@ -185,18 +195,30 @@ class Guard(NamedTuple):
 
     def layers(self) -> Iterator[nn.Module]:
         """The modules that the value leads to other than by the names of layers."""
+        return (value for value in self._identities() if isinstance(value, nn.Module))
+
+    def classes(self) -> Iterator[Any]:
+        """The classes and Python modules that the value is, or leads to."""
+        kinds = (type, types.ModuleType)
+        return (value for value in self._identities() if isinstance(value, kinds))
+
+    def _identities(self) -> Iterator[Any]:
         parts = [self.frozen]
         while parts:
             part = parts.pop()
-            if isinstance(part, Same) and isinstance(part.value, nn.Module):
+            if isinstance(part, Same):
                 yield part.value
-            elif isinstance(part, tuple) and not isinstance(part, Same):
+            elif isinstance(part, tuple):
                 parts += part
 
     def restore(self) -> None:
         """Put a constant back that a trace has changed."""
-        if self.value is not None and isinstance(self.holder, Scope):
+        if self.value is None and self.frozen != freeze_value(None):
+            return  # Not a constant: see `contents_of`.
+        if isinstance(self.holder, Scope):
             self.holder.set(self.name, self.value)
+        elif isinstance(self.holder, type) and self.value is not Missing:
+            setattr(owner_of(self.holder, self.name) or self.holder, self.name, self.value)
 
 
 def _now(holder: Any, name: str) -> Any:
@@ -413,7 +435,7 @@ def settle(holder: Any, name: str, chain: tuple[str, ...]) -> list[Guard]:
     for number, attribute in enumerate(chain):
         if isinstance(value, (nn.Module, torch.Tensor)) or value is Missing:
             return guards
-        if _is_trusted(value):
+        if is_trusted(value):
             _check_trusted(value, chain[number:], label)
             return guards
         label = f"{label}.{attribute}"
@@ -433,7 +455,7 @@ def _guard(holder: Any, name: str, value: Any, label: str) -> list[Guard]:
     """A guard for one value on the way; none where it cannot change."""
     if _is_wrapped_by_fx(value):
         value = value.__wrapped__
-    if value is Missing or _is_trusted(value):
+    if value is Missing or is_trusted(value):
         return []
     if isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType)):
         if isinstance(getattr(value, "__self__", None), (random.Random, np.random.RandomState)):
@@ -470,7 +492,7 @@ def _is_wrapped_by_fx(value: Any) -> bool:
     return code is not None and code.co_filename == torch.fx._symbolic_trace.__file__
 
 
-def _is_trusted(value: Any) -> bool:
+def is_trusted(value: Any) -> bool:
     """Whether a value belongs to torch, or to a module of Python's without state."""
     if isinstance(value, (nn.Module, torch.Tensor, torch.Generator, np.random.Generator)):
         return False

@@ -25,7 +25,7 @@ from fxfault.passes.guards import contents_of, freeze_value
 from fxfault.passes.sharing import holds
 from fxfault.passes.side_effects import Snapshot, copied_values
 from fxfault.passes.symbolic_values import StandIn, ValueAttribute, ValueProxy, is_library
-from fxfault.passes.traced_module import TracedModule
+from fxfault.passes.traced_module import own_call
 from fxfault.quant_tensors import output_type
 
 # Functions that make a tensor from nothing. Traced code makes it anew in each forward, as
@@ -122,7 +122,7 @@ class ModelTracer(Tracer):
             return self._call_leaf(m, path, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         kept = (self.module_stack.copy(), self.num_calls.copy(), self.traced.copy())
-        guards = self.calls.guards.copy()
+        mark = self.calls.mark()
         before = Snapshot(m)
         try:
             result = super().call_module(m, forward, args, kwargs)
@@ -134,10 +134,7 @@ class ModelTracer(Tracer):
             self._erase_after(last)
             self.module_stack, self.num_calls, self.traced = kept
             self.refused[path] = self.calls.refusal or one_line(error)
-            self.calls.undo()
-            self.calls.guards = guards
-            self.calls.refusal = None
-            self.calls.watch()
+            self.calls.go_back(mark)
             if isinstance(error, _BranchesOnTraining) and error.path == path:
                 self.branching.add(path)
             return self._call_leaf(m, path, args, kwargs)
@@ -372,9 +369,7 @@ def _is_method_of_module(frame: Any) -> bool:
 def _own_call(module: nn.Module) -> bool:
     if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
         return False  # Theirs only says that they cannot be called.
-    call = type(module).__call__
-    generated = "GraphModule" in getattr(call, "__qualname__", "")
-    return call not in (nn.Module.__call__, TracedModule.__call__) and not generated
+    return own_call(type(module)) is not None
 
 
 def _contexts() -> tuple[bool, ...]:

@@ -89,9 +89,9 @@ def replace_modules(module: nn.Module, replaced: dict[int, nn.Module]) -> None:
             continue  # These must stay the very same objects.
         if name in _HOOK_TABLES:
             for key, hook in value.items():
-                value[key] = _with_replacements(hook, replaced)
+                value[key] = with_replacements(hook, replaced)
         else:
-            module.__dict__[name] = _with_replacements(value, replaced)
+            module.__dict__[name] = with_replacements(value, replaced)
 
 
 def holds(module: nn.Module, is_target: Callable[[nn.Module], bool]) -> bool:
@@ -116,11 +116,11 @@ def _modules_to_replace(
     return [module for module in model.modules() if found[id(module)] and module is not model]
 
 
-def _with_replacements(value: Any, replaced: dict[int, nn.Module]) -> Any:
+def with_replacements(value: Any, replaced: dict[int, nn.Module]) -> Any:
     """The value with replaced modules in it, looking into plain containers and functions."""
     if isinstance(value, nn.Module):
         return replaced.get(id(value), value)
-    again = functools.partial(_with_replacements, replaced=replaced)
+    again = functools.partial(with_replacements, replaced=replaced)
     if isinstance(value, MethodType) and id(value.__self__) in replaced:
         return MethodType(value.__func__, replaced[id(value.__self__)])
     if type(value) is weakref.ref and id(value()) in replaced:
@@ -147,7 +147,7 @@ def _with_closure(function: FunctionType, replaced: dict[int, nn.Module]) -> Fun
     held = [cell.cell_contents for cell in cells if cell.cell_contents is not None]
     if not any(id(item) in replaced for item in held):
         return function
-    closure = tuple(CellType(_with_replacements(cell.cell_contents, replaced)) for cell in cells)
+    closure = tuple(CellType(with_replacements(cell.cell_contents, replaced)) for cell in cells)
     new = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
     )

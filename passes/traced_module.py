@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxfault.functional import begin_forward
 from fxfault.passes.guards import Guard, Present, freeze_value
-from fxfault.passes.sharing import shell
+from fxfault.passes.sharing import shell, with_replacements
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
 _EMPTY = inspect.Parameter.empty
@@ -69,7 +69,8 @@ class TracedModule(GraphModule):
         """Run the module with its hooks."""
         # Looked up anew, because tracing replaces it; and not through super(), because a
         # source that was itself generated brings a `__call__` that would come back here.
-        return nn.Module.__call__(self, *args, **kwargs)
+        call = own_call(source_class(type(self))) or nn.Module.__call__
+        return call(self, *args, **kwargs)
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -206,7 +207,10 @@ class TracedModule(GraphModule):
         return new
 
     def __copy__(self) -> TracedModule:
-        return twin_of_traced(self)  # type: ignore[return-value]
+        new: Any = twin_of_traced(self)
+        terms = new.__dict__["_terms"]
+        new.__dict__["_terms"] = Terms(*with_replacements(tuple(terms), {id(self): new}))
+        return new
 
     def _replicate_for_data_parallel(self) -> Any:
         # GraphModule's own version copies the module, and with it the children that
@@ -256,6 +260,14 @@ def release(module: nn.Module) -> None:
         ours |= _names_of_graph_modules()
     for name in ours:
         module.__dict__.pop(name, None)
+
+
+def own_call(kind: type) -> Any:
+    """The `__call__` that a class has in the place of that of all modules; None: it has none."""
+    call: Any = kind.__call__  # type: ignore[operator]
+    if call in (nn.Module.__call__, TracedModule.__call__):
+        return None
+    return None if "GraphModule" in getattr(call, "__qualname__", "") else call
 
 
 def source_class(kind: type) -> Any:

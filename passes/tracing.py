@@ -208,6 +208,7 @@ def _guards_of(
     for tracer in tracers:
         inside = [module, *(module.get_submodule(path) for path in tracer.traced)]
         forwards = [Guard.of(part, "forward", f"the forward of {_kind(part)}") for part in inside]
+        forwards += [Guard.of(type(p), "__call__", f"the call of {_kind(p)}") for p in inside]
         for guard in (*tracer.calls.guards.values(), *forwards):
             if guard.is_entry and guard.key in covered:
                 continue
