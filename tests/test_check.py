@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 
@@ -256,6 +257,15 @@ def test_a_lone_activation_and_a_kept_model_are_checked() -> None:
         found = fxfault.check(fxfault.transform(model, CONFIG), model, X)
         assert found.modes == ("eval", "train")
         assert found.kept == ()
+
+
+@pytest.mark.parametrize("entry", zoo.ZOO, ids=[entry.name for entry in zoo.ZOO])
+def test_each_network_of_the_zoo_passes_as_it_was_traced(entry: zoo.Entry) -> None:
+    model = entry()
+    modes = ("eval", "train") if entry in zoo.HAND_WRITTEN else ("eval",)
+    found = fxfault.check(fxfault.transform(model, CONFIG), model, entry.input(), modes=modes)
+    assert found.modes == modes
+    assert found.kept == ()
 
 
 def test_evaluation_with_faults_for_training_only_says_so_once(
