@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_hooks
 from torch.utils.hooks import RemovableHandle
 
 from fxfault.functional import begin_forward
-from fxfault.passes.guards import Guard, Present, freeze_value
+from fxfault.passes.guards import Guard, Present, Scope, freeze_value
 from fxfault.passes.sharing import shell, with_replacements
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
@@ -147,16 +147,17 @@ class TracedModule(GraphModule):
     def _why_changed(self) -> str | None:
         terms = self.__dict__["_terms"]
         for guard in terms.guards:
-            if not guard.holds():
+            holder, name, value, _, _ = guard
+            # The usual case in place, as it is asked in each forward.
+            is_plain = value is not None and type(holder) is not Scope
+            if not (is_plain and holder.__dict__.get(name) is value) and not guard.holds():
                 return f"{guard.label} is not what it was when the graph was traced"
         for module, names, containers in terms.parts:
             children = module._modules
-            if tuple(children) != names or any(
-                (children[name] is None)
-                if container is Present
-                else children[name] is not container
-                for name, container in zip(names, containers, strict=True)
-            ):
+            same = tuple(children) == names
+            for child, container in zip(children.values(), containers if same else (), strict=same):
+                same = same and (child is container or (container is Present and child is not None))
+            if not same:
                 return f"layers of {type(module).__name__} were added, taken out or replaced"
         return self._why_hooked(terms)
 
