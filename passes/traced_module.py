@@ -21,6 +21,7 @@ from fxfault.passes.sharing import shell, with_replacements
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
 _EMPTY = inspect.Parameter.empty
+_PLAIN = frozenset({bool, int, float, str})  # Which have no attributes of their own.
 _PAST_NONE = "{} is None, which the graph was not traced for"
 _OTHER_VALUE = "{} was given, which the graph was traced without"
 
@@ -149,7 +150,7 @@ class TracedModule(GraphModule):
         for guard in terms.guards:
             holder, name, value, _, _ = guard
             # The usual case in place, as it is asked in each forward.
-            is_plain = value is not None and type(holder) is not Scope
+            is_plain = type(value) in _PLAIN and type(holder) is not Scope
             if not (is_plain and holder.__dict__.get(name) is value) and not guard.holds():
                 return f"{guard.label} is not what it was when the graph was traced"
         for module, names, containers in terms.parts:
