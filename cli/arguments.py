@@ -32,6 +32,12 @@ class OneLineParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.add_argument(
+            "--traceback",
+            action="store_true",
+            help="show where an error comes from, for instance in a network of your own "
+            "(or set FXFAULT_TRACEBACK=1)",
+        )
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line; one that cannot be parsed ends the program with status 2."""

@@ -228,7 +228,7 @@ def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list
         faults_of(model).measure_layouts(sample)  # What is all the same is drawn for it.
     except FxFaultError:
         raise
-    except Exception as error:  # A network of the user's own may fail in any way.
+    except (Exception, SystemExit) as error:  # A network of the user's own may fail in any way.
         raise DataError(
             f"the model fails on one sample of zeros, shape {(1, *shape)}: {quote_error(error)}; "
             "give the shape that it takes by --input-shape"

@@ -118,7 +118,7 @@ def _run(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -
             raise
         except torch.OutOfMemoryError as error:
             raise DataError("out of memory: lower training.batch_size") from error
-        except Exception as error:  # a network may fail in any way
+        except (Exception, SystemExit) as error:  # a network may fail in any way
             raise DataError(
                 f"the model fails while its batch norms are calibrated, on inputs of shape "
                 f"{tuple(inputs.shape)}: {quote_error(error)}"

@@ -59,3 +59,11 @@ class DataError(FxFaultError):
 
 class TrainingError(FxFaultError):
     """A training that cannot go on: no finite loss, or files that cannot be written."""
+
+
+class ForeignCodeError(FxFaultError):
+    """Code that is not fxfault's, such as a network's forward, raised or ended the program."""
+
+
+class BugError(FxFaultError):
+    """Something in fxfault itself went wrong; it is to be reported."""

@@ -152,7 +152,7 @@ class Batches:
             yield from self._loader
         except FxFaultError:
             raise
-        except Exception as error:  # a data set of the user's own may fail in any way
+        except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
             raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
 
 
@@ -235,7 +235,7 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
     try:
         with torch.no_grad():
             model(images.to(device))
-    except Exception as error:  # a network may fail in any way
+    except (Exception, SystemExit) as error:  # a network may fail in any way
         raise DataError(
             f"the model fails on a batch of the data set, shape {tuple(images.shape)}: "
             f"{quote_error(error)}"

@@ -162,7 +162,7 @@ class Classifier(LightningModule):
             raise
         except torch.OutOfMemoryError as error:
             raise DataError("out of memory: lower training.batch_size") from error
-        except Exception as error:  # a network may fail in any way
+        except (Exception, SystemExit) as error:  # a network may fail in any way
             raise DataError(
                 f"the model fails in a training step, on images of shape {tuple(images.shape)}: "
                 f"{quote_error(error)}"

@@ -100,7 +100,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
             image, label = self.dataset[index]
         except FxFaultError:
             raise
-        except Exception as error:  # a data set of the user's own may fail in any way
+        except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
             raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
         if not self.shift and not self.flip:
             return image, label

@@ -21,7 +21,7 @@ from fxfault.campaign.agenda import Agenda, Batch
 from fxfault.campaign.analysis import EARLY, UNFINISHED, states, summarise
 from fxfault.campaign.bench import Bench
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.engines import LocalEngine
+from fxfault.campaign.engines import LocalEngine, make_engine
 from fxfault.campaign.errors import StoreError
 from fxfault.campaign.exposure import Exposure
 from fxfault.campaign.plan import Plan
@@ -29,7 +29,7 @@ from fxfault.campaign.ranking import heat_map, rank_sites
 from fxfault.campaign.rows import COUNTS, TrialRow, measure
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Cell, Study
-from fxfault.errors import DataError, FxFaultError, SiteError
+from fxfault.errors import DataError, ForeignCodeError, FxFaultError, SiteError
 from fxfault.experiment import load_experiment
 from fxfault.experiment_parts import Batches, load_model, open_test_data
 from fxfault.predictions import FullRunner, Predictions, predict
@@ -825,3 +825,50 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path: Path, undisturbed: Path) ->
     assert len(outcome(path)) == sum(map(len, added))
     run_study(small_study(), path)
     assert outcome(path) == outcome(undisturbed)
+
+
+def test_data_of_one_sample_runs(tmp_path: Path) -> None:
+    one = {"name": "fake", "kwargs": {"size": 1, "image_size": 8, "in_channels": 1}}
+    study = small_study(dataset=one, trials=2, stop=None)
+    assert run_study(study, tmp_path / "s.sqlite").is_finished
+
+
+ENDS = """
+import torch
+from fxfault.models import build_model
+
+class Ends(torch.nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.count = how, 0
+        sizes = {"num_classes": 10, "in_channels": 1, "image_size": (8, 8)}
+        self.net = build_model("quant_digits", weight_bit_width=4, act_bit_width=4, **sizes)
+
+    def forward(self, images):
+        self.__dict__["count"] += 1
+        if self.count > 40:
+            raise {"exit": SystemExit, "pipe": BrokenPipeError, "raise": KeyError}[self.how](0)
+        return self.net(images)
+"""
+
+
+@pytest.mark.parametrize("engine", ["local", "processes"])
+@pytest.mark.parametrize("how", ["exit", "pipe", "raise"])
+def test_a_network_that_ends_the_program_is_an_error_with_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, how: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ends_it.py").write_text(ENDS, encoding="utf-8")
+    model, _ = load_model(load_experiment("digits"), "bundled:digits")
+    torch.save({f"net.{key}": value for key, value in model.state_dict().items()}, "net.pt")
+    study = small_study(
+        model={"name": "ends_it:Ends", "kwargs": {"how": how}},
+        checkpoint={"path": "net.pt"},
+        trials=50,
+        stop=None,
+    )
+    made = make_engine(engine, workers=1 if engine == "processes" else None)
+    with pytest.raises(
+        ForeignCodeError, match=r"^trial \d+ of net.*: (SystemExit|Broken|KeyError)"
+    ):
+        run_study(study, tmp_path / "s.sqlite", engine=made)

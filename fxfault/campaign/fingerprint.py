@@ -133,6 +133,8 @@ def _tensor_bytes(value: torch.Tensor) -> bytes:
 
     head = f"{value.dtype}{tuple(value.shape)}".encode()
     flat = value.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # One element counts as contiguous, wherever a next one would be.
+        flat = flat.as_strided(flat.shape, (1,))
     return head + flat.view(torch.uint8).numpy().tobytes() if flat.numel() else head
 
 

@@ -44,7 +44,7 @@ class _Trials:
             # As worker 0: Ray shows each worker only the GPUs that are its own.
             self._bench = set_up(self._plan, 0, self._note)
             self._messages.append(("facts", asdict(self._bench.facts())))
-        except Exception as error:  # whatever it is, the driver is to know
+        except (Exception, SystemExit) as error:  # whatever it is, the driver is to know
             self._messages.append(("error", told(error)))
         return self._told()
 
@@ -57,7 +57,7 @@ class _Trials:
             made = Cell.from_key(cell)
             for trial in trials:
                 self._messages.append(("row", self._bench.run(made, trial).to_list()))
-        except Exception as error:  # whatever it is, the driver is to know
+        except (Exception, SystemExit) as error:  # whatever it is, the driver is to know
             self._messages.append(("error", told(error)))
         return self._told()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fxfault.campaign.exposure import Exposure
 from fxfault.campaign.rows import TrialRow, measure
 from fxfault.errors import SiteError
+from fxfault.foreign import is_out_of_memory, told
 from fxfault.predictions import in_eval_mode
 from fxfault.sites import faults_of
 
@@ -85,8 +86,18 @@ class Trials:
             trial: its number, which its faults are drawn from.
 
         Raises:
-            FxFaultError: the model fails, or cannot be struck as it was set.
+            FxFaultError: the model fails, or cannot be struck as it was set; what code of somebody
+                else's raised is quoted, with the trial.
         """
+        try:
+            return self._run(cell, trial)
+        except (Exception, SystemExit) as error:
+            named = told(error, f"trial {trial} of {_named(cell)}")
+            if named is error or is_out_of_memory(error):
+                raise
+            raise named from error
+
+    def _run(self, cell: str, trial: int) -> TrialRow:
         started = time.perf_counter()
         self.faults.reset(trial=trial)
         self._keep_to_sites()
@@ -126,3 +137,14 @@ class Trials:
                 "fault can strike there, so "
                 + (f"select others: {', '.join(called[:8])}" if called else "there is no result")
             )
+
+
+def _named(key: str) -> str:
+    """A cell in words."""
+    from fxfault.campaign.study import Cell
+
+    try:
+        cell = Cell.from_key(key)
+        return f"{cell.place} {cell.fault} {cell.rate_text}"
+    except (LookupError, TypeError, ValueError):  # A caller's own key.
+        return key

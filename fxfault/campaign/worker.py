@@ -13,14 +13,19 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from fxfault import foreign
 from fxfault.campaign.errors import EngineError, StoreError
 from fxfault.errors import (
+    BugError,
     ConfigError,
     DataError,
+    ForeignCodeError,
     FreezeError,
     FxFaultError,
     SiteError,
@@ -35,9 +40,11 @@ if TYPE_CHECKING:
 _KINDS: dict[str, type[FxFaultError]] = {
     kind.__name__: kind
     for kind in (
+        BugError,
         ConfigError,
         DataError,
         EngineError,
+        ForeignCodeError,
         FreezeError,
         FxFaultError,
         SiteError,
@@ -59,10 +66,11 @@ def work(connection: Connection, plan: str, number: int) -> None:
     threading.Thread(target=_follow_the_driver, daemon=True).start()
     try:
         _work(connection, plan, number)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # The driver is gone, or has had enough.
-    except BaseException as error:
-        send(connection, "error", told(error))
+    except _DriverGoneError:
+        pass  # It has had enough, or was killed.
+    except BaseException as error:  # A network's own code may raise anything.
+        with suppress(_DriverGoneError):
+            send(connection, "error", told(error))
 
 
 def _work(connection: Connection, plan: str, number: int) -> None:
@@ -72,7 +80,9 @@ def _work(connection: Connection, plan: str, number: int) -> None:
 
     send(connection, "facts", asdict(bench.facts()))
     while True:
-        batch = json.loads(connection.recv_bytes())
+        with _to_driver():
+            received = connection.recv_bytes()
+        batch = json.loads(received)
         cell = Cell.from_key(batch["cell"])
         for trial in batch["trials"]:
             send(connection, "row", bench.run(cell, trial).to_list())
@@ -106,16 +116,32 @@ def _follow_the_driver() -> None:
 
 def send(connection: Connection, kind: str, content: Any) -> None:
     """Send a message: a kind (`facts`, `note`, `row` or `error`) and plain values."""
-    connection.send_bytes(json.dumps([kind, content]).encode())
+    with _to_driver():
+        connection.send_bytes(json.dumps([kind, content]).encode())
+
+
+class _DriverGoneError(BaseException):
+    """The driver's end of the pipe is closed; no code on the way is to take it for an error."""
+
+
+@contextmanager
+def _to_driver() -> Iterator[None]:
+    """Tell an end of our pipe from the same error in somebody else's code."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise _DriverGoneError from error
 
 
 def told(error: BaseException) -> dict[str, str]:
     """An error as plain values."""
+    shown = "".join(traceback.format_exception(error))
+    error = foreign.told(error)
     kinds = [kind for kind in type(error).__mro__ if kind in _KINDS.values()]
     return {
         "kind": kinds[0].__name__ if kinds else "",
         "message": str(error) if kinds else f"{type(error).__name__}: {error}",
-        "traceback": traceback.format_exc(),
+        "traceback": shown,
     }
 
 
@@ -130,9 +156,10 @@ def retold(content: dict[str, str], who: str) -> FxFaultError:
     kind = _KINDS.get(content["kind"])
     if kind is None:
         error: FxFaultError = EngineError(f"{who} failed: {content['message']}")
-        error.__cause__ = _InWorkerError(content["traceback"])
-        return error
-    return kind(content["message"])
+    else:
+        error = kind(content["message"])
+    error.__cause__ = _InWorkerError(content["traceback"])
+    return error
 
 
 class _InWorkerError(Exception):
