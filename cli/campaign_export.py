@@ -13,6 +13,7 @@ from typing import Any
 from fxfault.applied_settings import applied
 from fxfault.campaign.rows import FIELDS
 from fxfault.cli.campaign_report import Findings
+from fxfault.cli.outputs import inert
 from fxfault.errors import ConfigError
 
 SCHEMA = "fxfault-campaign/1"
@@ -21,6 +22,8 @@ FORMATS = ("csv", "json", "parquet")
 # Between the names of sites that are struck together.
 _SEPARATOR = ";"
 _AT_ONCE = 100_000
+# What a count is called where a setting has its name.
+_ELSE = {"faults": "hits"}
 
 Row = Mapping[str, Any]
 
@@ -54,9 +57,15 @@ def exported(findings: Findings, what: str, file_format: str) -> str | bytes:
 
 
 def trial_rows(findings: Findings) -> Iterator[Row]:
-    """Give each trial with the settings of its cell and its counts."""
+    """Give each trial with the settings of its cell and its counts.
+
+    Where cells have several faults at once, `faults` is their name, as it is for cells, and the
+    count of elements that were hit is called `hits`.
+    """
     settings = [cell.columns for cell in findings.summary.cells]
     names = FIELDS[1:]
+    taken = {name for columns in settings for name in columns}
+    shown = [_ELSE.get(name, name) if name in taken else name for name in names]
     columns = [findings.table[name] for name in names]
     for start in range(0, len(findings.table["cell"]), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
@@ -66,7 +75,7 @@ def trial_rows(findings: Findings) -> Iterator[Row]:
             row = dict(zip(names, values, strict=True))
             # Not there where there are fewer than five classes.
             row["top5"] = None if math.isnan(row["top5"]) else int(row["top5"])
-            yield {**settings[cell], **row}
+            yield {**settings[cell], **dict(zip(shown, row.values(), strict=True))}
 
 
 def cell_rows(findings: Findings) -> Iterator[Row]:
@@ -88,7 +97,7 @@ def _csv(rows: Iterator[Row]) -> str:
 def _entry(value: Any) -> Any:
     if isinstance(value, float):
         return format(value, ".10g")  # 88.32, and not 88.32000000000001.
-    return _SEPARATOR.join(value) if isinstance(value, list) else value
+    return inert(_SEPARATOR.join(value) if isinstance(value, list) else value)
 
 
 def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:

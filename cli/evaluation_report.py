@@ -16,6 +16,7 @@ from fxfault.campaign.analysis import Estimate
 from fxfault.campaign.ranking import RankedSite
 from fxfault.checkpoints import CheckpointInfo
 from fxfault.cli.campaign_report import figure, lined_up, standing_lines, with_interval
+from fxfault.cli.outputs import inert
 from fxfault.config import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.evaluation import CellResult, estimate, rank
@@ -469,7 +470,7 @@ def _csv_row(result: CellResult) -> dict[str, Any]:
     figures = {key: _figure(entry[key]) for key in ("mean", "std", "degradation", "sdc_rate")}
     return {
         "layer": "all" if result.index is None else result.index,
-        "site": "" if result.index is None else result.cell.place,
+        "site": "" if result.index is None else inert(result.cell.place),
         "probability": _figure(entry["probability"]),
         "num_faults": _figure(entry["num_faults"]),
         "baseline": _figure(result.baseline),

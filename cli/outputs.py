@@ -162,5 +162,18 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
         seen.append(output)
 
 
+def inert(value: Any) -> Any:
+    """What a cell of a CSV file is to hold, so that no spreadsheet takes a text for a formula.
+
+    Names of sites, faults and files come from others; one that begins as a formula does gets an
+    apostrophe before it, which a spreadsheet takes for the sign of a text.
+
+    >>> inert("=1+1"), inert("features.2"), inert(-1.5)
+    ("'=1+1", 'features.2', -1.5)
+    """
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)

@@ -683,3 +683,9 @@ def test_the_plan_adds_up() -> None:
     assert "at least, if every cell stops at once: 360 trials, 45.0 s" in text
     assert "at most, if none stops early: 3,600 trials, 7 min 30 s" in text
     assert "by this sample size: 576 trials, 1 min 12 s" in text
+
+
+def test_no_spreadsheet_takes_a_name_for_a_formula() -> None:
+    rows = [{"layers": ["@SUM(A1)", "b"], "faults": "=cmd|'/c calc'!A1", "fall": -1.5, "n": 3}]
+    made = list(csv.reader(campaign_export._csv(iter(rows)).splitlines()))
+    assert made[1] == ["'@SUM(A1);b", "'=cmd|'/c calc'!A1", "-1.5", "3"]

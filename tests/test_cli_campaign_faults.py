@@ -86,6 +86,12 @@ def test_a_study_of_several_faults(command: Callable[..., str]) -> None:
     command("export", "--store", "s.sqlite", "--what", "cells", "--csv", "c.csv")
     rows = list(csv.DictReader(Path("c.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["faults"], row["trials"]) for row in rows] == [("both", "3"), ("first only", "3")]
+    command("export", "--store", "s.sqlite", "--csv", "t.csv", "--json", "t.json")
+    rows = list(csv.DictReader(Path("t.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["faults"] for row in rows] == ["both"] * 3 + ["first only"] * 3
+    assert all(int(row["hits"]) > 0 for row in rows)
+    listed = json.loads(Path("t.json").read_text())["rows"]
+    assert [str(row["hits"]) for row in listed] == [row["hits"] for row in rows]
     # The same faults in another network are compared by their name and what they are.
     other = written("other.yaml", NAMED, quantization={"weight_bit_width": 3, "act_bit_width": 4})
     command("run", other, "--store", "o.sqlite", "--no-progress")
