@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from fxfault.checkpoint_tensors import is_finite, own_tensors, why_unusable
 from fxfault.errors import DataError
 from fxfault.models.user_factory import nearest, quote_error
 
@@ -77,7 +78,11 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> CheckpointInfo:
     prefix = f"checkpoint {label!r}"
     content = _read(label, prefix)
     state = _without_prefix(_find_state_dict(_unpickle(content, prefix), prefix), model)
-    _check_finite(state, prefix)
+    own = own_tensors(model)
+    why = why_unusable(state, own)
+    if why is not None:
+        raise DataError(f"{prefix} has tensors that cannot be the network's: {why}")
+    _check_finite(state, own, prefix)
     _check_fits(state, model, prefix)
     _load_in_place(state, model)
     return CheckpointInfo(label, hashlib.sha256(content).hexdigest(), tuple(state))
@@ -201,21 +206,19 @@ def _attribute_path(state: Mapping[str, Any], own_keys: set[str]) -> str:
     return prefix
 
 
-def _check_finite(state: Mapping[str, Any], prefix: str) -> None:
-    broken = [key for key, value in state.items() if not _is_finite(value)]
+def _check_finite(state: Mapping[str, Any], own: Mapping[str, torch.Tensor], prefix: str) -> None:
+    broken = [key for key, value in state.items() if not is_finite(value, None)]
     if broken:
         raise DataError(
             f"{prefix} has NaN or infinite values in {_count(broken, 'tensor')}: the training "
             f"that wrote it diverged, take an earlier checkpoint"
         )
-
-
-def _is_finite(value: Any) -> bool:
-    if not isinstance(value, torch.Tensor):
-        return True
-    if value.is_floating_point() and value.dtype.itemsize == 1:
-        value = value.float()  # torch has no isfinite for all of the 8-bit floats
-    return bool(torch.isfinite(value).all())
+    broken = [key for key, value in state.items() if not is_finite(value, own.get(key))]
+    if broken:
+        raise DataError(
+            f"{prefix} has values in {_count(broken, 'tensor')} that are beyond what the "
+            f"network's dtype can hold: save the weights in the dtype that they were trained in"
+        )
 
 
 def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
@@ -246,8 +249,7 @@ def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
 
 def _differing_shapes(state: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
     """Tensors whose shape is not the network's, with both shapes in words."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    own.update(model.named_buffers(remove_duplicate=False))  # type: ignore[arg-type]
+    own = own_tensors(model)
     return {
         key: f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
         for key, value in state.items()

@@ -419,3 +419,42 @@ def test_weights_are_bundled_out_of_a_checkpoint(file: Path) -> None:
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
     load_checkpoint(out, digits_net())
+
+
+STRANGE: dict[str, Any] = {
+    "sparse": lambda w: w.to_sparse(),
+    "sparse_csr": lambda w: w.flatten(1).to_sparse_csr(),
+    "meta": lambda w: w.to("meta"),
+    "nested": lambda w: torch.nested.nested_tensor([w[0], w[1]]),
+    "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "bits8": lambda w: torch.zeros(w.shape, dtype=torch.uint8).view(torch.bits8),
+    "claims shape": lambda w: torch.zeros(1).expand(2**40),
+    "bytes, of which": lambda w: torch.zeros(1).as_strided((2**31, 2**30), (0, 0)),
+    "complex64": lambda w: w.to(torch.complex64),
+    "bool": lambda w: w > 0,
+    "int32": lambda w: w.to(torch.int32),
+    "beyond what": lambda w: torch.full_like(w, 1e300, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_can_be_no_weights_are_refused(file: Path, kind: str) -> None:
+    state = calibrated().state_dict()
+    key = "features.0.weight"
+    torch.save({**state, key: STRANGE[kind](state[key])}, file)
+    model = digits_net()
+    before = snapshot(model)
+    with pytest.raises(DataError, match=kind) as caught:
+        load_checkpoint(file, model)
+    assert key in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_a_view_of_the_right_shape_and_wider_floats_load(file: Path) -> None:
+    state = calibrated().state_dict()
+    key = "features.0.weight"
+    torch.save({**state, key: torch.tensor(0.5).double().expand(state[key].shape)}, file)
+    model = digits_net()
+    load_checkpoint(file, model)
+    assert (model.state_dict()[key] == 0.5).all()
