@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,19 @@ logger = logging.getLogger(__name__)
 
 # The name of the attribute; the second serves models that have a `faults` of their own.
 ATTRIBUTE_NAMES = ("faults", "fxfault_faults")
+
+
+class _Thread(dict[str, int]):
+    """The thread that runs forwards now, under `id`; a copy belongs to nobody.
+
+    Attributes:
+        depth: forwards within each other.
+    """
+
+    depth = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Thread:
+        return _Thread()
 
 
 class FaultSites(Sequence[FaultSite]):
@@ -75,6 +89,7 @@ class FaultSites(Sequence[FaultSite]):
         self.clock.handle = Handle(self)
         self.skipped: dict[str, str] = {}
         self.running: int | None = None
+        self._thread = _Thread()
         self.outputs: list[LayerOutput] = []
         self.checked = ""
         self.told_quiet = False
@@ -195,12 +210,49 @@ class FaultSites(Sequence[FaultSite]):
 
     @contextmanager
     def running_graph(self, number: int | None) -> Iterator[None]:
-        """Note that the graph of a traced module runs; None: that Python code does."""
+        """Note that the graph of a traced module runs; None: that Python code does.
+
+        Raises:
+            SiteError: a forward of the model runs in another thread.
+        """
+        self._enter_forward()
         before, self.running = self.running, number
         try:
             yield
         finally:
             self.running = before
+            self._leave_forward()
+
+    @contextmanager
+    def forward_of_thread(self) -> Iterator[None]:
+        """Let this thread alone run forwards of the model meanwhile.
+
+        Clock, counts of calls and what layers hand over are those of one forward. Two threads
+        would mix them up and give outputs with the faults of other samples.
+
+        Raises:
+            SiteError: a forward of the model runs in another thread.
+        """
+        self._enter_forward()
+        try:
+            yield
+        finally:
+            self._leave_forward()
+
+    def _enter_forward(self) -> None:
+        mine = threading.get_ident()
+        # One step, so that of two threads one is the first.
+        if self._thread.setdefault("id", mine) != mine:
+            raise SiteError(
+                "a forward of this model runs in another thread; its sites and their clock serve "
+                "one forward at a time: give each thread a copy (copy.deepcopy), or a process"
+            )
+        self._thread.depth += 1
+
+    def _leave_forward(self) -> None:
+        self._thread.depth -= 1
+        if not self._thread.depth:
+            del self._thread["id"]
 
     def say_if_quiet(self) -> None:
         """Say once that an evaluation runs without faults because they are for training.

@@ -24,6 +24,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -103,8 +104,12 @@ class BeginForward:
         forward = self.own or functools.partial(type(model).forward, model)
         # In the order of the signature, so that keywords do not change the batch.
         bound = inspect.signature(forward).bind(*args, **kwargs)
-        begin_forward(self.sites, *bound.arguments.values())
-        return forward(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            begin_forward(self.sites, *bound.arguments.values())
+            return forward(*args, **kwargs)
+        with self.sites.forward_of_thread():
+            begin_forward(self.sites, *bound.arguments.values())
+            return forward(*args, **kwargs)
 
 
 class _Plan:
