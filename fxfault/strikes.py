@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxfault import kernels
 from fxfault.codes import Parameter, Word, fits, to_codes, to_values, tolerance
+from fxfault.contracts import checked, is_checked
 from fxfault.errors import SiteError
 from fxfault.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
 from fxfault.random_numbers import rehash
@@ -186,11 +187,16 @@ class Strike:
             assert hits.bits is not None
             return rehash(hits.bits, stream)
 
-        if hits.struck is None:
-            corrupted = model.corrupt(codes, self.word, draw)
-        else:
+        def corrupt() -> Tensor:
+            if hits.struck is None:
+                return model.corrupt(codes, self.word, draw)
             assert isinstance(model, BitModel)
-            corrupted = model.corrupt_bits(codes, self.word, hits.struck)
+            return model.corrupt_bits(codes, self.word, hits.struck)
+
+        if is_checked(self.site, model):
+            corrupted = corrupt()
+        else:
+            corrupted = checked(self.site, model, codes, self.word, corrupt)
         if hits.writes is not None:
             corrupted = torch.where(hits.writes, corrupted, codes)
         faulty = to_values(corrupted, scale, zero_point, values.dtype)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 
 import fxfault
-from fxfault import fault_models
+from fxfault import contracts, fault_models
 from fxfault.codes import Word
-from fxfault.errors import ConfigError
+from fxfault.errors import ConfigError, SiteError
 from fxfault.fault_models import (
     BitFlipStrategy,
     BurstStrategy,
@@ -349,3 +350,49 @@ def test_inject_with_no_hit_or_no_element(name: str) -> None:
     strategy = get_strategy(name)
     assert torch.equal(strategy.inject(codes, none, 4, False, codes.device), codes)
     assert strategy.inject(codes[:0], none[:0], 4, False, codes.device).shape == (0,)
+
+
+RULES: dict[str, Callable[[torch.Tensor], Any]] = {
+    r"returned shape \(1,\) for codes of shape \(\d+,\)": lambda codes: codes[:1],
+    "returned float32 codes; `corrupt` must return int64": lambda codes: codes.float() + 0.3,
+    r"returned the code 10\d+, which a word of 4 bits cannot hold; allowed: 0 to 15": (
+        lambda codes: codes + 10**6
+    ),
+    "returned a list": lambda codes: codes.tolist(),
+    "changed the codes that it was given": lambda codes: codes.bitwise_xor_(1),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_that_a_fault_model_breaks_is_named_at_the_first_strike(rule: str) -> None:
+    class Mine(FaultModel):
+        name = "mine"
+
+        def corrupt(self, codes: torch.Tensor, word: Word, draw: Any) -> Any:
+            return RULES[rule](codes)
+
+    config = {"enabled": True, "apply_during": "eval", "seed": 1, "probability": 50.0}
+    net = nn.Sequential(QuantReLU(bit_width=4)).eval()
+    faulty = fxfault.transform(net, {**config, "injection_type": Mine()})
+    with pytest.raises(SiteError, match=f"site 0: fault model 'mine' .*Mine.* {rule}"):
+        faulty(torch.rand(4, 64))
+
+
+def test_a_fault_model_that_keeps_the_rules_is_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mine(FaultModel):
+        name = "mine"
+
+        def corrupt(self, codes: torch.Tensor, word: Word, draw: Any) -> torch.Tensor:
+            return word.from_pattern(word.to_pattern(codes) ^ 1)
+
+    looked: list[Any] = []
+    own = contracts._why_wrong
+    monkeypatch.setattr(contracts, "_why_wrong", lambda *args: looked.append(args) or own(*args))
+    config = {"enabled": True, "apply_during": "eval", "seed": 1, "probability": 50.0}
+    net = nn.Sequential(QuantReLU(bit_width=4), QuantReLU(bit_width=4)).eval()
+    faulty = fxfault.transform(net, {**config, "injection_type": Mine()})
+    for _ in range(3):
+        faulty(torch.rand(4, 64))
+    assert len(looked) == 2  # Once at each site.
