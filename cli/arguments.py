@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fxfault.cli.console import BAD_INPUT
+from fxfault.files import expanded
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -213,11 +214,11 @@ def folder(text: str) -> Path:
     """Read the path of a folder."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of a folder")
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def file(text: str) -> Path:
     """Read the path of a file to be written."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of a file")
-    return Path(text).expanduser()
+    return expanded(text)

@@ -34,7 +34,7 @@ from fxfault.campaign.ranking import (
 )
 from fxfault.campaign.site_counts import SiteCounts, count_by_site
 from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
+from fxfault.campaign.study import Study
 from fxfault.chance import no_better_than_chance
 
 NOTHING = "-"
@@ -117,7 +117,7 @@ def read_findings(path: Path, confidence: float = 95.0) -> Findings:
     """
     with Store.open(path) as store:
         study = Study.from_dict(store.study, str(path))
-        cells = [Cell.from_key(key) for key in store.cells()]
+        cells = store.settings()
         table, fingerprint = store.table(), store.fingerprint
         background = Background.from_dict(store.background)
     shared = [study.shares_faults(cell) for cell in cells]

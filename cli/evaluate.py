@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fxfault.cli import arguments as types
 from fxfault.cli.console import INTERRUPTED, run
 from fxfault.cli.progress import Progress
+from fxfault.files import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -256,7 +257,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
             f"no checkpoint: give --checkpoint FILE, or set checkpoint.path in {options.config}"
             f"{from_there if start else ''}"
         )
-    if not path.startswith(BUNDLED) and not Path(path).expanduser().exists():
+    if not path.startswith(BUNDLED) and not expanded(path).exists():
         # Before data is downloaded.
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
     if experiment.fault_injection.faults is not None:
@@ -363,7 +364,7 @@ def _claim_outputs(
         outputs["plot"] = OutputFile("--plot", options.plot)
     refuse_overwriting(
         outputs.values(),
-        {"configuration": options.config, "checkpoint": Path(checkpoint).expanduser()},
+        {"configuration": options.config, "checkpoint": expanded(checkpoint)},
     )
     if options.output is None:
         faults = experiment.fault_injection

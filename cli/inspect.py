@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
 from fxfault.cli.console import run
+from fxfault.files import expanded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,7 +157,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
 
 
 def _exists(path: str) -> bool:
-    return Path(path).expanduser().exists()
+    return expanded(path).exists()
 
 
 def _claim_outputs(
@@ -172,7 +173,7 @@ def _claim_outputs(
     }
     inputs: dict[str, str | Path] = {"configuration": options.config}
     if experiment.checkpoint.path is not None:
-        inputs["checkpoint"] = Path(experiment.checkpoint.path).expanduser()
+        inputs["checkpoint"] = expanded(experiment.checkpoint.path)
     refuse_overwriting(outputs.values(), inputs)
     return outputs
 

@@ -14,6 +14,7 @@ from typing import Any
 from fxfault.cli.experiment_setup import check_sections
 from fxfault.errors import ConfigError
 from fxfault.experiment import ExperimentConfig, is_bundled, load_experiment
+from fxfault.files import expanded
 from fxfault.run_folder import CONFIG, LAST, RunFolder
 
 PROGRAM = "fxfault-train"
@@ -59,7 +60,7 @@ class Run:
         """
         folder = self.folder
         if folder is None:
-            parent = Path(self.experiment.checkpoint.dir).expanduser()
+            parent = expanded(self.experiment.checkpoint.dir)
             name = Path(self.source).stem
             folder = RunFolder.create(out) if out else RunFolder.create_next(parent, name)
         if not self.is_helper:
@@ -172,7 +173,7 @@ def _folder_to_resume(
     if options.out is not None:
         can_go_on = (options.out / CONFIG).is_file() and (options.out / LAST).is_file()
         return RunFolder.open(options.out) if options.resume or can_go_on else None
-    parent, name = Path(experiment.checkpoint.dir).expanduser(), Path(options.config).stem
+    parent, name = expanded(experiment.checkpoint.dir), Path(options.config).stem
     newest = RunFolder.newest(parent, name)
     if newest is None and options.resume:
         raise ConfigError(

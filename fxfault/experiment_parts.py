@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxfault.data import DatasetFacts, build_dataset, dataset_facts
+from fxfault.data.lengths import samples_of
 from fxfault.errors import ConfigError, DataError, FxFaultError
 from fxfault.experiment import ExperimentConfig
 from fxfault.models import build_model
@@ -122,7 +123,7 @@ class Batches:
     def __init__(self, dataset: Any, batch_size: int) -> None:
         from torch.utils.data import DataLoader
 
-        self.samples = len(dataset)
+        self.samples = samples_of(dataset)
         self._loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size)
         self._kept: list[Any] | None = None
 
@@ -139,12 +140,19 @@ class Batches:
             yield from self._kept
             return
         kept = []
+        seen = 0
         for number, batch in enumerate(self._read()):
             if number == 0:
                 is_small = batch[0].nbytes * len(self) <= KEPT_BYTES
             if is_small:
                 kept.append(batch)
+            seen += len(batch[0])
             yield batch
+        if seen != self.samples:  # `__len__` says another thing than the sampler, or changed.
+            raise DataError(
+                f"the data set says that it has {self.samples} samples and gave {seen}; its len() "
+                "must be the number of samples that it has"
+            )
         self._kept = kept if is_small else None
 
     def _read(self) -> Iterator[Any]:

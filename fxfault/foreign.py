@@ -51,14 +51,7 @@ class Place(NamedTuple):
 
 
 def origin(error: BaseException) -> Place | None:
-    """The innermost code that is no library's, in which an error was raised; None: there is none.
-
-    >>> try:
-    ...     {}["absent"]
-    ... except KeyError as error:
-    ...     origin(error).is_ours
-    False
-    """
+    """The innermost code that is no library's, in which it was raised; None: there is none."""
     found, step = None, error.__traceback__
     while step is not None:
         module, file = _module_of(step.tb_frame), step.tb_frame.f_code.co_filename

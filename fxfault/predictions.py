@@ -260,6 +260,11 @@ def scores_of(output: Any, samples: int) -> Tensor:
             f"accuracy: the model returned {found} for {samples} samples; expected scores of shape "
             f"({samples}, classes), alone or as the first item of a tuple"
         )
+    if scores.is_complex() or scores.shape[1] == 0:
+        found = "complex scores" if scores.is_complex() else "no score for a sample (0 classes)"
+        raise DataError(
+            f"accuracy: the model returned {found}; expected a real number for each class"
+        )
     return scores
 
 

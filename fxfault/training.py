@@ -36,6 +36,7 @@ from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError, Trai
 from fxfault.evaluation import accuracy
 from fxfault.event_file import EventFile
 from fxfault.experiment import ExperimentConfig
+from fxfault.files import expanded
 from fxfault.generators import preserved_generators
 from fxfault.lightning import FaultAwareTraining
 from fxfault.models.user_factory import quote_error
@@ -378,7 +379,7 @@ def _calibration_in(path: str) -> dict[str, Any]:
     if path.startswith(BUNDLED):
         return {}
     try:
-        state = read_checkpoint(Path(path).expanduser())["fxfault"]["calibration"]
+        state = read_checkpoint(expanded(path))["fxfault"]["calibration"]
     except DataError:  # It is not of `fxfault-train`: its scales are settled.
         return {}
     return {module.removeprefix("network."): kept for module, kept in state.items()}

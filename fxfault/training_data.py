@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from fxfault.data.lengths import samples_of
 from fxfault.errors import DataError, FxFaultError
 from fxfault.experiment import TrainingConfig
 from fxfault.models.user_factory import quote_error
@@ -60,7 +61,7 @@ def split_validation(
     """
     if fraction == 0:
         return dataset, None
-    size: int = len(dataset)  # type: ignore[arg-type]
+    size: int = samples_of(dataset)
     held_out = max(1, round(fraction * size))
     if held_out >= size:
         raise DataError(
@@ -207,7 +208,7 @@ class TrainingLoader(DataLoader[Any]):
         self, dataset: Dataset[Any], config: TrainingConfig, seed: int, shard: Shard
     ) -> None:
         self.order = EpochOrder(
-            samples=len(dataset),  # type: ignore[arg-type]
+            samples=samples_of(dataset),
             batch_size=config.batch_size,
             seed=seed,
             shard=shard,
@@ -257,7 +258,7 @@ def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> D
     Raises:
         DataError: there is not a sample for each process.
     """
-    size: int = len(dataset)  # type: ignore[arg-type]
+    size: int = samples_of(dataset)
     if size < shard.world_size:
         raise DataError(
             f"{size} validation samples are too few for {shard.world_size} processes; raise "

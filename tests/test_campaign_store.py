@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -417,3 +419,65 @@ def test_a_million_rows_need_little_memory(path: Path, store: Store) -> None:
     rows, mebibytes = json.loads(run.stdout)
     assert rows == 100_000
     assert mebibytes < 100
+
+
+def changed(path: Path, statement: str, *values: Any) -> None:
+    """Edit a store as somebody would by the command line of SQLite."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement, values)
+
+
+ABOUT = "UPDATE about SET value = ? WHERE name = ?"
+CELL = '{"bit":null,"checkpoint":null,"injection_type":"random","layers":["a"],"probability":1.0}'
+
+
+def read_all(path: Path) -> None:
+    with Store.open(path) as opened:
+        opened.settings()
+        opened.table()
+        opened.rows()
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (ABOUT, ("[]", "study")),
+        (ABOUT, ("9" * 5000, "study")),
+        (ABOUT, ("[" * 100_000, "fingerprint")),
+        (ABOUT, ('{"study": 3}', "fingerprint")),
+        (ABOUT, ('{"study": {"axes": {"bit": 3}}}', "fingerprint")),
+        (ABOUT, ('{"networks": {"a": 1}}', "fingerprint")),
+        (ABOUT, (b"\xff\xfe", "study")),
+        ("DELETE FROM about WHERE name = ?", ("study",)),
+        ("INSERT INTO about VALUES ('background', ?)", ('{"edges": [[0, 1]]}',)),
+        ("INSERT INTO about VALUES ('background', ?)", ('{"nodes": [{"name": 3}]}',)),
+        ("INSERT INTO about VALUES ('background', ?)", ('{"classes": "ten"}',)),
+        ("UPDATE cells SET key = ?", ("no JSON",)),
+        ("UPDATE cells SET key = ?", ("[" * 100_000,)),
+        ("UPDATE cells SET key = ?", ('{"layers": 3}',)),
+        ("UPDATE cells SET key = ?", ('{"layers": [3]}',)),
+        ("UPDATE cells SET key = ?", (CELL.replace("1.0", '"much"'),)),
+        ("UPDATE cells SET key = ?", (CELL.replace("1.0", "NaN"),)),
+        ("UPDATE cells SET key = ?", ('{"faults": {"a": {"b": 1}}}',)),
+        ("UPDATE trials SET correct = ?", ("many",)),
+        ("UPDATE trials SET correct = ?", (-1,)),
+        ("UPDATE trials SET correct = ?", (10**6,)),
+        ("UPDATE trials SET sdc = ?", (0.5,)),
+        ("UPDATE trials SET masked = struck + ?", (1,)),
+        ("UPDATE trials SET seconds = ?", (-1.0,)),
+        ("UPDATE trials SET seconds = ?", (float("inf"),)),
+        ("UPDATE trials SET samples = ?", (b"\x00",)),
+        ("UPDATE trials SET cell = ?", (99,)),
+        ("DROP TABLE trials", ()),
+    ],
+    ids=lambda value: str(value)[:48],
+)
+def test_a_store_that_was_edited_is_refused(
+    path: Path, statement: str, values: tuple[Any, ...]
+) -> None:
+    with Store.create(path, {"name": "s"}, {}) as made:
+        made.add([TrialRow(CELL, 0, 10, 8, 9, 2, 1, None, 3, 40, 3, 1, 0.01)])
+    read_all(path)
+    changed(path, statement, *values)
+    with pytest.raises(StoreError, match=str(path)):
+        read_all(path)

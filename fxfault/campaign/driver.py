@@ -177,7 +177,7 @@ def _check_fits(store: Store, now: Mapping[str, Any]) -> None:
 
 def _extend(store: Store, study: Study, now: Mapping[str, Any], on_note: OnNote) -> None:
     """Let a store hold a study that asks for other cells or other numbers of trials."""
-    lines = fingerprint.differences(store.fingerprint["study"], now["study"])
+    lines = fingerprint.differences(store.fingerprint.get("study", {}), now["study"])
     if lines:
         store.extend(study.to_dict(), now)
         text = fingerprint.refusal(lines)

@@ -207,7 +207,9 @@ def _without_length(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_new(stored: Any, values: Any) -> Any:
     """The values of an axis that the store has, too; all of them where it has some more."""
-    if isinstance(stored, Mapping) and isinstance(values, Mapping):
+    if isinstance(stored, Mapping) != isinstance(values, Mapping):
+        return values
+    if isinstance(stored, Mapping):
         whole = all(name in values and values[name] == stored[name] for name in stored)
     else:
         whole = all(value in values for value in stored)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,9 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.errors import StoreError
 from fxfault.campaign.rows import COUNTS, FIELDS, TrialRow
+from fxfault.campaign.store_schema import (
+    check_columns,
+    checked_about,
+    checked_cell,
+    checked_row,
+    refuse,
+)
+from fxfault.files import expanded
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from fxfault.campaign.study import Cell
 
 SCHEMA = 1
 APPLICATION = 0x66784643  # "fxFC", so that `file` and we can tell a store from other SQLite files.
@@ -80,15 +91,7 @@ class Store:
         self._cells: dict[str, int] = {}
         with self._told("read"):
             about = dict(connection.execute("SELECT name, value FROM about"))
-        try:
-            self.study: dict[str, Any] = json.loads(about["study"])
-            self.fingerprint: dict[str, Any] = json.loads(about["fingerprint"])
-            self.background: dict[str, Any] = json.loads(about.get("background", "{}"))
-        except (KeyError, ValueError) as error:
-            raise StoreError(
-                f"{path}: the store does not say which study it holds ({error!r}); it was changed "
-                "by something else"
-            ) from error
+        self.study, self.fingerprint, self.background = checked_about(path, about)
 
     # -- opening ------------------------------------------------------------------------
 
@@ -271,7 +274,7 @@ class Store:
             f"{where} ORDER BY trials.cell, trial"
         )
         with self._told("read"):
-            return [TrialRow(*row) for row in self._connection.execute(query, values)]
+            return [checked_row(self.path, row) for row in self._connection.execute(query, values)]
 
     def counts(self) -> dict[str, int]:
         """How many trials of each cell are finished."""
@@ -286,6 +289,14 @@ class Store:
         """The keys of all cells, in the order in which they were registered."""
         with self._told("read"):
             return [key for (key,) in self._connection.execute("SELECT key FROM cells ORDER BY id")]
+
+    def settings(self) -> list[Cell]:
+        """The same as cells, each with its settings.
+
+        Raises:
+            StoreError: a key is that of no cell.
+        """
+        return [checked_cell(self.path, key) for key in self.cells()]
 
     def table(self) -> dict[str, np.ndarray[Any, Any]]:
         """All rows as columns, in the order of cells and trials.
@@ -311,7 +322,12 @@ class Store:
             while True:
                 chunk = cursor.fetchmany(_CHUNK)
                 # float64 holds counts up to 2**53 exactly, and a None becomes a NaN.
-                block = np.array(chunk, dtype=np.float64).reshape(len(chunk), len(names))
+                try:
+                    block = np.array(chunk, dtype=np.float64).reshape(len(chunk), len(names))
+                except (TypeError, ValueError, OverflowError):
+                    refuse(self.path, "a trial has a text where a count must be")
+                by_name = dict(zip(names, block.T, strict=True))
+                check_columns(self.path, by_name, numbers)
                 for name, column in zip(names, block.T, strict=True):
                     kind = np.float64 if name in ("seconds", "top5") else np.int64
                     columns[name].append(column.astype(kind))
@@ -360,7 +376,7 @@ def is_new(path: str | Path) -> bool:
 
 
 def _checked_path(path: str | Path) -> Path:
-    target = Path(path).expanduser()
+    target = expanded(path)
     if target.is_dir():
         raise StoreError(f"{target} is a folder: name the file of the store")
     if not target.parent.is_dir():
@@ -370,7 +386,7 @@ def _checked_path(path: str | Path) -> Path:
 
 def _connect(path: Path, mode: str, immutable: bool = False) -> sqlite3.Connection:
     """Open a database (`mode`: ro, rw or rwc); the caller begins and ends transactions."""
-    address = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
+    address = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}"
     address += "&immutable=1" if immutable else ""
     return sqlite3.connect(address, uri=True, timeout=_PATIENCE, isolation_level=None)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxfault.data.facts import DatasetFacts
+from fxfault.data.lengths import samples_of
 from fxfault.errors import DataError
+from fxfault.files import expanded
 from fxfault.models.user_factory import call_factory, nearest, one_line
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ def build_dataset(
     options = dict(kwargs or {})
     if ":" in name:
         return _build_from_factory(name, split, options)
-    dataset: Dataset[Any] = _loader(name).build(
-        name, split, Path(os.path.expanduser(root)), options
-    )
+    dataset: Dataset[Any] = _loader(name).build(name, split, expanded(root), options)
     return dataset
 
 
@@ -116,7 +115,7 @@ def dataset_facts(
     if ":" in dataset:
         return _observed_facts(build_dataset(dataset, "test", root=root, kwargs=kwargs))
     loader = _loader(dataset)
-    facts: DatasetFacts = loader.facts(dataset, Path(os.path.expanduser(root)), dict(kwargs or {}))
+    facts: DatasetFacts = loader.facts(dataset, expanded(root), dict(kwargs or {}))
     return facts
 
 
@@ -140,7 +139,7 @@ def _build_from_factory(name: str, split: Split, options: dict[str, Any]) -> Dat
             f"{type(dataset).__name__}; it must return a map-style data set, which has "
             f"__len__ and __getitem__"
         )
-    if len(dataset) == 0:
+    if samples_of(dataset) == 0:
         raise DataError(f"data set {name!r}: its {split} split is empty")
     _check_item(dataset[0], f"data set {name!r}")
     checked: Dataset[Any] = dataset
