@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import keyword
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -160,8 +161,10 @@ class FaultSites(Sequence[FaultSite]):
             peers=self._sites,
         )
         self._sites.append(site)
-        attribute = "".join(c if c.isalnum() else "_" for c in name)
+        # In ASCII, as Python reads other letters of code in their normal form.
+        attribute = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
         attribute = f"_{attribute}" if attribute[:1].isdigit() else attribute
+        attribute += "_" if keyword.iskeyword(attribute) else ""
         while hasattr(self, attribute):
             attribute += "_"
         setattr(self, attribute, site)

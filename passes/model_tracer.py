@@ -6,10 +6,12 @@ import contextlib
 import functools
 import gc
 import inspect
+import keyword
 import operator
 import re
 import sys
 import threading
+import unicodedata
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -34,6 +36,8 @@ _FACTORIES = (
     "tensor as_tensor from_numpy zeros ones full empty eye arange linspace rand randn randint "
     "randperm normal"
 ).split()
+
+_QUOTES = frozenset("\"'\\{}")
 
 
 class ModelTracer(Tracer):
@@ -222,6 +226,14 @@ class ModelTracer(Tracer):
             raise TraceError("its forward switches gradients, autocast or checkpointing on or off")
         return super().create_proxy(*args, **kwargs)
 
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Record a node, unless the code that is made of it would not have its very name."""
+        if kind in ("call_module", "get_attr", "call_method"):
+            why = why_no_code(str(target))
+            if why is not None:
+                raise TraceError(why)
+        return super().create_node(kind, target, *args, **kwargs)
+
     def create_arg(self, a: Any) -> Any:
         """Lower an argument; a training flag is read anew in each forward."""
         if isinstance(a, _TrainingFlag):
@@ -284,6 +296,26 @@ class ModelTracer(Tracer):
         finally:
             for name, original in originals.items():
                 setattr(torch, name, original)
+
+
+def why_no_code(target: str) -> str | None:
+    r"""Why a path of names cannot be written into code; None: it can.
+
+    torch.fx writes them as they are, so that a quote would end the text that it stands in and
+    what follows would be run.
+
+    >>> why_no_code("layer1.0.relu"), why_no_code("a b.c-d")
+    (None, None)
+    >>> why_no_code('"+exit()+"')
+    'the name \'"+exit()+"\' in it cannot be written into generated code'
+    """
+    for name in target.split("."):
+        written = name.isidentifier()
+        # Python reads a name in its normal form, and a keyword as no name at all.
+        lost = keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name
+        if (written and lost) or not (written or (name.isprintable() and not set(name) & _QUOTES)):
+            return f"the name {name!r} in it cannot be written into generated code"
+    return None
 
 
 def is_training(module: nn.Module) -> bool:
