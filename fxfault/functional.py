@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault import kernels
 from fxfault.draws import Draw, draw_of, samples_struck
-from fxfault.errors import SiteError
+from fxfault.errors import SiteError, TransformError
 from fxfault.operators import begin_compiled, strike_compiled
 from fxfault.quant_tensors import IntQuantTensor, makes_private_tensor
 from fxfault.recomputation import Moment, moment_of, recomputing
@@ -51,11 +51,27 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
 def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
     """What `begin_forward` does, in compiled code too."""
     if not recomputing():
+        _refuse_recording(sites)
         sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(_batch_size(inputs))
         if not sites.told_quiet:
             sites.say_if_quiet()
+
+
+def _refuse_recording(sites: FaultSites) -> None:
+    """Refuse to be traced or exported with faults: a recording has those of one forward, or none.
+
+    Raises:
+        TransformError: it would.
+    """
+    recording = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if recording and sites.clock.enabled:
+        raise TransformError(
+            "a model with faults cannot be traced by torch.jit or exported (torch.export, ONNX): "
+            "its faults are drawn anew in each forward; set model.faults.enabled = False to export "
+            "it without faults, or export the model as given (fxfault.strip gives it back)"
+        )
 
 
 def _batch_size(inputs: Sequence[Any]) -> int:

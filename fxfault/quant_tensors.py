@@ -27,6 +27,7 @@ __all__ = [
     "is_activation",
     "learned_bit_width",
     "makes_private_tensor",
+    "only_observes",
     "output_type",
     "plain",
     "read_quantiser",
@@ -75,6 +76,16 @@ def why_unsupported(module: nn.Module) -> str | None:
     if not isinstance(proxy, ActQuantProxyFromInjector):
         return f"its quantiser is not an integer one ({type(proxy).__name__})"
     return None
+
+
+def only_observes(layer: Any) -> bool:
+    """Whether a layer's quantiser takes statistics and quantises nothing.
+
+    `calibration_mode` of Brevitas 0.13 leaves quantisers so that several layers share.
+    """
+    quantiser = getattr(layer, "act_quant", None)
+    parts = quantiser.modules() if isinstance(quantiser, nn.Module) else ()
+    return any(getattr(part, "observer_only", False) is True for part in parts)
 
 
 def has_own_forward(layer: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from fxfault.fault_models import (
     is_same_in_every_sample,
     label_of,
 )
+from fxfault.quant_tensors import only_observes
 from fxfault.random_numbers import Key
 from fxfault.sampling import Arrangement, Layout
 
@@ -33,6 +34,17 @@ NOT_CODES = (
     "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
     "scales and `quant_delay_steps`)"
 )
+ONLY_OBSERVED = (
+    "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as Brevitas' "
+    "calibration_mode leaves quantisers that several layers share); set it to False in all parts of "
+    "`act_quant`, or give each layer a quantiser of its own before calibrating"
+)
+
+
+def why_no_codes(site: FaultSite) -> str:
+    """Why values of a site are no codes, as the end of a message."""
+    layer = None if site.output is None else site.output.layer[0]
+    return ONLY_OBSERVED.format(site.module_type) if only_observes(layer) else NOT_CODES
 
 
 class SiteFault(NamedTuple):

@@ -29,7 +29,7 @@ from fxfault.fault_models import (
 from fxfault.handles import Handle
 from fxfault.random_numbers import uniform_float
 from fxfault.sample_layouts import SampleLayouts
-from fxfault.site import NOT_CODES, FaultSite, SiteFault
+from fxfault.site import FaultSite, SiteFault, why_no_codes
 from fxfault.statistics import FaultStatistics
 
 if TYPE_CHECKING:
@@ -448,7 +448,9 @@ class FaultSites(Sequence[FaultSite]):
         """
         for site in self._sites:
             if site.sound is not None and not bool(site.sound):
-                raise SiteError(f"site {site.name}: values that were to be hit {NOT_CODES}")
+                raise SiteError(
+                    f"site {site.name}: values that were to be hit {why_no_codes(site)}"
+                )
 
     def set_probability(self, probability: float) -> None:
         """Set the probability of every site, in percent."""

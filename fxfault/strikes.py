@@ -19,7 +19,7 @@ from fxfault.errors import SiteError
 from fxfault.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
 from fxfault.random_numbers import rehash
 from fxfault.sampling import Hits
-from fxfault.site import NOT_CODES, FaultSite
+from fxfault.site import FaultSite, why_no_codes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -218,7 +218,8 @@ class Strike:
 
     def _refuse(self, wrong: int, count: int) -> NoReturn:
         raise SiteError(
-            f"site {self.site.name}: {wrong} of {count} values that were to be hit {NOT_CODES}"
+            f"site {self.site.name}: {wrong} of {count} values that were to be hit "
+            + why_no_codes(self.site)
         )
 
 

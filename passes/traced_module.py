@@ -15,6 +15,7 @@ from torch.fx.graph import PythonCode
 from torch.nn.modules import module as torch_hooks
 from torch.utils.hooks import RemovableHandle
 
+from fxfault.errors import TransformError
 from fxfault.functional import begin_forward
 from fxfault.passes.guards import Guard, Present, Scope, freeze_value
 from fxfault.passes.sharing import shell, with_replacements
@@ -213,6 +214,29 @@ class TracedModule(GraphModule):
         terms = new.__dict__["_terms"]
         new.__dict__["_terms"] = Terms(*with_replacements(tuple(terms), {id(self): new}))
         return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled, as `torch.save` of a whole model does.
+
+        Raises:
+            TransformError: always.
+        """
+        raise TransformError(
+            f"{type(self).__name__}: a transformed model cannot be pickled or saved whole, as the "
+            "layers of Brevitas cannot: save model.state_dict(), whose keys are those of the model "
+            "as given, and transform the network anew after loading them; copy it by copy.deepcopy"
+        )
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse to become TorchScript.
+
+        Raises:
+            TransformError: always.
+        """
+        raise TransformError(
+            f"{type(self).__name__}: a transformed model cannot become TorchScript: use the model "
+            "as given, as far as its layers can, or fxfault.compile for speed"
+        )
 
     def _replicate_for_data_parallel(self) -> Any:
         # GraphModule's own version copies the module, and with it the children that

@@ -1,0 +1,74 @@
+"""A transformed model and other programs: it works, or an error says what to do instead."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from brevitas.nn import QuantReLU
+from torch import nn
+
+import fxfault
+from fxfault.errors import SiteError, TransformError
+
+CONFIG = {"enabled": True, "apply_during": "eval", "seed": 1, "probability": 50.0}
+IMAGES = torch.rand(4, 16)
+RECORDERS: dict[str, Callable[[nn.Module], Any]] = {
+    "jit.trace": lambda model: torch.jit.trace(model, IMAGES),
+    "export": lambda model: torch.export.export(model, (IMAGES,)).module(),
+    "onnx": lambda model: torch.onnx.export(model, (IMAGES,), io.BytesIO(), dynamo=False),
+}
+
+
+def transformed() -> Any:
+    net = nn.Sequential(nn.Linear(16, 16), QuantReLU(bit_width=4))
+    net(IMAGES)
+    return fxfault.transform(net.eval(), CONFIG)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("save", [lambda m: torch.save(m, io.BytesIO()), pickle.dumps])
+def test_a_whole_model_is_not_saved_and_its_state_is(freeze: bool, save: Any) -> None:
+    model = fxfault.freeze(transformed()) if freeze else transformed()
+    with pytest.raises(TransformError, match=r"save model\.state_dict\(\)"):
+        save(model)
+    torch.save(model.state_dict(), io.BytesIO())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(TransformError, match=r"cannot become TorchScript.*fxfault\.compile"):
+        torch.jit.script(transformed())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recorder", RECORDERS)
+def test_faults_are_not_recorded(recorder: str) -> None:
+    model = transformed()
+    with pytest.raises(TransformError, match=r"faults\.enabled = False"):
+        RECORDERS[recorder](model)
+    assert not torch.equal(model(IMAGES), model(IMAGES))  # It goes on, with new faults each time.
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recorder", ["jit.trace", "export"])
+def test_a_model_without_faults_is_recorded(recorder: str) -> None:
+    model = transformed()
+    model.faults.enabled = False
+    assert torch.equal(RECORDERS[recorder](model)(IMAGES), model(IMAGES))
+    assert RECORDERS[recorder](fxfault.strip(transformed())) is not None
+
+
+def test_a_quantiser_that_only_observes_is_named() -> None:
+    net = nn.Sequential(QuantReLU(bit_width=4))
+    net(IMAGES)
+    for part in net.modules():
+        if hasattr(part, "observer_only"):
+            part.observer_only = True
+    model = fxfault.transform(net.eval(), CONFIG)
+    with pytest.raises(SiteError, match=r"site 0: .* quantiser of its QuantReLU only observes"):
+        model(IMAGES)
