@@ -35,9 +35,9 @@ NOT_CODES = (
     "scales and `quant_delay_steps`)"
 )
 ONLY_OBSERVED = (
-    "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as Brevitas' "
-    "calibration_mode leaves quantisers that several layers share); set it to False in all parts of "
-    "`act_quant`, or give each layer a quantiser of its own before calibrating"
+    "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as "
+    "Brevitas' calibration_mode leaves quantisers that several layers share); set it to False in "
+    "all parts of `act_quant`, or give each layer a quantiser of its own before calibrating"
 )
 
 
