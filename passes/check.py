@@ -45,6 +45,7 @@ UNSTABLE = (
     "nothing can be compared"
 )
 _KEPT = "its graph gave other results than its own forward in {} mode"
+_RAISED = "its graph raised {} in {} mode, and its own forward did not"
 _OWN_FAULT = (
     "{}: the transformed model differs from the given one in {} mode, although every container "
     "keeps its own forward; this is a bug in fxfault, please report it"
@@ -144,7 +145,7 @@ def check(
             if why is not DIFFERS:
                 not_compared[mode] = why
                 break
-            kept.append(_keep_innermost(faulty, model, call, mode))
+            kept.append(_keep_innermost(faulty, model, call, mode, strikes.raised))
     if EVAL in agreed and measure and not named_inputs:  # Which are found by position.
         sites.measure_layouts(*inputs)
     found = Check(
@@ -221,7 +222,8 @@ def _difference(
                 return None
         except SiteError:
             raise
-        except Exception:  # The given model did not raise.
+        except Exception as error:  # The given model did not raise.
+            strikes.raised = f"{type(error).__name__}: {_first_line(error)}"
             return DIFFERS
         return DIFFERS if _alike(compared(model, call), expected) else UNSTABLE
 
@@ -360,12 +362,14 @@ class _Strikes:
 
     Attributes:
         not_called: names of the sites that no call led to.
+        raised: what the transformed model raised, and the given one did not; empty: nothing.
     """
 
     def __init__(self, sites: FaultSites) -> None:
         """Count at the layers of some sites, from 0."""
         self.sites = sites
         self.not_called: tuple[str, ...] = ()
+        self.raised = ""
         self._calls = [0] * len(sites.outputs)
         self._statistics = FaultStatistics(len(sites), sites.names, cosine=False)
 
@@ -413,8 +417,10 @@ class _Strikes:
 # -- keeping ----------------------------------------------------------------------------
 
 
-def _keep_innermost(faulty: nn.Module, model: nn.Module, call: _Call, mode: str) -> Container:
-    """Let the innermost container that differs keep its own forward."""
+def _keep_innermost(
+    faulty: nn.Module, model: nn.Module, call: _Call, mode: str, raised: str
+) -> Container:
+    """Let the innermost container that differs keep its own forward; see `_Strikes.raised`."""
     candidates = [c for c in containers_of(faulty) if c.handling != "kept"]
     if is_frozen(faulty):
         raise TransformError(
@@ -427,7 +433,8 @@ def _keep_innermost(faulty: nn.Module, model: nn.Module, call: _Call, mode: str)
     path = _innermost(model, [c.path for c in candidates], targets, call, mode)
     if path is None:  # Each is right alone: the outermost one cannot be told apart.
         path = min((c.path for c in candidates), key=lambda p: (p.count("."), len(p)))
-    kept = Container(path, type(model.get_submodule(path)).__name__, "kept", _KEPT.format(mode))
+    why = _RAISED.format(raised, mode) if raised else _KEPT.format(mode)
+    kept = Container(path, type(model.get_submodule(path)).__name__, "kept", why)
     note_wrong(model, path, kept.reason)
     rebuild(faulty, known_wrong(model))
     return kept

@@ -371,7 +371,8 @@ def _is_plain_object(value: Any) -> bool:
     if kind.__module__.partition(".")[0] in ("torch", "brevitas", "fxfault"):
         return False
     has_own = kind.__basicsize__ == _Plain.__basicsize__ and hasattr(value, "__dict__")
-    return has_own and kind.__getattribute__ is object.__getattribute__
+    lookup: Any = kind.__getattribute__
+    return has_own and lookup is object.__getattribute__
 
 
 def _of_classes(kind: type) -> dict[str, Any]:

@@ -290,7 +290,7 @@ def release(module: nn.Module) -> None:
 
 def own_call(kind: type) -> Any:
     """The `__call__` that a class has in the place of that of all modules; None: it has none."""
-    call: Any = kind.__call__  # type: ignore[operator]
+    call: Any = kind.__call__
     if call in (nn.Module.__call__, TracedModule.__call__):
         return None
     return None if "GraphModule" in getattr(call, "__qualname__", "") else call
@@ -333,7 +333,7 @@ def _own_class(kind: type) -> type:
 
 
 def _class_from(bases: tuple[type, ...], named_like: type) -> type:
-    names = {"__module__": named_like.__module__, "__doc__": named_like.__doc__}
+    names: dict[str, Any] = {"__module__": named_like.__module__, "__doc__": named_like.__doc__}
     names["_source_class"] = bases[1]
     new = type(named_like.__name__, bases, names)
     new.__qualname__ = named_like.__qualname__
