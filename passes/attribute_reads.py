@@ -49,7 +49,7 @@ def attributes_noted(note: Callable[[nn.Module, str, bool], None]) -> Iterator[N
                 note(module, name, bool(first) and caller.f_locals.get(first[0]) is module)
         return object.__getattribute__(module, name)
 
-    nn.Module.__getattribute__ = read  # type: ignore[method-assign]
+    nn.Module.__getattribute__ = read  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -58,7 +58,7 @@ def attributes_noted(note: Callable[[nn.Module, str, bool], None]) -> Iterator[N
 
 def _asks(frame: FrameType | None, name: str) -> FrameType | None:
     """The user's code that reads an attribute; None: a library does, for itself."""
-    homes = ("torch.nn.modules.container",)
+    homes: tuple[str, ...] = ("torch.nn.modules.container",)
     if name in TABLES:  # An iteration over modules or parameters reads them for someone.
         homes += ("torch.nn.modules.module",)
     while frame is not None and frame.f_globals.get("__name__") in homes:
@@ -86,10 +86,11 @@ class ConstantsNoted(TorchFunctionMode):
         """
         result = func(*args, **(kwargs or {}))
         first = args[0] if args else None
-        if type(first) in (Tensor, nn.Parameter) and not is_library(sys._getframe(1)):
+        is_value = isinstance(first, Tensor) and type(first) in (Tensor, nn.Parameter)
+        if is_value and not is_library(sys._getframe(1)):
             name = getattr(func, "__name__", "")
             if name in _NUMBERS:
                 raise TraceError("its forward takes a number out of a tensor that is no input")
             if not isinstance(result, Tensor):
-                self.note(first)
+                self.note(first)  # type: ignore[arg-type]
         return result

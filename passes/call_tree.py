@@ -362,7 +362,7 @@ def _look_up(frame: FrameType, load: Load) -> Any:
     if load.kind == "constant":
         return load.name
     if load.kind == "global":
-        value = frame.f_globals.get(load.name, None)
+        value = frame.f_globals.get(str(load.name))
     else:
         value = frame.f_locals.get(str(load.name))
     for name in load.chain:

@@ -309,7 +309,8 @@ def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(_alike, a, b))
     # An object that does not say what it equals cannot be compared.
-    return type(a).__eq__ is object.__eq__ or bool(a == b)
+    compares: Any = type(a).__eq__
+    return compares is object.__eq__ or bool(a == b)
 
 
 # -- surroundings -----------------------------------------------------------------------

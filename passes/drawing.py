@@ -25,7 +25,8 @@ from torch.fx.node import map_arg
 
 from fxfault.errors import FxFaultError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.inspection import Inspection, SiteRow, inspect, site_struck_inside
+from fxfault.layer_outputs import site_struck_inside
+from fxfault.passes.inspection import Inspection, SiteRow, inspect
 from fxfault.passes.traced_module import TracedModule
 
 Style = Mapping[str, str]

@@ -93,7 +93,8 @@ class Same(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and self.value is other.value
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return id(self.value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Same:
         is_copied = isinstance(self.value, nn.Module)
@@ -315,10 +316,11 @@ def _freeze(value: Any, budget: _Budget) -> Any:
     if isinstance(value, (nn.Module, *_FUNCTIONS, type, types.ModuleType)):
         if kind is not types.FunctionType:
             return (kind, Same(value))
-        made = (value.__code__, value.__defaults__, value.__kwdefaults__)
-        parts: list[Any] = [*made[1:], *_pairs(vars(value))]
+        made: Any = value
+        parts: list[Any] = [made.__defaults__, made.__kwdefaults__, *_pairs(vars(made))]
         budget.take(len(parts))
-        return (kind, Same(value), Same(made[0]), *[_frozen_or_same(p, budget) for p in parts])
+        code = Same(made.__code__)
+        return (kind, Same(value), code, *[_frozen_or_same(p, budget) for p in parts])
     if isinstance(value, _CONSTANTS):
         # A text tells -0.0 from 0.0, and is the same for each nan.
         is_number = isinstance(value, (float, complex, np.generic))

@@ -119,7 +119,7 @@ class ModelTracer(Tracer):
         """Trace through a container; if that fails, undo it and call it as a leaf."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
-        if m not in self.submodule_paths and self._is_slice(m):
+        if m not in (self.submodule_paths or {}) and self._is_slice(m):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if path in self.refused or self.is_leaf_module(m, path):
@@ -148,7 +148,7 @@ class ModelTracer(Tracer):
     def _is_slice(self, m: nn.Module) -> bool:
         """Whether a forward has put layers of the model together anew (`self.layers[:2]`)."""
         return type(m) in (nn.Sequential, nn.ModuleList) and all(
-            child in self.submodule_paths for child in m.children()
+            child in (self.submodule_paths or {}) for child in m.children()
         )
 
     def _may_be_none(self, value: Proxy) -> bool:

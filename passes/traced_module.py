@@ -128,7 +128,8 @@ class TracedModule(GraphModule):
         return why or self._why_changed()
 
     def _why_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-        needed, parameters = _signature_of(type(self))
+        kind: Any = type(self)
+        needed, parameters = _signature_of(kind)
         if not kwargs and len(args) <= needed:
             for number, value in enumerate(args):
                 if value is None:

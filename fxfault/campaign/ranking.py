@@ -63,7 +63,8 @@ def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
 
 def never_called(summary: Summary) -> list[str]:
     """Sites that were to be struck alone, and of which no trial exposed an element."""
-    quiet, others = {}, set()
+    quiet: dict[str, None] = {}
+    others: set[str] = set()
     for index, cell in enumerate(summary.cells):
         if cell.layers is not None and len(cell.layers) == 1 and summary.trials[index]:
             if _was_struck(summary, index):
