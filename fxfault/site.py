@@ -36,7 +36,7 @@ NOT_CODES = (
 )
 ONLY_OBSERVED = (
     "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as "
-    "Brevitas' calibration_mode leaves quantisers that several layers share); set it to False in "
+    "calibration_mode of Brevitas leaves quantisers that several layers share); set it to False in "
     "all parts of `act_quant`, or give each layer a quantiser of its own before calibrating"
 )
 
