@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fxfault.cli.console import BAD_INPUT
+from fxfault.cli.console import BAD_INPUT, one_line
+from fxfault.errors import ConfigError
 from fxfault.files import expanded
 
 
@@ -48,7 +49,10 @@ class OneLineParser(argparse.ArgumentParser):
             # Before argparse, which would rather tell that another flag is missing.
             if flag.startswith("--") and flag not in known:
                 self.error(f"unknown flag {flag}{self.nearest_flag(flag)}; see --help")
-        return self.parse_args(argv)
+        try:
+            return self.parse_args(argv)
+        except Exception as error:  # The last line of defence is not up yet.
+            self.error(f"{type(error).__name__}: {error}")
 
     def nearest_flag(self, flag: str) -> str:
         """A hint that names the most similar flag, or nothing."""
@@ -60,8 +64,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr, without the usage."""
-        text = " ".join(message.removeprefix("argument ").split())
-        self.exit(BAD_INPUT, f"error: {text}\n")
+        self.exit(BAD_INPUT, f"error: {one_line(message.removeprefix('argument '))}\n")
 
 
 def percentage(text: str) -> float:
@@ -132,7 +135,8 @@ def memory(text: str) -> int:
     ...
     argparse.ArgumentTypeError: 'lots' is not an amount of memory, such as 512M, 2G or 0
     """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    pattern = r"([0-9]{1,30}(?:\.[0-9]{1,30})?)([KMGT]?)(?:i?B)?"
+    found = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
     if found is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an amount of memory, such as 512M, 2G or 0"
@@ -186,7 +190,6 @@ def setting(text: str) -> tuple[str, Any]:
     ...
     argparse.ArgumentTypeError: 'epochs=3' is not section.key=value, such as training.epochs=3
     """
-    from fxfault.errors import ConfigError
     from fxfault.yaml_files import parse_yaml
 
     path, equals, value = text.partition("=")
@@ -214,11 +217,18 @@ def folder(text: str) -> Path:
     """Read the path of a folder."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of a folder")
-    return expanded(text)
+    return _path(text)
 
 
 def file(text: str) -> Path:
     """Read the path of a file to be written."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of a file")
-    return expanded(text)
+    return _path(text)
+
+
+def _path(text: str) -> Path:
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

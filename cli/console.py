@@ -63,7 +63,7 @@ def _ended_by(error: BaseException, with_traceback: bool) -> int:
         error = FxFaultError(f"stdout cannot be written: {reason}")
     if with_traceback:
         _say("".join(traceback.format_exception(error)).rstrip("\n"))
-    _say(f"error: {_one_line(str(told(error)))}")
+    _say(f"error: {one_line(str(told(error)))}")
     return BAD_INPUT
 
 
@@ -80,10 +80,10 @@ def _is_of_output(error: BaseException) -> bool:
     return place is not None and place.module.startswith("fxfault.cli.")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     r"""Text that is one line on any terminal, and that tells a terminal nothing.
 
-    >>> _one_line("a\nb \x1b[31m")
+    >>> one_line("a\nb \x1b[31m")
     'a b \\x1b[31m'
     """
     line = " ".join(text.split())

@@ -78,6 +78,7 @@ def make_parser() -> types.OneLineParser:
     )
     add(
         "--checkpoint",
+        type=types.checkpoint,
         metavar="FILE",
         help="trained weights (default: checkpoint.path of the configuration)",
     )

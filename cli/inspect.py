@@ -63,6 +63,7 @@ def make_parser() -> types.OneLineParser:
     )
     add(
         "--checkpoint",
+        type=types.checkpoint,
         metavar="FILE",
         help="trained weights (default: checkpoint.path of the configuration; where there is "
         "none, the untrained network is shown)",

@@ -230,6 +230,8 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
     """
     import torch
 
+    from fxfault.predictions import scores_of
+
     images, _ = next(iter(batches))
     work: list[int] = []
 
@@ -242,7 +244,9 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
-            model(images.to(device))
+            scores_of(model(images.to(device)), len(images))
+    except FxFaultError:
+        raise
     except (Exception, SystemExit) as error:  # a network may fail in any way
         raise DataError(
             f"the model fails on a batch of the data set, shape {tuple(images.shape)}: "

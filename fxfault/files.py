@@ -25,6 +25,10 @@ def expanded(path: str | Path) -> Path:
     text = os.path.expanduser(path)  # Unlike Path.expanduser, it leaves an unknown user's alone.
     if "\0" in text:
         raise ConfigError(f"{text!r} is no path: it has a null character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:  # Half of a pair of surrogates, from YAML for instance.
+        raise ConfigError(f"{text!r} is no path: it has characters that no name can") from error
     return Path(text)
 
 

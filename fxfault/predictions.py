@@ -260,8 +260,11 @@ def scores_of(output: Any, samples: int) -> Tensor:
             f"accuracy: the model returned {found} for {samples} samples; expected scores of shape "
             f"({samples}, classes), alone or as the first item of a tuple"
         )
-    if scores.is_complex() or scores.shape[1] == 0:
+    is_dense = scores.layout == torch.strided and scores.device.type != "meta"
+    if scores.is_complex() or scores.shape[1] == 0 or not is_dense:
         found = "complex scores" if scores.is_complex() else "no score for a sample (0 classes)"
+        if not is_dense:
+            found = f"scores of layout {scores.layout} on {scores.device}"
         raise DataError(
             f"accuracy: the model returned {found}; expected a real number for each class"
         )
