@@ -230,7 +230,7 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
     """
     import torch
 
-    from fxfault.predictions import scores_of
+    from fxfault.predictions import check_dense
 
     images, _ = next(iter(batches))
     work: list[int] = []
@@ -244,7 +244,7 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
-            scores_of(model(images.to(device)), len(images))
+            check_dense(model(images.to(device)))
     except FxFaultError:
         raise
     except (Exception, SystemExit) as error:  # a network may fail in any way

@@ -250,24 +250,43 @@ def scores_of(output: Any, samples: int) -> Tensor:
     Raises:
         DataError: there are none of that shape.
     """
-    # A QuantTensor is a tuple too, with its values under `value`.
-    scores = getattr(output, "value", output)
-    if isinstance(scores, (tuple, list)) and scores:
-        scores = getattr(scores[0], "value", scores[0])
+    scores = _first(output)
+    check_dense(scores)
     if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[0] != samples:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise DataError(
             f"accuracy: the model returned {found} for {samples} samples; expected scores of shape "
             f"({samples}, classes), alone or as the first item of a tuple"
         )
-    is_dense = scores.layout == torch.strided and scores.device.type != "meta"
-    if scores.is_complex() or scores.shape[1] == 0 or not is_dense:
+    if scores.is_complex() or scores.shape[1] == 0:
         found = "complex scores" if scores.is_complex() else "no score for a sample (0 classes)"
-        if not is_dense:
-            found = f"scores of layout {scores.layout} on {scores.device}"
         raise DataError(
             f"accuracy: the model returned {found}; expected a real number for each class"
         )
+    return scores
+
+
+def check_dense(output: Any) -> None:
+    """Refuse scores without values that can be looked at: sparse ones, and those of no device.
+
+    Raises:
+        DataError: they are so.
+    """
+    scores = _first(output)
+    if not isinstance(scores, Tensor):
+        return
+    if scores.layout != torch.strided or scores.device.type == "meta":
+        raise DataError(
+            f"accuracy: the model returned a tensor of layout {scores.layout} on {scores.device}; "
+            "expected a dense one with values"
+        )
+
+
+def _first(output: Any) -> Any:
+    # A QuantTensor is a tuple too, with its values under `value`.
+    scores = getattr(output, "value", output)
+    if isinstance(scores, (tuple, list)) and scores:
+        scores = getattr(scores[0], "value", scores[0])
     return scores
 
 
