@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxfault.data import DatasetFacts, build_dataset, dataset_facts
-from fxfault.data.lengths import samples_of
+from fxfault.data.guarded import Guarded, samples_of
 from fxfault.errors import ConfigError, DataError, FxFaultError
 from fxfault.experiment import ExperimentConfig
 from fxfault.models import build_model
@@ -124,7 +124,8 @@ class Batches:
         from torch.utils.data import DataLoader
 
         self.samples = samples_of(dataset)
-        self._loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size)
+        guarded: Any = Guarded(dataset)
+        self._loader: DataLoader[Any] = DataLoader(guarded, batch_size=batch_size)
         self._kept: list[Any] | None = None
 
     def __len__(self) -> int:

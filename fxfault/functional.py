@@ -65,7 +65,8 @@ def _refuse_recording(sites: FaultSites) -> None:
     Raises:
         TransformError: it would.
     """
-    recording = torch._C._is_tracing() or torch.compiler.is_exporting()
+    is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    recording = is_tracing or torch.compiler.is_exporting()
     if recording and sites.clock.enabled:
         raise TransformError(
             "a model with faults cannot be traced by torch.jit or exported (torch.export, ONNX): "

@@ -37,6 +37,7 @@ from fxfault.evaluation import accuracy
 from fxfault.event_file import EventFile
 from fxfault.experiment import ExperimentConfig
 from fxfault.files import expanded
+from fxfault.foreign import told
 from fxfault.generators import preserved_generators
 from fxfault.lightning import FaultAwareTraining
 from fxfault.models.user_factory import quote_error
@@ -132,8 +133,22 @@ class Classifier(LightningModule):
         self._metrics: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores, shape (N, classes)."""
-        return _scores(self.network(images))
+        """Class scores, shape (N, classes).
+
+        Raises:
+            DataError: the network fails; its error is quoted.
+        """
+        try:
+            return _scores(self.network(images))
+        except (FxFaultError, torch.OutOfMemoryError):
+            raise
+        # A network may fail in any way; a StopIteration would end the epoch as if it was over.
+        except (Exception, SystemExit) as error:
+            where = "a training step" if self.training else "an evaluation"
+            raise DataError(
+                f"the model fails in {where}, on images of shape {tuple(images.shape)}: "
+                f"{quote_error(error)}"
+            ) from error
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.config.optimizer, self.parameters())
@@ -559,7 +574,9 @@ def _fit(trainer: Trainer, module: Classifier, batches: TrainingBatches, last: A
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=last, weights_only=True)
     except SystemExit as end:  # What Lightning makes of a KeyboardInterrupt.
-        raise KeyboardInterrupt from end
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise told(end) from end  # Somebody else's code wants to end the program.
     except torch.OutOfMemoryError as error:
         raise DataError("out of memory: lower training.batch_size") from error
     except FxFaultError as error:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from fxfault.data.lengths import samples_of
-from fxfault.errors import DataError, FxFaultError
+from fxfault.data.guarded import Guarded, samples_of
+from fxfault.errors import DataError
 from fxfault.experiment import TrainingConfig
-from fxfault.models.user_factory import quote_error
 from fxfault.random_numbers import stream_key
 
 # The key of a sample of a training set in an epoch.
@@ -82,13 +81,13 @@ class Augmented(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, dataset: Dataset[Any], config: TrainingConfig, seed: int) -> None:
-        self.dataset = dataset
+        self.dataset = Guarded(dataset)
         self.shift = config.shift
         self.flip = config.flip
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, place: _Place) -> tuple[Tensor, int]:
         """The image, shape (C, H, W), and its label.
@@ -97,12 +96,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
             DataError: the data set fails; its error is quoted.
         """
         epoch, index = place
-        try:
-            image, label = self.dataset[index]
-        except FxFaultError:
-            raise
-        except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
-            raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
+        image, label = self.dataset[index]
         if not self.shift and not self.flip:
             return image, label
         # Its bits are used up from the lowest on: one for the mirror, the rest for the shifts.
@@ -271,7 +265,8 @@ def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> D
         rest = joined[part * shard.world_size :]
         own += [list(joined[shard.rank * part :][:part]), list(rest[shard.rank :][:1])]
     batches = _Batches([batch for batch in own if batch])
-    return DataLoader(dataset, batch_sampler=batches, generator=torch.Generator())
+    guarded: Any = Guarded(dataset)
+    return DataLoader(guarded, batch_sampler=batches, generator=torch.Generator())
 
 
 class _Batches(Sampler[list[int]]):

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxfault.data.facts import DatasetFacts
-from fxfault.data.lengths import samples_of
+from fxfault.data.guarded import samples_of
 from fxfault.errors import DataError
 from fxfault.files import expanded
 from fxfault.models.user_factory import call_factory, nearest, one_line

@@ -76,7 +76,10 @@ def quote_error(error: BaseException) -> str:
         >>> quote_error(EOFError())
         'EOFError'
     """
-    text = one_line(str(error))
+    try:
+        text = one_line(str(error))
+    except Exception:  # An exception of the user's own has code of its own for that.
+        text = "(its text cannot be had)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -282,11 +282,11 @@ def _with_tensor(make: Callable[[torch.Tensor], Any], command: str) -> Prepare:
 # -- somebody else's code -------------------------------------------------------------------
 
 
-def _network(how: str, after: int) -> Prepare:
+def _network(how: str, after: int, key: str = "path") -> Prepare:
     def write() -> None:
         torch.save({f"net.{key}": value for key, value in _state().items()}, "w.pt")
         model = {"name": "attacks.hostile:Network", "kwargs": {"how": how, "after": after}}
-        _written(model=model, checkpoint={"path": "w.pt"})()
+        _written(model=model, checkpoint={key: "w.pt"})()
 
     return write
 
@@ -295,7 +295,10 @@ def _networks() -> Iterator[Attack]:
     for how in hostile.ENDS:
         for command, argv in {"eval": EVAL, "inspect": INSPECT, "run": RUN, "plan": PLAN}.items():
             yield Attack(f"network {how} at once, {command}", argv, _network(how, 0))
-        yield Attack(f"network {how} later, run", RUN, _network(how, 45))
+        yield Attack(f"network {how} later, run", RUN, _network(how, 45), says="trial")
+        for after in (0, 2):
+            train = _network(how, after, "init_from")
+            yield Attack(f"network {how} after {after}, train", TRAIN, train)
     for how in ("exit", "pipe", "raise"):
         yield Attack(f"network {how} later, processes", PROCESSES, _network(how, 45), says="trial")
     for how in hostile.ANSWERS:
@@ -309,9 +312,16 @@ def _data() -> Iterator[Attack]:
         data = {"name": "attacks.hostile:Data", "kwargs": {"how": how, "n": n}}
         return _written(dataset=data)
 
+    def trained(how: str) -> Prepare:
+        data = {"name": "attacks.hostile:Data", "kwargs": {"how": how}}
+        return _written(dataset=data, checkpoint={})
+
     for how in [*hostile.ENDS, *hostile.ITEMS]:
         for command, argv in {"eval": EVAL, "run": RUN}.items():
             yield Attack(f"data {how}, {command}", argv, named(how))
+        yield Attack(
+            f"data {how}, train", (*TRAIN, "--set", "training.batch_size=40"), trained(how)
+        )
     for n in (-1, 0, 10**21, 3.5, "40", None, 41.0):
         for command, argv in {"eval": EVAL, "run": RUN, "inspect": INSPECT}.items():
             yield Attack(f"data len {n}, {command}", argv, named("fine", n))

@@ -1,4 +1,4 @@
-"""How many samples a data set has, which one of the user's own may not say."""
+"""Ask a data set, which may be one of the user's own, for its samples and for their number."""
 
 from __future__ import annotations
 
@@ -32,3 +32,29 @@ object of type 'int' has no len(); its len() must be an integer
             "must be an integer"
         ) from error
     return samples
+
+
+class Guarded:
+    """A map-style data set whose exceptions are quoted.
+
+    A `StopIteration` in it, for one, would end the pass of a loader as if all was read.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return samples_of(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """The sample.
+
+        Raises:
+            DataError: the data set fails; its error is quoted.
+        """
+        try:
+            return self.dataset[index]
+        except FxFaultError:
+            raise
+        except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
+            raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
