@@ -422,7 +422,7 @@ def _report(options: argparse.Namespace) -> int:
     print()
     drawn = _pictures(findings, "svg")
     if options.figures is not None:
-        for path in _write_figures(findings, drawn, options.figures):
+        for path in _write_figures(findings, drawn, options.figures, options.store):
             print(f"Picture saved to: {path}")
     if html is not None:
         from fxfault.cli.campaign_page import page
@@ -466,15 +466,18 @@ def _check_figures(folder: Path) -> None:
         raise ConfigError(f"--figures: {folder} cannot be made: {error.strerror}") from error
 
 
-def _write_figures(findings: Findings, svg: Mapping[str, bytes], folder: Path) -> list[Path]:
-    from fxfault.cli.outputs import OutputFile
+def _write_figures(
+    findings: Findings, svg: Mapping[str, bytes], folder: Path, store: Path
+) -> list[Path]:
+    from fxfault.cli.outputs import OutputFile, refuse_overwriting
 
-    paths = []
-    for ending, drawn in (("png", _pictures(findings, "png")), ("svg", svg)):
-        for name, content in drawn.items():
-            paths.append(folder / f"{name}.{ending}")
-            OutputFile("--figures", paths[-1]).write(content)
-    return paths
+    contents = {
+        OutputFile("--figures", folder / f"{name}.{ending}"): content
+        for ending, drawn in (("png", _pictures(findings, "png")), ("svg", svg))
+        for name, content in drawn.items()
+    }
+    refuse_overwriting(contents, {"store": store})
+    return [output.write(content) for output, content in contents.items()]
 
 
 def _findings_with_trials(store: Path, confidence: float) -> Findings:

@@ -7,10 +7,11 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxfault.campaign.store_files import part_of, store_of
 from fxfault.errors import ConfigError
 from fxfault.files import write_atomically
 
@@ -21,13 +22,16 @@ class OutputFile:
 
     Attributes:
         flag: that names it on the command line.
-        path: as it is shown to the user.
+        path: as it is shown to the user. Where it leads to is settled at once, wherever the
+            process goes later.
     """
 
     flag: str
     path: Path
+    _absolute: Path = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_absolute", Path(os.path.abspath(self.path)))
         try:
             self._check()
         except OSError as error:
@@ -42,22 +46,29 @@ class OutputFile:
         if not target.parent.is_dir():
             what = "is no folder" if target.parent.exists() else "does not exist"
             raise self._error(f"cannot be written: the folder {target.parent} {what}")
+        self._refuse_store()
         with tempfile.TemporaryFile(dir=target.parent):
             pass
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(0, "the file is write-protected")
 
+    def _refuse_store(self) -> None:
+        """Trials are never written over, those in a log least of all: nobody else has them."""
+        found = store_of(self._target)
+        if found is not None:
+            raise self._error(f"is {found[1]}; name another file")
+
     @property
     def _target(self) -> Path:
         # A link stays a link: the file that it leads to is replaced.
-        return Path(os.path.realpath(self.path))
+        return Path(os.path.realpath(self._absolute))
 
     def _error(self, problem: str) -> ConfigError:
         return ConfigError(f"{self.flag}: {self.path} {problem}")
 
     def is_same_file(self, other: str | Path) -> bool:
         """Whether this and another path lead to the same file."""
-        return self._target == Path(os.path.realpath(other))
+        return self._target == Path(os.path.realpath(other)) or _is_one(self._target, other)
 
     def write(self, content: str | bytes) -> Path:
         """Write the file; an existing one is replaced at once or not at all.
@@ -69,6 +80,7 @@ class OutputFile:
             ConfigError: the folder is gone, the disk is full, or the like.
         """
         try:
+            self._refuse_store()  # Perhaps there is one by now.
             write_atomically(self._target, content)
         except OSError as error:
             raise self._error(f"cannot be written: {_reason(error)}") from error
@@ -92,7 +104,7 @@ class NumberedFile(OutputFile):
     others: tuple[OutputFile, ...] = ()
 
     def _check(self) -> None:
-        with tempfile.TemporaryFile(dir=self.path.parent):
+        with tempfile.TemporaryFile(dir=self._absolute.parent):
             pass
 
     def write(self, content: str | bytes) -> Path:
@@ -102,7 +114,8 @@ class NumberedFile(OutputFile):
         """
         file, is_new = next(self._choices(content))
         try:
-            return OutputFile(self.flag, file).write(content)
+            OutputFile(self.flag, file).write(content)
+            return self.path.with_name(file.name)
         except BaseException:
             if is_new:
                 file.unlink(missing_ok=True)
@@ -111,8 +124,9 @@ class NumberedFile(OutputFile):
     def _choices(self, content: str | bytes) -> Iterator[tuple[Path, bool]]:
         """Files that can be written, the first the best, and whether each was made just now."""
         for number in itertools.count(1):
-            name = f"{self.path.stem}_{number}{self.path.suffix}" if number > 1 else self.path.name
-            file = self.path.with_name(name)
+            first = self._absolute
+            name = f"{first.stem}_{number}{first.suffix}" if number > 1 else first.name
+            file = first.with_name(name)
             if any(other.is_same_file(file) for other in self.others):
                 continue
             if self._reserve(file):
@@ -144,7 +158,7 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
 
     Args:
         outputs: the files to be written.
-        inputs: files that are read, by what they are.
+        inputs: files that are read, by what they are; `store` stands for all files of a store.
 
     Raises:
         ConfigError: one is.
@@ -152,6 +166,9 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
     seen: list[OutputFile] = []
     for output in outputs:
         for what, path in inputs.items():
+            part = part_of(output.path, path) if what == "store" else None
+            if part is not None:
+                raise ConfigError(f"{output.flag}: {output.path} is {part}; name another file")
             if output.is_same_file(path):
                 raise ConfigError(f"{output.flag}: {output.path} is the {what}; name another file")
         for other in seen:
@@ -173,6 +190,14 @@ def inert(value: Any) -> Any:
     """
     is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if is_formula else value
+
+
+def _is_one(path: Path, other: str | Path) -> bool:
+    """Whether there is one file under both names, as hard links have it."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _reason(error: OSError) -> str:

@@ -48,7 +48,9 @@ class CheckpointInfo:
     keys: tuple[str, ...]
 
 
-def load_checkpoint(path: str | Path, model: nn.Module) -> CheckpointInfo:
+def load_checkpoint(
+    path: str | Path, model: nn.Module, folder: str | Path | None = None
+) -> CheckpointInfo:
     """Load a checkpoint into a network, strictly; if it does not fit, the network is unchanged.
 
     A checkpoint is what `torch.save` wrote: a state_dict, or a mapping that holds one under
@@ -62,6 +64,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> CheckpointInfo:
     Args:
         path: of the file, or `bundled:NAME` for weights that come with fxfault.
         model: the network; it is checked on a copy, so that memory for a second is needed.
+        folder: where a relative path starts; default: the current folder.
 
     Raises:
         DataError: the file is missing or is no checkpoint, holds more than weights, does not
@@ -76,7 +79,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> CheckpointInfo:
     """
     label = str(path)
     prefix = f"checkpoint {label!r}"
-    content = _read(label, prefix)
+    content = _read(label, prefix, Path() if folder is None else Path(folder))
     state = _without_prefix(_find_state_dict(_unpickle(content, prefix), prefix), model)
     own = own_tensors(model)
     why = why_unusable(state, own)
@@ -100,11 +103,11 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(f"{BUNDLED}{stem}" for stem in stems)
 
 
-def _read(label: str, prefix: str) -> bytes:
+def _read(label: str, prefix: str, folder: Path) -> bytes:
     if label.startswith(BUNDLED):
         return _read_bundled(label, prefix)
     try:
-        return Path(os.path.expanduser(label)).read_bytes()
+        return (folder / os.path.expanduser(label)).read_bytes()
     except IsADirectoryError as error:
         raise DataError(f"{prefix} is a folder: name the file in it") from error
     except FileNotFoundError as error:

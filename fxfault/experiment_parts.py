@@ -6,7 +6,9 @@ Importing this module imports neither torch nor brevitas.
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,7 +60,10 @@ for instance `dataset: {name: digits}` and `model: {name: quant_digits}`
 
 
 def load_model(
-    experiment: ExperimentConfig, checkpoint: str | None, facts: DatasetFacts | None = None
+    experiment: ExperimentConfig,
+    checkpoint: str | None,
+    facts: DatasetFacts | None = None,
+    folder: str | None = None,
 ) -> tuple[nn.Module, CheckpointInfo | None]:
     """Build the network of an experiment and load its weights.
 
@@ -66,6 +71,8 @@ def load_model(
         experiment: has a section `model`, and `dataset` too unless the network is the user's own.
         checkpoint: file or `bundled:NAME`; None leaves the network untrained.
         facts: of the data set, where they are known; else they are looked up.
+        folder: where the path of a checkpoint starts; default: the folder that is the current
+            one before code of the user's has run.
 
     Returns:
         The network, in eval mode and on the CPU, and which weights it has.
@@ -74,6 +81,7 @@ def load_model(
         ConfigError: a section is missing.
         DataError: the network or the checkpoint cannot be used.
     """
+    folder = os.getcwd() if folder is None else folder
     own = experiment.model is not None and ":" in experiment.model.name
     check_sections(experiment, ["model"] if own else ["dataset", "model"], "the configuration")
     assert experiment.model is not None
@@ -96,7 +104,7 @@ def load_model(
         return model.eval(), None
     from fxfault.checkpoints import load_checkpoint  # It imports torch.
 
-    info = load_checkpoint(checkpoint, model)
+    info = load_checkpoint(checkpoint, model, folder)
     return model.eval(), info
 
 
@@ -117,7 +125,8 @@ class Batches:
     """The batches of a data set, in its order, the same at each iteration.
 
     Small data is kept in memory once it was read: an evaluation under faults goes over it
-    many times, and decoding images takes longer than a GPU needs for them.
+    many times, and decoding images takes longer than a GPU needs for them. Larger data is read
+    anew each time, and has to be what it was when it was read first.
     """
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
@@ -127,6 +136,7 @@ class Batches:
         guarded: Any = Guarded(dataset)
         self._loader: DataLoader[Any] = DataLoader(guarded, batch_size=batch_size)
         self._kept: list[Any] | None = None
+        self._sums: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -135,7 +145,8 @@ class Batches:
         """Give the batches as pairs of images and labels.
 
         Raises:
-            DataError: the data set fails; its error is quoted.
+            DataError: the data set fails, and its error is quoted, or it gives other samples than
+                before.
         """
         if self._kept is not None:
             yield from self._kept
@@ -148,6 +159,7 @@ class Batches:
             if is_small:
                 kept.append(batch)
             seen += len(batch[0])
+            self._compare(number, batch)
             yield batch
         if seen != self.samples:  # `__len__` says another thing than the sampler, or changed.
             raise DataError(
@@ -155,6 +167,18 @@ class Batches:
                 "must be the number of samples that it has"
             )
         self._kept = kept if is_small else None
+
+    def _compare(self, number: int, batch: Any) -> None:
+        """See that a batch is what it was; its predictions without faults are not made anew."""
+        checksum = 0
+        for part in batch:
+            if hasattr(part, "numpy"):
+                checksum = zlib.crc32(part.contiguous().numpy(), checksum)
+        if self._sums.setdefault(number, checksum) != checksum:
+            raise DataError(
+                f"batch {number} of the data set is not what it was when it was first read: leave "
+                "its files alone while they are used, and draw no random numbers for test data"
+            )
 
     def _read(self) -> Iterator[Any]:
         try:

@@ -481,3 +481,167 @@ def test_a_store_that_was_edited_is_refused(
     changed(path, statement, *values)
     with pytest.raises(StoreError, match=str(path)):
         read_all(path)
+
+
+# -- its name, and what else is its own -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["link", "hard", "./study.sqlite", "study.sqlite"])
+@pytest.mark.parametrize("lock", ["there", "deleted"])
+def test_a_second_writer_is_refused_by_whatever_name(
+    path: Path, store: Store, name: str, lock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([row()])
+    (path.parent / "link").symlink_to(path.name)
+    os.link(path, path.parent / "hard")
+    if lock == "deleted":
+        path.with_name("study.sqlite-lock").unlink()
+    monkeypatch.chdir(path.parent)
+    code = (
+        "import sys\nfrom fxfault.campaign.store import Store\n"
+        "try:\n    Store.open(sys.argv[1], write=True)\n"
+        "except Exception as error:\n    print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+    assert "is being written by another process" in run.stdout
+    store.add([row(trial=1)])
+    assert store.counts() == {"a": 2}
+
+
+def test_a_link_leads_to_the_log_of_a_killed_writer(path: Path, store: Store) -> None:
+    store.close()
+    writer = subprocess.Popen([sys.executable, "-c", ADD, path], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    writer.kill()
+    writer.communicate()
+    folder = path.parent / "elsewhere"
+    folder.mkdir()
+    (folder / "link").symlink_to(path)
+    os.link(path, folder / "hard")
+    with Store.open(folder / "link") as reader:
+        kept = reader.counts()["a"]
+    assert kept
+    for write in (False, True):  # Without its log it would have lost trials, and say nothing.
+        with pytest.raises(StoreError, match=r"hard has another name .* open it by that one"):
+            Store.open(folder / "hard", write=write)
+    with Store.open(folder / "link", write=True) as writing:
+        assert writing.counts() == {"a": kept}
+    with Store.open(folder / "hard") as whole:  # It was closed in order.
+        assert whole.counts() == {"a": kept}
+
+
+def _delete(path: Path) -> None:
+    for ending in ("", "-wal", "-shm"):
+        path.with_name(f"{path.name}{ending}").unlink()
+
+
+def _replace(path: Path) -> None:
+    with Store.create(path.with_name("other"), {"name": "other"}, {}):
+        pass
+    os.replace(path.with_name("other"), path)
+
+
+def _move(path: Path) -> None:
+    path.rename(path.with_name("moved.sqlite"))
+
+
+@pytest.mark.parametrize("loss", [_delete, _replace, _move])
+@pytest.mark.parametrize("moment", ["before a write", "at the end"])
+def test_a_store_that_loses_its_name_is_noticed_and_saved(
+    path: Path, store: Store, loss: Any, moment: str
+) -> None:
+    store.add([row(trial=number) for number in range(5)])
+    loss(path)
+    what = "replaced" if loss is _replace else "moved or deleted"
+    with pytest.raises(
+        StoreError, match=rf"the store was {what} .* finished trials are kept in .*kept-1\.sqlite"
+    ):
+        store.add([row(trial=5)]) if moment == "before a write" else store.check()
+    store.close()
+    trials = list(range(6 if moment == "before a write" else 5))
+    kept = ["study.kept-1.sqlite"] + ["moved.sqlite"] * (loss is _move)
+    for name in kept:
+        with Store.open(path.with_name(name), write=True) as again:
+            assert [r.trial for r in again.rows()] == trials
+            assert again.study == STUDY
+
+
+def test_closing_a_store_that_was_replaced_leaves_the_new_ones_log(
+    path: Path, store: Store
+) -> None:
+    store.add([row()])
+    _delete(path)
+    path.with_name("study.sqlite-lock").unlink()
+    writer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom fxfault.campaign.store import Store\n"
+            "Store.create(sys.argv[1], {}, {}).close()\n" + ADD,
+            path,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    store.close()
+    writer.kill()
+    told = int(writer.communicate()[0].splitlines()[-2] or 0)
+    with Store.open(path) as reader:
+        assert len(reader.rows()) > told
+
+
+def test_a_log_that_is_deleted_is_noticed_and_costs_nothing(path: Path, store: Store) -> None:
+    store.add([row(trial=number) for number in range(5)])
+    path.with_name("study.sqlite-wal").unlink()
+    with pytest.raises(
+        StoreError, match=r"its log, study\.sqlite-wal, was deleted .* run it again"
+    ):
+        store.add([row(trial=5)])
+    store.close()
+    with Store.open(path) as again:
+        assert len(again.rows()) == 6
+
+
+def test_a_store_stays_where_it_was_opened(
+    path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.close()
+    monkeypatch.chdir(path.parent)
+    with Store.open(path.name, write=True) as again:
+        monkeypatch.chdir("/")
+        again.add([row()])
+    with Store.open(path) as whole:
+        assert whole.rows() == [row()]
+
+
+def test_files_of_a_store_and_pipes_are_no_stores(path: Path, store: Store) -> None:
+    for ending in ("-wal", "-lock"):
+        with pytest.raises(StoreError, match=rf"study\.sqlite{ending} is .*: name another file"):
+            Store.create(f"{path}{ending}", STUDY, FINGERPRINT)
+    os.mkfifo(path.with_name("pipe"))
+    with pytest.raises(StoreError, match="is no regular file"):
+        Store.open(path.with_name("pipe"))
+
+
+def test_a_lock_ends_with_the_process_that_took_it_not_with_its_children(path: Path) -> None:
+    with Store.create(path, STUDY, FINGERPRINT):
+        pass
+    code = (
+        "import os, sys, time\nfrom fxfault.campaign.store import Store\n"
+        "store = Store.open(sys.argv[1], write=True)\n"
+        "child = os.fork()\n"
+        "if not child: time.sleep(30)\n"
+        "print(child, flush=True)\ntime.sleep(60)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    child = int(writer.stdout.readline())
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    try:
+        Store.open(path, write=True).close()
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -7,6 +7,7 @@ pickled, so every worker builds its own network from configuration and checkpoin
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from fxfault.campaign import fingerprint
 from fxfault.campaign.outline import background_of
 from fxfault.campaign.plan import Plan, make_runner
 from fxfault.campaign.rows import TrialRow
+from fxfault.campaign.sources import refuse_other
 from fxfault.campaign.study import Cell, Study
 from fxfault.campaign.trials import Trials
 from fxfault.chance import doubt_of
@@ -100,6 +102,8 @@ class Bench:
             FxFaultError: the data cannot be read, or there is no such device.
         """
         self.plan, self.on_note = plan, on_note
+        self.folder = os.getcwd()  # Before code of the user's may leave it.
+        self._files: dict[str | None, str | None] = {}
         self._said: set[str] = set()
         self.study = Study.from_dict(plan.study)
         self.device = _device(plan.device, worker)
@@ -112,6 +116,14 @@ class Bench:
         if text not in self._said:
             self._said.add(text)
             self.on_note(text)
+
+    def note_file(self, checkpoint: str | None, content: str | None) -> None:
+        """Compare a checkpoint that was loaded with what it was when it was loaded first.
+
+        Raises:
+            DataError: it was replaced in between.
+        """
+        refuse_other(str(checkpoint), self._files.setdefault(checkpoint, content), content)
 
     def facts(self) -> Facts:
         """Build the network with each of the study's checkpoints, and see what they are.
@@ -170,8 +182,9 @@ class _Network:
     ) -> None:
         plan, study, device = bench.plan, bench.study, bench.device
         self.checkpoint = checkpoint
-        model, info = load_model(study.experiment, checkpoint, data.facts)
+        model, info = load_model(study.experiment, checkpoint, data.facts, bench.folder)
         self.file = None if info is None else info.sha256
+        bench.note_file(checkpoint, self.file)
         self.state = fingerprint.of_state(model)
         try_model(model.to(device), batches, device)
         given, model = model, fxfault.transform(model, _open_config(study))

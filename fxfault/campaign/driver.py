@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from fxfault.campaign.engines import Engine, OnNote, make_engine
 from fxfault.campaign.errors import StoreError
 from fxfault.campaign.plan import Plan
 from fxfault.campaign.rows import TrialRow
+from fxfault.campaign.sources import Sources
 from fxfault.campaign.store import Store, is_new
 from fxfault.campaign.study import Cell, Study
 
@@ -124,7 +126,9 @@ def run_study(
         ConfigError: options do not go together.
         FxFaultError: something that the study names cannot be used, or a trial cannot be run.
     """
-    path = Path(store_path)
+    # Before code of the user's runs, which may go to another folder.
+    folder = os.getcwd()
+    path = Path(folder, Path(store_path).expanduser())
     plan = Plan(
         study=study.to_dict(),
         device=device,
@@ -134,12 +138,13 @@ def run_study(
         compile=compile,
         cache_memory=cache_memory,
         verify=verify,
+        folder=folder,
     )
     made = make_engine(engine, workers=workers) if isinstance(engine, str) else engine
     store = None
     try:
-        if not is_new(path):
-            store = Store.open(path, write=True)
+        if not is_new(store_path):
+            store = Store.open(store_path, write=True)
             # At once, as far as it can be told without a network.
             _check_fits(store, {"study": fingerprint.of_study(study)})
         facts = made.start(plan, on_note)
@@ -151,7 +156,8 @@ def run_study(
             _check_fits(store, facts.fingerprint)
             _extend(store, study, facts.fingerprint, on_note)
             store.note(facts.background)
-        return _Run(study, cells, store, made, on_progress).to_the_end()
+        sources = Sources.of(Path(folder), facts.fingerprint["networks"])
+        return _Run(study, cells, store, sources, made, on_progress).to_the_end()
     finally:
         try:
             made.close()
@@ -192,10 +198,11 @@ class _Run:
         study: Study,
         cells: tuple[Cell, ...],
         store: Store,
+        sources: Sources,
         engine: Engine,
         on_progress: OnProgress | None,
     ) -> None:
-        self.cells, self.store = cells, store
+        self.cells, self.store, self.sources = cells, store, sources
         self.engine, self.on_progress = engine, on_progress
         store.register(cell.key for cell in self.cells)
         self.agenda = Agenda(study, self.cells, store.rows)
@@ -214,6 +221,9 @@ class _Run:
         finally:
             # Of an interrupted run too. A store that failed just now may fail again.
             self._write()
+        # Whatever happened since the last row was written.
+        self.store.check()
+        self.sources.check()
         return self._progress(())
 
     def _hand_out(self) -> None:
@@ -237,6 +247,7 @@ class _Run:
             rows, self.unwritten = tuple(self.unwritten), []
             self.store.add(rows)
             self._tell(rows)
+            self.sources.check()  # Afterwards: these rows are of what was loaded.
         self.written = time.perf_counter()
 
     def _tell(self, rows: tuple[TrialRow, ...]) -> None:

@@ -43,6 +43,7 @@ class Plan:
             percent; other predictions are an error. None: one batch of each cell, as far as that
             takes little time (`fxfault.verification`).
         sharing: workers on the machine.
+        folder: where relative paths start; None: in the current one.
     """
 
     study: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Plan:
     cache_memory: int | None = None
     verify: float | None = None
     sharing: int = 1
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +30,14 @@ if TYPE_CHECKING:
 class _Trials:
     """The actor. It gives messages as text (JSON), so that no error of ours must be pickled."""
 
-    def __init__(self, plan: str, folder: str) -> None:
-        self._plan, self._folder = plan, folder
+    def __init__(self, plan: str) -> None:
+        self._plan = plan
         self._bench: Bench | None = None
         self._messages: list[tuple[str, Any]] = []
 
     def facts(self) -> str:
         """Set up, and say what was found."""
         try:
-            if os.path.isdir(self._folder):
-                os.chdir(self._folder)  # Where the study's relative paths start.
             # As worker 0: Ray shows each worker only the GPUs that are its own.
             self._bench = set_up(self._plan, 0, self._note)
             self._messages.append(("facts", asdict(self._bench.facts())))
@@ -162,7 +159,7 @@ class RayEngine(Crew[_Actor]):
     def _started(self, number: int) -> _Actor:
         assert self._plan is not None
         options = {"num_cpus": self._cores, "num_gpus": self._gpus}
-        actor = ray.remote(_Trials).options(**options).remote(self._plan.to_json(), os.getcwd())
+        actor = ray.remote(_Trials).options(**options).remote(self._plan.to_json())
         worker = _Actor(number, actor=actor)
         self._calls[actor.facts.remote()] = worker
         return worker

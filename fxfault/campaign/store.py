@@ -2,8 +2,9 @@
 
 What may happen to it, and what then: a process killed at any time, also in mid-write, loses
 nothing that was added, and what was in mid-write is not there at all (SQLite's write-ahead log).
-A power cut may cost the last seconds, never the file. A second writer is refused. Readers are
-never in the way.
+A power cut may cost the last seconds, never the file. A second writer is refused, by whatever
+name it comes. Readers are never in the way. A file that is moved, deleted or replaced while it is
+written is noticed at the next write, and what it had is kept.
 
 The log needs memory that the processes share, so that a store on a network file system must be
 used from one machine at a time.
@@ -12,6 +13,7 @@ used from one machine at a time.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.errors import StoreError
 from fxfault.campaign.rows import COUNTS, FIELDS, TrialRow
+from fxfault.campaign.store_files import APPLICATION, lacks_its_log, store_of
 from fxfault.campaign.store_schema import (
     check_columns,
     checked_about,
@@ -30,6 +33,7 @@ from fxfault.campaign.store_schema import (
     checked_row,
     refuse,
 )
+from fxfault.file_locks import FileLock
 from fxfault.files import expanded
 
 if TYPE_CHECKING:
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     from fxfault.campaign.study import Cell
 
 SCHEMA = 1
-APPLICATION = 0x66784643  # "fxFC", so that `file` and we can tell a store from other SQLite files.
 
 # How long a commit waits for a reader that is in the way, which only happens at the log's end.
 _PATIENCE = 30.0  # seconds
@@ -81,13 +84,12 @@ class Store:
             in a store of an earlier version.
     """
 
-    def __init__(
-        self, path: Path, connection: sqlite3.Connection, lock: sqlite3.Connection | None
-    ) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: _Lock | None) -> None:
         """Take over open connections; use `create` or `open` instead."""
         self.path = path
         self._connection = connection
         self._lock = lock
+        self._log: tuple[int, int] | None = None
         self._cells: dict[str, int] = {}
         with self._told("read"):
             about = dict(connection.execute("SELECT name, value FROM about"))
@@ -110,8 +112,9 @@ class Store:
             StoreError: the file exists, is in use or cannot be written.
         """
         target = _checked_path(path)
-        lock = _locked(target)
+        lock = _Lock(target)
         try:
+            lock.hold(create=True)
             with _told(target, "made"):
                 connection = _connect(target, "rwc")
             try:
@@ -121,7 +124,7 @@ class Store:
                 connection.close()
                 raise
         except BaseException:
-            _unlock(lock)
+            lock.release()
             raise
 
     @classmethod
@@ -140,8 +143,10 @@ class Store:
         target = _checked_path(path)
         if not target.exists():
             raise StoreError(f"{target}: there is no such store; check the path")
-        lock = _locked(target) if write else None
+        lock = _Lock(target) if write else None
         try:
+            if lock is not None:
+                lock.hold()
             connection = _open_checked(target, write)
             try:
                 return cls(target, connection, lock)
@@ -149,19 +154,25 @@ class Store:
                 connection.close()
                 raise
         except BaseException:
-            _unlock(lock)
+            if lock is not None:
+                lock.release()
             raise
 
     def close(self) -> None:
         """Close the file; where nobody else has it open, all of it is in the one file then."""
-        if self._lock is not None:
+        if self._lock is not None and self._lost() is None:
             # One file that can be copied, and read in a folder that is read-only. Fails while
             # somebody reads; then the log stays beside the file, which is as good here.
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA busy_timeout = 0")
                 self._connection.execute("PRAGMA journal_mode = DELETE")
+        elif self._lock is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._lock.keep_log()
         self._connection.close()
-        _unlock(self._lock)
+        if self._lock is not None:
+            self._lock.release()
         self._lock = None
 
     def __enter__(self) -> Store:
@@ -232,6 +243,47 @@ class Store:
             if connection.total_changes - before < len(rows):
                 self._refuse_contradictions(rows)
 
+    def check(self) -> None:
+        """See that what is written is still what is found under the store's name.
+
+        Raises:
+            StoreError: it was moved, deleted or replaced; its trials were saved, if that is
+                possible, and the message says where.
+        """
+        what = self._lost()
+        if what is not None:
+            raise StoreError(f"{self.path}: {what} while it was being written; {self._saved()}")
+
+    def _lost(self) -> str | None:
+        """What has become of the files, in words; None where all is well."""
+        if self._lock is None:
+            return None
+        there = _identity(self.path)
+        if there != self._lock.identity:
+            return f"the store was {'moved or deleted' if there is None else 'replaced'}"
+        log = _identity(_log_path(self.path))
+        if self._log is None:
+            self._log = log
+        elif log != self._log:
+            return f"its log, {self.path.name}-wal, was {'deleted' if log is None else 'replaced'}"
+        return None
+
+    def _saved(self) -> str:
+        """Save the trials of a store that has lost its name or its log; says where they are."""
+        with contextlib.suppress(sqlite3.Error):
+            # All into the one file, under whichever name it has now.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert self._lock is not None
+        try:
+            (trials,) = self._connection.execute("SELECT COUNT(*) FROM trials").fetchone()
+            kept = self.path
+            if _identity(kept) != self._lock.identity:
+                kept = _copied(self._connection, self.path)
+        except (sqlite3.Error, OSError) as error:
+            return f"its trials could not be saved ({error}): start anew"
+        advice = "run it again" if kept == self.path else "move it to its place and run it again"
+        return f"its {trials} finished trials are kept in {kept}: {advice}"
+
     def _refuse_contradictions(self, rows: Iterable[TrialRow]) -> None:
         for row in rows:
             (stored,) = self._rows("WHERE key = ? AND trial = ?", (row.cell, row.trial))
@@ -257,6 +309,7 @@ class Store:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+        self.check()
 
     # -- reading ------------------------------------------------------------------------
 
@@ -361,8 +414,10 @@ def is_new(path: str | Path) -> bool:
         StoreError: nothing can be written there, or somebody else is writing.
     """
     target = _checked_path(path)
-    lock = _locked(target)
+    lock = _Lock(target)
     try:
+        if target.exists():
+            lock.hold()
         if target.exists() and target.stat().st_size:
             # Undoes what a killed process had begun, and may leave nothing.
             with (
@@ -372,54 +427,137 @@ def is_new(path: str | Path) -> bool:
                 connection.execute("PRAGMA user_version").fetchone()
         return not (target.exists() and target.stat().st_size)
     finally:
-        _unlock(lock)
+        lock.release()
 
 
 def _checked_path(path: str | Path) -> Path:
+    """The absolute path, which stays the same wherever the process goes."""
     target = expanded(path)
     if target.is_dir():
         raise StoreError(f"{target} is a folder: name the file of the store")
     if not target.parent.is_dir():
         raise StoreError(f"{target}: there is no folder {str(target.parent)!r}; make it first")
-    return target
+    if target.exists() and not target.is_file():
+        raise StoreError(f"{target} is no regular file: name the file of the store")
+    try:
+        found = store_of(target)
+    except OSError:  # SQLite will say so.
+        found = None
+    if found is not None and Path(os.path.realpath(target)) != found[0]:
+        raise StoreError(
+            f"{target} is {found[1].replace('the store', str(found[0]), 1)}: name another file"
+        )
+    return target.absolute()
+
+
+def _real(path: Path) -> Path:
+    """Where the files are: SQLite, too, has its log beside what a link leads to."""
+    return Path(os.path.realpath(path))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what is there; None where nothing is."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _copied(connection: sqlite3.Connection, path: Path) -> Path:
+    """Copy an open store to a new file beside the place that it had."""
+    for number in itertools.count(1):
+        copy = path.with_name(f"{path.stem}.kept-{number}{path.suffix}")
+        try:
+            with open(copy, "xb"):
+                break
+        except FileExistsError:
+            continue
+    with contextlib.closing(_connect(copy, "rw")) as target:
+        connection.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")
+    return copy
 
 
 def _connect(path: Path, mode: str, immutable: bool = False) -> sqlite3.Connection:
     """Open a database (`mode`: ro, rw or rwc); the caller begins and ends transactions."""
-    address = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}"
+    address = f"file:{urllib.parse.quote(os.fsencode(_real(path)))}?mode={mode}"
     address += "&immutable=1" if immutable else ""
     return sqlite3.connect(address, uri=True, timeout=_PATIENCE, isolation_level=None)
 
 
-def _locked(path: Path) -> sqlite3.Connection:
-    """Become the one writer.
+class _Lock:
+    """That of the one writer: first of the name, where no file may be yet, then of the file.
 
-    The lock is SQLite's own, on an empty file beside the store: held by this process alone (not
-    by what it forks) and gone with it, however it ends.
+    The name's is SQLite's own, on an empty file beside the store. Both are held by this process
+    alone (not by what it forks) and gone with it, however it ends.
     """
-    with _told(path, "written"):
-        lock = _connect(path.with_name(f"{path.name}-lock"), "rwc")
+
+    def __init__(self, path: Path) -> None:
+        """Lock the name.
+
+        Raises:
+            StoreError: another process has it, or nothing can be written there.
+        """
+        self.path = path
+        self._file: FileLock | None = None
+        with _told(path, "written"):
+            real = _real(path)
+            self._name = _connect(real.with_name(f"{real.name}-lock"), "rwc")
+            try:
+                self._name.execute("PRAGMA busy_timeout = 0")
+                self._name.execute("BEGIN EXCLUSIVE")
+            except sqlite3.Error as error:
+                self._name.close()
+                if "locked" not in str(error):
+                    raise
+                raise self._refusal() from error
+
+    def hold(self, *, create: bool = False) -> None:
+        """Lock the file, too.
+
+        Raises:
+            StoreError: another process has it, under whatever name, or it cannot be written.
+        """
         try:
-            lock.execute("PRAGMA busy_timeout = 0")
-            lock.execute("BEGIN EXCLUSIVE")
-            return lock
-        except sqlite3.Error as error:
-            lock.close()
-            if "locked" not in str(error):
-                raise
+            self._file = FileLock.take(_real(self.path), create=create)
+        except OSError as error:
             raise StoreError(
-                f"{path} is being written by another process: wait for it, or give this run a "
-                "store of its own"
+                f"{self.path} cannot be written: {error.strerror or error}; check the permissions "
+                "of the file and its folder"
             ) from error
+        if self._file is None:
+            raise self._refusal()
 
+    def _refusal(self) -> StoreError:
+        return StoreError(
+            f"{self.path} is being written by another process: wait for it, or give this run a "
+            "store of its own"
+        )
 
-def _unlock(lock: sqlite3.Connection | None) -> None:
-    """Let others write. The file stays: somebody may just be opening it."""
-    if lock is not None:
-        lock.close()
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the file that is held."""
+        return None if self._file is None else self._file.identity
+
+    def keep_log(self) -> None:
+        """See `FileLock.keep_log`."""
+        if self._file is not None:
+            self._file.keep_log()
+
+    def release(self) -> None:
+        """Let others write. The lock's file stays: somebody may just be opening it."""
+        if self._file is not None:
+            self._file.release()
+        self._name.close()
 
 
 def _open_checked(path: Path, write: bool) -> sqlite3.Connection:
+    if lacks_its_log(_real(path)):
+        raise StoreError(
+            f"{path} has another name (a hard link), by which it was written and not finished; its "
+            "last trials are in the log beside that name: open it by that one, or remove it"
+        )
     try:
         connection = _connect_to_store(path, "rw" if write else "ro")
     except StoreError as error:
@@ -450,8 +588,13 @@ def _connect_to_store(path: Path, mode: str, immutable: bool = False) -> sqlite3
 
 def _log_of(path: Path) -> int:
     """Bytes in the write-ahead log."""
-    log = path.with_name(f"{path.name}-wal")
+    log = _log_path(path)
     return log.stat().st_size if log.exists() else 0
+
+
+def _log_path(path: Path) -> Path:
+    real = _real(path)
+    return real.with_name(f"{real.name}-wal")
 
 
 def _check_is_store(connection: sqlite3.Connection, path: Path) -> None:

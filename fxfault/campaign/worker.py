@@ -102,6 +102,8 @@ def set_up(plan: str, number: int, on_note: OnNote) -> Bench:
     from fxfault.campaign.plan import Plan
 
     made = Plan.from_json(plan)
+    if made.folder is not None and os.path.isdir(made.folder):  # Not on each machine of a cluster.
+        os.chdir(made.folder)
     torch.set_num_threads(made.threads or 1)
     return Bench(made, number, on_note)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +80,9 @@ def build_dataset(
     options = dict(kwargs or {})
     if ":" in name:
         return _build_from_factory(name, split, options)
-    dataset: Dataset[Any] = _loader(name).build(name, split, expanded(root), options)
+    # Absolute, as images are opened later, and code of the user's may go to another folder.
+    folder = Path(os.path.abspath(expanded(root)))
+    dataset: Dataset[Any] = _loader(name).build(name, split, folder, options)
     return dataset
 
 

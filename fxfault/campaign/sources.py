@@ -1,0 +1,123 @@
+"""The files that a study's weights come from: they must stay what they were while it runs.
+
+A study that goes on for hours loads a checkpoint again and again, in several processes. One that
+is replaced meanwhile, by a training that saves its best epoch for instance, would give rows of
+other weights beside those of the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fxfault.errors import DataError
+
+BUNDLED = "bundled:"
+
+
+class Sources:
+    """Checkpoints by the content that they had when they were first loaded.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "a.pt").write_bytes(b"weights")
+    >>> known = {"a.pt": hashlib.sha256(b"weights").hexdigest()}
+    >>> sources = Sources(folder, known)
+    >>> sources.check()
+    >>> _ = (folder / "a.pt").write_bytes(b"other weights")
+    >>> sources.check()
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.DataError: checkpoint 'a.pt' was replaced while the study ran (sha256 \
+9a129038d9a0... when it was loaded, 53959fa102f3... now): put the old file back and go on, or \
+name another store; finished trials are kept
+    """
+
+    def __init__(self, folder: Path, contents: Mapping[str, str | None]) -> None:
+        """Note which files there are.
+
+        Args:
+            folder: where relative paths start.
+            contents: SHA-256 of what was loaded, in hexadecimal, by the name of the checkpoint.
+
+        Raises:
+            DataError: one has other content already.
+        """
+        self._contents = {name: value for name, value in contents.items() if value is not None}
+        self._paths = {
+            name: path
+            for name in self._contents
+            if not name.startswith(BUNDLED) and (path := located(name, folder)).is_file()
+        }  # Of a cluster, other machines may have them alone.
+        self._stamps: dict[str, tuple[int, ...] | None] = {}
+        self.check()
+
+    @classmethod
+    def of(cls, folder: Path, networks: Mapping[str, Mapping[str, Any]]) -> Sources:
+        """Those of the part `networks` of a study's fingerprint."""
+        return cls(folder, {name: facts["checkpoint"] for name, facts in networks.items()})
+
+    def check(self) -> None:
+        """See that each is what it was; reads only those that were touched.
+
+        Raises:
+            DataError: one was replaced or removed.
+        """
+        for name, path in self._paths.items():
+            stamp = _stamp(path)
+            if stamp is None or stamp != self._stamps.get(name):
+                refuse_other(name, self._contents[name], _sha256(path))
+                self._stamps[name] = stamp
+
+
+def located(name: str, folder: Path) -> Path:
+    """Where a checkpoint is that was named in a folder."""
+    return folder / os.path.expanduser(name)
+
+
+def refuse_other(name: str, noted: str | None, now: str | None) -> None:
+    """Compare the content of a checkpoint with what was noted.
+
+    Raises:
+        DataError: it is another one.
+    """
+    if now == noted:
+        return
+    if now is not None and noted is not None:
+        what = f"replaced while the study ran (sha256 {noted[:12]}... when it was loaded, "
+        what += f"{now[:12]}... now)"
+    else:
+        what = "removed while the study ran"
+    raise DataError(
+        f"checkpoint {name!r} was {what}: put the old file back and go on, or name another store; "
+        "finished trials are kept"
+    )
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file; a clock that was set back is a change, too."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def _sha256(path: Path) -> str | None:
+    content = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
+    except OSError:
+        return None
+    return content.hexdigest()
