@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fxfault.checkpoint_tensors import is_finite, own_tensors, why_unusable
 from fxfault.errors import DataError
+from fxfault.files import UnfitFileError, read_limited, size_text
 from fxfault.models.user_factory import nearest, quote_error
 
 BUNDLED = "bundled:"
@@ -29,6 +31,10 @@ WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
 # Added to every key by DataParallel and DistributedDataParallel, and by torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN_KEYS = 3
+
+# What a checkpoint may hold beside the weights: those of an optimiser, averages, notes.
+_BESIDE = 16  # times the network's tensors
+_MORE = 2**25  # bytes
 _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = b"\x80"
 
@@ -79,7 +85,9 @@ def load_checkpoint(
     """
     label = str(path)
     prefix = f"checkpoint {label!r}"
-    content = _read(label, prefix, Path() if folder is None else Path(folder))
+    most = _MORE + _BESIDE * _tensor_bytes(model)
+    content = _read(label, prefix, Path() if folder is None else Path(folder), most)
+    check_unpacked(content, prefix, most)
     state = _without_prefix(_find_state_dict(_unpickle(content, prefix), prefix), model)
     own = own_tensors(model)
     why = why_unusable(state, own)
@@ -103,17 +111,54 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(f"{BUNDLED}{stem}" for stem in stems)
 
 
-def _read(label: str, prefix: str, folder: Path) -> bytes:
+def _tensor_bytes(model: nn.Module) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    lazy = nn.parameter.UninitializedTensorMixin
+    return sum(tensor.nbytes for tensor in tensors if not isinstance(tensor, lazy))
+
+
+def check_unpacked(content: bytes, prefix: str, most: int) -> None:
+    """Look how much an archive holds, before any of it is unpacked.
+
+    Args:
+        content: of a checkpoint; one that is no archive is not looked at.
+        prefix: what an error begins with.
+        most: bytes that it may hold.
+
+    Raises:
+        DataError: it holds more.
+    """
+    if not content.startswith(_ZIP_MAGIC):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # torch will say that it is no checkpoint
+        return
+    if unpacked > most:
+        raise DataError(
+            f"{prefix} is refused: its {size_text(len(content))} unpack to {size_text(unpacked)}, "
+            f"allowed for this network: up to {size_text(most)}; save the weights alone, "
+            "torch.save(model.state_dict(), FILE)"
+        )
+
+
+def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
     if label.startswith(BUNDLED):
         return _read_bundled(label, prefix)
     try:
-        return (folder / os.path.expanduser(label)).read_bytes()
+        return read_limited(folder / os.path.expanduser(label), most)
     except IsADirectoryError as error:
         raise DataError(f"{prefix} is a folder: name the file in it") from error
     except FileNotFoundError as error:
         raise DataError(
             f"{prefix}: there is no such file; check the path, or name one of "
             f"{', '.join(bundled_names())}"
+        ) from error
+    except UnfitFileError as error:
+        raise DataError(
+            f"{prefix} {error}; give it a file that torch.save(model.state_dict(), FILE) wrote "
+            "from this network"
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fxfault.errors import InvalidConfigError
+from fxfault.files import UnfitFileError, read_limited, size_text
+
+# A configuration of a megabyte takes seconds to read, and none that people write has a tenth of it.
+MOST_BYTES = 2**20
+MOST_VALUES = 100_000  # After aliases are followed: each is looked at wherever it stands.
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 
@@ -46,11 +50,13 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """
     source = str(path)
     try:
-        data = Path(path).read_bytes()
+        data = read_limited(path, MOST_BYTES)
     except FileNotFoundError:
         raise InvalidConfigError(["no such file"], source) from None
     except IsADirectoryError:
         raise InvalidConfigError(["is a folder, expected a YAML file"], source) from None
+    except UnfitFileError as error:
+        raise InvalidConfigError([f"{error}: it is no configuration"], source) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidConfigError([f"cannot be read: {reason}"], source) from error
@@ -70,6 +76,9 @@ def parse_yaml(data: bytes, source: str) -> dict[Any, Any]:
     Raises:
         InvalidConfigError: as `load_yaml`.
     """
+    if len(data) > MOST_BYTES:
+        problem = f"has {size_text(len(data))}, allowed: up to {size_text(MOST_BYTES)}"
+        raise InvalidConfigError([problem], source)
     content = _construct(data, source)
     if content is None:
         problem = "the file is empty, expected a mapping such as 'fault_injection:' with its keys"
@@ -84,7 +93,10 @@ def parse_yaml(data: bytes, source: str) -> dict[Any, Any]:
 def _construct(data: bytes, source: str) -> Any:
     try:
         loader = _StrictLoader(data)
-        content = loader.get_single_data()
+        node = loader.get_single_node()
+        if node is not None:
+            _count_values(node, {}, source)
+        content = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise InvalidConfigError([_syntax_problem(error)], source) from error
     except yaml.YAMLError as error:  # bytes that are no text, control characters
@@ -98,6 +110,38 @@ def _construct(data: bytes, source: str) -> Any:
     if loader.duplicates:
         raise InvalidConfigError(loader.duplicates, source)
     return content
+
+
+def _count_values(node: yaml.Node, counts: dict[int, int], source: str) -> int:
+    """Count the values in a node as often as aliases repeat them, before anything looks at them.
+
+    Args:
+        node: of the document.
+        counts: of the nodes that were counted, by `id`; 0 while one is being counted.
+        source: what an error calls the document.
+    """
+    known = counts.get(id(node))
+    if known == 0:
+        raise InvalidConfigError([f"{_at(node)}: an alias stands in what it stands for"], source)
+    if known is not None:
+        return known
+    counts[id(node)] = 0
+    number = 1
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for part in item if isinstance(item, tuple) else (item,):
+                number += _count_values(part, counts, source)
+    if number > MOST_VALUES:
+        problem = (
+            f"{_at(node)}: more than {MOST_VALUES} values, aliases followed, which is the most"
+        )
+        raise InvalidConfigError([problem], source)
+    counts[id(node)] = number
+    return number
+
+
+def _at(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -458,3 +459,31 @@ def test_a_view_of_the_right_shape_and_wider_floats_load(file: Path) -> None:
     model = digits_net()
     load_checkpoint(file, model)
     assert (model.state_dict()[key] == 0.5).all()
+
+
+# -- what is not read -----------------------------------------------------------------------
+
+
+def test_what_is_no_regular_file_or_too_large_is_no_checkpoint(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large.pt"
+    os.mkfifo(pipe)
+    with open(large, "wb") as file:
+        file.truncate(100 * 2**30)
+    for path, problem in (
+        (pipe, "is a pipe, expected a regular file; give it"),
+        ("/dev/zero", "is a device, expected a regular file; give it"),
+        (large, r"has 100\.0 GiB, allowed: up to 32\.0 MiB; give it"),
+    ):
+        with pytest.raises(DataError, match=rf"checkpoint '{path}' {problem}"):
+            load_checkpoint(path, nn.Linear(1, 1))
+
+
+def test_an_archive_that_unpacks_to_more_than_the_network_needs_is_refused(tmp_path: Path) -> None:
+    path, packed = tmp_path / "a.pt", tmp_path / "packed.pt"
+    torch.save({"weight": torch.zeros(2**24), "bias": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert packed.stat().st_size < 2**20
+    with pytest.raises(DataError, match=r"packed\.pt' is refused: its .* unpack to 64\.0 MiB, all"):
+        load_checkpoint(packed, nn.Linear(1, 1))

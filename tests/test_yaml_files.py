@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -186,10 +187,10 @@ def test_path_with_a_nul_byte_is_told() -> None:
 
 
 def test_unreadable_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, most: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("fxfault.yaml_files.read_limited", refuse)
 
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
         load_yaml(tmp_path / "a.yaml")
@@ -214,3 +215,45 @@ def test_error_survives_pickling() -> None:
     copy = pickle.loads(pickle.dumps(error))
 
     assert (copy.problems, copy.source, str(copy)) == (error.problems, error.source, str(error))
+
+
+# -- what is not read -----------------------------------------------------------------------
+
+
+def bomb(depth: int) -> str:
+    """Lists of ten aliases each, of which the last stands for 10**depth values."""
+    lists = ["&a0 [x,x,x,x,x,x,x,x,x,x]"]
+    lists += [f"&a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, depth)]
+    return f"key: [{','.join(lists)}]"
+
+
+def test_aliases_may_repeat_but_not_without_end() -> None:
+    assert len(parse_yaml(bomb(3).encode(), "x.yaml")["key"]) == 3
+    with pytest.raises(InvalidConfigError, match=r"x\.yaml: line 1, .*more than 100000 values"):
+        parse_yaml(bomb(10).encode(), "x.yaml")
+    merged = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10)
+    )
+    with pytest.raises(InvalidConfigError, match="more than 100000 values"):
+        parse_yaml(merged.encode(), "x.yaml")
+
+
+def test_an_alias_within_itself_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="line 1, column 4: an alias stands in what it"):
+        parse_yaml(b"a: &a [1, *a]", "x.yaml")
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large.yaml"
+    os.mkfifo(pipe)
+    with open(large, "wb") as file:
+        file.truncate(100 * 2**20)
+    for path, problem in (
+        (pipe, "is a pipe, expected a regular file"),
+        ("/dev/zero", "is a device, expected a regular file"),
+        (large, r"has 100\.0 MiB, allowed: up to 1\.0 MiB"),
+    ):
+        with pytest.raises(InvalidConfigError, match=rf"{path}: {problem}"):
+            load_yaml(path)
+    with pytest.raises(InvalidConfigError, match=r"has 1\.0 MiB, allowed"):
+        parse_yaml(b" " * (2**20 + 1), "x.yaml")
