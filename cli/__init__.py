@@ -1,1 +1,5 @@
 """Commands: parsing, printing and exit codes only."""
+
+from fxfault.cli import interrupts
+
+interrupts.install()  # Before anything is imported that takes its time.

@@ -11,10 +11,10 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+from fxfault.cli.interrupts import INTERRUPTED
 from fxfault.errors import FxFaultError
 from fxfault.foreign import origin, told
 
-INTERRUPTED = 130
 BAD_INPUT = 2
 
 # Shows the traceback of an error, as the option `--traceback` does.

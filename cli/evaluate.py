@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
-from fxfault.cli.console import INTERRUPTED, run
+from fxfault.cli.console import run
+from fxfault.cli.interrupts import INTERRUPTED, raising
 from fxfault.cli.progress import Progress
 from fxfault.files import expanded
 
@@ -227,7 +228,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
         progress.start(passes * setting.samples)
         try:
-            _measure(setting, evaluation, findings, progress)
+            with raising():
+                _measure(setting, evaluation, findings, progress)
         except KeyboardInterrupt:
             pass
         finally:

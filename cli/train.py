@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
-from fxfault.cli.console import INTERRUPTED, run
+from fxfault.cli.console import run
+from fxfault.cli.interrupts import INTERRUPTED
 from fxfault.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -142,8 +143,12 @@ def _train(options: argparse.Namespace) -> int:
     if plan.is_helper:
         progress.say = _say_nothing  # type: ignore[method-assign]
     verbose = plan.experiment.fault_injection.verbose
-    with progress.showing_logs(verbose), _quiet_lightning():
-        return _Command(options, plan, progress).run()
+    try:
+        with progress.showing_logs(verbose), _quiet_lightning():
+            return _Command(options, plan, progress).run()
+    finally:
+        if plan.folder is not None:
+            plan.folder.release()
 
 
 def _say_nothing(text: str = "", *, error: bool = False) -> None:
@@ -174,8 +179,11 @@ class _Command:
         if self.options.dry_run:
             return self._dry_run(network, sites)
         folder = self.plan.make_folder(self.options.out)
-        self._say_start(folder, sites)
-        return self._run_in(folder, network)
+        try:
+            self._say_start(folder, sites)
+            return self._run_in(folder, network)
+        finally:
+            folder.release()
 
     # -- before -----------------------------------------------------------------------------
 
@@ -273,7 +281,7 @@ class _Command:
         if self.plan.resumes and folder is not None:
             named = self.config.checkpoint.init_from
             first = f", which started from {named}" if named else ""
-            return f"{folder.file(LAST)}{first}"
+            return f"{folder.path / LAST}{first}"
         if self.start is None:
             return "random weights"
         return f"{self.start['path']} (sha256 {self.start['sha256'][:12]}…)"

@@ -65,7 +65,7 @@ class Run:
             folder = RunFolder.create(out) if out else RunFolder.create_next(parent, name)
         if not self.is_helper:
             folder.write_config(self.experiment)
-            os.environ[_FOLDER_VARIABLE] = str(folder.path)
+            os.environ[_FOLDER_VARIABLE] = os.path.abspath(folder.path)
             os.environ[_RESUMES_VARIABLE] = str(int(self.resumes))
         return folder
 
@@ -87,7 +87,7 @@ def plan_run(options: argparse.Namespace) -> Run:
         changes["checkpoint.init_from"] = options.init
     if options.config is None:
         folder = RunFolder.open(options.out)
-        source = str(folder.file(CONFIG))
+        source = str(folder.path / CONFIG)
         experiment = _without_path(load_experiment(source, changes), changes, is_own=True)
         return _resumed(experiment, source, folder)
     experiment = load_experiment(options.config, changes)
@@ -133,7 +133,7 @@ def resume_command(folder: RunFolder, devices: int) -> str:
 
 def repeat_command(folder: RunFolder, devices: int) -> str:
     """The command line that does the same again."""
-    return shlex.join([PROGRAM, "--config", str(folder.file(CONFIG)), *_devices(devices)])
+    return shlex.join([PROGRAM, "--config", str(folder.path / CONFIG), *_devices(devices)])
 
 
 def _devices(number: int) -> list[str]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from fxfault.errors import ConfigError, TrainingError
 from fxfault.experiment import ExperimentConfig, load_experiment
+from fxfault.file_locks import FileLock
 from fxfault.files import write_atomically
 
 CONFIG = "config.yaml"
@@ -25,15 +27,25 @@ CALIBRATED = "calibrated.ckpt"
 EVENTS = "tensorboard"
 
 
+# Of this process, which may open a folder again and again.
+_locks: weakref.WeakValueDictionary[tuple[int, int], FileLock] = weakref.WeakValueDictionary()
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder of one run, which exists.
 
     Attributes:
-        path: as it is shown to the user.
+        path: as it is shown to the user. Where it leads to is settled at once, wherever the
+            process goes later.
     """
 
     path: Path
+    _absolute: Path = field(init=False, repr=False, compare=False)
+    _lock: list[FileLock] = field(init=False, repr=False, compare=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_absolute", Path(os.path.abspath(self.path)))
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -44,8 +56,10 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be made, or has something in it.
         """
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            folder.claim()
             held = {file.name for file in path.iterdir() if not _is_leftover(file)}
             is_used = bool(held) and held != {CONFIG, RECORD}
         except OSError as error:
@@ -54,7 +68,6 @@ class RunFolder:
             raise ConfigError(f"{path} holds a run: go on with it by --resume, or name another")
         if is_used:
             raise ConfigError(f"{path} is not empty and holds no run: name another folder")
-        folder = cls(path)
         folder.check()
         return folder
 
@@ -75,7 +88,9 @@ class RunFolder:
                 except FileExistsError:  # Another run that starts at this moment has it.
                     number += 1
                 else:
-                    return cls(path)
+                    folder = cls(path)
+                    folder.claim()
+                    return folder
         except OSError as error:
             raise ConfigError(
                 f"checkpoint.dir: no folder for the run can be made in {parent}: {_reason(error)}"
@@ -96,6 +111,7 @@ class RunFolder:
             )
         folder = cls(path)
         folder.check()
+        folder.claim()
         folder._remove_leftovers()
         return folder
 
@@ -108,6 +124,46 @@ class RunFolder:
                 return cls.open(path)
         return None
 
+    def claim(self) -> None:
+        """Become the one process that writes into the folder, until `release` or its end.
+
+        The lock is the folder's own, whatever path leads to it; it is left to no child.
+
+        Raises:
+            ConfigError: another process writes into it.
+        """
+        status = os.stat(self._absolute)
+        lock = _locks.get((status.st_dev, status.st_ino))
+        if lock is None:
+            lock = FileLock.take(self._absolute)
+        if lock is None:
+            raise ConfigError(
+                f"{self.path} is being written by another training: wait for it, or name another "
+                "folder by --out"
+            )
+        _locks[lock.identity] = lock
+        self._lock[:] = [lock]
+
+    def release(self) -> None:
+        """Let others write into the folder."""
+        while self._lock:
+            self._lock.pop().release()
+
+    def check_is_same(self) -> None:
+        """See that the folder was not put in another's place.
+
+        Raises:
+            TrainingError: it was.
+        """
+        if not self._lock or not self._absolute.is_dir():  # What is gone cannot be written, either.
+            return
+        status = os.stat(self._absolute)
+        if (status.st_dev, status.st_ino) != self._lock[0].identity:
+            raise TrainingError(
+                f"the folder of the run, {self.path}, was replaced by another one: the training "
+                "was stopped; what it had written is where the folder was moved to"
+            )
+
     def check(self) -> None:
         """Check that files can be written.
 
@@ -118,8 +174,8 @@ class RunFolder:
             raise ConfigError(f"{self.path} cannot be the folder of a run: it is write-protected")
 
     def file(self, name: str) -> Path:
-        """The path of a file of the run."""
-        return self.path / name
+        """The absolute path of a file of the run."""
+        return self._absolute / name
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file whole or not at all.
@@ -127,6 +183,7 @@ class RunFolder:
         Raises:
             TrainingError: the folder is gone, the disk is full, or the like.
         """
+        self.check_is_same()
         with self.explaining_os_errors():
             write_atomically(self.file(name), content)
 
@@ -154,7 +211,7 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            if not self.path.is_dir():
+            if not self._absolute.is_dir():
                 raise TrainingError(
                     f"the folder of the run, {self.path}, is gone: the training was stopped, as "
                     f"nothing of it could be kept"
@@ -162,14 +219,14 @@ class RunFolder:
             what = "; mend that and start anew"
             if self.file(LAST).is_file():
                 what = (
-                    f"; {self.file(LAST)}, written before, is whole; mend that and go on with "
+                    f"; {self.path / LAST}, written before, is whole; mend that and go on with "
                     f"--resume"
                 )
             raise TrainingError(f"{self.path} cannot be written: {_reason(error)}{what}") from error
 
     def _remove_leftovers(self) -> None:
         """Remove the half-written files of a process that was killed."""
-        for path in self.path.glob(".*"):
+        for path in self._absolute.glob(".*"):
             if _is_leftover(path):
                 path.unlink(missing_ok=True)
 

@@ -226,6 +226,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is not None:
+            self.folder.check_is_same()
             trainer.save_checkpoint(self.folder.file(name))
 
 
