@@ -7,11 +7,13 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
-from fxfault.cli.console import INTERRUPTED, run
+from fxfault.cli.console import run
+from fxfault.cli.interrupts import INTERRUPTED, raising
 
 if TYPE_CHECKING:
     from fxfault.campaign.driver import Progress as StudyProgress
@@ -227,6 +229,13 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="that each worker of ray reserves, such as 1 or 0.5 (default: 1 where there are any)",
     )
+    group.add_argument(
+        "--trial-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="of processes or ray: after so long a trial is given to another worker, and after a "
+        "second time the study ends (default: from 90 s, much more than trials took so far)",
+    )
     group.add_argument("--no-progress", action="store_true", help="show no progress")
     _add_worker_options(parser)
 
@@ -308,6 +317,10 @@ def _number(text: str, above: float, most: float, allowed: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    return _number(text, 0, 1e7, "a number of seconds above 0, up to 10000000")
+
+
 def _gpus(text: str) -> float:
     return _number(text, -1e-9, 1024, "a number from 0 to 1024")
 
@@ -338,13 +351,20 @@ def _run_study(options: argparse.Namespace, study: Study) -> int:
     engine = _engine(options)
     shown = CampaignProgress(wanted=not options.no_progress)
     faults = study.experiment.fault_injection
+    kept = ExitStack()
+
+    def follow(progress: StudyProgress) -> None:
+        if shown.is_new:  # From now on there is something to keep, and to say of it.
+            kept.enter_context(raising())
+        shown.follow(progress)
+
     try:
-        with shown.showing_logs(faults.verbose):
+        with kept, shown.showing_logs(faults.verbose):
             progress = run_study(
                 study,
                 options.store,
                 engine=engine,
-                on_progress=shown.follow,
+                on_progress=follow,
                 on_note=shown.note,
                 **_worker_settings(options),
             )
@@ -386,6 +406,7 @@ def _engine(options: argparse.Namespace) -> Engine:
         workers=options.workers,
         address=options.address,
         gpus_per_trial=options.gpus_per_trial,
+        trial_timeout=options.trial_timeout,
     )
 
 

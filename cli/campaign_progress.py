@@ -34,6 +34,11 @@ class CampaignProgress(Progress):
         self._estimates: _Estimates | None = None
         self._last_line = time.perf_counter()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was shown of a study yet."""
+        return self._estimates is None
+
     def follow(self, study: StudyProgress) -> None:
         """Show what is new; called each time that trials were stored."""
         if self._estimates is None:

@@ -1,4 +1,4 @@
-"""Paths as users write them; files that are there whole or not at all, and are read with a limit."""
+"""Paths as users write them; files that are written whole or not at all, and read to a limit."""
 
 from __future__ import annotations
 

@@ -74,3 +74,32 @@ def test_every_public_name_can_be_imported() -> None:
     assert fxfault.__version__
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         fxfault.nonsense  # noqa: B018
+
+
+# -- assertions -----------------------------------------------------------------------------
+
+# What may be called in an assertion, as it changes nothing: `python -O` leaves assertions out.
+HARMLESS = {"all", "any", "callable", "hasattr", "isinstance", "issubclass", "len", "set", "type"}
+
+
+def effects(source: str) -> list[int]:
+    """Lines of assertions that do more than look."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert):
+            for part in ast.walk(node):
+                called = isinstance(part, ast.Call) and getattr(part.func, "id", "") not in HARMLESS
+                if called or isinstance(part, (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)):
+                    lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("folder", [*ALLOWED, "benchmarks", "examples"])
+def test_no_assertion_has_an_effect(folder: str) -> None:
+    found = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / folder).rglob("*.py")
+        for line in effects(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()
+    assert effects("assert trials.pop() == 3") == effects("assert (x := 3)") == [1]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from campaign_tools import outcome, small_study
 
-from fxfault.campaign import muster, process_engine
+from fxfault.campaign import crew, muster, patience, process_engine
 from fxfault.campaign.agenda import Batch
 from fxfault.campaign.bench import Bench
 from fxfault.campaign.driver import Progress, run_study
@@ -203,31 +203,31 @@ def test_a_worker_gets_no_interrupt_of_the_terminal() -> None:
 
 
 def test_workers_that_disagree_are_refused() -> None:
-    crew = Muster()
-    crew.enlist(0, {"fingerprint": {"code": {"torch": "2.13.0"}}})
+    workers = Muster()
+    workers.enlist(0, {"fingerprint": {"code": {"torch": "2.13.0"}}})
     with pytest.raises(
         EngineError,
         match=r"worker 1 does not .* 1 difference: code\.torch: 2\.13\.0 there, 2\.12\.0 here",
     ):
-        crew.enlist(1, {"fingerprint": {"code": {"torch": "2.12.0"}}})
+        workers.enlist(1, {"fingerprint": {"code": {"torch": "2.12.0"}}})
 
 
 def test_deaths_are_counted_for_each_trial() -> None:
-    crew = Muster()
+    workers = Muster()
     for number in range(20):
-        crew.lose(("cell", number), "killed by SIGKILL")
+        workers.lose(("cell", number), "killed by SIGKILL")
     for _ in range(muster.MOST_DEATHS - 2):
-        crew.lose(("cell", 3), "killed by SIGKILL")
+        workers.lose(("cell", 3), "killed by SIGKILL")
     with pytest.raises(EngineError, match=r"5 times at trial 3 of cell \(killed by SIGKILL\)"):
-        crew.lose(("cell", 3), "killed by SIGKILL")
+        workers.lose(("cell", 3), "killed by SIGKILL")
 
 
 def test_deaths_before_a_worker_was_ready_are_counted_in_a_row() -> None:
-    crew = Muster()
+    workers = Muster()
     for _ in range(4):
         for _ in range(muster.MOST_DEATHS - 1):
-            crew.lose(None, "killed by SIGKILL")
-        crew.enlist(0, {"fingerprint": {}})
+            workers.lose(None, "killed by SIGKILL")
+        workers.enlist(0, {"fingerprint": {}})
 
 
 @pytest.mark.parametrize(
@@ -251,6 +251,8 @@ def test_errors_are_told_as_text(error: Exception, kind: type[Exception], messag
         ({"name": "threads"}, "there are: local, processes, ray"),
         ({"name": "local", "workers": 2}, "'local' takes no workers; that is for processes or ray"),
         ({"name": "processes", "address": "auto"}, "takes no address; that is for ray"),
+        ({"name": "local", "trial_timeout": 5.0}, "takes no trial_timeout; that is for processes"),
+        ({"name": "ray", "trial_timeout": 0.0}, "trial_timeout: got 0.0, allowed: a number above"),
         ({"name": "processes", "workers": 0}, "workers: got 0, allowed: 1 and up"),
         ({"name": "ray", "gpus_per_trial": -1.0}, "gpus_per_trial: got -1.0, allowed: 0 and up"),
     ],
@@ -278,3 +280,63 @@ def test_an_engine_gives_what_a_bench_gives() -> None:
     assert [row.trial for row in rows] == [3, 1]
     assert all(bench.run(cell, row.trial).same_counts(row) for row in rows)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+# -- workers that stand still ---------------------------------------------------------------
+
+
+def test_a_stopped_worker_is_named_and_its_trials_go_to_others(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "SAY_AFTER", 2.0)
+    monkeypatch.setattr(patience, "_LEAST", 4.0)
+    monkeypatch.setattr(patience, "_SET_UPS", 0)
+    path = tmp_path / "study.sqlite"
+    engine = ProcessEngine(2)
+    stopped: list[int] = []
+    notes: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        victims = [worker for worker in engine._workers if worker.batches]
+        if progress.rows and victims and not stopped:
+            pid = victims[0].process.pid
+            assert pid is not None
+            stopped.append(pid)
+            os.kill(pid, signal.SIGSTOP)
+
+    last = run_study(small_study(), path, engine=engine, on_progress=stop, on_note=notes.append)
+    assert last.is_finished
+    assert outcome(path) == undisturbed
+    assert not alive(stopped[0])
+    told = [note for note in notes if "no sign of life for" in note and " at trial " in note]
+    assert any(note.endswith("; another one gets its trials after 4 s") for note in told)
+    assert any(note.endswith("; another one gets its trials") for note in told)
+
+
+def test_a_trial_that_takes_too_long_twice_ends_the_study() -> None:
+    workers = Muster()
+    for number in range(5):
+        workers.lose(("cell", number), "not done after 5 s", muster.MOST_TIMEOUTS)
+    with pytest.raises(
+        EngineError, match=r"trial 3 of cell was not done in time 2 times .*raise --trial-timeout"
+    ):
+        workers.lose(("cell", 3), "not done after 5 s", muster.MOST_TIMEOUTS)
+
+
+def test_patience_follows_from_what_trials_take() -> None:
+    usual = patience.Patience()
+    assert usual.limit(at_trial=False, silent=False) is None  # Who knows how long it takes?
+    usual.set_up(2.0)
+    assert usual.limit(at_trial=True, silent=False) is None
+    usual.trial(0.01)
+    assert usual.limit(at_trial=True, silent=True) == 90.0
+    usual.set_up(100.0)
+    assert usual.limit(at_trial=True, silent=False, again=2) == 2000.0
+    assert patience.Patience(5.0).limit(at_trial=True, silent=False, again=2) == 5.0
+
+
+def test_a_driver_that_was_stopped_has_not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.5, 3600.0])
+    monkeypatch.setattr(patience.time, "monotonic", lambda: next(times))
+    clock = patience.Clock()
+    assert [clock.look(), clock.look()] == [0.5, 2.5]

@@ -83,6 +83,7 @@ def run_study(
     *,
     engine: str | Engine = "local",
     workers: int | None = None,
+    trial_timeout: float | None = None,
     threads: int | None = None,
     device: str = "auto",
     incremental: bool = True,
@@ -105,6 +106,7 @@ def run_study(
         store_path: file of the store; it is made where there is none.
         engine: `local`, `processes` or `ray`, or an engine of `make_engine`, which is closed.
         workers: see `make_engine`; only where `engine` is a name.
+        trial_timeout: as `workers`.
         threads: of torch in each worker, by default 1; `local` leaves torch as it is.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         incremental: do again only what faults change; see `fxfault.incremental`.
@@ -140,7 +142,9 @@ def run_study(
         verify=verify,
         folder=folder,
     )
-    made = make_engine(engine, workers=workers) if isinstance(engine, str) else engine
+    made = engine
+    if isinstance(made, str):
+        made = make_engine(made, workers=workers, trial_timeout=trial_timeout)
     store = None
     try:
         if not is_new(store_path):

@@ -101,6 +101,7 @@ def make_engine(
     workers: int | None = None,
     address: str | None = None,
     gpus_per_trial: float | None = None,
+    trial_timeout: float | None = None,
 ) -> Engine:
     """Make an engine by its name.
 
@@ -117,6 +118,10 @@ mean 'processes'?); there are: local, processes, ray
         address: of a Ray cluster; None starts one on this machine, `auto` finds a running one.
         gpus_per_trial: GPUs that each worker of `ray` reserves; default: 1 where the cluster has
             any, else 0.
+        trial_timeout: seconds after which a trial of `processes` or `ray` is given to another
+            worker, and after which the study ends if that one takes as long; default: what
+            follows from the trials so far (`fxfault.campaign.patience`), and as often as a
+            worker may die.
 
     Raises:
         EngineError: there is no such engine, it does not take one of the arguments, or Ray is not
@@ -127,24 +132,34 @@ mean 'processes'?); there are: local, processes, ray
             f"engine {name!r}: there is none of that name{nearest(name, ENGINES)}; there are: "
             f"{', '.join(ENGINES)}"
         )
-    given = {"workers": workers, "address": address, "gpus_per_trial": gpus_per_trial}
-    takes = {"local": (), "processes": ("workers",), "ray": tuple(given)}[name]
+    given = {
+        "workers": workers,
+        "trial_timeout": trial_timeout,
+        "address": address,
+        "gpus_per_trial": gpus_per_trial,
+    }
+    several = ("workers", "trial_timeout")
+    takes = {"local": (), "processes": several, "ray": tuple(given)}[name]
     wrong = [key for key, value in given.items() if value is not None and key not in takes]
     if wrong:
-        fitting = "ray" if "workers" not in wrong else "processes or ray"
+        fitting = "processes or ray" if set(wrong) & set(several) else "ray"
         raise EngineError(f"engine {name!r} takes no {', no '.join(wrong)}; that is for {fitting}")
     if workers is not None and workers < 1:
         raise EngineError(f"workers: got {workers}, allowed: 1 and up")
     if gpus_per_trial is not None and gpus_per_trial < 0:
         raise EngineError(f"gpus_per_trial: got {gpus_per_trial}, allowed: 0 and up")
+    if trial_timeout is not None and not 0 < trial_timeout < float("inf"):
+        raise EngineError(f"trial_timeout: got {trial_timeout}, allowed: a number above 0")
     if name == "local":
         return LocalEngine()
     if name == "processes":
         from fxfault.campaign.process_engine import ProcessEngine
 
-        return ProcessEngine(workers)
+        return ProcessEngine(workers, trial_timeout)
     if importlib.util.find_spec("ray") is None:
         raise EngineError("engine 'ray': Ray is not installed; pip install 'fxfault[ray]'")
     from fxfault.campaign.ray_engine import RayEngine
 
-    return RayEngine(workers, address=address, gpus_per_trial=gpus_per_trial)
+    return RayEngine(
+        workers, address=address, gpus_per_trial=gpus_per_trial, trial_timeout=trial_timeout
+    )

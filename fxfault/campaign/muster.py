@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A worker that dies so often over one trial, or so often before it is ready, dies of that.
 MOST_DEATHS = 5
+MOST_TIMEOUTS = 2
 
 Trial = tuple[str, int]
 """Key of the cell and number."""
@@ -54,17 +55,27 @@ class Muster:
             self._notes.add(text)
             self.on_note(text)
 
-    def lose(self, trial: Trial | None, how: str) -> None:
-        """Note that a worker died.
+    def deaths(self, trial: Trial | None) -> int:
+        """How many workers died at a trial, or while they were set up."""
+        return self._deaths[trial]
+
+    def lose(self, trial: Trial | None, how: str, most: int | None = None) -> None:
+        """Note that a worker died, or was ended as it stood still.
 
         Args:
             trial: that it was at; None where it was not ready yet.
             how: it died, in a few words.
+            most: how often it may happen; default: `MOST_DEATHS`.
 
         Raises:
             EngineError: it has happened too often.
         """
         self._deaths[trial] += 1
+        if most is not None and self._deaths[trial] >= most and trial is not None:
+            raise EngineError(
+                f"trial {trial[1]} of {trial[0]} was not done in time {most} times ({how}); raise "
+                "--trial-timeout, or leave it out"
+            )
         if self._deaths[trial] >= MOST_DEATHS:
             at = "while it was set up" if trial is None else f"at trial {trial[1]} of {trial[0]}"
             raise EngineError(

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.crew import BATCHES_EACH, Crew, Worker
+from fxfault.campaign.patience import TICK
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.worker import work
 
@@ -37,23 +38,25 @@ class ProcessEngine(Crew[_Process]):
     """Runs trials in several processes, which are started anew (`spawn`), not forked.
 
     As everywhere with `spawn`, a script that uses it needs `if __name__ == "__main__":`.
-    A worker that is killed costs the trial that it was at.
+    A worker that is killed, or stands still, costs the trial that it was at.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, trial_timeout: float | None = None) -> None:
         """Start nothing yet.
 
         Args:
             workers: how many; default: one for each core that this process may use.
+            trial_timeout: seconds that a trial may take; default: see
+                `fxfault.campaign.patience`.
         """
-        super().__init__()
+        super().__init__(trial_timeout)
         self.workers = workers or _cores()
         self.slots = self.workers * BATCHES_EACH
 
     def close(self) -> None:
         """See `Engine.close`."""
         for worker in self._workers:
-            worker.process.terminate()
+            worker.process.kill()  # One that was stopped gets no other signal.
         for worker in self._workers:
             _buried(worker)
         self._workers = []
@@ -87,8 +90,14 @@ class ProcessEngine(Crew[_Process]):
         by_handle: dict[Any, _Process] = {}
         for worker in self._workers:
             by_handle[worker.connection] = by_handle[worker.process.sentinel] = worker
-        heard = {id(by_handle[handle]): by_handle[handle] for handle in wait(list(by_handle))}
+        ready = wait(list(by_handle), TICK)
+        self._clock.look()
+        heard = {id(by_handle[handle]): by_handle[handle] for handle in ready}
         return [row for worker in heard.values() for row in self._hear(worker)]
+
+    def _end(self, worker: _Process) -> None:
+        worker.process.kill()
+        _buried(worker)
 
     def _hear(self, worker: _Process) -> list[TrialRow]:
         rows: list[TrialRow] = []

@@ -19,6 +19,7 @@ from ray.exceptions import (  # type: ignore[import-not-found]
 
 from fxfault.campaign.crew import Crew, Worker
 from fxfault.campaign.errors import EngineError
+from fxfault.campaign.patience import TICK
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.worker import set_up, told
 
@@ -86,15 +87,18 @@ class RayEngine(Crew[_Actor]):
         *,
         address: str | None = None,
         gpus_per_trial: float | None = None,
+        trial_timeout: float | None = None,
     ) -> None:
         """Connect to nothing yet; the arguments are those of `make_engine`."""
-        super().__init__()
+        super().__init__(trial_timeout)
         self.workers = workers or 0
         self.slots = 0
         self._address, self._gpus = address, gpus_per_trial
         self._is_ours = False
         self._cores = 1
         self._calls: dict[Any, _Actor] = {}
+
+    tells_all = False
 
     def close(self) -> None:
         """See `Engine.close`; a cluster that was there before stays."""
@@ -169,14 +173,21 @@ class RayEngine(Crew[_Actor]):
 
     def _listen(self) -> list[TrialRow]:
         """Wait for one call to end."""
-        (call,), _ = ray.wait(list(self._calls), num_returns=1)
+        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
+        self._clock.look()
+        if not done:
+            return []
+        (call,) = done
         worker = self._calls.pop(call)
         try:
             messages = json.loads(ray.get(call))
         except (RayActorError, OutOfMemoryError) as error:
-            # Its other calls, which fail as well, are handed out again, too.
-            self._calls = {call: w for call, w in self._calls.items() if w is not worker}
-            ray.kill(worker.actor)
+            self._end(worker)
             self._replace(worker, type(error).__name__)
             return []
         return [row for message in messages for row in self._heed(worker, *message)]
+
+    def _end(self, worker: _Actor) -> None:
+        # Its other calls, which fail as well, are handed out again, too.
+        self._calls = {call: w for call, w in self._calls.items() if w is not worker}
+        ray.kill(worker.actor)

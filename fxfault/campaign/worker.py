@@ -1,8 +1,8 @@
 """A worker process of a campaign: a bench, and a pipe to the driver.
 
 What goes through the pipe is JSON, not pickles. The driver sends batches; the worker answers with
-its facts, with notes for the user, with each row as it finishes, or with an error, after which it
-ends.
+its facts, with notes for the user, with each row as it finishes, with signs of life, or with an
+error, after which it ends.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,9 @@ from fxfault.errors import (
 if TYPE_CHECKING:
     from fxfault.campaign.bench import Bench
     from fxfault.campaign.engines import OnNote
+
+_SIGN_EVERY = 5.0  # seconds
+_SENDING = threading.Lock()
 
 # Those that are made from their message alone.
 _KINDS: dict[str, type[FxFaultError]] = {
@@ -64,6 +68,7 @@ def work(connection: Connection, plan: str, number: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends us.
     threading.Thread(target=_follow_the_driver, daemon=True).start()
+    threading.Thread(target=_give_signs_of_life, args=(connection,), daemon=True).start()
     try:
         _work(connection, plan, number)
     except _DriverGoneError:
@@ -116,10 +121,19 @@ def _follow_the_driver() -> None:
         os._exit(1)
 
 
+def _give_signs_of_life(connection: Connection) -> None:
+    """Tell the driver again and again that this process runs, whatever its trial does."""
+    with suppress(_DriverGoneError, OSError, ValueError):  # The driver is gone.
+        while True:
+            time.sleep(_SIGN_EVERY)
+            send(connection, "alive", None)
+
+
 def send(connection: Connection, kind: str, content: Any) -> None:
-    """Send a message: a kind (`facts`, `note`, `row` or `error`) and plain values."""
-    with _to_driver():
-        connection.send_bytes(json.dumps([kind, content]).encode())
+    """Send a message: a kind (`facts`, `note`, `row`, `alive` or `error`) and plain values."""
+    message = json.dumps([kind, content]).encode()
+    with _to_driver(), _SENDING:
+        connection.send_bytes(message)
 
 
 class _DriverGoneError(BaseException):
