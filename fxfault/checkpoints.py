@@ -113,8 +113,7 @@ def bundled_names() -> tuple[str, ...]:
 
 def _tensor_bytes(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
-    lazy = nn.parameter.UninitializedTensorMixin
-    return sum(tensor.nbytes for tensor in tensors if not isinstance(tensor, lazy))
+    return sum(tensor.nbytes for tensor in tensors if not nn.parameter.is_lazy(tensor))
 
 
 def check_unpacked(content: bytes, prefix: str, most: int) -> None:

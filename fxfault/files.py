@@ -41,7 +41,7 @@ class UnfitFileError(Exception):
     """A file is not read: the message says why, and continues its name."""
 
 
-def read_limited(path: str | Path, most: int) -> bytes:
+def read_limited(path: str | os.PathLike[str], most: int) -> bytes:
     """Read a regular file that is not too large; a pipe or a device is not waited for.
 
     Args:
