@@ -91,9 +91,10 @@ class Trials:
         """
         try:
             return self._run(cell, trial)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             named = told(error, f"trial {trial} of {_named(cell)}")
-            if named is error or is_out_of_memory(error):
+            on_device = is_out_of_memory(error) and not isinstance(error, MemoryError)
+            if named is error or on_device:  # Callers know what to lower.
                 raise
             raise named from error
 
