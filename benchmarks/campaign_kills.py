@@ -1,21 +1,31 @@
-"""Kill a study again and again: it must end with the rows of an undisturbed one.
+"""Kill and disturb a study again and again: it must end with the rows of an undisturbed one.
 
-    python -m benchmarks.campaign_kills [--driver N] [--workers N] [--seed N] [--json FILE]
+    python -m benchmarks.campaign_kills [--driver N] [--workers N] [--others N] [--seed N]
+        [--json FILE]
 
 SIGKILL, at random moments: first the driver of a study in one process, which is started anew each
 time (20 times), then workers of a study in two processes (10 times). Every second moment is drawn
 from the whole run, setting up included; the others come when rows were just written.
+
+Then each of these (2 times): SIGTERM; SIGSTOP of the driver for a while; SIGSTOP of a worker; the
+store moved; the store deleted; the disk filled (a limit on file sizes); the checkpoint replaced;
+the clock set back. The study goes on, or ends with one line and status 2; what was finished is
+there, once; and when what was done is mended, it ends with the same rows.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +35,33 @@ from fxfault.campaign.process_engine import ProcessEngine
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Study
 
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = "weights.pt"
+
 RUN = """
-import sys
+import sys, time
 import torch
 from benchmarks.campaign_kills import the_study
 from fxfault.campaign.driver import run_study
+from fxfault.campaign.process_engine import ProcessEngine
+from fxfault.errors import FxFaultError
 torch.set_num_threads(1)
-run_study(the_study(), sys.argv[1], on_progress=lambda progress: print(progress.trials, flush=True))
+kind = sys.argv[2]
+engine = ProcessEngine(2, trial_timeout=5.0) if kind == "stop a worker" else "local"
+if kind == "clock":
+    plain, hours = time.time, [0]
+    def earlier():
+        hours[0] += 1
+        return plain() - 3600 * hours[0]
+    time.time = earlier
+def follow(progress):
+    pids = [w.process.pid for w in engine._workers] if engine != "local" else []
+    print(progress.trials, *pids, flush=True)
+try:
+    run_study(the_study(), sys.argv[1], engine=engine, on_progress=follow)
+except FxFaultError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
 """
 
 
@@ -39,7 +69,7 @@ def the_study() -> Study:
     """The bundled study with fewer trials, which takes about a minute."""
     content = Study.from_yaml("digits_study").to_dict()
     stop = {"margin": 1.5, "min_trials": 6, "max_trials": 30}
-    return Study.from_dict({**content, "stop": stop})
+    return Study.from_dict({**content, "stop": stop, "checkpoint": {"path": WEIGHTS}})
 
 
 def main() -> None:
@@ -47,28 +77,52 @@ def main() -> None:
     counts = {
         "driver": (20, "kills of the driver"),
         "workers": (10, "kills of workers"),
+        "others": (2, "times that each other thing is done"),
         "seed": (0, "of the moments"),
     }
     options = parse_counts(__doc__, counts, least=0)
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.chdir(folder)  # Where the weights are.
+        _put_weights("digits")
         started = time.perf_counter()
-        subprocess.run(_command(folder / "whole"), check=True, stdout=subprocess.DEVNULL)
+        _finish(folder / "whole")
         length = time.perf_counter() - started
         whole = _rows(folder / "whole")
         print(f"undisturbed: {len(whole)} trials in {length:.1f} s")
         _kill_driver(folder / "driver", options.driver, moments, length)
         _kill_workers(folder / "workers", options.workers, moments)
         same = [_rows(folder / kind) == whole for kind in ("driver", "workers")]
+        others = {
+            kind: all([_disturbed(folder, kind, moments, whole) for _ in range(options.others)])
+            for kind in DISTURBANCES
+        }
+        os.chdir(ROOT)
     print(f"driver killed {options.driver} times: the same rows: {verdict(same[0])}")
     print(f"workers killed {options.workers} times: the same rows: {verdict(same[1])}")
-    save_json(options.json, {"driver": same[0], "workers": same[1], "trials": len(whole)})
-    sys.exit(not all(same))
+    for kind, met in others.items():
+        print(f"{kind}, {options.others} times: nothing lost, nothing twice: {verdict(met)}")
+    found = {"driver": same[0], "workers": same[1], "trials": len(whole), **others}
+    save_json(options.json, found)
+    sys.exit(not all([*same, *others.values()]))
 
 
-def _command(path: Path) -> list[Any]:
-    return [sys.executable, "-c", RUN, path]
+def _command(path: Path, kind: str = "") -> list[Any]:
+    return [sys.executable, "-c", RUN, path, kind]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _finish(path: Path) -> None:
+    subprocess.run(_command(path), check=True, stdout=subprocess.DEVNULL, env=_environment())
+
+
+def _put_weights(name: str) -> None:
+    source = resources.files("fxfault") / "checkpoints_data" / f"{name}.pt"
+    shutil.copy(str(source), WEIGHTS)
 
 
 def _rows(path: Path) -> list[list[Any]]:
@@ -81,7 +135,7 @@ def _rows(path: Path) -> list[list[Any]]:
 
 def _kill_driver(path: Path, kills: int, moments: random.Random, length: float) -> None:
     for number in range(kills):
-        run = subprocess.Popen(_command(path), stdout=subprocess.PIPE)
+        run = subprocess.Popen(_command(path), stdout=subprocess.PIPE, env=_environment())
         assert run.stdout is not None
         if number % 2:
             time.sleep(moments.uniform(0, length / 10))
@@ -93,7 +147,7 @@ def _kill_driver(path: Path, kills: int, moments: random.Random, length: float) 
         status = run.wait()
         run.stdout.close()
         print(f"  kill {number + 1}: status {status}, {len(_rows(path))} trials kept")
-    subprocess.run(_command(path), check=True, stdout=subprocess.DEVNULL)
+    _finish(path)
 
 
 def _kill_workers(path: Path, kills: int, moments: random.Random) -> None:
@@ -115,6 +169,94 @@ def _kill_workers(path: Path, kills: int, moments: random.Random) -> None:
     run_study(the_study(), path, engine=engine, on_progress=kill)
     if left[0]:
         sys.exit(f"the study ended {left[0]} kills too early: make it longer")
+
+
+Run = subprocess.Popen[str]
+
+
+def _terminate(run: Run, path: Path, line: str) -> None:
+    run.send_signal(signal.SIGTERM)
+
+
+def _stop_a_while(run: Run, path: Path, line: str) -> None:
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    run.send_signal(signal.SIGCONT)
+
+
+def _stop_a_worker(run: Run, path: Path, line: str) -> None:
+    os.kill(int(line.split()[1]), signal.SIGSTOP)
+
+
+def _move(run: Run, path: Path, line: str) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def _delete(run: Run, path: Path, line: str) -> None:
+    for ending in ("", "-wal", "-shm"):
+        path.with_name(f"{path.name}{ending}").unlink()
+
+
+def _fill(run: Run, path: Path, line: str) -> None:
+    size = path.stat().st_size
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def _replace_weights(run: Run, path: Path, line: str) -> None:
+    shutil.copy(str(resources.files("fxfault") / "checkpoints_data" / "digits_fat.pt"), "new.pt")
+    os.replace("new.pt", WEIGHTS)
+
+
+def _nothing(run: Run, path: Path, line: str) -> None:
+    """The clock is set back from the start."""
+
+
+# What is done, and the statuses that the study may end with.
+DISTURBANCES: dict[str, tuple[Callable[[Run, Path, str], None], tuple[int, ...]]] = {
+    "SIGTERM": (_terminate, (-signal.SIGTERM,)),
+    "SIGSTOP": (_stop_a_while, (0,)),
+    "stop a worker": (_stop_a_worker, (0,)),
+    "store moved": (_move, (2,)),
+    "store deleted": (_delete, (2,)),
+    "disk full": (_fill, (2,)),
+    "checkpoint replaced": (_replace_weights, (2,)),
+    "clock": (_nothing, (0,)),
+}
+
+
+def _disturbed(folder: Path, kind: str, moments: random.Random, whole: list[list[Any]]) -> bool:
+    """Disturb a study, mend what was done, and let it end; returns whether all is well."""
+    path = folder / "disturbed"
+    disturb, statuses = DISTURBANCES[kind]
+    run: Run = subprocess.Popen(
+        _command(path, kind),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=_environment(),
+        text=True,
+    )
+    assert run.stdout is not None
+    run.stdout.readline()  # It starts, ...
+    line = run.stdout.readline()  # ... and has written for the first time.
+    time.sleep(moments.uniform(0, 1))
+    disturb(run, path, line)
+    _, said = run.communicate(timeout=600)
+    _put_weights("digits")
+    kept = [file for name in ("moved", "disturbed.kept-1") if (file := folder / name).exists()]
+    if kept:
+        os.replace(kept[0], path)
+    rows = _rows(path)
+    once = all(row in whole for row in rows) and len({tuple(row[:2]) for row in rows}) == len(rows)
+    there = len(rows) >= int(line.split()[0])
+    _finish(path)
+    well = run.returncode in statuses and len(said.splitlines()) == (run.returncode == 2)
+    met = once and there and well and _rows(path) == whole
+    print(f"  {kind}: status {run.returncode}, {len(rows)} trials kept {said.strip()[:200]}")
+    for file in folder.glob("disturbed*"):
+        file.unlink()
+    for file in folder.glob("moved*"):
+        file.unlink()
+    return met
 
 
 if __name__ == "__main__":
