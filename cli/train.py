@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
@@ -170,15 +170,19 @@ class _Command:
         self.rows: list[Row] = []
 
     def run(self) -> int:
+        from fxfault.run_folder import RunFolder
         from fxfault.training import check_trainable, checkpoint_to_resume
 
         check_trainable(self.config)
         if self.plan.resumes:
             checkpoint_to_resume(self.config, self.plan.folder, self.options.devices)
-        network, sites = self._prepare()
-        if self.options.dry_run:
-            return self._dry_run(network, sites)
-        folder = self.plan.make_folder(self.options.out)
+        with ExitStack() as stack:
+            if not (self.plan.folder or self.options.dry_run or self.options.out is None):
+                stack.enter_context(RunFolder.reserved(self.options.out))
+            network, sites = self._prepare()
+            if self.options.dry_run:
+                return self._dry_run(network, sites)
+            folder = self.plan.make_folder(self.options.out)
         try:
             self._say_start(folder, sites)
             return self._run_in(folder, network)

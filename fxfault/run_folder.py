@@ -6,7 +6,7 @@ import os
 import re
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,6 +144,28 @@ class RunFolder:
         _locks[lock.identity] = lock
         self._lock[:] = [lock]
 
+    @classmethod
+    @contextmanager
+    def reserved(cls, path: Path) -> Iterator[RunFolder]:
+        """Make a folder as `create` does, and take it away again where the block fails.
+
+        So that of two trainings the first has it, while both still read their data.
+
+        Raises:
+            ConfigError: as `create`.
+        """
+        absolute = Path(os.path.abspath(path))
+        made = [place for place in (absolute, *absolute.parents) if not place.exists()]
+        folder = cls.create(path)
+        try:
+            yield folder
+        except BaseException:
+            folder.release()
+            with suppress(OSError):  # Something is in it.
+                for place in made:
+                    place.rmdir()
+            raise
+
     def release(self) -> None:
         """Let others write into the folder."""
         while self._lock:
@@ -174,8 +196,9 @@ class RunFolder:
             raise ConfigError(f"{self.path} cannot be the folder of a run: it is write-protected")
 
     def file(self, name: str) -> Path:
-        """The absolute path of a file of the run."""
-        return self._absolute / name
+        """The path of a file of the run: as the user knows it, while it leads there."""
+        leads_there = os.path.abspath(self.path) == str(self._absolute)
+        return (self.path if leads_there else self._absolute) / name
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file whole or not at all.

@@ -73,3 +73,19 @@ def test_a_folder_with_files_is_still_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         RunFolder.create(tmp_path)
+
+
+def test_a_folder_is_taken_before_the_work_and_given_back_where_that_fails(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a"
+    said = []
+    with pytest.raises(KeyError), RunFolder.reserved(path):
+        raise KeyError(said.append(claim("create", path)))
+    assert "is being written by another training" in said[0]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(KeyError), RunFolder.reserved(path):
+        raise KeyError
+    assert list((tmp_path / "runs").iterdir()) == []
+    with RunFolder.reserved(path) as folder:
+        pass
+    assert folder.path.is_dir()
