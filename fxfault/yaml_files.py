@@ -50,7 +50,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """
     source = str(path)
     try:
-        data = read_limited(path, MOST_BYTES)
+        data = read_limited(os.fspath(path), MOST_BYTES)
     except FileNotFoundError:
         raise InvalidConfigError(["no such file"], source) from None
     except IsADirectoryError:
