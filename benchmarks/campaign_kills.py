@@ -69,7 +69,8 @@ def the_study() -> Study:
     """The bundled study with fewer trials, which takes about a minute."""
     content = Study.from_yaml("digits_study").to_dict()
     stop = {"margin": 1.5, "min_trials": 6, "max_trials": 30}
-    return Study.from_dict({**content, "stop": stop, "checkpoint": {"path": WEIGHTS}})
+    axes = {**content["axes"], "checkpoint": [WEIGHTS]}
+    return Study.from_dict({**content, "stop": stop, "axes": axes})
 
 
 def main() -> None:
