@@ -259,6 +259,30 @@ def test_a_lone_activation_and_a_kept_model_are_checked() -> None:
         assert found.kept == ()
 
 
+def test_inputs_of_any_kind_reach_both_models_and_stay_as_they_are() -> None:
+    class Many(Block):
+        def forward(self, x: Tensor, pair: Any, table: Any, *, scale: float = 1.0) -> Any:
+            x.mul_(table["gain"])
+            return {"y": super().forward(x + pair[0][1]) * scale, "n": pair[1]}
+
+    torch.manual_seed(0)
+    model = Many()
+    model(X.clone(), ([0, X], 3), {"gain": 2})
+    given = X.clone()
+    faulty = fxfault.transform(model, CONFIG)
+    found = fxfault.check(faulty, model, given, ([0, X], 3), {"gain": 2}, scale=0.5)
+    assert found.modes == ("eval", "train")
+    assert torch.equal(given, X)
+
+
+def test_how_samples_lie_is_measured_unless_it_is_not_wanted() -> None:
+    model = prepared(Block)
+    for measure in (True, False):
+        faulty: Any = fxfault.transform(model, CONFIG)
+        fxfault.check(faulty, model, X, measure=measure)
+        assert (faulty.faults[0].arrangement is not None) is measure
+
+
 @pytest.mark.parametrize("entry", zoo.ZOO, ids=[entry.name for entry in zoo.ZOO])
 def test_each_network_of_the_zoo_passes_as_it_was_traced(entry: zoo.Entry) -> None:
     model = entry()
