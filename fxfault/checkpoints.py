@@ -6,7 +6,6 @@ import copy
 import hashlib
 import importlib.resources
 import io
-import os
 import pickle
 import re
 import warnings
@@ -22,7 +21,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fxfault.checkpoint_tensors import is_finite, own_tensors, why_unusable
 from fxfault.errors import DataError
-from fxfault.files import UnfitFileError, read_limited, size_text
+from fxfault.files import UnfitFileError, expanded, read_limited, size_text
 from fxfault.models.user_factory import nearest, quote_error
 
 BUNDLED = "bundled:"
@@ -146,7 +145,7 @@ def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
     if label.startswith(BUNDLED):
         return _read_bundled(label, prefix)
     try:
-        return read_limited(folder / os.path.expanduser(label), most)
+        return read_limited(folder / expanded(label), most)
     except IsADirectoryError as error:
         raise DataError(f"{prefix} is a folder: name the file in it") from error
     except FileNotFoundError as error:

@@ -29,6 +29,7 @@ from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.sources import Sources
 from fxfault.campaign.store import Store, is_new
 from fxfault.campaign.study import Cell, Study
+from fxfault.files import expanded
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def run_study(
     """
     # Before code of the user's runs, which may go to another folder.
     folder = os.getcwd()
-    path = Path(folder, Path(store_path).expanduser())
+    path = Path(folder, expanded(store_path))
     plan = Plan(
         study=study.to_dict(),
         device=device,

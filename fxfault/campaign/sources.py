@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fxfault.errors import DataError
+from fxfault.files import expanded
 
 BUNDLED = "bundled:"
 
@@ -75,7 +76,7 @@ name another store; finished trials are kept
 
 def located(name: str, folder: Path) -> Path:
     """Where a checkpoint is that was named in a folder."""
-    return folder / os.path.expanduser(name)
+    return folder / expanded(name)
 
 
 def refuse_other(name: str, noted: str | None, now: str | None) -> None:
