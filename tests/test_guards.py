@@ -285,15 +285,20 @@ def tick() -> None:
     scaled.gain += 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("effect", EFFECTS)
-def test_effect_outside_happens_in_each_forward_and_not_in_transform(effect: str) -> None:
+def test_effect_outside_happens_in_each_forward_and_not_in_transform(
+    effect: str, nested: bool
+) -> None:
     model = net(EFFECTS[effect])().eval()
+    model = nn.Sequential(block(), model).eval() if nested else model
     faulty = fxfault.transform(model, ALL_HIT)
     assert (BOX, Gain.gain, scaled.gain) == ([2.0], 2.0, 1.0)  # type: ignore[attr-defined]
     faulty.faults.enabled = False
     first, second = faulty(X), faulty(X)
     assert not alike(first, second)
-    assert containers_of(faulty)[0].reason.startswith("its forward changes ")
+    reasons = [c.reason for c in containers_of(faulty) if c.handling == "kept"]
+    assert [reason.startswith("its forward changes ") for reason in reasons] == [True]
 
 
 def test_question_before_a_long_block_is_asked() -> None:
