@@ -290,6 +290,7 @@ def test_options_of_the_engine_reach_it(
     threads: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", threads.append)
     options = ["--engine", "ray", "--workers", "3", "--address", "auto", "--gpus-per-trial", "0.5"]
+    options += ["--trial-timeout", "90"]
     speed = ["--cache-memory", "1K", "--verify", "5", "--compile", "--no-freeze"]
 
     command(
@@ -300,7 +301,7 @@ def test_options_of_the_engine_reach_it(
     assert threads == [2]  # The local engine runs in this process.
     assert (seen["cache_memory"], seen["verify"]) == (1024, 5.0)
     assert (seen["compile"], seen["freeze"]) == (True, False)
-    given = {"workers": 3, "address": "auto", "gpus_per_trial": 0.5}
+    given = {"workers": 3, "address": "auto", "gpus_per_trial": 0.5, "trial_timeout": 90.0}
     assert seen["engine"] == ("ray", given)
     assert (seen["threads"], seen["device"], seen["incremental"]) == (2, "cpu", True)
     assert seen["store"] == Path("s")
