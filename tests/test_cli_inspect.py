@@ -179,7 +179,7 @@ def test_a_kept_forward_is_explained(command: Command, tmp_path: Path) -> None:
 
     _, out, _ = command("--config", config, "--input-shape", "7")
 
-    assert "(model)  Branching  kept  symbolically traced variables" in out
+    assert "(model)  Branching  kept  its forward branches on a value" in out
 
 
 # -- samples --------------------------------------------------------------------------------
