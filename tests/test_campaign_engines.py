@@ -24,7 +24,7 @@ from fxfault.campaign.muster import Muster
 from fxfault.campaign.plan import Plan
 from fxfault.campaign.process_engine import ProcessEngine
 from fxfault.campaign.worker import retold, told
-from fxfault.errors import ConfigError, DataError, InvalidConfigError
+from fxfault.errors import ConfigError, DataError, ForeignCodeError, InvalidConfigError
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
@@ -236,7 +236,7 @@ def test_deaths_before_a_worker_was_ready_are_counted_in_a_row() -> None:
         (DataError("no file"), DataError, "no file"),
         (InvalidConfigError(["a: wrong"], "x.yaml"), ConfigError, "x.yaml: a: wrong"),
         (EngineError("no"), EngineError, "no"),
-        (KeyError("k"), EngineError, "worker 2 failed: KeyError: 'k'"),
+        (KeyError("k"), ForeignCodeError, "KeyError: 'k' (--traceback"),
     ],
 )
 def test_errors_are_told_as_text(error: Exception, kind: type[Exception], message: str) -> None:
