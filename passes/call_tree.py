@@ -317,7 +317,10 @@ def _is_installed(frame: FrameType) -> bool:
     first = frame.f_code.co_varnames[:1]
     if first and issubclass(type(frame.f_locals.get(first[0])), nn.Module):
         return False
-    return _root_of(frame) in sys.stdlib_module_names or "site-packages" in frame.f_code.co_filename
+    root = _root_of(frame)
+    # The methods of a named tuple have globals of their own.
+    is_python = root in sys.stdlib_module_names or root.startswith("namedtuple_")
+    return is_python or "site-packages" in frame.f_code.co_filename
 
 
 def _root_of(frame: FrameType) -> str:

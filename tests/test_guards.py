@@ -317,3 +317,18 @@ def test_question_before_a_long_block_is_asked() -> None:
     faulty = fxfault.transform(model, ALL_HIT)
     faulty.faults.enabled = False
     assert alike(faulty(X), model(X))
+
+
+def test_names_that_our_own_code_uses_are_free_for_models() -> None:
+    """Reading bytecode makes `dis.Instruction` tuples, whose fields have such names."""
+
+    def setup(self: Any) -> None:
+        for name in ("positions", "argval", "offset", "opname"):
+            setattr(self, name, nn.Parameter(torch.ones(8)))
+
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.act(x).flatten(1) * self.positions
+        return x.clone() * self.argval + self.offset + self.opname
+
+    faulty = fxfault.transform(net(forward, setup)(), ALL_HIT)
+    assert [c.handling for c in containers_of(faulty)] == ["traced"]
