@@ -287,9 +287,13 @@ def test_a_folder_that_cannot_be_written_is_named() -> None:
 
 
 READ_ONLY = """
-import os, sys
+import contextlib, os, shutil, sys, tempfile
 from fxfault.campaign.store import Store
 from fxfault.errors import FxFaultError
+# All that reading imports, of which the other user may not be allowed to read the files.
+with tempfile.TemporaryDirectory() as folder, contextlib.suppress(FxFaultError):
+    with Store.open(shutil.copy(sys.argv[1], folder + "/copy.sqlite")) as store:
+        store.counts()
 os.setuid(65534)
 for write in (False, True):
     try:
