@@ -699,6 +699,7 @@ MODES: dict[str, Callable[..., Any]] = {
     "key": lambda s, x: s.act(x) * {True: 2, False: 1}[s.training],
     "number": lambda s, x: s.act(x) * float(s.training),
     "is True": lambda s, x: s.act(x) * 2 if s.training is True else s.act(x),
+    "equals True": lambda s, x: s.act(x) * 2 if s.training == True else s.act(x),  # noqa: E712
     "isinstance bool": lambda s, x: (
         s.act(x) * 2 if isinstance(s.training, bool) and s.training else s.act(x)
     ),
