@@ -119,6 +119,9 @@ CHANGES = {
     "1 and 1.0 in a list": row(
         lambda s, x: s.act(x).long() * s.g[0], own("g", [1.0]), g=lambda s: [1]
     ),
+    "table of attributes": row(
+        lambda s, x: s.act(x) * s.__dict__["g"], own("g", 3.0), g=lambda s: 2.0
+    ),
     "global": row(lambda s, x: s.act(x) * GAIN, put(HERE, "GAIN", 3.0)),
     "list of a closure": row(lambda s, x: s.act(x) * BOX[0], lambda m: BOX.append(BOX.pop() + 1)),
     "class": row(lambda s, x: s.act(x) * Gain.gain, put(Gain, "gain", 3.0)),
