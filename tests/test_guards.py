@@ -119,9 +119,6 @@ CHANGES = {
     "1 and 1.0 in a list": row(
         lambda s, x: s.act(x).long() * s.g[0], own("g", [1.0]), g=lambda s: [1]
     ),
-    "table of attributes": row(
-        lambda s, x: s.act(x) * s.__dict__["g"], own("g", 3.0), g=lambda s: 2.0
-    ),
     "global": row(lambda s, x: s.act(x) * GAIN, put(HERE, "GAIN", 3.0)),
     "list of a closure": row(lambda s, x: s.act(x) * BOX[0], lambda m: BOX.append(BOX.pop() + 1)),
     "class": row(lambda s, x: s.act(x) * Gain.gain, put(Gain, "gain", 3.0)),
@@ -335,3 +332,15 @@ def test_names_that_our_own_code_uses_are_free_for_models() -> None:
 
     faulty = fxfault.transform(net(forward, setup)(), ALL_HIT)
     assert [c.handling for c in containers_of(faulty)] == ["traced"]
+
+
+def test_table_of_attributes_that_a_forward_reads_is_read_in_each_forward() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.act(x) * self.__dict__["gain"]
+
+    model = net(forward, lambda self: setattr(self, "gain", 2.0))().eval()
+    faulty: Any = fxfault.transform(model, ALL_HIT)
+    faulty.faults.enabled = False
+    once = faulty(X)
+    faulty.gain = 6.0
+    assert torch.equal(faulty(X), once * 3)
