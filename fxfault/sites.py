@@ -185,13 +185,20 @@ class FaultSites(Sequence[FaultSite]):
         return before
 
     def take_over(self, before: Iterable[FaultSite]) -> None:
-        """Let the sites have the settings of others of the same names."""
+        """Let the sites have the settings of others of the same names, and their statistics.
+
+        Statistics of another number of sites begin again.
+        """
         known = {site.name: site for site in before}
         for site in self._sites:
             if site.name in known:
                 site.restore(known[site.name].setting)
                 site.selected = known[site.name].selected
-        if self.statistics is not None:
+        if self.statistics is None:
+            return
+        if len(self.statistics.layer_stats) == len(self):
+            self.set_statistics(self.statistics)
+        else:
             self.new_statistics()
 
     def attach(self, model: nn.Module, original: nn.Module) -> None:

@@ -84,6 +84,9 @@ def test_the_innermost_container_that_differs_keeps_its_own_forward() -> None:
     model = prepared(lambda: Outer(AsksForNone())).eval()
     faulty: Any = fxfault.transform(model, CONFIG)
     faulty.faults["first.act"].set_probability(3.0)
+    recorded = faulty.faults.new_statistics()
+    faulty(X)
+    struck = recorded.total_activations
     faulty.faults.enabled = False
     assert not torch.equal(faulty(X), model(X))  # The tracer is blind indeed.
     found = fxfault.check(faulty, model, X)
@@ -94,6 +97,10 @@ def test_the_innermost_container_that_differs_keeps_its_own_forward() -> None:
     assert "stage.1" in str(fxfault.inspect(faulty))
     assert faulty.faults.enabled is False
     assert faulty.faults["first.act"].probability == 3.0
+    assert faulty.faults.statistics is recorded
+    faulty.faults.enabled = True
+    faulty(X)
+    assert recorded.total_activations == 2 * struck > 0
     again: Any = fxfault.transform(model, CONFIG)
     assert [c.path for c in containers_of(again) if c.handling == "kept"] == ["stage.1"]
 
