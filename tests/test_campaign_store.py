@@ -635,9 +635,9 @@ def test_a_lock_ends_with_the_process_that_took_it_not_with_its_children(path: P
     code = (
         "import os, sys, time\nfrom fxfault.campaign.store import Store\n"
         "store = Store.open(sys.argv[1], write=True)\n"
-        "child = os.fork()\n"
-        "if not child: time.sleep(30)\n"
-        "print(child, flush=True)\ntime.sleep(60)"
+        # The child speaks: it has let go of the lock by then.
+        "if not os.fork(): print(os.getpid(), flush=True)\n"
+        "time.sleep(60)"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
     assert writer.stdout is not None
