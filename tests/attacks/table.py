@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,10 +55,9 @@ def attacks() -> list[Attack]:
 
 SECTIONS: dict[str, Any] = {
     "dataset": {"name": "fake", "kwargs": {"size": 40, "image_size": 8, "in_channels": 1}},
-    "model": {"name": "quant_digits"},
-    "quantization": {"weight_bit_width": 4, "act_bit_width": 4},
+    "model": {"name": "attacks.hostile:small"},
     "training": {"batch_size": 16, "epochs": 1},
-    "checkpoint": {"path": "bundled:digits"},
+    "checkpoint": {"path": "net.pt"},
 }
 STUDY: dict[str, Any] = {
     **SECTIONS,
@@ -77,9 +77,10 @@ ALL = {"eval": EVAL, "inspect": INSPECT, "train": TRAIN, "run": RUN, "plan": PLA
 
 
 def _written(**changes: Any) -> Prepare:
-    """Write a configuration and a study with some sections changed."""
+    """Write a configuration and a study with some sections changed, and their checkpoint."""
 
     def write() -> None:
+        torch.save(_state(), "net.pt")
         for name, base in (("in.yaml", {**SECTIONS, **FAULTS}), ("study.yaml", STUDY)):
             content = copy.deepcopy({**base, **changes})
             if name == "in.yaml":
@@ -211,7 +212,7 @@ def _configurations() -> Iterator[Attack]:
             if command == "inspect" and kind == "batch_of_digits":
                 continue  # It has no batch.
             given = copy.deepcopy(changes)
-            given.setdefault("checkpoint", {} if is_train else {"path": "bundled:digits"})
+            given.setdefault("checkpoint", {} if is_train else {"path": "net.pt"})
             if names_both:
                 path = given["checkpoint"]["path"]
                 given["checkpoint"] = {"init_from" if is_train else "path": path}
@@ -220,16 +221,17 @@ def _configurations() -> Iterator[Attack]:
 
 # -- checkpoints ----------------------------------------------------------------------------
 
-KEY = "features.0.weight"
+KEY = "1.weight"
 
 
+@functools.cache
 def _state() -> dict[str, Any]:
-    from importlib.resources import files
-
-    content = files("fxfault") / "checkpoints_data" / "digits.pt"
-    with content.open("rb") as file:
-        state: dict[str, Any] = torch.load(file, weights_only=True)
-    return state
+    """The weights of the small network, with the scales that it learned from some images."""
+    torch.manual_seed(0)
+    network = hostile.small()
+    with torch.no_grad():
+        network(torch.rand(16, 1, 8, 8))
+    return network.state_dict()
 
 
 TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -332,8 +334,7 @@ def _data() -> Iterator[Attack]:
 # -- stores ---------------------------------------------------------------------------------
 
 CELL = (
-    '{"bit":null,"checkpoint":"bundled:digits","injection_type":"random","layers":null,'
-    '"probability":5.0}'
+    '{"bit":null,"checkpoint":"net.pt","injection_type":"random","layers":null,"probability":5.0}'
 )
 ABOUT = "UPDATE about SET value = ? WHERE name = ?"
 EDITS: dict[str, tuple[str, tuple[Any, ...]]] = {

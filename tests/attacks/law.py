@@ -1,0 +1,35 @@
+"""What holds of every command, whatever it is given; attacks and the fuzzer ask the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fxfault.cli import campaign, evaluate, inspect, train
+
+MAINS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fxfault-campaign": campaign.main,
+    "fxfault-eval": evaluate.main,
+    "fxfault-inspect": inspect.main,
+    "fxfault-train": train.main,
+}
+# An error of ours quotes its cause; what only says that it is a bug is one.
+NEVER = ("Traceback", "this is a bug in fxfault")
+
+
+def ended(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a command in this process; returns its exit status."""
+    try:
+        return main(argv)
+    except SystemExit as end:  # argparse
+        return end.code if isinstance(end.code, int) else 1
+
+
+def breaches(status: int, err: str) -> list[str]:
+    """What is wrong with how a command ended that wrote this on stderr; nothing is a pass."""
+    found = [f"stderr has {text!r}" for text in NEVER if text in err]
+    if status == 2:
+        if err.count("\n") > 1 or len(err) >= 6000:
+            found.append("more than one line of reasonable length on stderr")
+        if not err.startswith("error: ") or not err.rstrip("\n").isprintable():
+            found.append("no printable line on stderr that begins with 'error: '")
+    return found
