@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import fxfault
 from fxfault.campaign import fingerprint
+from fxfault.campaign.facts import Facts, strikes_nothing
 from fxfault.campaign.outline import background_of
 from fxfault.campaign.plan import Plan, make_runner
 from fxfault.campaign.rows import TrialRow
@@ -23,7 +23,7 @@ from fxfault.campaign.sources import refuse_other
 from fxfault.campaign.study import Cell, Study
 from fxfault.campaign.trials import Trials
 from fxfault.chance import doubt_of
-from fxfault.errors import DataError, SiteError
+from fxfault.errors import DataError
 from fxfault.experiment_parts import (
     Batches,
     EvaluationData,
@@ -38,50 +38,6 @@ from fxfault.sites import faults_of
 if TYPE_CHECKING:
     from fxfault.campaign.engines import OnNote
     from fxfault.config import FaultInjectionConfig
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What only a network that was built can tell: plain values.
-
-    Attributes:
-        sites: names, in the order of execution.
-        bit_widths: of each site whose width is constant.
-        fingerprint: of study, code, data and networks; see `fxfault.campaign.fingerprint`.
-        background: what a report tells beside the rows; see `fxfault.campaign.background`.
-        never_called: names of sites that no forward reaches, by checkpoint.
-    """
-
-    sites: Sequence[str]
-    bit_widths: Mapping[str, int]
-    fingerprint: Mapping[str, Any]
-    background: Mapping[str, Any]
-    never_called: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def cells(self, study: Study) -> tuple[Cell, ...]:
-        """The cells of a study but for those that strike only sites that are never called.
-
-        Raises:
-            SiteError: a pattern or index of `layers` matches no site, or no cell is left.
-        """
-        cells = study.cells(self.sites, self.bit_widths)
-        kept = tuple(
-            cell for cell in cells if not _strikes_nothing(cell, self.never_called, self.sites)
-        )
-        if not kept:
-            names = dict.fromkeys(name for quiet in self.never_called.values() for name in quiet)
-            raise SiteError(
-                f"never called in this evaluation: {', '.join(names)}; no fault can strike there, "
-                "so the study has no cell: give other axes.layers"
-            )
-        return kept
-
-
-def _strikes_nothing(
-    cell: Cell, never_called: Mapping[str, Sequence[str]], sites: Sequence[str]
-) -> bool:
-    quiet = never_called.get(str(cell.checkpoint), ())
-    return set(sites if cell.layers is None else cell.layers) <= set(quiet)
 
 
 class Bench:
@@ -228,7 +184,7 @@ class _Network:
             cell
             for cell in study.cells(self.faults.names, widths)
             if cell.checkpoint == self.checkpoint
-            and not _strikes_nothing(cell, quiet, self.faults.names)
+            and not strikes_nothing(cell, quiet, self.faults.names)
         ]
         # Of those that differ in their rate alone, the one with the highest.
         highest = {(c.place, c.fault): c for c in sorted(own, key=lambda c: c.rate or 0.0)}

@@ -18,8 +18,8 @@ from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.worker import retold
 
 if TYPE_CHECKING:
-    from fxfault.campaign.bench import Facts
     from fxfault.campaign.engines import OnNote
+    from fxfault.campaign.facts import Facts
     from fxfault.campaign.plan import Plan
 
 # A batch that runs and one that waits, so that no worker waits for the driver.
@@ -81,7 +81,7 @@ class Crew(ABC, Generic[W]):
 
     def start(self, plan: Plan, on_note: OnNote) -> Facts:
         """See `Engine.start`; returns as soon as one worker is ready."""
-        from fxfault.campaign.bench import Facts
+        from fxfault.campaign.facts import Facts
 
         self._muster.on_note = on_note
         self._plan = self._prepared(plan)

@@ -17,7 +17,8 @@ from fxfault.campaign.rows import TrialRow
 from fxfault.models.user_factory import nearest
 
 if TYPE_CHECKING:
-    from fxfault.campaign.bench import Bench, Facts
+    from fxfault.campaign.bench import Bench
+    from fxfault.campaign.facts import Facts
     from fxfault.campaign.plan import Plan
     from fxfault.campaign.study import Cell
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 
-SAY_AFTER = 60.0  # seconds, until a user is told
+SAY_AFTER = 45.0  # seconds, until a user is told
 _LEAST = 90.0  # seconds
 _FIRST_SET_UP = 300.0  # seconds: imports from a slow disk let no sign of life through
 _TRIALS, _SET_UPS = 20, 5  # times the longest so far; setting up has a whole evaluation in it

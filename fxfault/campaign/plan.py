@@ -63,11 +63,15 @@ class Plan:
         Raises:
             ConfigError: something does not, or is out of its range.
         """
-        from fxfault.incremental import check_memory
-        from fxfault.verification import check_share
+        # Both import Brevitas, which takes seconds: a driver with workers needs it for no more.
+        if self.cache_memory is not None:
+            from fxfault.incremental import check_memory
 
-        check_memory(self.cache_memory)
-        check_share(self.verify)
+            check_memory(self.cache_memory)
+        if self.verify is not None:
+            from fxfault.verification import check_share
+
+            check_share(self.verify)
         full = "as every run is a full one (--no-incremental"
         if self.compile and not self.freeze:
             raise ConfigError("compile: only a frozen network is compiled (--no-freeze)")
