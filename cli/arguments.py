@@ -12,9 +12,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from fxfault.cli.console import BAD_INPUT, one_line
+from fxfault.cli.console import BAD_INPUT, one_line, run, say
 from fxfault.errors import ConfigError
 from fxfault.files import expanded
 
@@ -62,9 +62,21 @@ class OneLineParser(argparse.ArgumentParser):
     def _known_flags(self) -> list[str]:
         return re.findall(r"--[a-z][a-z-]*", self.format_help())
 
+    def print_help(self, file: IO[str] | None = None) -> None:
+        """Print the help; argparse says nothing where stdout cannot be written."""
+
+        def show(arguments: argparse.Namespace) -> int:
+            print(self.format_help(), end="", file=file)
+            return 0
+
+        status = run(show, argparse.Namespace())
+        if status:
+            self.exit(status)
+
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr, without the usage."""
-        self.exit(BAD_INPUT, f"error: {one_line(message.removeprefix('argument '))}\n")
+        say(f"error: {one_line(message.removeprefix('argument '))}")
+        sys.exit(BAD_INPUT)
 
 
 def percentage(text: str) -> float:

@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import TextIO
 
 from fxfault.cli.interrupts import INTERRUPTED
 from fxfault.errors import FxFaultError
@@ -45,7 +46,7 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
         sys.stdout.flush()  # Here, so that a full disk is an error.
         return status
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return INTERRUPTED
     except BaseException as error:  # Somebody else's code may raise anything: SystemExit, too.
         return _ended_by(error, _shows_traceback(arguments))
@@ -54,16 +55,14 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
 def _ended_by(error: BaseException, with_traceback: bool) -> int:
     """Say what went wrong; returns the exit status."""
     if _is_of_output(error):
-        # What is left in the buffer goes nowhere, or flushing it at exit would fail.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         if isinstance(error, BrokenPipeError):  # The reader (`| head`) has seen enough.
             return 0
         reason = getattr(error, "strerror", None) or str(error)
         error = FxFaultError(f"stdout cannot be written: {reason}")
     if with_traceback:
-        _say("".join(traceback.format_exception(error)).rstrip("\n"))
-    _say(f"error: {one_line(str(told(error)))}")
+        say("".join(traceback.format_exception(error)).rstrip("\n"))
+    say(f"error: {one_line(str(told(error)))}")
     return BAD_INPUT
 
 
@@ -91,10 +90,14 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
 
 
-def _say(text: str) -> None:
-    """Print on stderr, if there is one that can be written."""
-    with contextlib.suppress(OSError, ValueError):
+def say(text: str) -> None:
+    """Print on stderr; where it cannot be written, the exit status says it alone."""
+    if sys.stderr is None:
+        return
+    try:
         print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
 
 
 # -- streams --------------------------------------------------------------------------------
@@ -121,6 +124,12 @@ def _open_nothing(number: int) -> None:
         if opened != number:
             os.dup2(opened, number)
             os.close(opened)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what is in the buffer go nowhere, or Python fails to write it at its end: status 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _in_plain(error: UnicodeError) -> tuple[str | bytes, int]:

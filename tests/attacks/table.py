@@ -76,7 +76,7 @@ PLAN = ("fxfault-campaign", "plan", "study.yaml")
 ALL = {"eval": EVAL, "inspect": INSPECT, "train": TRAIN, "run": RUN, "plan": PLAN}
 
 
-def _written(**changes: Any) -> Prepare:
+def written(**changes: Any) -> Prepare:
     """Write a configuration and a study with some sections changed, and their checkpoint."""
 
     def write() -> None:
@@ -84,7 +84,7 @@ def _written(**changes: Any) -> Prepare:
         for name, base in (("in.yaml", {**SECTIONS, **FAULTS}), ("study.yaml", STUDY)):
             content = copy.deepcopy({**base, **changes})
             if name == "in.yaml":
-                content.pop("axes", None)
+                content = {k: v for k, v in content.items() if k not in ("axes", "trials")}
             Path(name).write_text(yaml.safe_dump(content), encoding="utf-8")
 
     return write
@@ -137,14 +137,16 @@ def _command_lines() -> Iterator[Attack]:
         "seed": (*EVAL, "--seed"),
         "probability": (*EVAL, "--probability"),
         "num-faults": (*EVAL, "--num-faults"),
-        "layer": ("fxfault-eval", "--config", "digits", "--layer"),
+        "layer": (*EVAL, "--layer"),
         "workers": (*RUN, "--workers"),
         "cache-memory": (*RUN, "--cache-memory"),
         "confidence": ("fxfault-campaign", "report", "--store", "s", "--confidence"),
     }
     for flag, start in places.items():
         for kind, text in numbers.items():
-            yield Attack(f"number {kind} as {flag}", (*start[:-1], f"{start[-1]}={text}"))
+            yield Attack(
+                f"number {kind} as {flag}", (*start[:-1], f"{start[-1]}={text}"), written()
+            )
 
 
 def _files() -> Iterator[Attack]:
@@ -171,7 +173,7 @@ TEXTS: dict[str, bytes] = {
     "unknown_tag": b"a: !what 3",
     "digits": b"seed: " + b"9" * 5000,
     "date": b"seed: 2024-13-45",
-    "deep": b"a: " + b"[" * 3000,
+    "deep": b"a: " + b"[" * 500,
     "merge": b"<<: 3",
     "unhashable": b"? [a, {b: c}]\n: 3",
     "surrogate": b'dataset: {name: "\\ud800"}',
@@ -216,7 +218,7 @@ def _configurations() -> Iterator[Attack]:
             if names_both:
                 path = given["checkpoint"]["path"]
                 given["checkpoint"] = {"init_from" if is_train else "path": path}
-            yield Attack(f"section {kind}, {command}", argv, _written(**given))
+            yield Attack(f"section {kind}, {command}", argv, written(**given))
 
 
 # -- checkpoints ----------------------------------------------------------------------------
@@ -269,7 +271,7 @@ def _checkpoints() -> Iterator[Attack]:
 
 
 def _name_checkpoint(path: str, command: str) -> None:
-    _written(checkpoint={"init_from" if command == "train" else "path": path})()
+    written(checkpoint={"init_from" if command == "train" else "path": path})()
 
 
 def _with_tensor(make: Callable[[torch.Tensor], Any], command: str) -> Prepare:
@@ -288,7 +290,7 @@ def _network(how: str, after: int, key: str = "path") -> Prepare:
     def write() -> None:
         torch.save({f"net.{key}": value for key, value in _state().items()}, "w.pt")
         model = {"name": "attacks.hostile:Network", "kwargs": {"how": how, "after": after}}
-        _written(model=model, checkpoint={key: "w.pt"})()
+        written(model=model, checkpoint={key: "w.pt"})()
 
     return write
 
@@ -312,11 +314,11 @@ def _networks() -> Iterator[Attack]:
 def _data() -> Iterator[Attack]:
     def named(how: str, n: Any = 40) -> Prepare:
         data = {"name": "attacks.hostile:Data", "kwargs": {"how": how, "n": n}}
-        return _written(dataset=data)
+        return written(dataset=data)
 
     def trained(how: str) -> Prepare:
         data = {"name": "attacks.hostile:Data", "kwargs": {"how": how}}
-        return _written(dataset=data, checkpoint={})
+        return written(dataset=data, checkpoint={})
 
     for how in [*hostile.ENDS, *hostile.ITEMS]:
         for command, argv in {"eval": EVAL, "run": RUN}.items():
@@ -372,11 +374,16 @@ SHAPES: dict[str, bytes] = {
 }
 
 
+def store_of_few() -> None:
+    """Write a store with a few trials."""
+    study = Study.from_dict(STUDY)
+    with Store.create("s.sqlite", study.to_dict(), {}) as store:
+        store.add([TrialRow(CELL, n, 10, 8, 9, 2, 1, 9, 3, 40, 3, 1, 0.01) for n in range(3)])
+
+
 def _edited(statement: str, values: tuple[Any, ...]) -> Prepare:
     def write() -> None:
-        study = Study.from_dict(STUDY)
-        with Store.create("s.sqlite", study.to_dict(), {}) as store:
-            store.add([TrialRow(CELL, n, 10, 8, 9, 2, 1, 9, 3, 40, 3, 1, 0.01) for n in range(3)])
+        store_of_few()
         with contextlib.closing(sqlite3.connect("s.sqlite")) as connection, connection:
             connection.execute(statement, values)
 
