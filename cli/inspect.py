@@ -215,7 +215,7 @@ def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list
     import torch
 
     import fxfault
-    from fxfault.errors import DataError, FxFaultError
+    from fxfault.errors import FOREIGN, DataError, FxFaultError
     from fxfault.models.user_factory import quote_error
     from fxfault.passes.inspection import probe
     from fxfault.sites import faults_of
@@ -230,7 +230,7 @@ def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list
         faults_of(model).measure_layouts(sample)  # What is all the same is drawn for it.
     except FxFaultError:
         raise
-    except (Exception, SystemExit) as error:  # A network of the user's own may fail in any way.
+    except FOREIGN as error:  # A network of the user's own may fail in any way.
         raise DataError(
             f"the model fails on one sample of zeros, shape {(1, *shape)}: {quote_error(error)}; "
             "give the shape that it takes by --input-shape"

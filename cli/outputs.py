@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -46,11 +47,19 @@ class OutputFile:
         if not target.parent.is_dir():
             what = "is no folder" if target.parent.exists() else "does not exist"
             raise self._error(f"cannot be written: the folder {target.parent} {what}")
+        self._refuse_stream()
         self._refuse_store()
         with tempfile.TemporaryFile(dir=target.parent):
             pass
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(0, "the file is write-protected")
+
+    def _refuse_stream(self) -> None:
+        """A file that stdout goes to would be replaced, and what is printed later is lost."""
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            with contextlib.suppress(OSError):  # One of them is not there.
+                if os.path.samestat(os.stat(self._absolute), os.fstat(number)):
+                    raise self._error(f"is the file that {name} goes to; name another file")
 
     def _refuse_store(self) -> None:
         """Trials are never written over, those in a log least of all: nobody else has them."""

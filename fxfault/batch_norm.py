@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError
+from fxfault.errors import FOREIGN, ConfigError, DataError, FxFaultError, SiteError
 from fxfault.generators import preserved_generators
 from fxfault.models.user_factory import quote_error
 from fxfault.random_numbers import stream_key
@@ -118,7 +118,7 @@ def _run(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -
             raise
         except torch.OutOfMemoryError as error:
             raise DataError("out of memory: lower training.batch_size") from error
-        except (Exception, SystemExit) as error:  # a network may fail in any way
+        except FOREIGN as error:  # a network may fail in any way
             raise DataError(
                 f"the model fails while its batch norms are calibrated, on inputs of shape "
                 f"{tuple(inputs.shape)}: {quote_error(error)}"

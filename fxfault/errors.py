@@ -67,3 +67,7 @@ class ForeignCodeError(FxFaultError):
 
 class BugError(FxFaultError):
     """Something in fxfault itself went wrong; it is to be reported."""
+
+
+FOREIGN = (Exception, SystemExit, GeneratorExit)
+"""What code of somebody else's may raise; Ctrl-C is none of it."""

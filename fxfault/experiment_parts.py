@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxfault.data import DatasetFacts, build_dataset, dataset_facts
 from fxfault.data.guarded import Guarded, samples_of
-from fxfault.errors import ConfigError, DataError, FxFaultError
+from fxfault.errors import FOREIGN, ConfigError, DataError, FxFaultError
 from fxfault.experiment import ExperimentConfig
 from fxfault.models import build_model
 from fxfault.models.user_factory import quote_error
@@ -185,7 +185,8 @@ class Batches:
             yield from self._loader
         except FxFaultError:
             raise
-        except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
+        # Not FOREIGN: this generator is ended by a GeneratorExit, when a reader has had enough.
+        except (Exception, SystemExit) as error:
             raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
 
 
@@ -272,7 +273,7 @@ def try_model(model: nn.Module, batches: Batches, device: torch.device) -> int:
             check_dense(model(images.to(device)))
     except FxFaultError:
         raise
-    except (Exception, SystemExit) as error:  # a network may fail in any way
+    except FOREIGN as error:  # a network may fail in any way
         raise DataError(
             f"the model fails on a batch of the data set, shape {tuple(images.shape)}: "
             f"{quote_error(error)}"

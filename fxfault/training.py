@@ -32,7 +32,7 @@ from fxfault.batch_norm import batch_norms, calibrate_batch_norm
 from fxfault.calibration import restore_calibration
 from fxfault.checkpoints import BUNDLED, CheckpointInfo, load_checkpoint
 from fxfault.config import FaultInjectionConfig
-from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError, TrainingError
+from fxfault.errors import FOREIGN, ConfigError, DataError, FxFaultError, SiteError, TrainingError
 from fxfault.evaluation import accuracy
 from fxfault.event_file import EventFile
 from fxfault.experiment import ExperimentConfig
@@ -143,7 +143,7 @@ class Classifier(LightningModule):
         except (FxFaultError, torch.OutOfMemoryError):
             raise
         # A network may fail in any way; a StopIteration would end the epoch as if it was over.
-        except (Exception, SystemExit) as error:
+        except FOREIGN as error:
             where = "a training step" if self.training else "an evaluation"
             raise DataError(
                 f"the model fails in {where}, on images of shape {tuple(images.shape)}: "
@@ -178,7 +178,7 @@ class Classifier(LightningModule):
             raise
         except torch.OutOfMemoryError as error:
             raise DataError("out of memory: lower training.batch_size") from error
-        except (Exception, SystemExit) as error:  # a network may fail in any way
+        except FOREIGN as error:  # a network may fail in any way
             raise DataError(
                 f"the model fails in a training step, on images of shape {tuple(images.shape)}: "
                 f"{quote_error(error)}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fxfault.campaign.exposure import Exposure
 from fxfault.campaign.rows import TrialRow, measure
-from fxfault.errors import SiteError
+from fxfault.errors import FOREIGN, SiteError
 from fxfault.foreign import is_out_of_memory, told
 from fxfault.predictions import in_eval_mode
 from fxfault.sites import faults_of
@@ -91,7 +91,7 @@ class Trials:
         """
         try:
             return self._run(cell, trial)
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except FOREIGN as error:
             named = told(error, f"trial {trial} of {_named(cell)}")
             on_device = is_out_of_memory(error) and not isinstance(error, MemoryError)
             if named is error or on_device:  # Callers know what to lower.

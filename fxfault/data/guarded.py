@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxfault.errors import DataError, FxFaultError
+from fxfault.errors import FOREIGN, DataError, FxFaultError
 from fxfault.models.user_factory import quote_error
 
 
@@ -26,7 +26,7 @@ object of type 'int' has no len(); its len() must be an integer
         samples = len(dataset)
     except FxFaultError:
         raise
-    except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
+    except FOREIGN as error:  # a data set of the user's own may fail in any way
         raise DataError(
             f"the data set does not say how many samples it has, {quote_error(error)}; its len() "
             "must be an integer"
@@ -56,5 +56,5 @@ class Guarded:
             return self.dataset[index]
         except FxFaultError:
             raise
-        except (Exception, SystemExit) as error:  # a data set of the user's own may fail in any way
+        except FOREIGN as error:  # a data set of the user's own may fail in any way
             raise DataError(f"the data set cannot be read: {quote_error(error)}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fxfault.errors import DataError
+from fxfault.errors import FOREIGN, DataError
 
 _LONGEST_QUOTE = 300
 
@@ -47,7 +47,7 @@ def call_factory(reference: str, *, what: str, kwargs: Mapping[str, Any]) -> Any
         factory = _find(_import(module_name, prefix), factory_name, prefix)
         try:
             return factory(**kwargs)
-        except (Exception, SystemExit) as error:  # the user's code may raise anything
+        except FOREIGN as error:  # the user's code may raise anything
             raise DataError(
                 f"{prefix}: {factory_name}({', '.join(map(str, kwargs))}) raised "
                 f"{quote_error(error)}"
@@ -114,7 +114,7 @@ def _import(module_name: str, prefix: str) -> ModuleType:
                 f"installed packages; check the name, or run the command from the folder it is in"
             ) from error
         raise _import_failed(module_name, prefix, error) from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except FOREIGN as error:  # the user's code may raise anything
         raise _import_failed(module_name, prefix, error) from error
 
 

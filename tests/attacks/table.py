@@ -47,7 +47,16 @@ class Attack:
 
 def attacks() -> list[Attack]:
     """All rows."""
-    kinds = (_command_lines, _files, _configurations, _checkpoints, _networks, _data, _stores)
+    kinds = (
+        _command_lines,
+        _outputs,
+        _files,
+        _configurations,
+        _checkpoints,
+        _networks,
+        _data,
+        _stores,
+    )
     return [attack for kind in kinds for attack in kind()]
 
 
@@ -360,6 +369,12 @@ EDITS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "newer": ("PRAGMA user_version = 99", ()),
     "foreign": ("PRAGMA application_id = 1", ()),
 }
+WRITERS: dict[str, tuple[str, ...]] = {
+    "export": ("fxfault-campaign", "export", "--store", "s.sqlite", "--csv"),
+    "report": ("fxfault-campaign", "report", "--store", "s.sqlite", "--html"),
+    "eval": ("fxfault-eval", "--config", "digits", "--output"),
+    "inspect": ("fxfault-inspect", "--config", "digits", "--svg"),
+}
 READERS: dict[str, tuple[str, ...]] = {
     "status": ("fxfault-campaign", "status", "--store", "s.sqlite"),
     "report": ("fxfault-campaign", "report", "--store", "s.sqlite"),
@@ -388,6 +403,28 @@ def _edited(statement: str, values: tuple[Any, ...]) -> Prepare:
             connection.execute(statement, values)
 
     return write
+
+
+ALIASES = ("./s.sqlite", "sym", "hard", "folder/s.sqlite", "/proc/self/cwd//s.sqlite")
+PARTS = ("s.sqlite-wal", "S.SQLITE-WAL", "sym-wal", "s.sqlite-shm", "s.sqlite-lock")
+
+
+def _outputs() -> Iterator[Attack]:
+    """Files to be written that are the store, or where stdout goes."""
+
+    def prepare() -> None:
+        store_of_few()
+        Path("sym").symlink_to("s.sqlite")
+        Path("hard").hardlink_to("s.sqlite")
+        Path("folder").symlink_to(".")
+
+    for command, argv in WRITERS.items():
+        for path in (*ALIASES, *PARTS):
+            if path in ("sym-wal", "S.SQLITE-WAL") and command in ("eval", "inspect"):
+                continue  # They know of no store that has this name.
+            yield Attack(f"output {path}, {command}", (*argv, path), prepare, says="is the ")
+        for path in ("/dev/stdout", "/proc/self/fd/2", "/dev/full", "folder"):
+            yield Attack(f"output {path}, {command}", (*argv, path), prepare)
 
 
 def _stores() -> Iterator[Attack]:
