@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from typing import Any
 
 import yaml
@@ -97,6 +98,8 @@ def _construct(data: bytes, source: str) -> Any:
         if node is not None:
             _count_values(node, {}, source)
         content = None if node is None else loader.construct_document(node)
+    except _UnreadableValueError as error:
+        raise InvalidConfigError([f"a value cannot be read: {error}"], source) from error
     except yaml.MarkedYAMLError as error:
         raise InvalidConfigError([_syntax_problem(error)], source) from error
     except yaml.YAMLError as error:  # bytes that are no text, control characters
@@ -104,9 +107,6 @@ def _construct(data: bytes, source: str) -> Any:
         raise InvalidConfigError([f"not a YAML text file: {reason}"], source) from error
     except RecursionError as error:
         raise InvalidConfigError(["not usable: nested too deeply"], source) from error
-    except (ValueError, OverflowError) as error:  # `2024-13-45`, or an endless row of digits
-        problem = f"a value cannot be read: {_one_line(str(error))}"
-        raise InvalidConfigError([problem], source) from error
     if loader.duplicates:
         raise InvalidConfigError(loader.duplicates, source)
     return content
@@ -155,6 +155,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+class _UnreadableValueError(Exception):
+    """A value that PyYAML cannot make, in one line."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """A safe loader that notes repeated keys and reads numbers as YAML 1.2 does."""
 
@@ -167,6 +171,21 @@ class _StrictLoader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         self.duplicates += _repeated_keys(node)
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, _UnreadableValueError, RecursionError):
+            raise
+        # `2024-13-45`, an endless row of digits, or `!!bool maybe`, for which it has a KeyError.
+        except Exception as error:
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            # Of a KeyError the text is only the key again.
+            reason = f" ({_one_line(str(error))})" if isinstance(error, ValueError) else ""
+            text = f"{_at(node)}: {_one_line(reprlib.repr(node.value))} is no {tag}{reason}"
+            raise _UnreadableValueError(text) from error
 
 
 def _repeated_keys(node: yaml.MappingNode) -> list[str]:

@@ -146,9 +146,21 @@ def test_binary_file_is_refused(data: bytes) -> None:
     assert problem(data).startswith("not a YAML text file: ")
 
 
-@pytest.mark.parametrize("text", ["2024-13-45", "9" * 5000])
-def test_value_that_python_cannot_hold_is_refused(text: str) -> None:
-    assert problem(f"a: {text}").startswith("a value cannot be read: ")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-13-45", "'2024-13-45' is no !!timestamp (month must be in 1..12)"),
+        ("9" * 5000, "'999999999999...9999999999999' is no !!int (Exceeds the limit"),
+        ("!!bool maybe", "'maybe' is no !!bool"),
+        ("!!int ''", "'' is no !!int"),
+        ("!!float x", "'x' is no !!float (could not convert string to float: 'x')"),
+        ("!!timestamp x", "'x' is no !!timestamp"),
+    ],
+)
+def test_value_that_cannot_be_made_is_refused(text: str, expected: str) -> None:
+    for data, column in ((f"a: {text}", 4), (f"a: [{text}]", 5), (f"? {text}\n: 3", 3)):
+        start = f"a value cannot be read: line 1, column {column}: {expected}"
+        assert problem(data).startswith(start)
 
 
 def test_endless_nesting_is_refused() -> None:
