@@ -381,6 +381,29 @@ def test_a_store_is_not_made_over_another(path: Path, store: Store) -> None:
         assert again.rows() == [row()]
 
 
+@pytest.mark.parametrize(
+    ("statements", "what"),
+    [
+        ("DROP TABLE cells; CREATE VIEW cells AS SELECT 1 AS id, '' AS key", "view 'cells'"),
+        ("CREATE TRIGGER t AFTER INSERT ON cells BEGIN SELECT 1; END", "trigger 't'"),
+        ("CREATE VIRTUAL TABLE t USING fts5(a)", "table 't'"),
+        (
+            "DROP TABLE about; CREATE TABLE about (name, value AS (zeroblob(9)))",
+            "column about.value",
+        ),
+    ],
+)
+def test_a_store_that_computes_is_refused_before_it_does(
+    path: Path, store: Store, statements: str, what: str
+) -> None:
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
+    for write in (False, True):
+        with pytest.raises(StoreError, match=f"computes what it must hold: {what}"):
+            Store.open(path, write=write)
+
+
 def test_a_store_of_a_newer_fxfault_is_refused(path: Path, store: Store) -> None:
     store._connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     store.close()

@@ -47,6 +47,7 @@ SCHEMA = 1
 _PATIENCE = 30.0  # seconds
 _CHUNK = 1 << 16  # rows
 
+_NAMES = ("about", "cells", "trials")
 _COLUMNS = FIELDS[1:]  # The cell stands before them, as a number.
 _TABLES = f"""
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -609,6 +610,22 @@ def _check_is_store(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} was written by a newer fxfault (schema {schema}, this one knows up to "
             f"{SCHEMA}): upgrade fxfault"
         )
+    _check_tables(connection, path)
+
+
+def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
+    """See that there are plain tables only.
+
+    What computes instead, a view for instance, could answer without end, or with gigabytes.
+    """
+    with _told(path, "read"):
+        made = list(connection.execute("SELECT type, name, rootpage FROM sqlite_master"))
+        computed = [f"{kind} {name!r}" for kind, name, page in made if not page]
+        for name in _NAMES:
+            columns = connection.execute("SELECT name, hidden FROM pragma_table_xinfo(?)", (name,))
+            computed += [f"column {name}.{column}" for column, hidden in columns if hidden]
+    if computed:
+        refuse(path, f"it computes what it must hold: {', '.join(computed)[:200]}")
 
 
 def _make(
