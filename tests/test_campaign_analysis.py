@@ -360,6 +360,7 @@ def test_intervals_of_studies_that_stop_when_sure_hold_the_truth_nearly_as_often
         {"masked": 81},
         {"top5": 501},
         {"faults": -1},
+        {"faults": 10_001},
     ],
 )
 def test_no_row_holds_counts_that_cannot_be(changes: dict[str, int]) -> None:

@@ -491,6 +491,7 @@ def read_all(path: Path) -> None:
         ("UPDATE trials SET correct = ?", (10**6,)),
         ("UPDATE trials SET sdc = ?", (0.5,)),
         ("UPDATE trials SET masked = struck + ?", (1,)),
+        ("UPDATE trials SET faults = elements + ?", (1,)),
         ("UPDATE trials SET seconds = ?", (-1.0,)),
         ("UPDATE trials SET seconds = ?", (float("inf"),)),
         ("UPDATE trials SET samples = ?", (b"\x00",)),
@@ -506,8 +507,9 @@ def test_a_store_that_was_edited_is_refused(
         made.add([TrialRow(CELL, 0, 10, 8, 9, 2, 1, None, 3, 40, 3, 1, 0.01)])
     read_all(path)
     changed(path, statement, *values)
-    with pytest.raises(StoreError, match=str(path)):
+    with pytest.raises(StoreError, match=str(path)) as caught:
         read_all(path)
+    assert "is a bug" not in str(caught.value)
 
 
 # -- its name, and what else is its own -----------------------------------------------------

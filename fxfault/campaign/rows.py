@@ -65,7 +65,7 @@ class TrialRow:
             min(some) < 0
             or max(some) > self.samples
             or self.masked > self.struck
-            or min(self.faults, self.elements) < 0
+            or not 0 <= self.faults <= self.elements
         ):
             found = ", ".join(f"{name} {getattr(self, name)}" for name in COUNTS[1:])
             raise FxFaultError(

@@ -159,8 +159,8 @@ def checked_row(path: Path, values: Sequence[Any]) -> TrialRow:
         refuse(path, f"a trial of {values[0]} has values that are no counts: {list(values[1:])}")
     try:
         return TrialRow(*values)
-    except FxFaultError as error:
-        raise StoreError(f"{path}: {error}") from error
+    except FxFaultError:  # It calls that a bug, which it is where a row is counted.
+        refuse(path, f"a trial of {values[0]} has counts that cannot be: {list(values[1:])}")
 
 
 def check_columns(path: Path, columns: Columns, cells: Iterable[int]) -> None:
@@ -185,7 +185,8 @@ def check_columns(path: Path, columns: Columns, cells: Iterable[int]) -> None:
         if name in ("correct", "golden_correct", "sdc", "critical_sdc", "struck", "masked", "top5"):
             bad |= values > samples
         wrong |= bad & ~known
-    wrong |= columns["masked"] > columns["struck"]
+    for part, whole in (("masked", "struck"), ("faults", "elements")):
+        wrong |= columns[part] > columns[whole]
     if wrong.any():
         row = int(np.argmax(wrong))
         shown = {name: float(values[row]) for name, values in columns.items()}
