@@ -512,6 +512,15 @@ def test_a_store_that_was_edited_is_refused(
     assert "is a bug" not in str(caught.value)
 
 
+@pytest.mark.parametrize("change", ["masked = struck + 1", "faults = elements + 1", "correct = -1"])
+def test_a_row_that_was_edited_is_damage_and_no_bug(path: Path, store: Store, change: str) -> None:
+    store.add([row()])
+    store.close()
+    changed(path, f"UPDATE trials SET {change}")
+    with Store.open(path) as opened, pytest.raises(StoreError, match="the store was damaged"):
+        opened.rows()
+
+
 # -- its name, and what else is its own -----------------------------------------------------
 
 
