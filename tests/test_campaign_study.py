@@ -339,6 +339,20 @@ def test_studies_that_ask_for_nothing_of_this_are_as_they_were() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"probability": [n / 100 for n in range(9_000)], "layers": "each"},
+        {"faults": {f"f{n}": [{"num_faults": 1}] for n in range(500)}},
+    ],
+    ids=["plain", "faults"],
+)
+def test_a_study_of_more_cells_than_memory_holds_is_refused(axes: dict[str, Any]) -> None:
+    own = study(axes={**axes, "checkpoint": [f"w{n}.pt" for n in range(500)]})
+    with pytest.raises(InvalidConfigError, match=r"axes: they cross to more than 200000 cells"):
+        own.cells(SITES)
+
+
 # -- what is wrong with a file --------------------------------------------------------------
 
 
@@ -353,6 +367,10 @@ def test_studies_that_ask_for_nothing_of_this_are_as_they_were() -> None:
             ["axes.probability[1]", "1.0 (float) is there twice"],
         ),
         ({"axes": {"probability": []}}, ["axes.probability", "empty list"]),
+        (
+            {"axes": {"num_faults": [*range(10_001)]}},
+            ["axes.num_faults: got a list of 10001 values, allowed: up to 10000"],
+        ),
         ({"axes": {"injection_type": ["random", "msb_flop"]}}, ["[1]", "did you mean 'msb_flip'?"]),
         ({"axes": {"layers": [True]}}, ["axes.layers[0]: got True", "'each', 'all'"]),
         ({"axes": {"layers": [[]]}}, ["axes.layers[0]: got []"]),

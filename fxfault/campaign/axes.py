@@ -17,6 +17,7 @@ from fxfault.schema import got, key_text, known_keys, parse_section, section_to_
 EACH, ALL = "each", "all"
 _OF_ONE_FAULT = ("injection_type", "probability", "num_faults", "bit", "layers")
 AXES = (*_OF_ONE_FAULT, "faults", "checkpoint")
+MOST_VALUES = 10_000  # Of an axis; to check so many takes seconds.
 
 Layers = str | int | tuple[str | int, ...]
 """One value of the axis `layers`: `each`, `all`, a pattern, an index, or several of these two."""
@@ -144,6 +145,8 @@ def _faults(given: Any, problems: list[str]) -> dict[str, Any]:
 def _axis_problems(key: str, values: Sequence[Any], places: Sequence[str]) -> list[str]:
     if not values:
         return [f"axes.{key}: got an empty list, allowed: a value or a list of values"]
+    if len(values) > MOST_VALUES:
+        return [f"axes.{key}: got a list of {len(values)} values, allowed: up to {MOST_VALUES}"]
     problems = []
     for index, (value, place) in enumerate(zip(values, places, strict=True)):
         found = _VALUE_PROBLEM[key](value, place)

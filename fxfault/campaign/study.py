@@ -41,6 +41,7 @@ from fxfault.schema import got, known_keys, parse_section, section_to_dict, unkn
 from fxfault.yaml_files import load_yaml, parse_yaml
 
 MOST_TRIALS = 10**9
+MOST_CELLS = 200_000  # Of which each takes a kilobyte, and no study that ends has as many.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,8 +318,10 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
 
         Raises:
             SiteError: a pattern or index of `layers` matches no site, or a width is not known.
+            InvalidConfigError: there would be more than `MOST_CELLS`.
         """
         axes, cells = self.axes, []
+        _check_number(len(axes.checkpoint) * len(axes.faults))
         for checkpoint, (name, faults) in product(axes.checkpoint, axes.faults.items()):
             cells.append(Cell.of(faults={name: faults}, checkpoint=checkpoint))
         rates: list[dict[str, Any]] = [{"probability": value} for value in axes.probability]
@@ -327,6 +330,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         for checkpoint, layers, model in product(axes.checkpoint, places, axes.injection_type):
             sites = site_names if layers is None else layers
             bits = bits_of(axes.bit, sites, bit_widths) if takes_bit(model) else [None]
+            _check_number(len(cells) + len(bits) * len(rates))
             cells += [
                 Cell.of(
                     injection_type=model,
@@ -370,6 +374,12 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         Then a trial is one draw, however many samples it has.
         """
         return samples_share_faults(self.fault_config(cell))
+
+
+def _check_number(cells: int) -> None:
+    if cells > MOST_CELLS:
+        problem = f"axes: they cross to more than {MOST_CELLS} cells, which is the most"
+        raise InvalidConfigError([f"{problem}; name fewer values, or make several studies"])
 
 
 def samples_share_faults(config: FaultInjectionConfig) -> bool:

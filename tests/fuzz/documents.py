@@ -144,6 +144,10 @@ STUDIES = [*_bundled("campaign"), yaml.safe_dump(table.STUDY).encode()]
 CONFIGURATION_TREES = [pairs(c) for c in (*map(yaml.safe_load, CONFIGURATIONS), _resolved())]
 STUDY_TREES = [pairs(yaml.safe_load(content)) for content in STUDIES]
 STUDY_TREES.append(pairs({**_resolved(), **table.STUDY}))
+# A short file that crosses to millions of cells.
+_WIDE = {"checkpoint": [f"w{number}.pt" for number in range(900)], "probability": [*range(100)]}
+_WIDE["layers"] = [["*" * number, 0] for number in range(1, 100)]
+STUDY_TREES.append(pairs({**table.STUDY, "axes": _WIDE}))
 # For what runs: small, and no data that would have to be fetched.
 _DIGITS = {"checkpoint": {"path": "bundled:digits"}, "model": {"name": "quant_digits"}}
 RUN_CONFIGURATION = pairs({**SECTIONS, **table.FAULTS, **_DIGITS})
