@@ -108,9 +108,11 @@ def _saved(draw: st.DrawFn) -> bytes:
 
 
 def _turned(turn: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or value.numel() > 10**7:
+        return value  # One of terabytes that are not there can be saved, and little else.
     try:
         return turn(value)
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError, IndexError):
+    except (RuntimeError, NotImplementedError, IndexError):
         return value  # Not every tensor can be turned into everything.
 
 
