@@ -51,7 +51,13 @@ class Raw(str):
     """Text that stands in the document as it is."""
 
 
+# One of each kind, so that each key soon meets each of them.
+KINDS = (
+    *("null", "true", "0", "-1", "1", "1.5", "1e400", ".nan", "9" * 30, "x", '""', "[]", "{}"),
+    *("[1, 1]", "[a]", "{a: 1}"),
+)
 VALUES = st.one_of(
+    st.sampled_from(KINDS),
     st.sampled_from(STRANGE),
     st.integers().map(str),
     st.integers(0, 100).map(str),
@@ -141,13 +147,14 @@ def _resolved() -> dict[str, Any]:
 
 CONFIGURATIONS = _bundled("configs")
 STUDIES = [*_bundled("campaign"), yaml.safe_dump(table.STUDY).encode()]
-CONFIGURATION_TREES = [pairs(c) for c in (*map(yaml.safe_load, CONFIGURATIONS), _resolved())]
+CONFIGURATION_TREES = [pairs(yaml.safe_load(content)) for content in CONFIGURATIONS]
+CONFIGURATION_TREES += [pairs(_resolved())] * len(CONFIGURATIONS)
 STUDY_TREES = [pairs(yaml.safe_load(content)) for content in STUDIES]
 STUDY_TREES.append(pairs({**_resolved(), **table.STUDY}))
-# A short file that crosses to millions of cells.
-_WIDE = {"checkpoint": [f"w{number}.pt" for number in range(900)], "probability": [*range(100)]}
-_WIDE["layers"] = [["*" * number, 0] for number in range(1, 100)]
-STUDY_TREES.append(pairs({**table.STUDY, "axes": _WIDE}))
+# A short file that crosses to half a million cells.
+_WIDE = {"checkpoint": [f"w{number}.pt" for number in range(300)], "probability": [*range(60)]}
+_WIDE["layers"] = [["*" * number, 0] for number in range(1, 30)]
+STUDY_TREES = [*STUDY_TREES * 3, pairs({**table.STUDY, "axes": _WIDE})]  # It takes longer to read.
 # For what runs: small, and no data that would have to be fetched.
 _DIGITS = {"checkpoint": {"path": "bundled:digits"}, "model": {"name": "quant_digits"}}
 RUN_CONFIGURATION = pairs({**SECTIONS, **table.FAULTS, **_DIGITS})
