@@ -16,6 +16,7 @@ from fxfault.cli.console import run
 from fxfault.cli.interrupts import INTERRUPTED, raising
 from fxfault.cli.progress import Progress
 from fxfault.files import expanded
+from fxfault.sources import EVALUATION, Sources
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,8 @@ examples:
   fxfault-eval --config digits --per-layer --probability 5 --num-runs 5
   fxfault-eval --config my.yaml --checkpoint best.pth --probability 10 --injection-type msb_flip
 
-exit status: 0 done; 2 something in the input is wrong, nothing was written;
+exit status: 0 done; 2 something in the input is wrong, nothing was written (but where the
+checkpoint was replaced meanwhile: what is written is of the old one);
 130 interrupted, what was finished is written and marked as incomplete."""
 
 
@@ -222,7 +224,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     experiment, notes = _read_experiment(options)
     outputs = _claim_outputs(options, experiment)
     with progress.showing_logs(experiment.fault_injection.verbose):
-        setting, evaluation = _prepare(options, experiment, notes, progress)
+        sources = Sources(Path.cwd(), {}, EVALUATION)  # Before code of the user's may leave it.
+        setting, evaluation = _prepare(options, experiment, notes, sources, progress)
         findings = Findings()
         passes = 1 + setting.num_runs * len(setting.configs)
         passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
@@ -234,7 +237,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             pass
         finally:
             progress.close()
-    return _finish(setting, findings, outputs, progress)
+    status = _finish(setting, findings, outputs, progress)
+    sources.check()
+    return status
 
 
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
@@ -420,6 +425,7 @@ def _prepare(
     options: argparse.Namespace,
     experiment: ExperimentConfig,
     notes: Sequence[str],
+    sources: Sources,
     progress: Progress,
 ) -> tuple[Setting, FaultEvaluation]:
     """Open the data, build the network and its sites, and say what was found."""
@@ -437,7 +443,7 @@ def _prepare(
     setup.seed_generators(experiment.seed)
     data = setup.open_test_data(experiment)
     batches = setup.Batches(data.dataset, experiment.training.batch_size)
-    model, checkpoint = _load(experiment, data.facts, batches, device, progress)
+    model, checkpoint = _load(experiment, data.facts, batches, device, sources, progress)
     model = fxfault.freeze(model) if options.freeze else model
     faults = faults_of(model)
     _say_seed_and_notes(experiment, faults.seed, notes, progress)
@@ -495,6 +501,7 @@ def _load(
     facts: DatasetFacts | None,
     batches: Batches,
     device: torch.device,
+    sources: Sources,
     progress: Progress,
 ) -> tuple[nn.Module, CheckpointInfo]:
     """Build the network with its weights and its sites."""
@@ -507,8 +514,10 @@ def _load(
     progress.say(f"Dataset: {experiment.dataset.name} ({count})")
     progress.say(f"Model: {experiment.model.name}")
     progress.say(f"Loading checkpoint: {experiment.checkpoint.path}")
-    model, checkpoint = setup.load_model(experiment, experiment.checkpoint.path, facts)
+    path = experiment.checkpoint.path
+    model, checkpoint = setup.load_model(experiment, path, facts, str(sources.folder))
     assert checkpoint is not None
+    sources.note(checkpoint.path, checkpoint.sha256)
     model.to(device)
     setup.fit_threads(setup.try_model(model, batches, device), device)
     faulty = fxfault.transform(model, experiment.fault_injection)

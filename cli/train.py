@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli import arguments as types
 from fxfault.cli.console import run
 from fxfault.cli.interrupts import INTERRUPTED
 from fxfault.cli.progress import Progress
+from fxfault.sources import TRAINING, Sources
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from fxfault.training_callbacks import Row
 
 PROGRAM = "fxfault-train"
+_MOST_RECORD = 2**24  # bytes of run.json, which grows with each --resume
 
 # Percentage points by which accuracy under faults may be the higher one by chance.
 ODDLY_BETTER = 1.0
@@ -160,6 +163,7 @@ class _Command:
 
     Attributes:
         rows: what the epochs measured, as far as they got.
+        sources: what the training starts from.
     """
 
     def __init__(self, options: argparse.Namespace, plan: Run, progress: Progress) -> None:
@@ -168,14 +172,13 @@ class _Command:
         self.config = plan.experiment
         self.progress = progress
         self.rows: list[Row] = []
+        self.sources = Sources(Path.cwd(), {}, TRAINING)  # Before code of the user's may leave it.
 
     def run(self) -> int:
         from fxfault.run_folder import RunFolder
-        from fxfault.training import check_trainable, checkpoint_to_resume
+        from fxfault.training import check_trainable
 
         check_trainable(self.config)
-        if self.plan.resumes:
-            checkpoint_to_resume(self.config, self.plan.folder, self.options.devices)
         with ExitStack() as stack:
             if not (self.plan.folder or self.options.dry_run or self.options.out is None):
                 stack.enter_context(RunFolder.reserved(self.options.out))
@@ -208,7 +211,7 @@ class _Command:
         self._split()
         network, _ = setup.load_model(config, None, test.facts)
         check_network(config, network)
-        self.start = None if self.plan.resumes else self._initial_weights(network)
+        self.start = self._beginning_of(network)
         batches = setup.Batches(self.test_data, config.training.batch_size)
         network.to(self.device)
         work = setup.try_model(network, batches, self.device)
@@ -224,11 +227,18 @@ class _Command:
                 self.progress.say(f"Note: {note}")
         return network, faults_of(faulty) if faulty is not network else None
 
-    def _initial_weights(self, network: nn.Module) -> dict[str, str] | None:
+    def _beginning_of(self, network: nn.Module) -> dict[str, str] | None:
         """Load what training starts from, so that it is known before anything is written."""
-        from fxfault.training import load_initial_weights
+        from fxfault.checkpoints import most_bytes
+        from fxfault.training import checkpoint_to_resume, load_initial_weights
 
-        info = load_initial_weights(self.config, network)
+        config, plan = self.config, self.plan
+        if plan.resumes:
+            most = most_bytes(network)
+            checkpoint_to_resume(config, plan.folder, self.options.devices, most)
+        info = None if plan.resumes else load_initial_weights(config, network, self.sources.folder)
+        if info is not None:
+            self.sources.note(info.path, info.sha256)
         return None if info is None else {"path": info.path, "sha256": info.sha256}
 
     def _split(self) -> None:
@@ -302,6 +312,7 @@ class _Command:
             self.test_data,
             device=self.device,
             one_batch=True,
+            sources=self.sources,
         )
         self.progress.say("One batch of training, validation and test: all run.\n")
         self.progress.say("\n".join(plan_lines(self.config)))
@@ -337,6 +348,7 @@ class _Command:
                     devices=self.options.devices,
                     callbacks=[reporter],
                     stop=stopped,
+                    sources=self.sources,
                 )
         except Interrupted as stop:
             self.rows = reporter.rows
@@ -433,7 +445,7 @@ class _Command:
         if not self.plan.resumes:
             return {}
         try:
-            record = json.loads(folder.file(RECORD).read_text(encoding="utf-8"))
+            record = json.loads(folder.read(RECORD, _MOST_RECORD))
         except (OSError, ValueError):
             return {}  # Killed before it was written, or edited: nothing of the result is in it.
         sound = isinstance(record, dict) and isinstance(record.get("sessions"), list)

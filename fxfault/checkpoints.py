@@ -34,6 +34,7 @@ _SHOWN_KEYS = 3
 # What a checkpoint may hold beside the weights: those of an optimiser, averages, notes.
 _BESIDE = 16  # times the network's tensors
 _MORE = 2**25  # bytes
+_MEND = "give it a file that torch.save(model.state_dict(), FILE) wrote from this network"
 _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = b"\x80"
 
@@ -84,9 +85,7 @@ def load_checkpoint(
     """
     label = str(path)
     prefix = f"checkpoint {label!r}"
-    most = _MORE + _BESIDE * _tensor_bytes(model)
-    content = _read(label, prefix, Path() if folder is None else Path(folder), most)
-    check_unpacked(content, prefix, most)
+    content = _read(label, prefix, Path() if folder is None else Path(folder), most_bytes(model))
     state = _without_prefix(_find_state_dict(_unpickle(content, prefix), prefix), model)
     own = own_tensors(model)
     why = why_unusable(state, own)
@@ -110,22 +109,42 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(f"{BUNDLED}{stem}" for stem in stems)
 
 
-def _tensor_bytes(model: nn.Module) -> int:
+def most_bytes(model: nn.Module) -> int:
+    """How large a checkpoint of a network may be, packed and unpacked."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.nbytes for tensor in tensors if not nn.parameter.is_lazy(tensor))
+    own = sum(tensor.nbytes for tensor in tensors if not nn.parameter.is_lazy(tensor))
+    return _MORE + _BESIDE * own
 
 
-def check_unpacked(content: bytes, prefix: str, most: int) -> None:
-    """Look how much an archive holds, before any of it is unpacked.
+def read_content(path: Path, prefix: str, most: int, mend: str) -> bytes:
+    """Read the file of a checkpoint, once its kind and its size were looked at.
 
     Args:
-        content: of a checkpoint; one that is no archive is not looked at.
+        path: of the file.
         prefix: what an error begins with.
-        most: bytes that it may hold.
+        most: bytes that it may have, and unpack to where it is an archive.
+        mend: what an error says is to be done.
 
     Raises:
-        DataError: it holds more.
+        FileNotFoundError: there is none.
+        DataError: it is no regular file, is too large, or cannot be read.
     """
+    try:
+        content = read_limited(path, most)
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError as error:
+        raise DataError(f"{prefix} is a folder: name the file in it") from error
+    except UnfitFileError as error:
+        raise DataError(f"{prefix} {error}; {mend}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error
+    _check_unpacked(content, prefix, most, mend)
+    return content
+
+
+def _check_unpacked(content: bytes, prefix: str, most: int, mend: str) -> None:
+    """Look how much an archive holds, before any of it is unpacked."""
     if not content.startswith(_ZIP_MAGIC):
         return
     try:
@@ -136,8 +155,7 @@ def check_unpacked(content: bytes, prefix: str, most: int) -> None:
     if unpacked > most:
         raise DataError(
             f"{prefix} is refused: its {size_text(len(content))} unpack to {size_text(unpacked)}, "
-            f"allowed for this network: up to {size_text(most)}; save the weights alone, "
-            "torch.save(model.state_dict(), FILE)"
+            f"allowed: up to {size_text(most)}; {mend}"
         )
 
 
@@ -145,21 +163,12 @@ def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
     if label.startswith(BUNDLED):
         return _read_bundled(label, prefix)
     try:
-        return read_limited(folder / expanded(label), most)
-    except IsADirectoryError as error:
-        raise DataError(f"{prefix} is a folder: name the file in it") from error
+        return read_content(folder / expanded(label), prefix, most, _MEND)
     except FileNotFoundError as error:
         raise DataError(
             f"{prefix}: there is no such file; check the path, or name one of "
             f"{', '.join(bundled_names())}"
         ) from error
-    except UnfitFileError as error:
-        raise DataError(
-            f"{prefix} {error}; give it a file that torch.save(model.state_dict(), FILE) wrote "
-            "from this network"
-        ) from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error
 
 
 def _read_bundled(label: str, prefix: str) -> bytes:

@@ -15,7 +15,7 @@ import yaml
 from fxfault.errors import ConfigError, TrainingError
 from fxfault.experiment import ExperimentConfig, load_experiment
 from fxfault.file_locks import FileLock
-from fxfault.files import write_atomically
+from fxfault.files import UnfitFileError, read_limited, write_atomically
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -209,6 +209,19 @@ class RunFolder:
         self.check_is_same()
         with self.explaining_os_errors():
             write_atomically(self.file(name), content)
+
+    def read(self, name: str, most: int) -> bytes:
+        """Read a file of the run.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+            ConfigError: it is no regular file, or has more bytes than `most`.
+        """
+        path = self.file(name)
+        try:
+            return read_limited(path, most)
+        except UnfitFileError as error:
+            raise ConfigError(f"{path} {error}; take it away and start again") from error
 
     def remove(self, name: str) -> None:
         """Remove a file of the run, if it is there.

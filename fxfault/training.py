@@ -30,7 +30,7 @@ from lightning.pytorch import LightningDataModule
 import fxfault
 from fxfault.batch_norm import batch_norms, calibrate_batch_norm
 from fxfault.calibration import restore_calibration
-from fxfault.checkpoints import BUNDLED, CheckpointInfo, load_checkpoint
+from fxfault.checkpoints import BUNDLED, CheckpointInfo, load_checkpoint, most_bytes
 from fxfault.config import FaultInjectionConfig
 from fxfault.errors import FOREIGN, ConfigError, DataError, FxFaultError, SiteError, TrainingError
 from fxfault.evaluation import accuracy
@@ -45,6 +45,7 @@ from fxfault.optimizers import build_optimizer, build_scheduler
 from fxfault.predictions import labels_of
 from fxfault.run_folder import BEST, CALIBRATED, EVENTS, LAST, RunFolder
 from fxfault.site import FaultSite
+from fxfault.sources import TRAINING, Sources
 from fxfault.training_callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -365,12 +366,19 @@ def check_network(config: ExperimentConfig, network: nn.Module) -> None:
         )
 
 
-def load_initial_weights(config: ExperimentConfig, network: nn.Module) -> CheckpointInfo | None:
+def load_initial_weights(
+    config: ExperimentConfig, network: nn.Module, folder: Path | None = None
+) -> CheckpointInfo | None:
     """Load what `checkpoint.init_from` names into a network that is to be trained.
 
     Scales that Brevitas calibrates in the first steps of training are settled by that, as
     loading ends their calibration; where a checkpoint of `fxfault-train` was saved before they
     were, it holds how far they were, and their calibration goes on from there.
+
+    Args:
+        config: of the training.
+        network: changed in place.
+        folder: where a relative path starts; default: the current folder.
 
     Returns:
         Which weights; None where it names none, and the network is as it was.
@@ -382,19 +390,21 @@ def load_initial_weights(config: ExperimentConfig, network: nn.Module) -> Checkp
     if path is None:
         return None
     try:
-        info = load_checkpoint(path, network)
+        info = load_checkpoint(path, network, folder)
     except DataError as error:
         raise DataError(f"checkpoint.init_from: {error}") from error
-    restore_calibration(network, _calibration_in(path))
+    folder = Path.cwd() if folder is None else folder
+    restore_calibration(network, _calibration_in(path, folder, most_bytes(network)))
+    Sources(folder, {info.path: info.sha256}, TRAINING)  # It was read twice.
     return info
 
 
-def _calibration_in(path: str) -> dict[str, Any]:
+def _calibration_in(path: str, folder: Path, most: int) -> dict[str, Any]:
     """How far quantisers of the network were, if training saved it there."""
     if path.startswith(BUNDLED):
         return {}
     try:
-        state = read_checkpoint(expanded(path))["fxfault"]["calibration"]
+        state = read_checkpoint(folder / expanded(path), most)["fxfault"]["calibration"]
     except DataError:  # It is not of `fxfault-train`: its scales are settled.
         return {}
     return {module.removeprefix("network."): kept for module, kept in state.items()}
@@ -413,6 +423,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
     one_batch: bool = False,
+    sources: Sources | None = None,
 ) -> TrainingResult | None:
     """Train a network, keep its checkpoints, and test it once at the end.
 
@@ -437,6 +448,7 @@ def train(
         stop: asked after each step; true saves and raises `Interrupted`.
         one_batch: one step, one batch of validation and one of the test; the rows and
             accuracies are then of no use.
+        sources: of the weights that it starts from, where the caller loaded them before.
 
     Returns:
         What it ended with; None in all processes but the first.
@@ -444,13 +456,17 @@ def train(
     Raises:
         ConfigError: sections contradict each other.
         DataError: the data, the network or the checkpoint cannot be used.
-        TrainingError: the loss is not finite, or the folder cannot be written.
+        TrainingError: the loss is not finite, the folder cannot be written, or a checkpoint that
+            the training depends on was replaced meanwhile.
         Interrupted: it was stopped, after saving.
     """
     check_trainable(config)
     check_network(config, network)
-    if not resume:
-        load_initial_weights(config, network)
+    sources = Sources(Path.cwd(), {}, TRAINING) if sources is None else sources
+    info = None if resume else load_initial_weights(config, network, sources.folder)
+    if info is not None:
+        sources.note(info.path, info.sha256)
+    files = AtomicCheckpointIO(most_bytes(network))
     started = time.perf_counter()
     fraction = config.training.validation_fraction
     training, validation = split_validation(training_data, fraction, config.seed.value)
@@ -459,15 +475,17 @@ def train(
     module = Classifier(network, config, faulty)
     record = Record(config, folder)
     kept = folder if config.checkpoint.enabled else None
-    saved = Checkpoints(config, record, kept, stop)
-    last = checkpoint_to_resume(config, folder, devices) if resume else None
+    saved = Checkpoints(config, record, kept, stop, files, sources)
+    last = checkpoint_to_resume(config, folder, devices, files.most) if resume else None
     trainer_settings: dict[str, Any] = {
         **_devices(torch.device(device), devices),
         "callbacks": [*([] if faulty is None else [faulty]), record, *callbacks, saved],
         "max_epochs": 1 if one_batch else config.training.epochs,
         "gradient_clip_val": config.training.gradient_clip,
-        "plugins": [AtomicCheckpointIO()],
-        "logger": [] if folder is None else [EventFile(folder.file(EVENTS), *_step_of(last))],
+        "plugins": [files],
+        "logger": []
+        if folder is None
+        else [EventFile(folder.file(EVENTS), *_step_of(last, files))],
     }
     if one_batch:
         trainer_settings.update(limit_train_batches=1, limit_val_batches=1)
@@ -499,7 +517,7 @@ def train(
         kept.write(CALIBRATED, _weights_of(network))
     tests = evaluation_loader(test_data, config.training.batch_size, Shard())
     tested: Any = [next(iter(tests))] if one_batch else tests
-    return TrainingResult(
+    result = TrainingResult(
         network=network,
         rows=record.rows,
         best=saved.best,
@@ -508,6 +526,8 @@ def train(
         faulty_test_accuracy=_faulty_accuracy(config, network, tested, device),
         seconds=time.perf_counter() - started,
     )
+    sources.check()  # Whatever happened since the last checkpoint.
+    return result
 
 
 def calibrate(
@@ -596,9 +616,15 @@ def _devices(device: torch.device, devices: int) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(
-    config: ExperimentConfig, folder: RunFolder | None, devices: int = 1
+    config: ExperimentConfig, folder: RunFolder | None, devices: int = 1, most: int | None = None
 ) -> Path:
     """Find the checkpoint that a training goes on from.
+
+    Args:
+        config: of the training.
+        folder: of the run.
+        devices: processes.
+        most: see `fxfault.training_callbacks.read_checkpoint`.
 
     Raises:
         ConfigError: there is no folder, or it has more epochs behind it than are wanted, or was
@@ -608,7 +634,7 @@ def checkpoint_to_resume(
     if folder is None:
         raise ConfigError("resume: there is no folder to go on from; give the run's")
     path = folder.file(LAST)
-    state = read_checkpoint(path)["fxfault"]
+    state = read_checkpoint(path, most)["fxfault"]
     if state.get("processes", devices) != devices:
         # Each takes batches of `batch_size`: another number trains on other batches.
         raise ConfigError(
@@ -624,8 +650,8 @@ def checkpoint_to_resume(
     return path
 
 
-def _step_of(checkpoint: Path | None) -> list[int]:
-    return [] if checkpoint is None else [read_checkpoint(checkpoint)["global_step"]]
+def _step_of(checkpoint: Path | None, files: AtomicCheckpointIO) -> list[int]:
+    return [] if checkpoint is None else [files.load_checkpoint(checkpoint)["global_step"]]
 
 
 @contextmanager
@@ -642,7 +668,9 @@ def _load_best(network: nn.Module, saved: Checkpoints) -> None:
     if saved.best_weights is not None:
         network.load_state_dict(saved.best_weights)
     elif saved.best is not None and saved.folder is not None:
-        load_checkpoint(saved.folder.file(BEST), network)
+        info = load_checkpoint(saved.folder.file(BEST), network)
+        saved.sources.note(info.path, saved.best_content)
+        saved.sources.note(info.path, info.sha256)
 
 
 def _faulty_accuracy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -18,14 +19,17 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fxfault.calibration import calibration_state, restore_calibration
+from fxfault.checkpoints import read_content
 from fxfault.curriculum import epoch_plan
 from fxfault.errors import DataError, FxFaultError
 from fxfault.experiment import ExperimentConfig
 from fxfault.files import write_atomically
+from fxfault.free_memory import free_memory
 from fxfault.generators import generator_states, restore_generators
 from fxfault.models.user_factory import quote_error
 from fxfault.optimizers import learning_rate
 from fxfault.run_folder import BEST, LAST, METRICS, RunFolder
+from fxfault.sources import Sources
 
 if TYPE_CHECKING:
     from fxfault.training import Classifier
@@ -49,35 +53,57 @@ class Interrupted(FxFaultError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a new file and renames it, so that a kill or a full disk leaves the old one."""
+    """Writes a new file and renames it, so that a kill or a full disk leaves the old one.
+
+    Attributes:
+        written: SHA-256 of what was written, in hexadecimal, by the path.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """Write nothing yet; `most` is that of `read_checkpoint`."""
+        super().__init__()
+        self.most = most
+        self.written: dict[str, str] = {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write a checkpoint; its folder must be there, as one that vanished is an error."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_atomically(path, content.getvalue())
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getvalue()
+        write_atomically(path, content)
+        self.written[str(path)] = hashlib.sha256(content).hexdigest()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read a checkpoint, executing nothing that is in it."""
-        return read_checkpoint(path)
+        return read_checkpoint(path, self.most)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, most: int | None = None) -> dict[str, Any]:
     """Read a checkpoint that a training wrote.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have and unpack to, see `fxfault.checkpoints.most_bytes`;
+            default: as much as there is memory.
 
     Raises:
         DataError: it cannot be read, or is none.
     """
+    prefix = f"checkpoint {str(path)!r}"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        limit = free_memory() if most is None else most
+        content = read_content(Path(path), prefix, limit, "name one that fxfault-train wrote")
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except Exception as error:  # bytes that are no checkpoint make torch raise almost anything
-        raise DataError(f"checkpoint {str(path)!r} cannot be read: {quote_error(error)}") from error
+        raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error
     if not isinstance(checkpoint, dict) or _KEY not in checkpoint:
-        raise DataError(f"checkpoint {str(path)!r} was not written by fxfault-train")
+        raise DataError(f"{prefix} was not written by fxfault-train")
     return checkpoint
 
 
@@ -169,9 +195,12 @@ class Checkpoints(Checkpoint):
         record: what was measured.
         folder: where they are written; None keeps the best weights in memory.
         stop: tells whether the training was asked to stop.
+        files: what writes them.
+        sources: what the training started from, looked at after each save.
 
     Attributes:
         best: the row of the best epoch so far.
+        best_content: SHA-256 of its file; None where there is none, or an older fxfault wrote it.
         best_weights: of the network in that epoch, where there is no folder.
     """
 
@@ -181,7 +210,11 @@ class Checkpoints(Checkpoint):
         record: Record,
         folder: RunFolder | None,
         stop: Callable[[], bool],
+        files: AtomicCheckpointIO,
+        sources: Sources,
     ) -> None:
+        self.files, self.sources = files, sources
+        self.best_content: str | None = None
         self.record = record
         self.folder = folder
         self.stop = stop
@@ -214,12 +247,13 @@ class Checkpoints(Checkpoint):
             raise Interrupted(trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The row of the best epoch."""
-        return {"best": self.best}
+        """The row of the best epoch, and the content of its file."""
+        return {"best": self.best, "best_content": self.best_content}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on looking for a better one."""
         self.best = state_dict["best"]
+        self.best_content = state_dict.get("best_content")
 
     def _rank(self, row: Row) -> tuple[float, float]:
         return row[f"{self.prefix}_accuracy"], -row[f"{self.prefix}_loss"]
@@ -227,7 +261,11 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is not None:
             self.folder.check_is_same()
-            trainer.save_checkpoint(self.folder.file(name))
+            path = self.folder.file(name)
+            trainer.save_checkpoint(path)
+            if name == BEST:
+                self.best_content = self.files.written.get(str(path))
+        self.sources.check()
 
 
 def to_csv(rows: list[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -442,6 +443,28 @@ def test_a_name_that_is_taken_while_it_works_is_left_alone(
     monkeypatch.setattr(FaultEvaluation, "baseline", baseline)
     assert "saved to: fault_eval_random_2.json (" in command(*FAST, "--probability", "1").out
     assert Path("fault_eval_random.json").read_text(encoding="utf-8") == "of another"
+
+
+def test_weights_that_are_replaced_while_it_evaluates_are_said_at_the_end(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save_weights("best.pth")
+    loaded, evaluated = Path(file).read_bytes(), FaultEvaluation.baseline
+
+    def baseline(self: FaultEvaluation) -> float:
+        Path(file).write_bytes(b"others")
+        return evaluated(self)
+
+    monkeypatch.setattr(FaultEvaluation, "baseline", baseline)
+    run = command(*FAST, "--checkpoint", file, "--probability", "1")
+    assert run.status == 2
+    assert re.fullmatch(
+        r"error: checkpoint 'best\.pth' was replaced while the evaluation ran \(.*\): what was "
+        r"written is of the old one; .*\n",
+        run.err,
+    )
+    written = document("fault_eval_random.json")
+    assert written["checkpoint"]["sha256"] == hashlib.sha256(loaded).hexdigest()
 
 
 def test_a_full_disk_leaves_no_empty_file(

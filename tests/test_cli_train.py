@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +21,14 @@ import pytest
 import torch
 import yaml
 
+from fxfault import training
 from fxfault.campaign.study import Study
 from fxfault.cli import evaluate, inspect, train
 from fxfault.cli.plots import training_picture
 from fxfault.cli.training_progress import Reporter
 from fxfault.cli.training_report import LONGEST_PLAN, plan_lines
 from fxfault.cli.training_run import resume_command
-from fxfault.errors import ConfigError
+from fxfault.errors import ConfigError, DataError
 from fxfault.experiment import load_experiment
 from fxfault.experiment_parts import load_model
 from fxfault.run_folder import RunFolder
@@ -673,6 +675,99 @@ def test_resuming_what_cannot_be_resumed(fails: Callable[..., str], command: Any
     assert "checkpoint 'run/last.ckpt' cannot be read" in fails(*resume)
     Path("run/last.ckpt").unlink()
     assert "run has no last.ckpt to go on from" in fails(*resume)
+
+
+def unpacking_to(path: Path, size: int) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(size))
+
+
+NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "large": (lambda path: os.truncate(path, 2**26), "has 64.0 MiB, allowed: up to"),
+    "bomb": (lambda path: unpacking_to(path, 2**27), "unpack to 128.0 MiB, allowed: up to"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
+def test_a_last_checkpoint_that_is_too_large_is_not_read(
+    fails: Callable[..., str], command: Callable[..., Run], kind: str
+) -> None:
+    command(*FAST, "--set", "training.epochs=1", "--out", "run")
+    damage, problem = NO_CHECKPOINTS[kind]
+    damage(Path("run/last.ckpt"))
+    line = fails("--resume", "--out", "run")
+    assert "checkpoint 'run/last.ckpt'" in line
+    assert problem in line
+    assert "name one that fxfault-train wrote" in line
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_no_checkpoint_of_a_training(tmp_path: Path, kind: str) -> None:
+    path = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=f"is a {kind}"):
+        read_checkpoint(path)
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_for(command: Callable[..., Run]) -> None:
+    command(*FAST, "--set", "training.epochs=1", "--out", "run")
+    before = Path("run/last.ckpt").read_bytes()
+    os.unlink("run/run.json")
+    os.mkfifo("run/run.json")
+    run = command("--resume", "--out", "run")
+    assert run.status == 2
+    assert re.fullmatch(r"error: run/run\.json is a pipe, expected a .*; take it.*\n", run.err)
+    assert Path("run/last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("moment", [(train._Command, "_say_start"), (Reporter, "on_train_start")])
+def test_initial_weights_that_are_replaced_in_mid_run_end_it(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, moment: tuple[type, str]
+) -> None:
+    """Before the training loads them once more, or after."""
+    command(*FAST, "--set", "training.epochs=1", "--out", "first")
+    shutil.copy("first/last.ckpt", "start.ckpt")
+
+    def replace(*arguments: Any) -> None:
+        os.replace("first/best.ckpt", "start.ckpt")
+
+    monkeypatch.setattr(*moment, replace, raising=False)
+    run = command(*FAST, "--init", "start.ckpt", "--out", "run")
+    assert run.status == 2
+    assert re.fullmatch(
+        r"error: checkpoint 'start\.ckpt' was replaced while the training ran \(sha256 .*\n",
+        run.err,
+    )
+    assert record("run")["complete"] is False
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_best_weights_of_another_training_are_not_tested(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    one = [*FAST, "--set", "training.epochs=1"]
+    command(*one, "--set", "seed.value=1", "--out", "other")
+    command(*one, "--out", "run")
+    other = Path("other/best.ckpt")
+    shutil.copy("run/best.ckpt", "best.ckpt")
+    if resumed:
+        shutil.copy(other, "run/best.ckpt")
+        run = command("--resume", "--out", "run")
+    else:
+        load = training._load_best
+
+        def replaced(network: Any, saved: Any) -> None:
+            shutil.copy(other, saved.folder.file("best.ckpt"))
+            load(network, saved)
+
+        monkeypatch.setattr(training, "_load_best", replaced)
+        run = command(*one, "--out", "new")
+    assert run.status == 2
+    assert re.fullmatch(r"error: checkpoint '\w+/best\.ckpt' was replaced while .*\n", run.err)
+    assert "Test accuracy" not in run.out
+    if resumed:  # What the line says helps.
+        os.replace("best.ckpt", "run/best.ckpt")
+        assert command("--resume", "--out", "run").status == 0
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint(

@@ -19,7 +19,6 @@ from fxfault.campaign.facts import Facts, strikes_nothing
 from fxfault.campaign.outline import background_of
 from fxfault.campaign.plan import Plan, make_runner
 from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.sources import refuse_other
 from fxfault.campaign.study import Cell, Study
 from fxfault.campaign.trials import Trials
 from fxfault.chance import doubt_of
@@ -34,6 +33,7 @@ from fxfault.experiment_parts import (
     try_model,
 )
 from fxfault.sites import faults_of
+from fxfault.sources import refuse_other
 
 if TYPE_CHECKING:
     from fxfault.campaign.engines import OnNote

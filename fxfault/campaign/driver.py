@@ -26,10 +26,10 @@ from fxfault.campaign.engines import Engine, OnNote, make_engine
 from fxfault.campaign.errors import StoreError
 from fxfault.campaign.plan import Plan
 from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.sources import Sources
 from fxfault.campaign.store import Store, is_new
 from fxfault.campaign.study import Cell, Study
 from fxfault.files import expanded
+from fxfault.sources import Sources
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""The files that a study's weights come from: they must stay what they were while it runs.
+"""The files that the weights of a run come from: they must stay what they were while it runs.
 
 A study that goes on for hours loads a checkpoint again and again, in several processes. One that
 is replaced meanwhile, by a training that saves its best epoch for instance, would give rows of
-other weights beside those of the first.
+other weights beside those of the first. So it is with a training, and with an evaluation.
 """
 
 from __future__ import annotations
@@ -11,16 +11,46 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fxfault.errors import DataError
+from fxfault.errors import DataError, FxFaultError, TrainingError
 from fxfault.files import expanded
 
 BUNDLED = "bundled:"
 
 
+class Activity(NamedTuple):
+    """What goes on while files must stay what they are.
+
+    Attributes:
+        name: of it.
+        mend: what to do, and what is kept.
+        error: what it is told by.
+    """
+
+    name: str
+    mend: str
+    error: type[FxFaultError] = DataError
+
+
+STUDY = Activity(
+    "study", "put the old file back and go on, or name another store; finished trials are kept"
+)
+TRAINING = Activity(
+    "training",
+    "put the old file back and go on with --resume, or start anew; what was saved is kept",
+    TrainingError,
+)
+EVALUATION = Activity(
+    "evaluation", "what was written is of the old one; evaluate anew for what is there now"
+)
+
+
 class Sources:
     """Checkpoints by the content that they had when they were first loaded.
+
+    Attributes:
+        folder: where relative paths start.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -37,23 +67,25 @@ class Sources:
 name another store; finished trials are kept
     """
 
-    def __init__(self, folder: Path, contents: Mapping[str, str | None]) -> None:
+    def __init__(
+        self, folder: Path, contents: Mapping[str, str | None], activity: Activity = STUDY
+    ) -> None:
         """Note which files there are.
 
         Args:
             folder: where relative paths start.
             contents: SHA-256 of what was loaded, in hexadecimal, by the name of the checkpoint.
+            activity: what depends on them.
 
         Raises:
-            DataError: one has other content already.
+            FxFaultError: one has other content already.
         """
-        self._contents = {name: value for name, value in contents.items() if value is not None}
-        self._paths = {
-            name: path
-            for name in self._contents
-            if not name.startswith(BUNDLED) and (path := located(name, folder)).is_file()
-        }  # Of a cluster, other machines may have them alone.
+        self.folder, self._activity = folder, activity
+        self._contents: dict[str, str] = {}
+        self._paths: dict[str, Path] = {}
         self._stamps: dict[str, tuple[int, ...] | None] = {}
+        for name, content in contents.items():
+            self.note(name, content)
         self.check()
 
     @classmethod
@@ -61,16 +93,34 @@ name another store; finished trials are kept
         """Those of the part `networks` of a study's fingerprint."""
         return cls(folder, {name: facts["checkpoint"] for name, facts in networks.items()})
 
+    def note(self, name: str, content: str | None) -> None:
+        """Note what was loaded, or compare it with what was when it was loaded first.
+
+        Args:
+            name: of the checkpoint.
+            content: its SHA-256, in hexadecimal; None where there is no file.
+
+        Raises:
+            FxFaultError: it was replaced in between.
+        """
+        if content is None:
+            return
+        refuse_other(name, self._contents.setdefault(name, content), content, self._activity)
+        if not name.startswith(BUNDLED):
+            path = located(name, self.folder)
+            if path.is_file():  # Of a cluster, other machines may have it alone.
+                self._paths.setdefault(name, path)
+
     def check(self) -> None:
         """See that each is what it was; reads only those that were touched.
 
         Raises:
-            DataError: one was replaced or removed.
+            FxFaultError: one was replaced or removed.
         """
         for name, path in self._paths.items():
             stamp = _stamp(path)
             if stamp is None or stamp != self._stamps.get(name):
-                refuse_other(name, self._contents[name], _sha256(path))
+                refuse_other(name, self._contents[name], _sha256(path), self._activity)
                 self._stamps[name] = stamp
 
 
@@ -79,23 +129,20 @@ def located(name: str, folder: Path) -> Path:
     return folder / expanded(name)
 
 
-def refuse_other(name: str, noted: str | None, now: str | None) -> None:
+def refuse_other(name: str, noted: str | None, now: str | None, activity: Activity = STUDY) -> None:
     """Compare the content of a checkpoint with what was noted.
 
     Raises:
-        DataError: it is another one.
+        FxFaultError: it is another one.
     """
     if now == noted:
         return
     if now is not None and noted is not None:
-        what = f"replaced while the study ran (sha256 {noted[:12]}... when it was loaded, "
-        what += f"{now[:12]}... now)"
+        what = f"replaced while the {activity.name} ran "
+        what += f"(sha256 {noted[:12]}... when it was loaded, {now[:12]}... now)"
     else:
-        what = "removed while the study ran"
-    raise DataError(
-        f"checkpoint {name!r} was {what}: put the old file back and go on, or name another store; "
-        "finished trials are kept"
-    )
+        what = f"removed while the {activity.name} ran"
+    raise activity.error(f"checkpoint {name!r} was {what}: {activity.mend}")
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
