@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.store import Store
 from fxfault.campaign.study import Study
+from fxfault.campaign.worker import work
 
 SMALL: dict[str, Any] = {
     "dataset": {"name": "fake", "kwargs": {"size": 24, "image_size": 8, "in_channels": 1}},
@@ -30,6 +34,16 @@ def small_study(**changes: Any) -> Study:
     """The study, with some of its sections replaced; None leaves one out."""
     content = {**SMALL, **changes}
     return Study.from_dict({key: value for key, value in content.items() if value is not None})
+
+
+def stopped_at_half_a_message(connection: Connection, plan: str, number: int) -> None:
+    """A worker; the first one, in a folder where `stopped` does not exist, comes no further."""
+    try:
+        Path(os.environ["STOPPED"]).touch(exist_ok=False)
+    except FileExistsError:
+        work(connection, plan, number)
+    os.write(connection.fileno(), (1000).to_bytes(4, "big") + b'["facts", ')
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def outcome(path: Path) -> list[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign_tools import outcome, small_study
+from campaign_tools import outcome, small_study, stopped_at_half_a_message
 
 from fxfault.campaign import crew, muster, patience, process_engine
 from fxfault.campaign.agenda import Batch
@@ -312,6 +313,27 @@ def test_a_stopped_worker_is_named_and_its_trials_go_to_others(
     told = [note for note in notes if "no sign of life for" in note and " at trial " in note]
     assert any(note.endswith("; another one gets its trials after 4 s") for note in told)
     assert any(note.endswith("; another one gets its trials") for note in told)
+
+
+def test_a_worker_that_is_stopped_at_half_a_message_keeps_nobody_waiting(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOPPED", str(tmp_path / "stopped"))
+    monkeypatch.setattr(process_engine, "work", stopped_at_half_a_message)
+    monkeypatch.setattr(crew, "SAY_AFTER", 1.0)
+    monkeypatch.setattr(patience, "_FIRST_SET_UP", 2.0)
+    path = tmp_path / "study.sqlite"
+    engine, notes = ProcessEngine(1), list[str]()
+
+    def be_patient(note: str) -> None:
+        notes.append(note)
+        if note.endswith("gets its trials"):
+            monkeypatch.setattr(patience, "_FIRST_SET_UP", 300.0)
+
+    assert run_study(small_study(), path, engine=engine, on_note=be_patient).is_finished
+    assert outcome(path) == undisturbed
+    assert re.match(r"worker 0: no sign of life for \d s while it was set up; another", notes[0])
+    assert re.match(r"worker 0: no sign of life for \d s while .*gets its trials$", notes[1])
 
 
 def test_a_trial_that_takes_too_long_twice_ends_the_study() -> None:

@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from fxfault.campaign.crew import BATCHES_EACH, Crew, Worker
 from fxfault.campaign.patience import TICK
@@ -28,10 +30,15 @@ _PATIENCE = 10.0  # seconds for a worker to end
 
 @dataclass(eq=False, kw_only=True)
 class _Process(Worker):
-    """A process of this machine, and a pipe to it."""
+    """A process of this machine, and a pipe to it.
+
+    Attributes:
+        reader: reads the pipe: of a message that has come in part, the rest may never come.
+    """
 
     process: SpawnProcess
     connection: Connection
+    reader: threading.Thread = field(init=False)
 
 
 class ProcessEngine(Crew[_Process]):
@@ -52,6 +59,7 @@ class ProcessEngine(Crew[_Process]):
         super().__init__(trial_timeout)
         self.workers = workers or _cores()
         self.slots = self.workers * BATCHES_EACH
+        self._inbox: SimpleQueue[tuple[_Process, bytes | None]] = SimpleQueue()
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -77,7 +85,10 @@ class ProcessEngine(Crew[_Process]):
         with _interrupts_held_back():
             process.start()
         theirs.close()  # So that the worker's death closes the pipe.
-        return _Process(number, process=process, connection=ours)
+        worker = _Process(number, process=process, connection=ours)
+        worker.reader = threading.Thread(target=_read, args=(worker, self._inbox), daemon=True)
+        worker.reader.start()
+        return worker
 
     def _give(self, worker: _Process, cell: str, trials: list[int]) -> None:
         message = json.dumps({"cell": cell, "trials": trials}).encode()
@@ -87,34 +98,46 @@ class ProcessEngine(Crew[_Process]):
 
     def _listen(self) -> list[TrialRow]:
         """Wait for a message or a death, and see to all that there are."""
-        by_handle: dict[Any, _Process] = {}
-        for worker in self._workers:
-            by_handle[worker.connection] = by_handle[worker.process.sentinel] = worker
-        ready = wait(list(by_handle), TICK)
-        self._clock.look()
-        heard = {id(by_handle[handle]): by_handle[handle] for handle in ready}
-        return [row for worker in heard.values() for row in self._hear(worker)]
+        messages = self._read_inbox()
+        now, rows = self._clock.look(), list[TrialRow]()
+        for worker, message in messages:
+            if worker not in self._workers:
+                continue  # Another one has its trials.
+            if message is None:
+                self._replace(worker, _buried(worker))
+            else:
+                rows += self._heed(worker, *json.loads(message))
+        for worker in list(self._workers):
+            # What it started itself may hold its end of the pipe open.
+            if now - worker.heard >= 2 * TICK and not worker.process.is_alive():
+                self._replace(worker, _buried(worker))
+        return rows
+
+    def _read_inbox(self) -> list[tuple[_Process, bytes | None]]:
+        """What came, in its order; waits for the first of it."""
+        messages = []
+        with suppress(Empty):
+            messages.append(self._inbox.get(timeout=TICK))
+            while True:
+                messages.append(self._inbox.get_nowait())
+        return messages
 
     def _end(self, worker: _Process) -> None:
         worker.process.kill()
         _buried(worker)
 
-    def _hear(self, worker: _Process) -> list[TrialRow]:
-        rows: list[TrialRow] = []
-        try:
-            while worker.connection.poll():
-                rows += self._heed(worker, *json.loads(worker.connection.recv_bytes()))
-        except (EOFError, OSError):
-            self._replace(worker, _buried(worker))
-        else:
-            if not worker.process.is_alive() and not worker.connection.poll():
-                self._replace(worker, _buried(worker))
-        return rows
+
+def _read(worker: _Process, inbox: SimpleQueue[tuple[_Process, bytes | None]]) -> None:
+    """Pass on what a worker sends, and None when its end of the pipe is closed."""
+    with suppress(EOFError, OSError):
+        while True:
+            inbox.put((worker, worker.connection.recv_bytes()))
+    inbox.put((worker, None))
+    worker.connection.close()
 
 
 def _buried(worker: _Process) -> str:
     """Wait for the end of a worker; returns how it ended, in words."""
-    worker.connection.close()
     worker.process.join(_PATIENCE)
     if worker.process.is_alive():
         worker.process.kill()
