@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from fxfault.campaign.bench import Bench
 from fxfault.campaign.rows import TrialRow
 from fxfault.campaign.store import Store
-from fxfault.campaign.study import Study
+from fxfault.campaign.study import Cell, Study
 from fxfault.campaign.worker import work
 
 SMALL: dict[str, Any] = {
@@ -44,6 +46,18 @@ def stopped_at_half_a_message(connection: Connection, plan: str, number: int) ->
         work(connection, plan, number)
     os.write(connection.fileno(), (1000).to_bytes(4, "big") + b'["facts", ')
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def slow_at_trial_2(connection: Connection, plan: str, number: int) -> None:
+    """A worker for which no trial of that number ends."""
+    run = Bench.run
+
+    def slow(self: Bench, cell: Cell, trial: int) -> TrialRow:
+        time.sleep(600 if trial == 2 else 0)
+        return run(self, cell, trial)
+
+    Bench.run = slow  # type: ignore[method-assign]
+    work(connection, plan, number)
 
 
 def outcome(path: Path) -> list[tuple[Any, ...]]:

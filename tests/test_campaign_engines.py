@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign_tools import outcome, small_study, stopped_at_half_a_message
+from campaign_tools import (
+    outcome,
+    slow_at_trial_2,
+    small_study,
+    stopped_at_half_a_message,
+)
 
 from fxfault.campaign import crew, muster, patience, process_engine
 from fxfault.campaign.agenda import Batch
@@ -344,6 +349,65 @@ def test_a_trial_that_takes_too_long_twice_ends_the_study() -> None:
         EngineError, match=r"trial 3 of cell was not done in time 2 times .*raise --trial-timeout"
     ):
         workers.lose(("cell", 3), "not done after 5 s", muster.MOST_TIMEOUTS)
+
+
+def test_a_timeout_that_a_trial_never_meets_ends_the_study_and_keeps_the_others(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_engine, "work", slow_at_trial_2)
+    path = tmp_path / "study.sqlite"
+    engine = ProcessEngine(1, trial_timeout=2.0)
+    with pytest.raises(
+        EngineError,
+        match=r"^trial 2 of \{.*\} was not done in time 2 times \(not done after \d+ s\); raise --",
+    ):
+        run_study(small_study(), path, engine=engine)
+    kept = outcome(path)
+    assert kept
+    assert set(kept) < set(undisturbed)
+
+
+def test_a_stall_of_this_process_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "TICK", 0.02)
+    monkeypatch.setattr(patience, "SAY_AFTER", 0.1)
+    notes = list[str]()
+    watch = patience.Watch(notes.append)
+    with watch.at("while it was set up"):
+        time.sleep(0.05)
+    assert notes == []
+    for _ in range(2):
+        with watch.at("at trial 3 of cell"):
+            until = time.monotonic() + 20
+            while not notes and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.2)
+    watch.close()
+    # The second one is no longer than the first.
+    assert [re.sub(r"\d+ s", "1 s", note) for note in notes] == [
+        "this process: not done for 1 s at trial 3 of cell"
+    ]
+
+
+def test_a_slow_trial_of_the_local_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes, run = list[str](), Bench.run
+
+    def slow(self: Bench, cell: Any, trial: int) -> Any:
+        monkeypatch.setattr(patience, "SAY_AFTER", 0.0)
+        monkeypatch.setattr(patience, "_FAR", 0.0)
+        until = time.monotonic() + 20
+        while not any(" not done " in note for note in notes) and time.monotonic() < until:
+            time.sleep(0.01)
+        return run(self, cell, trial)
+
+    engine = LocalEngine()
+    facts = engine.start(Plan(study=small_study().to_dict()), notes.append)
+    cell = small_study().cells(facts.sites, facts.bit_widths)[0]
+    engine.submit(Batch(cell.key, (3,)))
+    monkeypatch.setattr(Bench, "run", slow)
+    assert [row.trial for row in engine.receive()] == [3]
+    engine.close()
+    assert notes[-1].startswith("this process: not done for ")
+    assert notes[-1].endswith(f" s at trial 3 of {cell.key}")
 
 
 def test_patience_follows_from_what_trials_take() -> None:

@@ -208,10 +208,13 @@ class Crew(ABC, Generic[W]):
             limit *= len(worker.batches[0][1])
         at = "while it was set up" if trial is None else f"at trial {trial[1]} of {trial[0]}"
         if limit is not None and still > limit:
-            how = f"no sign of life for {mute:.0f} s" if silent else f"not done after {still:.0f} s"
+            timed_out = trial is not None and self._patience.timeout is not None
+            # A timeout may be shorter than the time between two signs of life.
+            how = f"not done after {still:.0f} s"
+            if silent and not timed_out:
+                how = f"no sign of life for {mute:.0f} s"
             self._muster.note(f"worker {worker.number}: {how} {at}; another one gets its trials")
             self._end(worker)
-            timed_out = trial is not None and self._patience.timeout is not None
             most = MOST_TIMEOUTS if timed_out else None
             self._replace(worker, how, most)
         elif still >= SAY_AFTER and not worker.is_told_of:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fxfault.campaign.agenda import Batch
 from fxfault.campaign.errors import EngineError
+from fxfault.campaign.patience import Watch
 from fxfault.campaign.rows import TrialRow
 from fxfault.models.user_factory import nearest
 
@@ -69,14 +70,17 @@ class LocalEngine:
 
     def __init__(self) -> None:
         self._bench: Bench | None = None
+        self._watch: Watch | None = None
         self._waiting: deque[tuple[Cell, int]] = deque()
 
     def start(self, plan: Plan, on_note: OnNote) -> Facts:
         """See `Engine.start`."""
         from fxfault.campaign.bench import Bench
 
-        self._bench = Bench(plan, on_note=on_note)
-        return self._bench.facts()
+        self._watch = Watch(on_note)
+        with self._watch.at("while it was set up"):
+            self._bench = Bench(plan, on_note=on_note)
+            return self._bench.facts()
 
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`."""
@@ -88,11 +92,16 @@ class LocalEngine:
     def receive(self) -> list[TrialRow]:
         """See `Engine.receive`."""
         assert self._bench is not None
-        return [self._bench.run(*self._waiting.popleft())]
+        assert self._watch is not None
+        cell, trial = self._waiting.popleft()
+        with self._watch.at(f"at trial {trial} of {cell.key}"):
+            return [self._bench.run(cell, trial)]
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._bench = None
+        if self._watch is not None:
+            self._watch.close()
+        self._bench = self._watch = None
         self._waiting.clear()
 
 

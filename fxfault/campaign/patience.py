@@ -15,11 +15,15 @@ twice as long whenever the same trial is tried again.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 SAY_AFTER = 45.0  # seconds, until a user is told
 _LEAST = 90.0  # seconds
 _FIRST_SET_UP = 300.0  # seconds: imports from a slow disk let no sign of life through
+_FAR = 5  # times the longest so far, in this process
 _TRIALS, _SET_UPS = 20, 5  # times the longest so far; setting up has a whole evaluation in it
 
 # The longest time between two looks: a driver that was stopped itself has heard nobody.
@@ -38,6 +42,47 @@ class Clock:
         before, self._looked = self._looked, time.monotonic()
         self.now += min(self._looked - before, 2 * TICK)
         return self.now
+
+
+class Watch:
+    """Says, in a thread of its own, that this process is at something for far longer than usual.
+
+    It cannot while code in C keeps Python's lock. What it says, nothing follows from.
+    """
+
+    def __init__(self, on_note: Callable[[str], object]) -> None:
+        """Begin to look; `on_note` is called in that thread."""
+        self._on_note, self._clock = on_note, Clock()
+        self._at: tuple[str, float] | None = None
+        self._longest = 0.0
+        self._over = threading.Event()
+        threading.Thread(target=self._look, name="watch", daemon=True).start()
+
+    @contextmanager
+    def at(self, what: str) -> Iterator[None]:
+        """Be at something, which `what` names after "not done for 60 s"."""
+        began = time.monotonic()
+        self._at = what, self._clock.now
+        try:
+            yield
+        finally:
+            self._at = None
+            self._longest = max(self._longest, time.monotonic() - began)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _look(self) -> None:
+        told: tuple[str, float] | None = None
+        while not self._over.wait(TICK):
+            now, at = self._clock.look(), self._at
+            if at is None or at is told:
+                continue
+            still = now - at[1]
+            if still >= max(SAY_AFTER, _FAR * self._longest):
+                told = at
+                self._on_note(f"this process: not done for {still:.0f} s {at[0]}")
 
 
 class Patience:
