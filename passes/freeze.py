@@ -29,8 +29,7 @@ from fxfault.frozen_layers import (
     settle,
 )
 from fxfault.layer_outputs import LayerOutput
-from fxfault.passes.insert import BeginForward
-from fxfault.passes.sharing import replace_modules, twin
+from fxfault.passes.sharing import twin
 from fxfault.passes.traced_module import twin_of_traced
 from fxfault.quant_tensors import is_activation
 from fxfault.sites import FaultSites, faults_of
@@ -239,15 +238,3 @@ def _give_own_sites(ours: nn.Module, new_of: dict[nn.Module, nn.Module]) -> None
         for name, value in module.__dict__.items():
             if isinstance(value, (FaultSites, LayerOutput)):
                 module.__dict__[name] = copy.deepcopy(value, copies)
-            elif isinstance(value, BeginForward):
-                begin = BeginForward(module, copy.deepcopy(sites, copies))
-                begin.own = _moved(value.own, new_of)
-                module.__dict__[name] = begin
-
-
-def _moved(function: Any, new_of: dict[nn.Module, nn.Module]) -> Any:
-    """A function that leads to the new modules where it led to the old ones."""
-    holder = nn.Module()
-    holder.__dict__["function"] = function
-    replace_modules(holder, {id(old): new for old, new in new_of.items()})
-    return holder.__dict__["function"]

@@ -19,12 +19,8 @@ forward hooks (`fxfault.layer_outputs`).
 
 from __future__ import annotations
 
-import functools
-import inspect
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -33,6 +29,7 @@ from fxfault.config import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.own_forward import keep_forward
 from fxfault.passes.sharing import holds, replace_modules, shell
 from fxfault.passes.surgery import follow
 from fxfault.passes.traced_module import TracedModule
@@ -88,28 +85,6 @@ def _listed(problems: dict[str, str], most: int = 5) -> str:
     shown = [f"{path} ({why})" for path, why in list(problems.items())[:most]]
     more = [f"{len(problems) - most} more"] if len(problems) > most else []
     return ", ".join(shown + more)
-
-
-class BeginForward:
-    """The forward of a model that keeps its own, with the clock moved first."""
-
-    def __init__(self, model: nn.Module, sites: FaultSites) -> None:
-        self.model = [model]  # In a list, so that it is not taken for a child.
-        self.sites = sites
-        self.own = model.__dict__.get("forward")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model's own forward."""
-        (model,) = self.model
-        forward = self.own or functools.partial(type(model).forward, model)
-        # In the order of the signature, so that keywords do not change the batch.
-        bound = inspect.signature(forward).bind(*args, **kwargs)
-        if torch.compiler.is_dynamo_compiling():
-            begin_forward(self.sites, *bound.arguments.values())
-            return forward(*args, **kwargs)
-        with self.sites.forward_of_thread():
-            begin_forward(self.sites, *bound.arguments.values())
-            return forward(*args, **kwargs)
 
 
 class _Plan:
@@ -239,7 +214,7 @@ class _Plan:
     def _begin(self) -> None:
         if not isinstance(self.root, TracedModule):
             self.root.__dict__[_free_name(self.root)] = self.sites
-            self.root.__dict__["forward"] = BeginForward(self.root, self.sites)
+            keep_forward(self.root)
             return
         self.root.__dict__["_begins"] = True
         for graph in self.root.graphs:

@@ -13,7 +13,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.layer_outputs import uninstall
-from fxfault.passes.insert import BeginForward
+from fxfault.passes.own_forward import give_forward_back
 from fxfault.passes.traced_module import TracedModule
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
 
@@ -27,7 +27,7 @@ class StripFaults(PassBase):
         modified = False
         for module in list(graph_module.modules()):
             modified |= uninstall(module)
-            modified |= _strip_forward(module)
+            modified |= give_forward_back(module)
             if isinstance(module, TracedModule) and _strip_graphs(module):
                 module.recompile()
                 modified = True
@@ -51,13 +51,3 @@ def _strip_graphs(module: TracedModule) -> bool:
                 graph.erase_node(state)
                 stripped = True
     return stripped
-
-
-def _strip_forward(module: nn.Module) -> bool:
-    begin = module.__dict__.get("forward")
-    if not isinstance(begin, BeginForward):
-        return False
-    del module.__dict__["forward"]
-    if begin.own is not None:
-        module.__dict__["forward"] = begin.own
-    return True

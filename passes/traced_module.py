@@ -15,11 +15,11 @@ from torch.fx.graph import PythonCode
 from torch.nn.modules import module as torch_hooks
 from torch.utils.hooks import RemovableHandle
 
-from fxfault.errors import TransformError
 from fxfault.functional import begin_forward
 from fxfault.passes.guards import Guard, Present, Scope, freeze_value
+from fxfault.passes.own_forward import Transformed, class_from, source_class
 from fxfault.passes.sharing import shell, with_replacements
-from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
+from fxfault.sites import FaultSites
 
 _EMPTY = inspect.Parameter.empty
 _PLAIN = frozenset({bool, int, float, str})  # Which have no attributes of their own.
@@ -40,7 +40,7 @@ class Terms(NamedTuple):
     parts: tuple[tuple[nn.Module, tuple[str, ...], tuple[Any, ...]], ...] = ()
 
 
-class TracedModule(GraphModule):
+class TracedModule(Transformed, GraphModule):
     """A `GraphModule` that keeps the class, attributes and children of its source.
 
     `torch.fx.GraphModule` copies over only what its graph names, in the order of use,
@@ -105,15 +105,6 @@ class TracedModule(GraphModule):
         forward.__signature__ = inspect.signature(evaluate)  # type: ignore[attr-defined]
         kind.forward = forward
         return code
-
-    @property
-    def _sites(self) -> FaultSites | None:
-        """The fault sites of the model that the module is a part of; None: it has none."""
-        for name in ATTRIBUTE_NAMES:
-            sites = self.__dict__.get(name)
-            if isinstance(sites, FaultSites):
-                return sites
-        return None
 
     def why_own_forward(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -216,29 +207,6 @@ class TracedModule(GraphModule):
         new.__dict__["_terms"] = Terms(*with_replacements(tuple(terms), {id(self): new}))
         return new
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse to be pickled, as `torch.save` of a whole model does.
-
-        Raises:
-            TransformError: always.
-        """
-        raise TransformError(
-            f"{type(self).__name__}: a transformed model cannot be pickled or saved whole, as the "
-            "layers of Brevitas cannot: save model.state_dict(), whose keys are those of the model "
-            "as given, and transform the network anew after loading them; copy it by copy.deepcopy"
-        )
-
-    def __prepare_scriptable__(self) -> Any:
-        """Refuse to become TorchScript.
-
-        Raises:
-            TransformError: always.
-        """
-        raise TransformError(
-            f"{type(self).__name__}: a transformed model cannot become TorchScript: use the model "
-            "as given, as far as its layers can, or fxfault.compile for speed"
-        )
-
     def _replicate_for_data_parallel(self) -> Any:
         # GraphModule's own version copies the module, and with it the children that
         # torch.nn.parallel.replicate is about to replace.
@@ -255,7 +223,7 @@ def adopt(module: nn.Module, graph: Graph, train_graph: Graph | None, terms: Ter
         terms: what the graphs answer for.
     """
     source = type(module)
-    module.__class__ = _class_from((TracedModule, source), source)
+    module.__class__ = class_from((TracedModule, source), source)
     defaults = GraphModule(nn.Module(), Graph())
     for name, value in vars(defaults).items():
         module.__dict__.setdefault(name, value)
@@ -297,11 +265,6 @@ def own_call(kind: type) -> Any:
     return None if "GraphModule" in getattr(call, "__qualname__", "") else call
 
 
-def source_class(kind: type) -> Any:
-    """The class that a module had before it was traced."""
-    return kind.__bases__[1]
-
-
 @functools.lru_cache(maxsize=1024)
 def _signature_of(kind: type) -> tuple[int, dict[str, Any]]:
     """How many inputs stand first without a default, and the default of each by name."""
@@ -330,15 +293,7 @@ def _set_graphs(module: Any, graph: Graph, train_graph: Graph | None) -> None:
 
 def _own_class(kind: type) -> type:
     """A class like `kind` for one more object: generated code lives in the class."""
-    return _class_from(kind.__bases__, kind)
-
-
-def _class_from(bases: tuple[type, ...], named_like: type) -> type:
-    names: dict[str, Any] = {"__module__": named_like.__module__, "__doc__": named_like.__doc__}
-    names["_source_class"] = bases[1]
-    new = type(named_like.__name__, bases, names)
-    new.__qualname__ = named_like.__qualname__
-    return new
+    return class_from(kind.__bases__, kind)
 
 
 def _compile(graph: Graph) -> Callable[..., Any]:

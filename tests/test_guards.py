@@ -9,6 +9,7 @@ import contextlib
 import copy
 import enum
 import functools
+import io
 import sys
 import types
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from test_passes_in_the_wild import ALL_HIT, Base, X, alike, block, lowest_bits_
 from torch import Tensor, nn
 
 import fxfault
+from fxfault.errors import TransformError
 from fxfault.passes import containers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Named tensors")
@@ -256,6 +258,65 @@ def test_change_after_the_transform_is_seen(name: str, how: str, state_put_back:
     got = _before_and_after(faulty, CHANGES[name].change)
     assert alike(got, expected), containers_of(faulty)
     assert not alike(got[0], got[1]), "the change has changed nothing"
+
+
+class Branching(Base):
+    """Keeps its own forward, as what a tracer knows of its input does not tell which way to go."""
+
+    gain = 2.0
+
+    def forward(self, x: Tensor, *, more: Tensor | None = None) -> Any:
+        x = self.act(x) * self.gain
+        return x if x.sum() > 1e9 else self.linear(x)
+
+
+def _as_attribute(model: nn.Module) -> None:
+    model.forward = types.MethodType(Branching.forward, model)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("prepare", [lambda model: None, _as_attribute])
+def test_a_root_that_keeps_its_forward_is_copied_with_it(
+    how: str, freeze: bool, prepare: Callable[[nn.Module], None]
+) -> None:
+    torch.manual_seed(0)
+    model = Branching().eval()
+    prepare(model)
+    faulty = fxfault.transform(model, ALL_HIT)
+    assert [part.handling for part in containers_of(faulty)] == ["kept"]
+    assert isinstance(faulty, Branching)
+    faulty = fxfault.freeze(faulty) if freeze else faulty
+    again = HOW[how](faulty)
+    struck = how == "struck"
+    if how != "stripped":
+        again.faults.enabled = struck
+    model.gain = again.gain = 5.0
+    with torch.no_grad(), lowest_bits_flipped() if struck else contextlib.nullcontext():
+        expected = model(X)
+    with torch.no_grad():
+        assert torch.equal(again(X), expected)
+    assert again is faulty or faulty.gain == 2.0
+    assert (type(again) is Branching) == (how == "stripped")
+    assert ("forward" in vars(again)) == (how == "stripped" and prepare is _as_attribute)
+
+
+def test_the_forward_of_a_copy_moves_its_own_clock() -> None:
+    faulty = fxfault.transform(Branching().eval(), ALL_HIT)
+    twin = copy.deepcopy(faulty)
+    for _ in range(2):
+        twin(X)
+    assert twin.faults is not faulty.faults
+    assert (twin.faults.clock.forward, faulty.faults.clock.forward) == (2, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_root_that_keeps_its_forward_is_not_saved_whole() -> None:
+    faulty = fxfault.transform(Branching(), ALL_HIT)
+    with pytest.raises(TransformError, match=r"Branching: .* save model\.state_dict\(\)"):
+        torch.save(faulty, io.BytesIO())
+    with pytest.raises(TransformError, match=r"Branching: .* cannot become TorchScript"):
+        torch.jit.script(faulty)
 
 
 def _built(name: str) -> nn.Module:
