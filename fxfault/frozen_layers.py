@@ -339,6 +339,10 @@ class FrozenLayer(nn.Module):
             return None
         # A compiler would ask once and for all: see `fxfault.passes.refresh`.
         if not torch.compiler.is_compiling():
+            # A trace is checked without gradients, whether it was recorded with them or not, and
+            # goes on with the model's parameters. That for ONNX is not, and does not.
+            if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+                return None
             self.refresh()
         return self._settled.constants
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from brevitas.nn import QuantReLU
+from brevitas.nn import QuantLinear, QuantReLU
 from torch import nn
 
 import fxfault
@@ -61,6 +61,52 @@ def test_a_model_without_faults_is_recorded(recorder: str) -> None:
     model.faults.enabled = False
     assert torch.equal(RECORDERS[recorder](model)(IMAGES), model(IMAGES))
     assert RECORDERS[recorder](fxfault.strip(transformed())) is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_frozen_model_is_traced_as_the_one_that_it_was_made_from(gradients: bool) -> None:
+    """torch checks a trace without gradients, where a frozen model may compute by constants."""
+    net = nn.Sequential(QuantLinear(16, 16, bias=True), QuantReLU(bit_width=4))
+    net(IMAGES)
+    frozen: Any = fxfault.freeze(fxfault.transform(net.eval(), CONFIG))
+    frozen.faults.enabled = False
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(frozen, IMAGES)
+        assert torch.equal(traced(IMAGES), frozen(IMAGES))
+        with torch.no_grad():
+            net[0].weight *= -2  # It is the model's own.
+        assert torch.equal(traced(IMAGES), frozen(IMAGES))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_frozen_model_is_smaller_as_onnx() -> None:
+    pytest.importorskip("onnx")
+    net = nn.Sequential(QuantLinear(16, 16, bias=True), QuantReLU(bit_width=4))
+    net(IMAGES)
+    sizes = []
+    for model in (net.eval(), fxfault.freeze(net)):
+        file = io.BytesIO()
+        with torch.no_grad():
+            torch.onnx.export(model, (IMAGES,), file, dynamo=False)
+        sizes.append(len(file.getvalue()))
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_model_without_faults_becomes_onnx_by_the_new_exporter(freeze: bool) -> None:
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
+    model = transformed()
+    model.faults.enabled = False
+    model = fxfault.freeze(model) if freeze else model
+    file = io.BytesIO()
+    with torch.no_grad():
+        torch.onnx.export(model, (IMAGES,), dynamo=True, verbose=False).save(file)
+    run = reference.ReferenceEvaluator(file.getvalue())
+    (output,) = run.run(None, {run.input_names[0]: IMAGES.numpy()})
+    assert torch.equal(torch.from_numpy(output), model(IMAGES).detach())
 
 
 def test_a_quantiser_that_only_observes_is_named() -> None:
