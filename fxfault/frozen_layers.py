@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from fxfault.errors import FreezeError
-from fxfault.quant_tensors import IntQuantTensor, plain
+from fxfault.quant_tensors import OWN_FORWARD, IntQuantTensor, own_class, plain
 
 HOW_TO_THAW = (
     "a frozen model is for evaluation and does not train; train the model that it was frozen "
@@ -642,8 +642,9 @@ def _require_types(module: nn.Module, **allowed: tuple[type, ...]) -> None:
 def _require_brevitas(layer: nn.Module, *methods: str) -> None:
     """The layer must run Brevitas's code, and nobody's own."""
     for name in methods:
-        method = getattr(getattr(type(layer), "source", type(layer)), name, None)
+        method = getattr(own_class(layer), name, None)
         own = name in layer.__dict__ and name != "pack_output"
+        own |= name == "forward" and OWN_FORWARD in layer.__dict__
         if own or (method is not None and not method.__module__.startswith("brevitas.nn.")):
             raise Unsettled(f"it has a {name} of its own")
     if layer.training:

@@ -88,9 +88,23 @@ def only_observes(layer: Any) -> bool:
     return any(getattr(part, "observer_only", False) is True for part in parts)
 
 
+# Where the forward waits that the root of a transformed model has of its own, not of its class.
+OWN_FORWARD = "_fxfault_own_forward"
+
+
+def own_class(layer: nn.Module) -> Any:
+    """The class that a layer had before it was frozen, or became the root of a transformed model.
+
+    See `fxfault.frozen_layers` and `fxfault.passes.own_forward`.
+    """
+    kind = type(layer)
+    kind = vars(kind).get("_source_class", kind)
+    return getattr(kind, "source", kind)
+
+
 def has_own_forward(layer: nn.Module) -> bool:
     """Whether a layer adds code of its own around that of Brevitas; freezing it adds none."""
-    source = getattr(type(layer), "source", type(layer))  # See `fxfault.frozen_layers`.
+    source = own_class(layer)
     return source.forward is not QuantNonLinearActLayer.forward
 
 

@@ -29,6 +29,7 @@ from fxfault.frozen_layers import (
     settle,
 )
 from fxfault.layer_outputs import LayerOutput
+from fxfault.passes.own_forward import give_forward_back, keep_forward
 from fxfault.passes.sharing import twin
 from fxfault.passes.traced_module import twin_of_traced
 from fxfault.quant_tensors import is_activation
@@ -131,7 +132,7 @@ class FreezeLayers(PassBase):
         parts = []
         for path, (layer, state) in found.items():
             if state.constants is not None:
-                freeze_layer(new_of[layer], state)
+                _freeze(new_of[layer], state)
             what = getattr(new_of[layer], "what", "")
             parts.append(FrozenPart(path, type(layer).__name__, what, state.why_not))
         for old, new in new_of.items():
@@ -139,6 +140,14 @@ class FreezeLayers(PassBase):
                 new.__dict__["train"] = MethodType(_train, new)
         ours.__dict__[_RECORD] = _Record(ours, graph_module, tuple(parts))
         return PassResult(ours, bool(settled))
+
+
+def _freeze(layer: nn.Module, state: Settled) -> None:
+    """Freeze a layer; where it is the whole model, its clock is to move first all the same."""
+    keeps = give_forward_back(layer)
+    freeze_layer(layer, state)
+    if keeps:
+        keep_forward(layer)
 
 
 def thaw(model: nn.Module) -> nn.Module:

@@ -14,10 +14,8 @@ from torch import nn
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward
 from fxfault.passes.sharing import replace_modules, shell
+from fxfault.quant_tensors import OWN_FORWARD
 from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
-
-# Where a forward waits that the object has of its own, not from its class.
-_OWN = "_fxfault_own_forward"
 
 
 class Transformed(nn.Module):
@@ -83,7 +81,7 @@ def keep_forward(module: nn.Module) -> None:
     """
     source = type(module)
     if "forward" in module.__dict__:
-        module.__dict__[_OWN] = module.__dict__.pop("forward")
+        module.__dict__[OWN_FORWARD] = module.__dict__.pop("forward")
     module.__class__ = class_from((KeepsForward, source), source, forward=_forward_of(source))
 
 
@@ -92,8 +90,8 @@ def give_forward_back(module: nn.Module) -> bool:
     if not isinstance(module, KeepsForward):
         return False
     module.__class__ = source_class(type(module))
-    if _OWN in module.__dict__:
-        module.__dict__["forward"] = module.__dict__.pop(_OWN)
+    if OWN_FORWARD in module.__dict__:
+        module.__dict__["forward"] = module.__dict__.pop(OWN_FORWARD)
     return True
 
 
@@ -114,7 +112,7 @@ def class_from(bases: tuple[type, ...], named_like: type, **members: Any) -> typ
 def _forward_of(source: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(source.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = self.__dict__.get(_OWN) or functools.partial(source.forward, self)
+        own = self.__dict__.get(OWN_FORWARD) or functools.partial(source.forward, self)
         sites = self._sites
         if sites is None:  # An object that the forward itself made of its class.
             return own(*args, **kwargs)

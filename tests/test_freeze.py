@@ -92,11 +92,22 @@ def check(model: nn.Module, *inputs: Any, times: int = 2) -> nn.Module:
     return frozen
 
 
+def test_a_forward_of_its_own_is_kept_where_the_layer_is_the_whole_model() -> None:
+    x = torch.linspace(0, 1, 8)[None]
+    layer = ready(qnn.QuantReLU(bit_width=4), x)
+    own = layer.forward
+    layer.forward = lambda x: own(x) * 2  # type: ignore[method-assign]
+    faulty = fxfault.transform(layer, FAULTS)
+    frozen = check(faulty, x)
+    assert what(frozen) == {"": "it has a forward of its own"}
+    assert vars(fxfault.strip(frozen))["forward"] is vars(layer)["forward"]
+
+
 # -- whole networks -------------------------------------------------------------------------
 
 
 LEFT = {
-    "lone_activation": 1,  # Its own forward begins the clock.
+    # Its own forward begins the clock.
     "recurrent": 8,  # The gates of an LSTM.
     "attention": 1,  # Quantisers that are disabled.
     "vit": 2,
