@@ -2,6 +2,10 @@
 
 A lock on a name is lost when the name is: a symbolic link, a hard link, or a lock file that
 somebody deletes lets a second one in. These are of the file that is open.
+
+Files are locked on Linux alone: the layout of such a lock differs between systems, and could be
+tried on no other. Elsewhere only the name keeps a second writer away (the `-lock` file of a store).
+Folders are locked wherever there is `fcntl`, so not on Windows.
 """
 
 from __future__ import annotations
@@ -56,7 +60,8 @@ class FileLock:
     def take(cls, path: str | Path, *, create: bool = False) -> FileLock | None:
         """Lock a file, which is opened for writing, or a folder; None where somebody has it.
 
-        Where the system or the file system has no such locks, the file is held open alone.
+        Where the system (any but Linux) or the file system has no such locks, the file is held
+        open alone, and a second call gets it, too.
 
         Args:
             path: of the file or folder.
