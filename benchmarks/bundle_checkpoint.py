@@ -1,7 +1,7 @@
 """Make the weights that come with fxfault out of a run of `fxfault-train`.
 
     fxfault-train --config digits --out run
-    python -m benchmarks.bundle_checkpoint digits run/best.ckpt fxfault/checkpoints_data/digits.pt
+    python -m benchmarks.bundle_checkpoint digits run/best.ckpt fxfault/bundled/weights/digits.pt
 
 Only the network's state_dict is kept, and the file depends on nothing else.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from fxfault.cli.experiment_setup import load_model
 from fxfault.experiment import load_experiment
-from fxfault.files import write_atomically
+from fxfault.experiment.parts import load_model
+from fxfault.files.access import write_atomically
 
 
 def main() -> None:

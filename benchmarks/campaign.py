@@ -30,11 +30,11 @@ from benchmarks.measuring import (
     save_json,
     verdict,
 )
+from fxfault.campaign import Study
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.process_engine import ProcessEngine
-from fxfault.campaign.rows import COUNTS, TrialRow
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Study
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.workers.process_engine import ProcessEngine
+from fxfault.evaluation.rows import COUNTS, TrialRow
 
 MOST_BOOKKEEPING = 2.0  # percent of a study's time
 LEAST_SPEEDUP = 1.6
@@ -127,9 +127,9 @@ def _workers(folder: Path, trials: int, turns: int) -> dict[str, Any]:
 
 READ = """
 import json, resource, sys, time
-from fxfault.campaign.analysis import summarise
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell
+from fxfault.campaign.estimates.summary import summarise
+from fxfault.campaign.records.store import Store
+from fxfault.campaign import Cell
 started = time.perf_counter()
 with Store.open(sys.argv[1]) as store:
     table, cells = store.table(), [Cell.from_key(key) for key in store.cells()]

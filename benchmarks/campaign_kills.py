@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import parse_counts, save_json, verdict
+from fxfault.campaign import Study
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.process_engine import ProcessEngine
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Study
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.workers.process_engine import ProcessEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = "weights.pt"
@@ -43,7 +43,7 @@ import sys, time
 import torch
 from benchmarks.campaign_kills import the_study
 from fxfault.campaign.driver import run_study
-from fxfault.campaign.process_engine import ProcessEngine
+from fxfault.campaign.workers.process_engine import ProcessEngine
 from fxfault.errors import FxFaultError
 torch.set_num_threads(1)
 kind = sys.argv[2]
@@ -122,7 +122,7 @@ def _finish(path: Path) -> None:
 
 
 def _put_weights(name: str) -> None:
-    source = resources.files("fxfault") / "checkpoints_data" / f"{name}.pt"
+    source = resources.files("fxfault.bundled") / "weights" / f"{name}.pt"
     shutil.copy(str(source), WEIGHTS)
 
 
@@ -204,7 +204,7 @@ def _fill(run: Run, path: Path, line: str) -> None:
 
 
 def _replace_weights(run: Run, path: Path, line: str) -> None:
-    shutil.copy(str(resources.files("fxfault") / "checkpoints_data" / "digits_fat.pt"), "new.pt")
+    shutil.copy(str(resources.files("fxfault.bundled") / "weights" / "digits_fat.pt"), "new.pt")
     os.replace("new.pt", WEIGHTS)
 
 

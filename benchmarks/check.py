@@ -32,11 +32,12 @@ from benchmarks.measuring import (
     parse_options,
     verdict,
 )
+from fxfault.evaluation import IncrementalRunner
+from fxfault.evaluation.checks import check_model
+from fxfault.evaluation.full.predictions import predict
 from fxfault.experiment import load_experiment
-from fxfault.experiment_parts import Batches, check_model, load_model, open_test_data
-from fxfault.incremental import IncrementalRunner
-from fxfault.predictions import predict
-from fxfault.sites import faults_of
+from fxfault.experiment.parts import Batches, load_model, open_test_data
+from fxfault.sites.fault_sites import faults_of
 
 CPU = torch.device("cpu")
 TRIALS = 10

@@ -175,7 +175,7 @@ def _start_worker() -> None:
 
     torch.set_num_threads(1)
     # Lightning sets its loggers up when it is imported.
-    importlib.import_module("fxfault.lightning_import")
+    importlib.import_module("fxfault.training.lightning_import")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -193,7 +193,8 @@ def train_and_evaluate(
     from fxfault.data import build_dataset, dataset_facts
     from fxfault.experiment import load_experiment
     from fxfault.models import build_model
-    from fxfault.training import calibrate, train
+    from fxfault.training import train
+    from fxfault.training.run import calibrate
 
     changes = {**WAYS, **FINE_TUNING}[way]
     changes = {**changes, "seed.value": seed, "fault_injection.seed": seed}
@@ -233,8 +234,8 @@ def replaced(config: ExperimentConfig, how: str) -> ExperimentConfig:
 def evaluate(network: nn.Module, batches: list[Any]) -> Accuracies:
     """Accuracies under every fault model at every probability."""
     import fxfault
-    from fxfault.evaluation import FaultEvaluation
-    from fxfault.predictions import FullRunner
+    from fxfault.campaign import FaultEvaluation
+    from fxfault.evaluation import FullRunner
 
     accuracies: Accuracies = {}
     for fault_model in FAULT_MODELS:

@@ -32,10 +32,10 @@ from benchmarks.measuring import (
     parse_options,
     verdict,
 )
-from fxfault.incremental import IncrementalRunner
+from fxfault.evaluation import FullRunner, IncrementalRunner
+from fxfault.evaluation.full.predictions import Runner
 from fxfault.models import build_model
-from fxfault.predictions import FullRunner, Runner
-from fxfault.sites import FaultSites, faults_of
+from fxfault.sites.fault_sites import FaultSites, faults_of
 
 IMAGES, BATCH = 256, 64
 

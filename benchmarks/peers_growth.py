@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.measuring import Run, compare_in_turns, seconds_of, verdict
 from benchmarks.overhead import transformed
-from fxfault.free_memory import free_memory
+from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.functional import begin_forward, fault_inject
 
 SAMPLES = 64

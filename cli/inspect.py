@@ -1,4 +1,4 @@
-"""`fxfault-inspect`: which sites a configuration gives a network, and what the pass did to it."""
+"""`fxfault-inspect`: the sites that a configuration gives a network, and what the pass did."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxfault.cli import arguments as types
-from fxfault.cli.console import run
-from fxfault.files import expanded
+from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal.console import run
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxfault.checkpoints import CheckpointInfo
-    from fxfault.cli.outputs import OutputFile
-    from fxfault.experiment import ExperimentConfig
+    from fxfault.cli.terminal.outputs import OutputFile
+    from fxfault.experiment.sections import ExperimentConfig
+    from fxfault.models.checkpoints import CheckpointInfo
     from fxfault.passes.inspection import Inspection
 
 PROGRAM = "fxfault-inspect"
 SCHEMA = "fxfault-inspect/1"
-BUNDLED = "bundled:"
 
 DESCRIPTION = """\
 Show where the faults of a configuration strike: a table of all sites of the network, and how
-each of its modules was handled. One sample of zeros is run, without faults, to measure them, and
-a few of random numbers, to see which elements belong to which sample."""
+each of its modules was handled. One sample of zeros is run without faults to measure the sites,
+and a few samples of random numbers to see which elements belong to which sample."""
 
 EPILOG = """\
 examples:
@@ -40,48 +38,29 @@ exit status: 0 done; 2 something in the input is wrong, nothing was written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see `fxfault-inspect --help`.
-
-    Args:
-        argv: the command line without the program; default: that of the process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command, by default with the arguments of the process; returns its status."""
     return run(_inspect, make_parser().parse(argv))
 
 
 def make_parser() -> types.OneLineParser:
-    """The command's options."""
+    """Make the parser of the command line."""
     parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
-    add(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="configuration file, or the name of a bundled one, such as digits",
-    )
-    add(
+    types.add_config(parser)
+    parser.add_argument(
         "--checkpoint",
         type=types.checkpoint,
         metavar="FILE",
-        help="trained weights (default: checkpoint.path of the configuration; where there is "
-        "none, the untrained network is shown)",
+        help="trained weights (default: checkpoint.path of the configuration; without any, the "
+        "untrained network is shown)",
     )
-    add(
-        "--layer",
-        type=types.layers,
-        action="extend",
-        metavar="SITE,...",
-        help="select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated",
-    )
-    add(
+    types.add_layer(parser)
+    parser.add_argument(
         "--input-shape",
         type=_shape,
         metavar="N,N,...",
         help="shape of one sample, such as 3,32,32 (default: that of the data set)",
     )
-    group = parser.add_argument_group("output", "existing files are replaced")
+    group = parser.add_argument_group("output", "an existing file is replaced")
     add = group.add_argument
     add("--code", action="store_true", help="print the generated code too")
     add("--diff", action="store_true", help="print what the faults changed in that code")
@@ -92,7 +71,7 @@ def make_parser() -> types.OneLineParser:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    """Read the shape of a sample.
+    """Read the shape of one sample.
 
     >>> _shape("3, 32, 32")
     (3, 32, 32)
@@ -135,37 +114,35 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
-    """The configuration with what the command line changes in it, and what to say of that."""
-    from fxfault.experiment import load_experiment
+    """Read the configuration, change it as the command line says, and give notes on that."""
+    from fxfault.experiment.sections import load_experiment
+    from fxfault.files.access import expanded
+    from fxfault.models.checkpoints import BUNDLED
 
     experiment = load_experiment(options.config)
     notes: list[str] = []
     path = options.checkpoint
     if path is None:
         path = experiment.checkpoint.path
-        is_file = path is not None and (path.startswith(BUNDLED) or _exists(path))
-        if path is not None and not is_file:
+        if path is not None and not (path.startswith(BUNDLED) or expanded(path).exists()):
             notes.append(f"there is no {path}, which the configuration names as its checkpoint")
             path = None
     if experiment.checkpoint.init_from is not None:
-        notes.append("`checkpoint.init_from` is left out: it is for training")
+        notes.append("`checkpoint.init_from` is ignored: it is for training")
     faults = experiment.fault_injection
     if options.layer is not None:
-        # A fixed site might not be among the ones that --layer selects.
+        # --layer may not select the fixed site of the configuration.
         faults = dataclasses.replace(faults, layers=options.layer, injection_layer=-1)
     checkpoint = dataclasses.replace(experiment.checkpoint, path=path)
     return dataclasses.replace(experiment, fault_injection=faults, checkpoint=checkpoint), notes
 
 
-def _exists(path: str) -> bool:
-    return expanded(path).exists()
-
-
 def _claim_outputs(
     options: argparse.Namespace, experiment: ExperimentConfig
 ) -> dict[str, OutputFile]:
-    """Check the files to be written before the work."""
-    from fxfault.cli.outputs import OutputFile, refuse_overwriting
+    """Check before the work that the output files can be written."""
+    from fxfault.cli.terminal.outputs import OutputFile, refuse_overwriting
+    from fxfault.files.access import expanded
 
     outputs = {
         name: OutputFile(f"--{name}", path)
@@ -180,13 +157,13 @@ def _claim_outputs(
 
 
 def _sample_shape(experiment: ExperimentConfig) -> tuple[int, ...] | None:
-    """The shape of one sample of the data set; None where the configuration names none."""
+    """The shape of one sample; None if the configuration names no data set."""
     from fxfault.data import build_dataset, dataset_facts
 
     data = experiment.dataset
     if data is None:
         return None
-    if ":" in data.name:  # A data set of the user's own is there, and need not tell its sizes.
+    if ":" in data.name:  # A data set of the user's own need not tell its sizes.
         dataset = build_dataset(data.name, "test", root=data.root, kwargs=data.kwargs)
         return tuple(dataset[0][0].shape)
     facts = dataset_facts(data.name, root=data.root, kwargs=data.kwargs)
@@ -197,8 +174,9 @@ def _make_faulty_model(
     experiment: ExperimentConfig, notes: list[str]
 ) -> tuple[nn.Module, CheckpointInfo | None]:
     import fxfault
-    from fxfault.cli.experiment_setup import load_model, seed_generators
-    from fxfault.sites import faults_of
+    from fxfault.cli.terminal.process_setup import seed_generators
+    from fxfault.experiment.parts import load_model
+    from fxfault.sites.fault_sites import faults_of
 
     config = experiment.fault_injection
     seed_generators(experiment.seed)
@@ -211,14 +189,14 @@ def _make_faulty_model(
 
 
 def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list[str]) -> None:
-    """Let every site see its activation."""
+    """Run a sample, so that every site sees its activation."""
     import torch
 
     import fxfault
     from fxfault.errors import FOREIGN, DataError, FxFaultError
-    from fxfault.models.user_factory import quote_error
+    from fxfault.messages import quote_error
     from fxfault.passes.inspection import probe
-    from fxfault.sites import faults_of
+    from fxfault.sites.fault_sites import faults_of
 
     if shape is None:
         notes.append("no sample was run: name a data set in the configuration or --input-shape")
@@ -227,13 +205,13 @@ def _run_one_sample(model: nn.Module, shape: tuple[int, ...] | None, notes: list
         sample = torch.zeros(1, *shape)
         fxfault.check(model, faults_of(model).original, sample, modes=("eval",))
         probe(model, sample)
-        faults_of(model).measure_layouts(sample)  # What is all the same is drawn for it.
+        faults_of(model).measure_layouts(sample)
     except FxFaultError:
         raise
-    except FOREIGN as error:  # A network of the user's own may fail in any way.
+    except FOREIGN as error:  # The user's network may fail in any way.
         raise DataError(
             f"the model fails on one sample of zeros, shape {(1, *shape)}: {quote_error(error)}; "
-            "give the shape that it takes by --input-shape"
+            "give the shape of its input with --input-shape"
         ) from error
 
 
@@ -261,14 +239,14 @@ def _headline(
 
 def _fault_words(config: Any) -> str:
     faults = "; ".join(str(entry).replace(" at ", " ") for entry in config.entries())
-    words = [faults, f"mode {config.mode}"]
-    words.append(f"during {config.apply_during}")
-    if config.apply_during != "eval" and config.epoch_interval > 1:
-        words.append(f"every {config.epoch_interval} epochs")
-    if config.apply_during != "eval" and config.step_interval < 1:
-        words.append(f"in {100 * config.step_interval:g} % of the steps")
-    if config.apply_during != "eval" and config.curriculum is not None:
-        words.append(f"a curriculum of {len(config.curriculum)} points")
+    words = [faults, f"mode {config.mode}", f"during {config.apply_during}"]
+    if config.apply_during != "eval":
+        if config.epoch_interval > 1:
+            words.append(f"every {config.epoch_interval} epochs")
+        if config.step_interval < 1:
+            words.append(f"in {100 * config.step_interval:g} % of the steps")
+        if config.curriculum is not None:
+            words.append(f"a curriculum of {len(config.curriculum)} points")
     return ", ".join(words)
 
 
@@ -278,7 +256,7 @@ def _to_json(
     checkpoint: CheckpointInfo | None,
     inspection: Inspection,
 ) -> str:
-    from fxfault.applied_settings import applied
+    from fxfault.experiment.applied_settings import applied
 
     weights = None
     if checkpoint is not None:

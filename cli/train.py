@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib
-import json
-import logging
-import os
 import shlex
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fxfault.cli import arguments as types
-from fxfault.cli.console import run
-from fxfault.cli.interrupts import INTERRUPTED
-from fxfault.cli.progress import Progress
-from fxfault.sources import TRAINING, Sources
+from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal.console import run
+from fxfault.cli.terminal.interrupts import INTERRUPTED, requesting
+from fxfault.cli.terminal.process_setup import fit_threads, let_threads_sleep, seed_generators
+from fxfault.cli.terminal.progress import Progress
+from fxfault.files.sources import TRAINING, Sources
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from fxfault.cli.training_run import Run
-    from fxfault.run_folder import RunFolder
-    from fxfault.sites import FaultSites
-    from fxfault.training import TrainingResult
-    from fxfault.training_callbacks import Row
+    from fxfault.sites.fault_sites import FaultSites
+    from fxfault.training.callbacks import Row
+    from fxfault.training.run import TrainingResult
+    from fxfault.training.run_folder import RunFolder
 
 PROGRAM = "fxfault-train"
-_MOST_RECORD = 2**24  # bytes of run.json, which grows with each --resume
-
-# Percentage points by which accuracy under faults may be the higher one by chance.
-ODDLY_BETTER = 1.0
 
 DESCRIPTION = """\
-Train a quantised network by a configuration file; where it asks for faults while training, they
-strike its activations (fault-aware training). Each run writes a folder: configuration,
-checkpoints, metrics, TensorBoard events, a picture of the curves, and what repeats it."""
+Train a quantised network as a configuration file says; if it asks for faults in training, they
+strike the activations (fault-aware training). Each run writes a folder: configuration,
+checkpoints, metrics, TensorBoard events, a picture of the curves, and all that repeats the run."""
 
 EPILOG = """\
 examples:
@@ -58,28 +48,21 @@ be written; 130 interrupted, what was trained is saved and can be resumed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see `fxfault-train --help`.
-
-    Args:
-        argv: the command line without the program; default: that of the process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command, by default with the arguments of the process; returns its status."""
     options = make_parser().parse(argv)
     options.command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
     return run(_train, options)
 
 
 def make_parser() -> types.OneLineParser:
-    """The command's options."""
+    """Make the parser of the command line."""
     parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add(
         "--config",
         metavar="FILE",
         help="configuration file, or the name of a bundled one, such as digits; "
-        "with --resume --out, the run's own is the default",
+        "with --resume --out, the default is that of the run",
     )
     add(
         "--set",
@@ -87,43 +70,37 @@ def make_parser() -> types.OneLineParser:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="a value that takes the place of the configuration's, as YAML; may be repeated",
+        help="change a value of the configuration; VALUE is YAML; may be repeated",
     )
     add(
         "--init",
         type=types.checkpoint,
         metavar="FILE",
         help="fine-tune: start from these weights, a file or bundled:NAME (default: "
-        "checkpoint.init_from of the configuration, or else random weights); "
-        "checkpoint.path is for fxfault-eval, and refused where a file of yours has it",
+        "checkpoint.init_from of the configuration, or else random weights); a configuration of "
+        "yours must not have checkpoint.path, which is for fxfault-eval",
     )
     add(
         "--out",
         type=types.folder,
         metavar="DIR",
-        help="folder of the run (default: NAME-001 and so on in checkpoint.dir)",
+        help="folder of the run (default: NAME-001, NAME-002 and so on in checkpoint.dir)",
     )
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, or with the newest run of the configuration",
+        help="continue the run in --out, or the newest run of the configuration",
     )
-    add(
-        "--device",
-        type=types.device,
-        default="auto",
-        metavar="NAME",
-        help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is one)",
-    )
+    types.add_device(parser)
     add(
         "--devices",
         type=types.count,
         default=1,
         metavar="N",
-        help="processes that train together, on a GPU each or on the CPU (default: 1); each "
-        "takes batches of training.batch_size",
+        help="number of processes that train together, each on its own GPU or on the CPU (default: "
+        "1); each takes batches of training.batch_size",
     )
-    add("--no-progress", action="store_true", help="show no progress bar")
+    types.add_no_progress(parser)
     add(
         "--dry-run",
         action="store_true",
@@ -136,34 +113,30 @@ def make_parser() -> types.OneLineParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    # Read when torch is imported; see `fxfault-eval`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     # Imported here, so that --help and a bad flag need neither torch nor brevitas.
     from fxfault.cli.training_run import plan_run
 
     plan = plan_run(options)
-    progress = Progress(wanted=not (options.no_progress or plan.is_helper))
-    if plan.is_helper:
-        progress.say = _say_nothing  # type: ignore[method-assign]
-    verbose = plan.experiment.fault_injection.verbose
+    # Of several processes, only the first says anything.
+    progress = Progress(wanted=not options.no_progress, is_silent=plan.is_helper)
     try:
-        with progress.showing_logs(verbose), _quiet_lightning():
-            return _Command(options, plan, progress).run()
+        with progress.showing_logs(plan.experiment.fault_injection.verbose):
+            from fxfault.cli.reports.training_progress import quiet_lightning
+
+            with quiet_lightning():
+                return _Command(options, plan, progress).run()
     finally:
         if plan.folder is not None:
             plan.folder.release()
-
-
-def _say_nothing(text: str = "", *, error: bool = False) -> None:
-    """Several processes say everything once."""
 
 
 class _Command:
     """One call of the command, after its configuration was read.
 
     Attributes:
-        rows: what the epochs measured, as far as they got.
-        sources: what the training starts from.
+        rows: measurements of the finished epochs.
+        sources: the files that the training starts from.
     """
 
     def __init__(self, options: argparse.Namespace, plan: Run, progress: Progress) -> None:
@@ -175,8 +148,8 @@ class _Command:
         self.sources = Sources(Path.cwd(), {}, TRAINING)  # Before code of the user's may leave it.
 
     def run(self) -> int:
-        from fxfault.run_folder import RunFolder
-        from fxfault.training import check_trainable
+        from fxfault.training.run import check_trainable
+        from fxfault.training.run_folder import RunFolder
 
         check_trainable(self.config)
         with ExitStack() as stack:
@@ -195,42 +168,45 @@ class _Command:
     # -- before -----------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[nn.Module, FaultSites | None]:
-        """Open the data and build the network, and try both out."""
+        """Open the data and build the network, and try both before anything is written."""
         import fxfault
-        from fxfault.cli import experiment_setup as setup
-        from fxfault.sites import faults_of
-        from fxfault.training import check_network
+        from fxfault.evaluation.checks import check_model, try_model
+        from fxfault.experiment.parts import (
+            Batches,
+            load_model,
+            open_test_data,
+            open_training_data,
+        )
+        from fxfault.sites.fault_sites import faults_of
+        from fxfault.training.run import check_network
 
         config = self.config
-        assert config.dataset is not None
-        assert config.model is not None
         self.device = self._pick_device()
-        setup.seed_generators(config.seed)
-        test = setup.open_test_data(config)
-        self.test_data, self.training_data = test.dataset, setup.open_training_data(config)
-        self._split()
-        network, _ = setup.load_model(config, None, test.facts)
+        seed_generators(config.seed)
+        test = open_test_data(config)
+        self.test_data, self.training_data = test.dataset, open_training_data(config)
+        self._check_sizes()
+        network, _ = load_model(config, None, test.facts)
         check_network(config, network)
-        self.start = self._beginning_of(network)
-        batches = setup.Batches(self.test_data, config.training.batch_size)
+        self.start = self._initial_weights(network)
+        batches = Batches(self.test_data, config.training.batch_size)
         network.to(self.device)
-        work = setup.try_model(network, batches, self.device)
-        setup.fit_threads(work, self.device)
-        # Quiet: what is verbose is said of the network that is trained.
+        fit_threads(try_model(network, batches, self.device), self.device)
+        # Not verbose here: `train` logs the sites of the network that it trains.
         faults = dataclasses.replace(config.fault_injection, verbose=False)
         faulty = fxfault.transform(network, faults)
-        if faulty is not network:
-            # On test data: reading the training data would draw the random numbers of training.
-            for note in setup.check_model(
-                faulty, network, batches, self.device, most=1, modes=("eval", "train")
-            ):
-                self.progress.say(f"Note: {note}")
-        return network, faults_of(faulty) if faulty is not network else None
+        if faulty is network:
+            return network, None
+        # On test data, as reading the training data would draw random numbers of the training.
+        notes = check_model(faulty, network, batches, self.device, most=1, modes=("eval", "train"))
+        for note in notes:
+            self.progress.note(note)
+        return network, faults_of(faulty)
 
-    def _beginning_of(self, network: nn.Module) -> dict[str, str] | None:
-        """Load what training starts from, so that it is known before anything is written."""
-        from fxfault.checkpoints import most_bytes
-        from fxfault.training import checkpoint_to_resume, load_initial_weights
+    def _initial_weights(self, network: nn.Module) -> dict[str, str] | None:
+        """Load what training starts from, before anything is written; None if it is random."""
+        from fxfault.models.checkpoints import most_bytes
+        from fxfault.training.run import checkpoint_to_resume, load_initial_weights
 
         config, plan = self.config, self.plan
         if plan.resumes:
@@ -241,9 +217,9 @@ class _Command:
             self.sources.note(info.path, info.sha256)
         return None if info is None else {"path": info.path, "sha256": info.sha256}
 
-    def _split(self) -> None:
-        """Find out before anything is written whether there is enough to train on."""
-        from fxfault.training_data import EpochOrder, Shard, evaluation_loader, split_validation
+    def _check_sizes(self) -> None:
+        """Check that there are enough samples for each split."""
+        from fxfault.training.batches import EpochOrder, Shard, evaluation_loader, split_validation
 
         settings = self.config.training
         training, validation = split_validation(
@@ -257,40 +233,35 @@ class _Command:
             evaluation_loader(validation, settings.batch_size, shard)
 
     def _pick_device(self) -> torch.device:
-        from fxfault.cli.experiment_setup import pick_device
+        import torch
+
         from fxfault.errors import ConfigError
+        from fxfault.experiment.parts import pick_device
 
-        device = pick_device(self.options.device)
-        if device.type == "cuda" and self.options.devices > 1:
-            import torch
-
-            if self.options.devices > torch.cuda.device_count():
-                raise ConfigError(
-                    f"--devices {self.options.devices}: there are {torch.cuda.device_count()} GPUs"
-                )
+        device, wanted = pick_device(self.options.device), self.options.devices
+        if device.type == "cuda" and wanted > torch.cuda.device_count():
+            raise ConfigError(f"--devices {wanted}: there are {torch.cuda.device_count()} GPUs")
         return device
 
     def _say_start(self, folder: RunFolder | None, sites: FaultSites | None) -> None:
-        from fxfault.cli.training_report import fault_lines
+        from fxfault.cli.reports.training_report import start_lines
 
-        config, say = self.config, self.progress.say
-        assert config.dataset is not None
-        assert config.model is not None
         several = f" ({self.options.devices} processes)" if self.options.devices > 1 else ""
-        say(f"Using device: {self.device}{several}")
-        training, validation, test = self.sizes
-        sizes = f"{training} training, {validation} validation, {test} test samples"
-        say(f"Dataset: {config.dataset.name} ({sizes})")
-        say(f"Model: {config.model.name}")
-        say(f"Starting from: {self._beginning(folder)}")
-        say(f"Seed: {config.seed.value} (of the faults: {config.fault_injection.seed})")
+        place = None
         if folder is not None:
-            resumed = " (resumed)" if self.plan.resumes else ""
-            say(f"Run folder: {folder.path}{resumed}")
-        say("\n" + "\n".join(fault_lines(config, sites)) + "\n")
+            place = f"{folder.path}{' (resumed)' if self.plan.resumes else ''}"
+        lines = start_lines(
+            self.config,
+            sites,
+            self.sizes,
+            device=f"{self.device}{several}",
+            beginning=self._beginning(folder),
+            folder=place,
+        )
+        self.progress.say("\n".join(lines))
 
     def _beginning(self, folder: RunFolder | None) -> str:
-        from fxfault.run_folder import LAST
+        from fxfault.training.run_folder import LAST
 
         if self.plan.resumes and folder is not None:
             named = self.config.checkpoint.init_from
@@ -301,8 +272,8 @@ class _Command:
         return f"{self.start['path']} (sha256 {self.start['sha256'][:12]}…)"
 
     def _dry_run(self, network: nn.Module, sites: FaultSites | None) -> int:
-        from fxfault.cli.training_report import plan_lines
-        from fxfault.training import train
+        from fxfault.cli.reports.training_report import plan_lines
+        from fxfault.training.run import train
 
         self._say_start(None, sites)
         train(
@@ -321,22 +292,29 @@ class _Command:
     # -- the run ----------------------------------------------------------------------------
 
     def _run_in(self, folder: RunFolder, network: nn.Module) -> int:
-        from fxfault.cli.training_progress import Reporter
+        from fxfault.cli.reports.training_progress import Reporter
+        from fxfault.cli.reports.training_record import TrainingRecord
+        from fxfault.cli.training_run import repeat_command
         from fxfault.errors import TrainingError
-        from fxfault.training import Interrupted, train
+        from fxfault.training.run import Interrupted, train
 
-        self.started = time.time()
-        earlier = self._earlier_record(folder)
-        self.sessions = list(earlier.get("sessions", ()))
+        self.record = TrainingRecord(
+            command=self.options.command,
+            repeat=repeat_command(folder, self.options.devices),
+            start=self.start,
+            config=self.config,
+            device=self.device,
+            devices=self.options.devices,
+        )
         if self.plan.resumes:
-            named = self.config.checkpoint.init_from
-            unknown = None if named is None else {"path": named, "sha256": None}
-            self.start = earlier.get("start", unknown)
+            self.record.continue_from(folder)
         self._write_record(folder, None)
         reporter = Reporter(self.progress)
         say = self.progress.say
         try:
-            with _stopping_on_signals(self.progress) as stopped:
+            with requesting(
+                lambda: say("stopping after this step (Ctrl-C again: at once)", error=True)
+            ) as is_stopped:
                 result = train(
                     self.config,
                     network,
@@ -347,185 +325,71 @@ class _Command:
                     device=self.device,
                     devices=self.options.devices,
                     callbacks=[reporter],
-                    stop=stopped,
+                    stop=is_stopped,
                     sources=self.sources,
                 )
         except Interrupted as stop:
             self.rows = reporter.rows
-            return self._interrupted(folder, f"in epoch {stop.epoch}")
+            return self._interrupted(folder, stop.epoch)
         except KeyboardInterrupt:
-            say(f"interrupted at once; {self._going_on(folder)}", error=True)
+            say(f"interrupted at once; {self._how_to_continue(folder)}", error=True)
             return INTERRUPTED
         except TrainingError:
             if self.plan.is_helper:
-                return 0  # The first process says it; another status would have it killed.
+                return 0  # The first process says it; with another status it would be killed.
             raise
         if result is None:
             return 0
         self.rows = result.rows
         return self._finish(folder, result)
 
-    def _interrupted(self, folder: RunFolder, where: str) -> int:
+    def _interrupted(self, folder: RunFolder, epoch: int) -> int:
         if self.plan.is_helper:
             return 0
         self._draw(folder, None)
         saved = ""
         if self.config.checkpoint.enabled:
             epochs = f"{self.config.training.epochs} (from 0)"
-            saved = f"saved {folder.path / 'last.ckpt'} {where} of {epochs}; "
-        self.progress.say(f"interrupted: {saved}{self._going_on(folder)}", error=True)
+            saved = f"saved {folder.path / 'last.ckpt'} in epoch {epoch} of {epochs}; "
+        self.progress.say(f"interrupted: {saved}{self._how_to_continue(folder)}", error=True)
         self._write_record(folder, None)
         return INTERRUPTED
 
-    def _going_on(self, folder: RunFolder) -> str:
+    def _how_to_continue(self, folder: RunFolder) -> str:
         from fxfault.cli.training_run import resume_command
-        from fxfault.run_folder import LAST
+        from fxfault.training.run_folder import LAST
 
         if not self.config.checkpoint.enabled:
             return "no checkpoint was saved, as checkpoint.enabled is false"
         if not folder.file(LAST).is_file():
-            return "no checkpoint was saved yet: start anew"
-        return f"go on with: {resume_command(folder, self.options.devices)}"
+            return "no checkpoint was saved yet: start again"
+        return f"continue with: {resume_command(folder, self.options.devices)}"
 
     def _finish(self, folder: RunFolder, result: TrainingResult) -> int:
-        from fxfault.run_folder import CALIBRATED
-
-        say = self.progress.say
-        which = "last epoch's weights"
-        if result.best is not None:
-            by = self.config.checkpoint.best_by
-            which = f"weights of epoch {result.best['epoch']:.0f}, the best in {by} validation"
-        say()
-        if result.calibrated:
-            how = self.config.training.calibrate
-            which += f", batch norm calibrated {how}"
-            counted = f"{result.calibrated} batch norm{'s' * (result.calibrated > 1)}"
-            kept = f"; saved to {folder.path / CALIBRATED}" * self.config.checkpoint.enabled
-            say(f"Statistics of {counted} estimated anew ({how}){kept}")
-        say(f"Test accuracy: {result.test_accuracy:.2f}% ({which})")
-        if result.faulty_test_accuracy is not None:
-            say(f"Test accuracy under faults: {result.faulty_test_accuracy:.2f}%")
-            self._say_whose_statistics(folder, result)
-        self._draw(folder, result.test_accuracy)
-        self._write_record(folder, result)
-        say(f"Run saved to: {folder.path}")
-        return 0
-
-    def _say_whose_statistics(self, folder: RunFolder, result: TrainingResult) -> None:
-        """Point out what makes a network worse without faults than under them."""
-        from fxfault.batch_norm import batch_norms
+        from fxfault.cli.reports.training_report import result_lines
         from fxfault.cli.training_run import resume_command
 
-        faulty = result.faulty_test_accuracy
-        if faulty is None or result.calibrated or not batch_norms(result.network):
-            return
-        if faulty > result.test_accuracy + ODDLY_BETTER:
-            mend = "train with --set training.calibrate=clean"
-            if self.config.checkpoint.enabled:
-                again = resume_command(folder, self.options.devices)
-                mend = f"estimate them anew: {again} --set training.calibrate=clean"
-            self.progress.say(
-                "Note: it is better under faults, as its batch norms have the statistics of noisy "
-                f"steps; for use without faults, {mend}"
-            )
+        again = resume_command(folder, self.options.devices)
+        self.progress.say("\n" + "\n".join(result_lines(self.config, result, folder.path, again)))
+        self._draw(folder, result.test_accuracy)
+        self._write_record(folder, result)
+        self.progress.say(f"Run saved to: {folder.path}")
+        return 0
 
     # -- files ------------------------------------------------------------------------------
 
     def _draw(self, folder: RunFolder, test_accuracy: float | None) -> None:
-        from fxfault.cli.plots import training_picture
-        from fxfault.run_folder import CURVE
+        from fxfault.cli.pictures.plots import training_picture
+        from fxfault.training.run_folder import CURVE
 
         if self.rows:
             folder.write(CURVE, training_picture(self.rows, test_accuracy, "png"))
 
-    def _earlier_record(self, folder: RunFolder) -> dict[str, Any]:
-        """What run.json says of the run that is resumed."""
-        from fxfault.run_folder import RECORD
-
-        if not self.plan.resumes:
-            return {}
-        try:
-            record = json.loads(folder.read(RECORD, _MOST_RECORD))
-        except (OSError, ValueError):
-            return {}  # Killed before it was written, or edited: nothing of the result is in it.
-        sound = isinstance(record, dict) and isinstance(record.get("sessions"), list)
-        return record if sound else {}
-
     def _write_record(self, folder: RunFolder, result: TrainingResult | None) -> None:
-        """Write run.json: all that is needed to repeat the run, and what came of it."""
-        import torch
+        from fxfault.training.run_folder import RECORD
 
-        from fxfault.cli.training_report import to_json
-        from fxfault.cli.training_run import repeat_command
-        from fxfault.run_folder import RECORD
-
-        if self.plan.is_helper:
-            return
-        is_cuda = self.device.type == "cuda"
-        session = {
-            "command": self.options.command,
-            "started": datetime.datetime.fromtimestamp(self.started, datetime.timezone.utc)
-            .replace(microsecond=0)
-            .isoformat(),
-            "seconds": round(time.time() - self.started, 3),
-        }
-        record: dict[str, Any] = {
-            "complete": result is not None,
-            "repeat": repeat_command(folder, self.options.devices),
-            "start": self.start,
-            "seed": self.config.seed.value,
-            "fault_seed": self.config.fault_injection.seed,
-            "device": str(self.device),
-            "device_name": torch.cuda.get_device_name(self.device) if is_cuda else None,
-            "devices": self.options.devices,
-            "threads": torch.get_num_threads(),
-            "sessions": [*self.sessions, session],
-            "epochs": len(self.rows),
-            "last": self.rows[-1] if self.rows else None,
-        }
-        if result is not None:
-            record["best"] = result.best
-            record["calibrated"] = result.calibrated
-            record["test_accuracy"] = result.test_accuracy
-            record["faulty_test_accuracy"] = result.faulty_test_accuracy
-        folder.write(RECORD, to_json(record))
-
-
-@contextmanager
-def _stopping_on_signals(progress: Progress) -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C, or SIGTERM, end the training after the step; a second one at once."""
-    requests: list[int] = []
-
-    def request(number: int, frame: Any) -> None:
-        if requests and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        requests.append(number)
-        progress.say("stopping after this step (Ctrl-C again: at once)", error=True)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield lambda: bool(requests)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice and notices away; errors are still raised."""
-    # First, as it sets its own levels when it is imported; a missing one is an error here.
-    importlib.import_module("fxfault.lightning_import")
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        if not self.plan.is_helper:
+            folder.write(RECORD, self.record.to_json(self.rows, result))
 
 
 if __name__ == "__main__":

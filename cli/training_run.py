@@ -1,4 +1,4 @@
-"""Which configuration `fxfault-train` runs, in which folder, and from where it goes on."""
+"""What a training runs: its configuration, its folder, and the run that it resumes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fxfault.cli.experiment_setup import check_sections
 from fxfault.errors import ConfigError
-from fxfault.experiment import ExperimentConfig, is_bundled, load_experiment
-from fxfault.files import expanded
-from fxfault.run_folder import CONFIG, LAST, RunFolder
+from fxfault.experiment.parts import check_sections
+from fxfault.experiment.sections import ExperimentConfig, is_bundled, load_experiment
+from fxfault.files.access import expanded
+from fxfault.messages import flat
+from fxfault.training.run_folder import CONFIG, LAST, RunFolder
 
 PROGRAM = "fxfault-train"
 
-# How the first process tells those that Lightning starts beside it which run they belong to.
+# The first process tells the processes that Lightning starts which run they belong to.
 _FOLDER_VARIABLE = "FXFAULT_RUN_FOLDER"
 _RESUMES_VARIABLE = "FXFAULT_RUN_RESUMES"
 
-# What may be another value when a run is resumed: it changes nothing of what was trained so far.
+# Keys that may change when a run is resumed, as they change nothing that was trained so far.
 _FREE = (
     "training.epochs",
     "training.num_workers",
@@ -35,14 +36,14 @@ _FREE = (
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be run.
+    """A training that is to be run.
 
     Attributes:
-        experiment: the configuration, with the seeds that were drawn.
-        source: what messages call the configuration.
-        folder: that is there already; None for a new run, whose folder is yet to be made.
-        resumes: whether the run goes on from its last checkpoint.
-        is_helper: whether this process was started by Lightning, beside the first one.
+        experiment: the configuration, with all seeds.
+        source: the name of the configuration in messages.
+        folder: the existing folder of the run; None for a new run.
+        resumes: whether the run continues from its last checkpoint.
+        is_helper: whether Lightning started this process beside the first one.
     """
 
     experiment: ExperimentConfig
@@ -52,12 +53,7 @@ class Run:
     is_helper: bool = False
 
     def make_folder(self, out: Path | None) -> RunFolder:
-        """The folder that is written: the resumed run's, or a new one.
-
-        Raises:
-            ConfigError: it cannot be made.
-            TrainingError: the configuration cannot be written into it.
-        """
+        """Give the folder of the resumed run, or make a new one, with the configuration in it."""
         folder = self.folder
         if folder is None:
             parent = expanded(self.experiment.checkpoint.dir)
@@ -71,12 +67,7 @@ class Run:
 
 
 def plan_run(options: argparse.Namespace) -> Run:
-    """Read the configuration and find the folder that is to be resumed, if one is.
-
-    Raises:
-        ConfigError: the options contradict each other, the configuration has errors or is not
-            that of the run that is to be resumed, or there is nothing to resume.
-    """
+    """Read the configuration, and find the folder of a run to resume."""
     if _FOLDER_VARIABLE in os.environ and _local_rank() > 0:
         folder = RunFolder(Path(os.environ[_FOLDER_VARIABLE]))
         resumes = os.environ.get(_RESUMES_VARIABLE) == "1"
@@ -102,18 +93,11 @@ def plan_run(options: argparse.Namespace) -> Run:
 def _without_path(
     experiment: ExperimentConfig, changes: dict[str, Any], is_own: bool
 ) -> ExperimentConfig:
-    """Refuse weights that are named as those to evaluate, lest they be taken for a start.
+    """Refuse `checkpoint.path`, which the user may have meant as the start of the training.
 
-    A bundled experiment is for both commands: its `path` names weights that `fxfault-eval` loads,
-    and that training makes anew; so it is no more than left out. (An older run's is, too.)
-
-    Args:
-        experiment: as it was read.
-        changes: of the command line, by the path of the key.
-        is_own: whether the file is none of the user's.
-
-    Raises:
-        ConfigError: the user named them.
+    A bundled experiment serves both commands: its `path` names the weights that `fxfault-eval`
+    loads, and that training makes again. So it is only removed, as is that of an older run. Both
+    are files that fxfault wrote (`is_own`).
     """
     path = experiment.checkpoint.path
     if path is not None and ("checkpoint.path" in changes or not is_own):
@@ -127,12 +111,12 @@ def _without_path(
 
 
 def resume_command(folder: RunFolder, devices: int) -> str:
-    """The command line that goes on with a run."""
+    """The command line that resumes a run."""
     return shlex.join([PROGRAM, "--resume", "--out", str(folder.path), *_devices(devices)])
 
 
 def repeat_command(folder: RunFolder, devices: int) -> str:
-    """The command line that does the same again."""
+    """The command line that repeats a run."""
     return shlex.join([PROGRAM, "--config", str(folder.path / CONFIG), *_devices(devices)])
 
 
@@ -143,7 +127,7 @@ def _devices(number: int) -> list[str]:
 def _check_options(options: argparse.Namespace) -> None:
     if options.config is None and not (options.resume and options.out):
         raise ConfigError(
-            "--config is missing: name a file, or go on with a run by --resume --out FOLDER"
+            "--config is missing: name a file, or continue a run with --resume --out FOLDER"
         )
     for flag, given in (
         ("--resume", options.resume),
@@ -177,7 +161,7 @@ def _folder_to_resume(
     newest = RunFolder.newest(parent, name)
     if newest is None and options.resume:
         raise ConfigError(
-            f"--resume: no run {name}-NNN with a checkpoint in {parent}; name its folder by --out"
+            f"--resume: no run {name}-NNN with a checkpoint in {parent}; name its folder with --out"
         )
     return newest
 
@@ -185,7 +169,7 @@ def _folder_to_resume(
 def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Run:
     recorded = folder.read_config()
     experiment = _with_seeds(experiment, recorded)
-    then, now = _flat(recorded.to_dict()), _flat(experiment.to_dict())
+    then, now = flat(recorded.to_dict()), flat(experiment.to_dict())
     differing = [
         f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*then, *now})
@@ -193,7 +177,7 @@ def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Ru
     ]
     if differing:
         raise ConfigError(
-            f"--resume: {folder.path} was trained by another configuration: "
+            f"--resume: {folder.path} was trained with another configuration: "
             f"{'; '.join(differing)}; start a new run, or leave --config, --set and --init out"
         )
     return Run(experiment, source, folder, resumes=True)
@@ -202,7 +186,7 @@ def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Ru
 def _with_seeds(
     experiment: ExperimentConfig, recorded: ExperimentConfig | None
 ) -> ExperimentConfig:
-    """Draw the seeds that are not given, so that the run can be repeated and resumed."""
+    """Draw the missing seeds, so that the run can be repeated and resumed."""
     seed, faults = experiment.seed, experiment.fault_injection
     if not seed.enabled:
         value = recorded.seed.value if recorded else secrets.randbits(32)
@@ -211,18 +195,3 @@ def _with_seeds(
         drawn = recorded.fault_injection.seed if recorded else secrets.randbits(63)
         faults = dataclasses.replace(faults, seed=drawn)
     return dataclasses.replace(experiment, seed=seed, fault_injection=faults)
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by the path of their key.
-
-    >>> _flat({"training": {"epochs": 3}})
-    {'training.epochs': 3}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -14,9 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fxfault.lazy_names import lazy_names
+
 if TYPE_CHECKING:
-    from fxfault.captured import CapturedForward, capture
-    from fxfault.config import FaultInjectionConfig
+    from fxfault.config.fault_injection import FaultInjectionConfig
     from fxfault.errors import (
         ConfigError,
         DataError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         TrainingError,
         TransformError,
     )
-    from fxfault.fault_models import (
+    from fxfault.faults.fault_models import (
         BitFlipStrategy,
         BitMaskModel,
         BitModel,
@@ -44,17 +45,17 @@ if TYPE_CHECKING:
         get_strategy,
         register_fault_model,
     )
-    from fxfault.passes.check import Check, check
+    from fxfault.passes.checking import Check, check
     from fxfault.passes.compilation import compile
     from fxfault.passes.freeze import freeze, thaw
     from fxfault.passes.injector import FaultInjector
     from fxfault.passes.inspection import inspect
     from fxfault.passes.segments import split_at_sites
     from fxfault.passes.transform import strip, transform
-    from fxfault.statistics import FaultStatistics
+    from fxfault.sites.statistics import FaultStatistics
 
 _HOMES = {
-    "fxfault.config": ("FaultInjectionConfig",),
+    "fxfault.config.fault_injection": ("FaultInjectionConfig",),
     "fxfault.errors": (
         "ConfigError",
         "DataError",
@@ -64,8 +65,7 @@ _HOMES = {
         "TrainingError",
         "TransformError",
     ),
-    "fxfault.captured": ("CapturedForward", "capture"),
-    "fxfault.fault_models": (
+    "fxfault.faults.fault_models": (
         "BitFlipStrategy",
         "BitMaskModel",
         "BitModel",
@@ -83,23 +83,20 @@ _HOMES = {
         "get_strategy",
         "register_fault_model",
     ),
-    "fxfault.passes.check": ("Check", "check"),
+    "fxfault.passes.checking": ("Check", "check"),
     "fxfault.passes.compilation": ("compile",),
     "fxfault.passes.freeze": ("freeze", "thaw"),
     "fxfault.passes.injector": ("FaultInjector",),
     "fxfault.passes.inspection": ("inspect",),
     "fxfault.passes.segments": ("split_at_sites",),
     "fxfault.passes.transform": ("strip", "transform"),
-    "fxfault.statistics": ("FaultStatistics",),
+    "fxfault.sites.statistics": ("FaultStatistics",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
 __all__ = [
     "BitFlipStrategy",
     "BitMaskModel",
     "BitModel",
     "BurstStrategy",
-    "CapturedForward",
     "Check",
     "ConfigError",
     "DataError",
@@ -119,7 +116,6 @@ __all__ = [
     "StuckAt1Strategy",
     "TrainingError",
     "TransformError",
-    "capture",
     "check",
     "compile",
     "fault_model_names",
@@ -135,15 +131,10 @@ __all__ = [
 ]
 
 
+_lazy, __dir__ = lazy_names(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("fxfault")
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(_HOME_OF[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'fxfault' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return _lazy(name)

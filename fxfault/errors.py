@@ -71,3 +71,11 @@ class BugError(FxFaultError):
 
 FOREIGN = (Exception, SystemExit, GeneratorExit)
 """What code of somebody else's may raise; Ctrl-C is none of it."""
+
+
+class StoreError(FxFaultError):
+    """A store of trials that cannot be opened, written or gone on with."""
+
+
+class EngineError(FxFaultError):
+    """An engine that cannot run trials: no such engine, or workers that die or disagree."""

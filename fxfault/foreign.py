@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from fxfault.errors import BugError, DataError, ForeignCodeError, FxFaultError
-from fxfault.models.user_factory import quote_error
+from fxfault.messages import quote_error
 
 SHOW = "--traceback, or FXFAULT_TRACEBACK=1, shows where"
 REPORT = (

@@ -1,4 +1,4 @@
-"""Graph passes: trace, insert, strip, freeze, compile; and ways to look at what they did."""
+"""Passes over the graph: trace, insert, strip, freeze and compile; views of their results."""
 
 from fxfault.passes.compilation import Compilation, Difference, compile
 from fxfault.passes.drawing import to_dot, to_svg
@@ -6,8 +6,8 @@ from fxfault.passes.freeze import FreezeLayers, FrozenPart, frozen_parts, refres
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.inspection import Inspection, code_of, diff, inspect, probe
 from fxfault.passes.strip import StripFaults
-from fxfault.passes.traced_module import TracedModule
-from fxfault.passes.tracing import Container, containers_of, trace
+from fxfault.passes.tracing.containers import Container, containers_of, trace
+from fxfault.passes.tracing.traced_module import TracedModule
 
 __all__ = [
     "Compilation",

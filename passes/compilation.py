@@ -1,6 +1,6 @@
-"""Compile a frozen model with torch.compile, where that works, and say what came of it.
+"""Compile a frozen model with torch.compile if that works, and report the result.
 
-In compiled code the fault sites are operators (`fxfault.operators`) that follow their state at
+In compiled code the fault sites are operators (`fxfault.strike.operators`) that read their state at
 run time, so that nothing is compiled again when probabilities, trials or fault models change.
 """
 
@@ -10,8 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,23 +18,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxfault.errors import FxFaultError, SiteError
-from fxfault.frozen_layers import FrozenLayer
+from fxfault.errors import FxFaultError
 from fxfault.passes.exact_arithmetic import exact_backend
 from fxfault.passes.freeze import freeze
-from fxfault.passes.traced_module import TracedModule
-from fxfault.quant_tensors import plain
-from fxfault.sites import FaultSites, faults_of
+from fxfault.passes.sites_of_model import without_faults
+from fxfault.passes.tracing.traced_module import TracedModule
+from fxfault.quantisers.frozen_layers import FrozenLayer
+from fxfault.quantisers.quant_tensors import plain
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How compiled outputs differ from those without a compiler, without faults.
+    """How compiled outputs without faults differ from those without a compiler.
 
     Attributes:
-        values: how many values differ in any bit.
-        total: how many were compared.
-        largest: largest absolute difference; NaN where one is NaN and the other is not.
+        values: number of values that differ.
+        total: number of values that were compared.
+        largest: largest absolute difference; NaN if only one of two values is NaN.
     """
 
     values: int
@@ -45,15 +44,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compilation:
-    """What came of compiling a model; as a text, one sentence.
+    """The result of compiling a model; its text is one sentence.
 
     Attributes:
-        model: the frozen model to go on with, compiled or not.
-        why_not: why it is not compiled; empty if it is.
-        seconds: that compiling took.
-        difference: of the outputs for the first batch; None where they agree to the last bit, or
-            nothing is compiled.
-        call: what calls of the model run; None where nothing is compiled.
+        model: the frozen model to use from now on, compiled or not.
+        why_not: why the model is not compiled; empty if it is.
+        seconds: the time that compiling took.
+        difference: the difference of the outputs for the first batch; None if they agree to the
+            last bit or nothing is compiled.
+        call: the function that calls of the model run; None if nothing is compiled.
     """
 
     model: nn.Module
@@ -63,7 +62,7 @@ class Compilation:
     call: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
 
     def switch(self, on: bool) -> None:
-        """Let calls of the model run compiled code, as they do at first, or not."""
+        """Switch compiled code on, as it is at first, or off."""
         self.model.__dict__["_compiled_call_impl"] = self.call if on else None
 
     @property
@@ -87,15 +86,15 @@ class Compilation:
 def compile(
     model: nn.Module, *inputs: Any, backend: str = "inductor", exact: bool = False
 ) -> Compilation:
-    """Freeze a model and let its forwards run code made by torch.compile.
+    """Freeze a model and compile its forwards with torch.compile.
 
-    Evaluations are then run as before, on the `model` of the result. Forwards without
-    gradients whose inputs are like the given ones run compiled code, with the same faults; a batch
-    may have any size of at least 2, where the model allows it. All other forwards run
-    without it. Nothing is ever compiled for a second kind of input.
+    Evaluate the `model` of the result as usual. Its forwards without gradients run compiled code,
+    with the same faults, if their inputs are like the given ones; a batch may have any size of at
+    least 2 if the model allows it. All other forwards run without compiled code. Nothing is ever
+    compiled for a second kind of input.
 
-    Where there is no compiler, or torch cannot compile the model as a whole, the model is left as
-    it is and `why_not` says so.
+    If there is no compiler, or torch cannot compile the model as a whole, the model is only frozen
+    and `why_not` gives the reason.
 
     >>> from brevitas.nn import QuantLinear, QuantReLU
     >>> model = nn.Sequential(QuantLinear(4, 4, bias=True), QuantReLU(bit_width=4)).eval()
@@ -105,14 +104,14 @@ def compile(
 
     Args:
         model: in eval mode; transformed or not, frozen or not.
-        inputs: the first batch, as the model is called with it.
-        backend: of torch.compile; all but Inductor are for tests.
-        exact: round as the model does without a compiler, as far as we know how; see
+        inputs: the inputs of the first batch, as the model is called with them.
+        backend: the backend of torch.compile; all but Inductor are for tests.
+        exact: whether to round as the model does without a compiler, as far as we know how; see
             `fxfault.passes.exact_arithmetic`. Compiled code is a little slower then.
 
     Returns:
-        The frozen model (`model` itself where it is frozen already) and what came of it. Its fault
-        sites, clock and statistics are as they were.
+        The frozen model (`model` itself if it is frozen already) and the result of compiling. The
+        fault sites, clock and statistics of the model are unchanged.
 
     Raises:
         FreezeError: the model is in training mode.
@@ -124,7 +123,7 @@ def compile(
         return Compilation(frozen, why_not)
     compiler = exact_backend(backend) if exact else backend
     started = time.perf_counter()
-    with _without_faults(frozen), torch.no_grad():
+    with without_faults(frozen), torch.no_grad():
         expected = frozen(*inputs)
         for any_batch in (True, False):
             call = _CompiledCall(frozen, inputs, compiler, any_batch)
@@ -144,27 +143,27 @@ def compile(
 
 
 class _CompiledCall:
-    """What a compiled model does when it is called.
+    """Stands for a call of a compiled model.
 
-    torch's modules look for it where `nn.Module.compile` leaves compiled code, too.
+    torch's modules find it where `nn.Module.compile` would leave compiled code.
     """
 
     def __init__(
         self, model: nn.Module, inputs: Sequence[Any], backend: Any, any_batch: bool
     ) -> None:
-        """Prepare to compile a model at the first call.
+        """Prepare to compile a frozen model at the first call.
 
         Args:
-            model: frozen.
-            inputs: of the first call.
-            backend: of torch.compile.
+            model: the frozen model.
+            inputs: the inputs of the first call.
+            backend: the backend of torch.compile.
             any_batch: whether to compile for batches of any size.
         """
         self._model = [model]
         self._layers = [layer for layer in model.modules() if isinstance(layer, FrozenLayer)]
         self._traced = [part for part in model.modules() if isinstance(part, TracedModule)]
-        # Of the forward, whose code belongs to this model alone: torch counts by code how often
-        # something was compiled, and gives up.
+        # Compile the forward, whose code belongs to this model alone: torch counts compilations
+        # by code, and gives up after some.
         self._run = torch.compile(model.forward, fullgraph=True, dynamic=False, backend=backend)
         self._any_batch = any_batch
         self._batch = _batch_of(inputs)
@@ -172,7 +171,7 @@ class _CompiledCall:
         self._compiled = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run compiled code where it was made for such inputs."""
+        """Run compiled code if it was made for such inputs, and the model itself if not."""
         (model,) = self._model
         unusual = kwargs or torch.is_grad_enabled() or _has_hooks(model)
         unusual = unusual or any(part.why_own_forward() is not None for part in self._traced)
@@ -186,10 +185,10 @@ class _CompiledCall:
         return self._run(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the model is not compiled."""
+        """Return None: a copy of the model is not compiled."""
 
     def _kind_of(self, inputs: Sequence[Any]) -> list[Any]:
-        """What compiled code depends on in its inputs."""
+        """The properties of inputs that compiled code depends on."""
         leaves, structure = pytree.tree_flatten(inputs)
         batch = _batch_of(inputs)
         any_size = self._any_batch and batch > 1
@@ -197,13 +196,13 @@ class _CompiledCall:
         return [structure, any_size, *kinds]
 
     def _marked(self, inputs: Sequence[Any]) -> Any:
-        """The inputs, with the batch marked as what may be of any size."""
+        """The inputs, with the batch dimension marked as one of any size."""
         if not self._any_batch or self._batch < 2:
             return inputs
         leaves, structure = pytree.tree_flatten(inputs)
         for i, x in enumerate(leaves):
             if isinstance(x, Tensor) and x.dim() and x.shape[0] == self._batch:
-                leaves[i] = x.detach()  # The mark stays on a tensor: on one of ours.
+                leaves[i] = x.detach()  # The mark must not stay on the user's tensor.
                 torch._dynamo.mark_dynamic(leaves[i], 0)
         return pytree.tree_unflatten(leaves, structure)
 
@@ -225,25 +224,8 @@ def _has_hooks(model: nn.Module) -> bool:
     return bool(model._forward_hooks or model._forward_pre_hooks)
 
 
-@contextmanager
-def _without_faults(model: nn.Module) -> Iterator[FaultSites | None]:
-    """Let no site strike, and put the clock back."""
-    try:
-        sites = faults_of(model)
-    except SiteError:
-        yield None
-        return
-    clock, enabled = sites.clock.state(), sites.enabled
-    sites.enabled = False
-    try:
-        yield sites
-    finally:
-        sites.clock.restore(clock)
-        sites.enabled = enabled
-
-
 def _why_no_compiler(inputs: Sequence[Any]) -> str:
-    """Why Inductor cannot compile for the CPU; empty if it can, or another device is in use."""
+    """Why Inductor cannot compile for the CPU; empty if it can or another device is in use."""
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     if any(x.device.type != "cpu" for x in tensors):
         return ""
@@ -260,8 +242,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _difference(found: Any, expected: Any) -> Difference | None:
-    """How two outputs of one model differ; None where they agree to the last bit."""
-    pairs = [(a, b) for a, b in zip(_values_in(found), _values_in(expected), strict=True)]
+    """How two outputs of one model differ; None if they agree."""
+    pairs = list(zip(_values_in(found), _values_in(expected), strict=True))
     differ = [(a != b) & ~(a.isnan() & b.isnan()) for a, b in pairs]
     values = sum(int(where.sum()) for where in differ)
     if values == 0:

@@ -1,18 +1,15 @@
 """Draw a transformed model as a Graphviz picture with its fault sites marked.
 
-One node stands for one node of the graph; the two bookkeeping nodes of a site
-(`self.faults.relu` and the call that uses it) are one. A traced container is a thin frame
-around its nodes; a container with its own forward or its own graph is a thick frame that
-says why.
+Each node of the graph is one node of the picture, except that the two nodes of a site
+(`self.faults.relu` and the call that uses it) are one. A traced container is a thin frame around
+its nodes. A container with its own forward or its own graph is a thick frame that says why.
+
+(torch.fx's FxGraphDrawer needs pydot, and draws one graph without containers or sites' states.)
 """
 
 from __future__ import annotations
 
-import html
 import operator
-import re
-import shutil
-import subprocess
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,43 +20,19 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from fxfault.errors import FxFaultError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import site_struck_inside
+from fxfault.passes.dot_text import (
+    LABEL_WIDTH,
+    attributes,
+    digraph,
+    node_attributes,
+    quoted,
+    svg_of,
+)
 from fxfault.passes.inspection import Inspection, SiteRow, inspect
-from fxfault.passes.traced_module import TracedModule
-
-Style = Mapping[str, str]
-
-_STYLES: dict[str, Style] = {
-    "input or output": {"shape": "box", "style": "filled,rounded", "fillcolor": "#d9e2ec"},
-    "layer": {"shape": "box", "style": "filled", "fillcolor": "#ffffff"},
-    "fault target": {"shape": "box", "style": "filled,bold", "fillcolor": "#fff3c4"},
-    "operation": {"shape": "ellipse", "style": "filled", "fillcolor": "#f0f0f0"},
-    "own forward or graph": {"shape": "box3d", "style": "filled", "fillcolor": "#e8dcf5"},
-    "fault, armed": {
-        "shape": "octagon",
-        "margin": "0.02,0.02",
-        "style": "filled",
-        "fillcolor": "#f4a09a",
-        "color": "#a61b1b",
-        "penwidth": "2",
-    },
-    "fault, not armed": {
-        "shape": "octagon",
-        "margin": "0.02,0.02",
-        "style": "filled,dashed",
-        "fillcolor": "#fdecea",
-        "color": "#a61b1b",
-    },
-}
-_LABEL_WIDTH = 34
-
-# Beyond so many edges `dot` takes minutes for its best layout (densenet121: 1,164 edges and 630
-# nodes). These settings cut its search short and draw straight lines: seconds.
-_MANY_EDGES = 800
-_HURRIED: Style = {"nslimit": "0.3", "nslimit1": "1", "mclimit": "0.05", "splines": "line"}
-_SECONDS = 300
+from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.tracing.containers import joined
+from fxfault.passes.tracing.traced_module import TracedModule
 
 
 def to_dot(model: nn.Module) -> str:
@@ -73,76 +46,38 @@ def to_dot(model: nn.Module) -> str:
     (True, True)
 
     Args:
-        model: what `fxfault.transform` returned.
+        model: the result of `fxfault.transform`.
 
     Raises:
         SiteError: the model was not transformed.
     """
     drawing = _Drawing(inspect(model))
     drawing.module(model, "")
-    head = {
-        "rankdir": "TB",
-        "fontname": "Helvetica",
-        "nodesep": "0.25",
-        "ranksep": "0.3",
-        "labelloc": "t",
-        "labeljust": "l",
-        **(_HURRIED if len(drawing.edges) > _MANY_EDGES else {}),
-    }
-    return "\n".join(
-        [
-            f"digraph {_quoted(type(model).__name__)} {{",
-            f"  graph [{_attributes(head)}, label={drawing.legend()}];",
-            '  node [fontname="Helvetica", fontsize="10", height="0.3", margin="0.12,0.05"];',
-            '  edge [color="#555555", arrowsize="0.6", fontname="Helvetica", fontsize="9"];',
-            *drawing.lines,
-            *drawing.edges,
-            "}",
-            "",
-        ]
-    )
+    title = drawing.inspection.headline
+    return digraph(type(model).__name__, title, drawing.lines, drawing.edges)
 
 
 def to_svg(model: nn.Module) -> str:
-    """Draw a model as an SVG picture, by Graphviz's `dot`.
+    """Draw a model as an SVG picture, with Graphviz's `dot`.
 
     Args:
-        model: what `fxfault.transform` returned.
+        model: the result of `fxfault.transform`.
 
     Raises:
         SiteError: the model was not transformed.
         FxFaultError: Graphviz is not installed, or fails.
     """
-    text = to_dot(model)
-    program = shutil.which("dot")
-    if program is None:
-        raise FxFaultError(
-            "an SVG drawing needs Graphviz, whose program `dot` was not found; install it "
-            "(Debian and Ubuntu: apt-get install graphviz; macOS: brew install graphviz), or "
-            "write the DOT text (--dot FILE, to_dot) and render it elsewhere"
-        )
-    try:
-        done = subprocess.run(
-            [program, "-Tsvg"], input=text.encode(), capture_output=True, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FxFaultError(
-            f"Graphviz did not finish in {_SECONDS} seconds; write the DOT text (--dot FILE, "
-            "to_dot) and render it with another of its layouts"
-        ) from error
-    if done.returncode:
-        raise FxFaultError(f"Graphviz failed: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout.decode()
+    return svg_of(to_dot(model))
 
 
 @dataclass
 class _Frame:
-    """A traced container around the nodes that come from it.
+    """A traced container around its nodes.
 
     Attributes:
-        label: path and class name; empty for the graph itself.
-        lines: its nodes.
-        frames: the containers inside, by the key that the tracer gave them.
+        label: class name and path; empty for the graph itself.
+        lines: the lines of the nodes.
+        frames: the containers inside, by their keys in `nn_module_stack`.
     """
 
     label: str = ""
@@ -155,7 +90,9 @@ class _Drawing:
 
     def __init__(self, inspection: Inspection) -> None:
         self.lines: list[str] = []
-        self.edges: list[str] = []  # Apart: an edge in a frame would pull its nodes into it.
+        self.edges: list[
+            str
+        ] = []  # Outside of frames: an edge in one would pull its nodes into it.
         self.inspection = inspection
         self.containers = {c.path: c for c in inspection.containers if c.handling != "traced"}
         self.sites = {site.name: site for site in inspection.sites}
@@ -167,12 +104,12 @@ class _Drawing:
     # -- modules ------------------------------------------------------------------------
 
     def module(self, module: nn.Module, path: str, caller: str | None = None) -> None:
-        """Draw what is inside a module: its graphs, or the sites that its own code reaches.
+        """Draw the inside of a module: its graphs, or the sites that its own code reaches.
 
         Args:
             module: the model, or a container with its own forward or graph.
-            path: its path in the model.
-            caller: the node that stands for it; the model itself has none.
+            path: the path of the module in the model.
+            caller: the node of the module; None for the model itself.
         """
         self.drawn.add(id(module))
         if not isinstance(module, TracedModule):
@@ -193,13 +130,13 @@ class _Drawing:
             self._insides(module, path, self._container_node(module, path))
 
     def _insides(self, module: nn.Module, path: str, caller: str) -> None:
-        """Draw what code that no graph shows may reach, by dashed lines."""
+        """Draw what a module's own code may reach, with dashed lines."""
         site = site_struck_inside(module)
         if site is not None:
             kind, label = self._fault_label(self.sites[site.name])
             self._edge(caller, self._node(kind, [site.module_type, *label]), dashed=True)
         for name, child in module.named_children():
-            full = f"{path}.{name}" if path else name
+            full = joined(path, name)
             if id(child) in self.drawn:
                 continue
             if not self._is_special(child, full):
@@ -219,7 +156,7 @@ class _Drawing:
     # -- graphs -------------------------------------------------------------------------
 
     def _graph(self, module: TracedModule, graph: Graph, path: str, caller: str | None) -> None:
-        """Draw a graph: its nodes in the frames of their containers, and its edges."""
+        """Draw the nodes of a graph in the frames of their containers, and its edges."""
         root = _Frame()
         ids: dict[Node, str] = {}
         for node in graph.nodes:
@@ -227,7 +164,7 @@ class _Drawing:
                 continue
             kind, label = self._describe(module, node, path)
             ids[node] = self._next_id()
-            line = f"{ids[node]} [{_node_attributes(kind, label, node.format_node() or '')}];"
+            line = f"{ids[node]} [{node_attributes(kind, label, node.format_node() or '')}];"
             frame = _frame_of(root, _stack(node), path)
             frame.lines += self._block(module, node, path, ids[node], line)
         self._emit(root)
@@ -241,12 +178,12 @@ class _Drawing:
     def _block(
         self, module: TracedModule, node: Node, path: str, node_id: str, line: str
     ) -> list[str]:
-        """The line of a node; for a container that is a graph's leaf, a frame with its insides."""
-        full = f"{path}.{node.target}" if path else str(node.target)
+        """The line of a node; for a container with its own forward or graph, its whole frame."""
+        full = joined(path, str(node.target))
         if node.op != "call_module" or full not in self.containers:
             return [line]
         child = module.get_submodule(str(node.target))
-        if id(child) in self.drawn:  # Called again: drawn at its first call.
+        if id(child) in self.drawn:  # It was drawn at its first call.
             return [line]
         outer, self.lines = self.lines, []
         with self._kept_frame(full):
@@ -256,12 +193,12 @@ class _Drawing:
         return block
 
     def _describe(self, module: TracedModule, node: Node, path: str) -> tuple[str, list[str]]:
-        """The style of a node and the lines of its label."""
+        """The kind of a node and the lines of its label."""
         target: Any = node.target
         if node.op in ("placeholder", "output"):
             return "input or output", [f"input {target}" if node.op == "placeholder" else "output"]
         if node.op == "call_module":
-            full = f"{path}.{target}" if path else target
+            full = joined(path, target)
             child = module.get_submodule(target)
             label = [type(child).__name__, full]
             if full in self.targets:
@@ -284,8 +221,6 @@ class _Drawing:
             with self._cluster(inner.label, "solid"):
                 self._emit(inner)
 
-    # -- faults -------------------------------------------------------------------------
-
     def _fault_label(self, site: SiteRow) -> tuple[str, list[str]]:
         rate = "" if site.probability is None else f" {site.probability:g} %"
         label = [f"FAULT {site.index}: {site.name}", f"{site.fault_model}{rate}"]
@@ -295,28 +230,14 @@ class _Drawing:
 
     # -- lines --------------------------------------------------------------------------
 
-    def legend(self) -> str:
-        """An HTML-like label: the title, and a swatch of each kind of node."""
-        title = html.escape(self.inspection.headline)
-        cells = "".join(
-            f'<TD BGCOLOR="{style["fillcolor"]}" COLOR="{style.get("color", "#555555")}">'
-            f'<FONT POINT-SIZE="9">{html.escape(_swatch(kind, style))}</FONT></TD>'
-            for kind, style in _STYLES.items()
-        )
-        return (
-            f'<<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="4" CELLPADDING="3"><TR>'
-            f'<TD BORDER="0" COLSPAN="{len(_STYLES)}"><B>{title}</B></TD></TR>'
-            f"<TR>{cells}</TR></TABLE>>"
-        )
-
     def _node(self, kind: str, label: list[str]) -> str:
         name = self._next_id()
-        self._line(f"{name} [{_node_attributes(kind, label)}];")
+        self._line(f"{name} [{node_attributes(kind, label)}];")
         return name
 
     def _edge(self, source: str | None, target: str, dashed: bool = False) -> None:
         if source is not None:
-            style = f" [{_attributes({'style': 'dashed'})}]" if dashed else ""
+            style = ' [style="dashed"]' if dashed else ""
             self.edges.append(f"  {source} -> {target}{style};")
 
     def _next_id(self) -> str:
@@ -327,13 +248,13 @@ class _Drawing:
         self.lines.append("  " * self.depth + text)
 
     @contextmanager
-    def _cluster(self, label: str, style: str, **attributes: str) -> Iterator[None]:
+    def _cluster(self, label: str, style: str, **more: str) -> Iterator[None]:
         self.names += 1
         self._line(f"subgraph cluster_{self.names} {{")
         self.depth += 1
         defaults = {"labeljust": "l", "fontsize": "9", "color": "#999999", "style": style}
-        text = _quoted(label, line_end="\\l")
-        self._line(f"graph [label={text}, {_attributes({**defaults, **attributes})}];")
+        text = quoted(label, line_end="\\l")
+        self._line(f"graph [label={text}, {attributes({**defaults, **more})}];")
         yield
         self.depth -= 1
         self._line("}")
@@ -347,17 +268,14 @@ class _Drawing:
             yield
 
 
-# -- text -------------------------------------------------------------------------------
-
-
 def _is_state(node: Node) -> bool:
-    """Whether a node only hands the state of a site to the operation that uses it."""
+    """Whether a node only passes the state of a site to the operation that uses it."""
     users = {user.target for user in node.users}
     return node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
 
 
 def _stack(node: Node) -> Mapping[str, Any]:
-    """The containers that a node comes from; those of a fault are its activation's."""
+    """The containers that a node comes from; a fault comes from those of its activation."""
     if node.target is fault_inject:
         node = node.args[0]  # type: ignore[assignment]
     return node.meta.get("nn_module_stack", {})
@@ -366,37 +284,10 @@ def _stack(node: Node) -> Mapping[str, Any]:
 def _frame_of(root: _Frame, stack: Mapping[str, Any], path: str) -> _Frame:
     frame = root
     for key, (name, kind) in stack.items():
-        full = f"{path}.{name}" if path else name
+        full = joined(path, name)
         label = f"{getattr(kind, '__name__', kind)} {full}"
         frame = frame.frames.setdefault(key, _Frame(label))
     return frame
-
-
-def _swatch(kind: str, style: Style) -> str:
-    return f"{kind} ({style['shape']})" if kind.startswith("fault,") else kind
-
-
-def _node_attributes(kind: str, label: list[str], tooltip: str = "") -> str:
-    text = "\n".join(line for part in label for line in _folded(part))
-    return _attributes({"label": text, "tooltip": tooltip or text, **_STYLES[kind]})
-
-
-def _folded(text: str) -> list[str]:
-    """Fold a long text, a path behind its dots.
-
-    >>> _folded("FAULT 6: encoder.layers.encoder_layer_0.self_attention.v_quant")
-    ['FAULT 6: encoder.layers.', 'encoder_layer_0.self_attention.', 'v_quant']
-    """
-    lines = [""]
-    for part in re.findall(r"[^. ]+[. ]*|[. ]+", text):
-        if len(lines[-1] + part) > _LABEL_WIDTH and lines[-1]:
-            lines.append("")
-        lines[-1] += part
-    return [line.rstrip() for line in lines]
-
-
-def _attributes(values: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={_quoted(value)}" for key, value in values.items())
 
 
 class _Value:
@@ -414,15 +305,4 @@ def _call(node: Node) -> str:
     name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", "?"))
     args, kwargs = map_arg((node.args, node.kwargs), lambda source: _VALUE)
     values = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
-    return textwrap.shorten(f"{name}({', '.join(values)})", _LABEL_WIDTH, placeholder=" …")
-
-
-def _quoted(text: str, line_end: str = "\\n") -> str:
-    r"""A DOT string; DOT would read `\N` as the node's name, and `&lt;` as a character.
-
-    >>> print(_quoted('say "\\N"'))
-    "say \"\\N\""
-    """
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
-    lines = escaped.splitlines()
-    return '"' + line_end.join([*lines, ""] if line_end == "\\l" else lines) + '"'
+    return textwrap.shorten(f"{name}({', '.join(values)})", LABEL_WIDTH, placeholder=" …")

@@ -1,11 +1,11 @@
-"""Let a compiler round as torch does without one.
+"""Make compiled code round as torch does without a compiler.
 
-Inductor takes a batch norm apart into operations that round more often than its kernel does, takes
-the sums of mean pooling in another order, and lets convolutions run on another memory layout,
-where their sums, too, are taken in another order. Each changes the last bit of many values. It
-hardly ever shows, as the next quantiser rounds it away, but now and then a value lies at the edge
-between two codes. Here these functions stay the kernels that they are, as operators into which no
-compiler looks, and layouts stay as well.
+Inductor splits a batch norm into operations that round more often than its kernel, adds the values
+of mean pooling in another order, and runs convolutions on another memory layout, which also changes
+the order of their sums. Each of these changes the last bit of many values. The next quantiser
+nearly always rounds the change away, but now and then a value lies at the edge between two codes.
+Here these functions stay kernels, as operators that no compiler looks into, and layouts stay as
+they are.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _library.define(
 
 
 def exact_backend(name: str) -> Callable[[fx.GraphModule, list[Any]], Any]:
-    """A backend of torch.compile that rounds as the model does without a compiler.
+    """Make a backend of torch.compile that rounds as the model does without a compiler.
 
     Args:
-        name: of the backend to build on; Inductor has options for it.
+        name: the name of the backend to build on.
     """
 
     def compile_graph(graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
@@ -47,7 +47,7 @@ def exact_backend(name: str) -> Callable[[fx.GraphModule, list[Any]], Any]:
 
 
 def keep_kernels(graph_module: fx.GraphModule) -> int:
-    """Put operators of ours in the place of functions that a compiler takes apart.
+    """Replace functions that a compiler splits by operators of ours.
 
     >>> graph_module = fx.symbolic_trace(lambda x: functional.adaptive_avg_pool2d(x, 1))
     >>> keep_kernels(graph_module)
@@ -56,11 +56,11 @@ def keep_kernels(graph_module: fx.GraphModule) -> int:
         adaptive_avg_pool2d = torch.ops.fxfault.adaptive_avg_pool2d.default(x, [1, 1])
 
     Args:
-        graph_module: in functions of torch, as its compiler hands a graph to a backend; it is
+        graph_module: a graph of torch functions, as torch.compile passes it to a backend; it is
             changed.
 
     Returns:
-        How many there were.
+        Number of functions that were replaced.
     """
     found = 0
     for node in graph_module.graph.nodes:
@@ -77,14 +77,14 @@ def keep_kernels(graph_module: fx.GraphModule) -> int:
 
 
 def _of_batch_norm(given: dict[str, Any]) -> list[Any] | None:
-    """The operator's arguments; None where statistics are those of the batch."""
+    """The operator's arguments; None if the batch norm uses the statistics of the batch."""
     if given["training"] is not False or given["running_mean"] is None:
         return None
     return [given[k] for k in ("input", "running_mean", "running_var", "weight", "bias", "eps")]
 
 
 def _of_pooling(given: dict[str, Any]) -> list[Any] | None:
-    """The operator's arguments; None where a side is to stay as it is."""
+    """The operator's arguments; None if pooling keeps the size of a dimension."""
     size = given["output_size"]
     sides = [size, size] if isinstance(size, int) else list(size)
     return [given["input"], sides] if all(isinstance(side, int) for side in sides) else None
@@ -102,7 +102,7 @@ def _adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
 
 for _name, _run in (("batch_norm", _batch_norm), ("adaptive_avg_pool2d", _adaptive_avg_pool2d)):
     _library.impl(_name, _run, "CompositeExplicitAutograd")
-    # With tensors that have a shape and no values torch's own functions do that part, too.
+    # torch's own functions also work on fake tensors, which have a shape and no values.
     torch.library.register_fake(f"fxfault::{_name}", _run, lib=_library)
 
 _KERNELS: dict[Any, tuple[Any, Callable[[dict[str, Any]], list[Any] | None]]] = {

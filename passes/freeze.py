@@ -1,13 +1,13 @@
 """Freeze a model for evaluation: compute once what every forward would compute again.
 
-Before and after, the graph is the same::
+The graph stays the same::
 
     relu = self.relu(conv1)
     conv2 = self.conv2(relu)
 
-but `self.conv2` holds its quantised weights, and `self.relu` computes its values by four or five
-operations (`fxfault.frozen_layers`), bit for bit the same. Batch norm stays: folded into the
-weights it would change bits.
+but `self.conv2` keeps its quantised weights, and `self.relu` computes its values with four or five
+operations (`fxfault.quantisers.frozen_layers`) that give the same bits. Batch norm is not folded
+into the weights, because that would change bits.
 """
 
 from __future__ import annotations
@@ -20,33 +20,29 @@ from typing import Any
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fxfault.errors import FreezeError, SiteError
-from fxfault.frozen_layers import (
-    HOW_TO_THAW,
-    FrozenLayer,
-    Settled,
-    freeze_layer,
-    settle,
-)
-from fxfault.layer_outputs import LayerOutput
-from fxfault.passes.own_forward import give_forward_back, keep_forward
-from fxfault.passes.sharing import twin
-from fxfault.passes.traced_module import twin_of_traced
-from fxfault.quant_tensors import is_activation
-from fxfault.sites import FaultSites, faults_of
+from fxfault.errors import FreezeError
+from fxfault.passes.layer_outputs import LayerOutput
+from fxfault.passes.sites_of_model import sites_or_none
+from fxfault.passes.tracing.own_forward import give_forward_back, keep_forward
+from fxfault.passes.tracing.sharing import twin
+from fxfault.passes.tracing.traced_module import twin_of_traced
+from fxfault.quantisers.constants import Settled
+from fxfault.quantisers.frozen_layers import HOW_TO_THAW, FrozenLayer, freeze_layer, settle
+from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.sites.fault_sites import FaultSites
 
 _RECORD = "_frozen"
 
 
 @dataclass(frozen=True)
 class FrozenPart:
-    """What became of one quantised layer.
+    """The result of freezing for one quantised layer.
 
     Attributes:
-        path: of the layer in the model.
-        type: its class name.
-        what: `weights` or `activation`, the part that is computed once; empty where nothing is.
-        why_not: why nothing is; empty where something is.
+        path: the path of the layer in the model.
+        type: the class name of the layer.
+        what: the part that is frozen, `weights` or `activation`; empty if none is.
+        why_not: why no part is frozen; empty if one is.
     """
 
     path: str
@@ -57,7 +53,7 @@ class FrozenPart:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a frozen model remembers."""
+    """A frozen model, the model that it was made from, and its parts."""
 
     frozen: nn.Module
     source: nn.Module
@@ -65,18 +61,18 @@ class _Record:
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Make a model for evaluation that computes the same in less time.
+    """Make a faster model for evaluation that computes the same.
 
     Weights and biases are quantised once, and activations whose scale, zero point and bit
-    width are settled become a few operations. The outputs are bit for bit those of the model,
-    faults and statistics included. What cannot be settled is computed as before;
-    `frozen_parts` lists it.
+    width are settled become a few operations. The outputs are the same as the model's bit for bit,
+    faults and statistics included. Layers that cannot be settled are computed as before;
+    `frozen_parts` lists them.
 
     The result shares parameters and buffers with `model`, which is not changed, and has
-    the same `state_dict`. Where a parameter changes (an optimizer step or `load_state_dict`, of
-    either model), the next forward computes anew what depends on it. It does so without
-    gradients only: a forward with gradients on runs as before freezing. The fault sites are
-    copies: their settings, clock and statistics are the frozen model's own.
+    the same `state_dict`. If a parameter changes (by an optimizer step or `load_state_dict`, of
+    either model), the next forward computes again what depends on it. All this holds for forwards
+    without gradients; those with gradients on run as before freezing. The fault sites are copies:
+    the frozen model has its own settings, clock and statistics.
 
     >>> import fxfault, torch
     >>> from brevitas.nn import QuantLinear, QuantReLU
@@ -90,10 +86,10 @@ def freeze(model: nn.Module) -> nn.Module:
     True
 
     Args:
-        model: in eval mode; transformed or not. Transform first and freeze the result.
+        model: a model in eval mode. To inject faults, transform first and freeze the result.
 
     Returns:
-        The frozen model; `model` itself where it is frozen already.
+        The frozen model; `model` itself if it is frozen already.
 
     Raises:
         FreezeError: the model is in training mode.
@@ -109,7 +105,7 @@ class FreezeLayers(PassBase):
     """Freeze the quantised layers of a model; the result is a new object, with the same graphs."""
 
     def requires(self, graph_module: nn.Module) -> None:
-        """The model must be in eval mode."""
+        """Require a model in eval mode."""
         if graph_module.training:
             raise FreezeError(
                 f"{type(graph_module).__name__} is in training mode and freezing is for "
@@ -118,12 +114,13 @@ class FreezeLayers(PassBase):
 
     def call(self, graph_module: nn.Module) -> PassResult:
         """Freeze every layer that is settled."""
-        found = _look_for_layers(graph_module)
+        found = _settled_layers(graph_module)
         settled = {id(layer) for layer, state in found.values() if state.constants is not None}
-        targets = _targets_of(graph_module)
+        sites = sites_or_none(graph_module)
+        targets = () if sites is None else tuple(sites.config.targets)
 
         def is_leaf(module: nn.Module) -> bool:
-            # A struck activation has to lead to the frozen model's own sites.
+            # A struck activation must belong to the frozen model's own sites.
             return id(module) in settled or is_activation(module, targets)
 
         ours = twin(graph_module, is_leaf, new_object=twin_of_traced)
@@ -151,10 +148,10 @@ def _freeze(layer: nn.Module, state: Settled) -> None:
 
 
 def thaw(model: nn.Module) -> nn.Module:
-    """Give back the very model that `freeze` was given, with what changed in their parameters.
+    """Return the model object that `freeze` was given; its parameters are those of the frozen one.
 
     Args:
-        model: what `freeze` returned; a model that is not frozen is returned as it is.
+        model: the result of `freeze`; a model that is not frozen is returned as it is.
 
     Raises:
         FreezeError: the model was made from a frozen one (by `strip`, for instance).
@@ -164,14 +161,14 @@ def thaw(model: nn.Module) -> nn.Module:
         return model
     if record.frozen is not model:
         raise FreezeError(
-            f"this {type(model).__name__} was made from a frozen model; thaw what fxfault.freeze "
-            "returned, and make it from that"
+            f"this {type(model).__name__} was made from a frozen model; thaw the model that "
+            "fxfault.freeze returned, and make it from that"
         )
     return record.source
 
 
 def frozen_parts(model: nn.Module) -> tuple[FrozenPart, ...]:
-    """What became of each quantised layer when a model was frozen, in the order of its modules.
+    """The results of freezing for each quantised layer, in the order of the modules.
 
     >>> from brevitas.nn import QuantLinear, QuantReLU
     >>> model = nn.Sequential(QuantLinear(4, 4, bias=True), QuantReLU(act_quant=None)).eval()
@@ -181,21 +178,21 @@ def frozen_parts(model: nn.Module) -> tuple[FrozenPart, ...]:
     FrozenPart(path='1', type='QuantReLU', what='', why_not='its quantiser is disabled')
 
     Args:
-        model: what `freeze` returned; for any other model there is nothing to tell.
+        model: the result of `freeze`; for any other model there are none.
     """
     record = _record_of(model)
     return () if record is None else record.parts
 
 
 def refresh(model: nn.Module) -> int:
-    """Compute anew what depends on parameters that have changed.
+    """Compute again what depends on parameters that have changed.
 
-    Every forward does so by itself, except compiled code, which does not look: call this
-    before it when parameters may have changed. What is written in place through
-    `parameter.data` is seen by neither: freeze again.
+    Every forward does this itself, except in compiled code: call this function before compiled
+    code runs if parameters may have changed. Neither sees writes in place through
+    `parameter.data`; freeze again after those.
 
     Args:
-        model: what `freeze` returned.
+        model: the result of `freeze`.
 
     Returns:
         Number of layers that had changed.
@@ -212,35 +209,28 @@ def _record_of(model: nn.Module) -> _Record | None:
     return model.__dict__.get(_RECORD)
 
 
-def _look_for_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Settled]]:
+def _settled_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Settled]]:
+    """By path, each layer that may be frozen and what is settled of it."""
     found = {path: (layer, settle(layer)) for path, layer in model.named_modules()}
     return {path: (layer, state) for path, (layer, state) in found.items() if state is not None}
 
 
-def _targets_of(model: nn.Module) -> tuple[str, ...]:
-    try:
-        return tuple(faults_of(model).config.targets)
-    except SiteError:
-        return ()
-
-
 def _train(self: nn.Module, mode: bool = True) -> nn.Module:
-    """Stand for `train` in the containers of a frozen model."""
+    """Replace `train` in the containers of a frozen model."""
     if mode:
         raise FreezeError(f"{type(self).__name__}.train(): {HOW_TO_THAW}")
     return type(self).train(self, False)
 
 
 def _give_own_sites(ours: nn.Module, new_of: dict[nn.Module, nn.Module]) -> None:
-    """Let a frozen model have a clock, settings and statistics of its own.
+    """Give a frozen model a clock, settings and statistics of its own.
 
-    Its clock has to follow its own mode: the model that it was made from may be training.
+    Its clock must follow its own mode: the model that it was made from may be training.
     """
-    try:
-        sites = faults_of(ours)
-    except SiteError:
+    sites = sites_or_none(ours)
+    if sites is None:
         return
-    kept = [sites.original, *(site.fault_model for site in sites)]
+    kept = [sites.original, *(fault.model for site in sites for fault in site.faults)]
     copies: dict[int, Any] = {id(old): new for old, new in new_of.items()}
     copies.update({id(thing): thing for thing in kept})
     for module in new_of.values():

@@ -14,7 +14,7 @@ After::
 
 and, once at the top of the model's graph, `begin_forward(self.faults, x)`, which numbers
 the samples. Targets that Python code calls strike their output themselves, and so do those with
-forward hooks (`fxfault.layer_outputs`).
+forward hooks (`fxfault.passes.layer_outputs`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fxfault.config import FaultInjectionConfig
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import LayerOutput, install, installed
-from fxfault.passes.own_forward import keep_forward
-from fxfault.passes.sharing import holds, replace_modules, shell
+from fxfault.passes.layer_outputs import LayerOutput, install, installed
 from fxfault.passes.surgery import follow
-from fxfault.passes.traced_module import TracedModule
-from fxfault.quant_tensors import (
+from fxfault.passes.tracing.own_forward import keep_forward
+from fxfault.passes.tracing.sharing import holds, replace_modules, shell
+from fxfault.passes.tracing.traced_module import TracedModule
+from fxfault.quantisers.quant_tensors import (
     has_own_forward,
     is_activation,
     read_quantiser,
     why_unsupported,
 )
-from fxfault.site import FaultSite
-from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
+from fxfault.sites.fault_sites import ATTRIBUTE_NAMES, FaultSites
+from fxfault.sites.site import FaultSite
 
 
 @dataclass(frozen=True)

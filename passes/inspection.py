@@ -2,6 +2,7 @@
 
 >>> import fxfault
 >>> from brevitas.nn import QuantReLU
+>>> import torch
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4)).eval()
 >>> faulty = fxfault.transform(
@@ -24,22 +25,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fxfault.fault_models import label_of
-from fxfault.layer_outputs import site_struck_inside
-from fxfault.passes.traced_module import TracedModule
-from fxfault.passes.tracing import Container, containers_of
+from fxfault.faults.fault_models import label_of
+from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.tracing.containers import Container, containers_of
+from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.passes.transform import strip
-from fxfault.quant_tensors import learned_bit_width, settled_scale
-from fxfault.site import FaultSite
-from fxfault.sites import FaultSites, faults_of
+from fxfault.quantisers.quant_tensors import learned_bit_width, settled_scale
+from fxfault.sites.fault_sites import faults_of
+from fxfault.sites.measuring import run_without_faults
+from fxfault.sites.site import FaultSite
 
 UNMEASURED = "not measured"
 
@@ -253,8 +253,8 @@ def _as_it_runs(model: nn.Module, container: Container) -> Container:
 
 
 def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> SiteRow:
-    units = "" if site.hw_units is None else f" (hw_mask {site.hw_units})"
-    signed = site.signed
+    units = "" if site.setting.hw_units is None else f" (hw_mask {site.setting.hw_units})"
+    signed = site.seen.signed
     if signed is None:
         signed = getattr(getattr(layer, "act_quant", None), "is_signed", None)
     return SiteRow(
@@ -265,7 +265,7 @@ def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> S
         bit_width=learned_bit_width(layer) if site.bit_width is None else site.bit_width,
         bit_width_learned=site.bit_width is None,
         signed=signed,
-        scale=_summary(settled_scale(layer), site.scale),
+        scale=_summary(settled_scale(layer), site.seen.scale),
         elements=site.elements,
         fault_model=f"{_what_strikes(site)}{units}",
         probability=site.probability if _is_plain(site) else None,
@@ -275,14 +275,15 @@ def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> S
 
 
 def _samples(site: FaultSite, why_unmeasured: str | None) -> str:
-    if site.arrangement is not None:
-        return str(site.arrangement)
+    if site.seen.arrangement is not None:
+        return str(site.seen.arrangement)
     return UNMEASURED if why_unmeasured is None else f"{UNMEASURED}: {why_unmeasured}"
 
 
 def _is_plain(site: FaultSite) -> bool:
     """Whether a fault model and the probability of an element say it all."""
-    return site.several is None and site.num_faults is None and site.rate_unit == "element"
+    plain = [f.num_faults is None and f.rate_unit == "element" for f in site.faults]
+    return plain == [True]
 
 
 def _what_strikes(site: FaultSite) -> str:
@@ -321,29 +322,7 @@ def probe(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
     Raises:
         SiteError: the model was not transformed.
     """
-    sites = faults_of(model)
-    modes = {module: module.training for module in model.modules()}
-    with _armed_at_zero(sites), torch.no_grad():
-        try:
-            model.eval()(*inputs, **named_inputs)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-@contextmanager
-def _armed_at_zero(sites: FaultSites) -> Iterator[None]:
-    state = sites.clock.state()
-    settings = [(site, site.probability, site.selected, site.statistics) for site in sites]
-    try:
-        sites.clock.enabled, sites.clock.apply_during = True, "both"
-        for site in sites:
-            site.probability, site.selected, site.statistics = 0.0, True, None
-        yield
-    finally:
-        sites.clock.restore(state)
-        for site, probability, selected, statistics in settings:
-            site.probability, site.selected, site.statistics = probability, selected, statistics
+    run_without_faults(faults_of(model), inputs, named_inputs)
 
 
 # -- tables -----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Split a transformed model's forward at its fault sites, so that it can start in the middle.
 
 A *cut* lies just before a fault strikes: after the layer that makes the activation, before
-`fault_inject`. What is computed from there on depends only on the values that are *live* at the
-cut: made before it and used after it. A *segment* is the code from one cut to the next.
+`fault_inject`. The code after a cut depends only on the values that are *live* there: made before
+the cut and used after it. A *segment* is the code from one cut to the next.
 
 The forward of a model with the sites `quant` and `relu`::
 
@@ -14,11 +14,12 @@ The forward of a model with the sites `quant` and `relu`::
     fault_inject_1 = fault_inject(relu, self.faults.relu)     # cut 2
     return fault_inject_1 + fault_inject                 # segment 2: -> output
 
-becomes three functions; whoever runs them strikes the first live value of a cut in between.
+becomes three functions; their caller strikes the first live value at each cut.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,13 +29,12 @@ from torch.fx import Graph, Node
 from torch.fx.graph import CodeGen
 
 from fxfault.functional import fault_inject
-from fxfault.layer_outputs import site_struck_inside
-from fxfault.passes.traced_module import TracedModule
-from fxfault.passes.tracing import containers_of
-from fxfault.site import FaultSite
-from fxfault.sites import faults_of
-
-OF_A_LIBRARY = "it is a layer of a library"
+from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.tracing.containers import containers_of
+from fxfault.passes.tracing.refusals import OF_A_LIBRARY
+from fxfault.passes.tracing.traced_module import TracedModule
+from fxfault.sites.fault_sites import faults_of
+from fxfault.sites.site import FaultSite
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,23 @@ class Segment:
     """The part of a forward between two cuts.
 
     Attributes:
-        site: that strikes the first value that the segment takes, before it runs; None for
-            the first segment, which takes the model's inputs.
-        takes: names of the values that are live at its start.
-        gives: names of those that are live at its end; empty for the last segment.
-        inside: sites that strike while it runs.
-        kept: paths of the containers in it that keep a Python forward of the user's own, which
-            may ask about values of several samples at once.
-        graph: its operations; the values that it takes are placeholders.
-        function: the same as code: of the model and the values taken, it gives a tuple of the
-            values that are live at its end, or what the model returns.
+        site: the site that strikes the first input before the segment runs; None for the first
+            segment, which takes the model's inputs.
+        inside: the sites that strike while the segment runs.
+        kept: paths of its containers that keep a user's Python forward, which may ask about values
+            of several samples at once.
+        function: the code of the segment; called with the model and the values that are live at the
+            start, it returns a tuple of those that are live at the end, or the output of the model.
     """
 
     site: FaultSite | None
-    takes: tuple[str, ...]
-    gives: tuple[str, ...]
     inside: tuple[FaultSite, ...]
     kept: tuple[str, ...]
-    graph: Graph = field(repr=False)
     function: Callable[..., Any] = field(repr=False)
 
     @property
     def sites(self) -> tuple[FaultSite, ...]:
-        """All sites that strike at its start or while it runs."""
+        """All sites that strike at the start of the segment or while it runs."""
         return self.inside if self.site is None else (self.site, *self.inside)
 
 
@@ -76,22 +70,22 @@ def split_at_sites(model: nn.Module, sites: Collection[str] | None = None) -> tu
     >>> net = nn.Sequential(QuantIdentity(), nn.Linear(4, 4), QuantReLU()).eval()
     >>> faulty = fxfault.transform(net, {"enabled": True, "probability": 5.0})
     >>> first, second, third = split_at_sites(faulty)
-    >>> second.site.name, second.takes, second.gives
-    ('0', ('_0',), ('_2',))
+    >>> second.site.name, third.site.name
+    ('0', '2')
     >>> x = torch.randn(2, 4)
     >>> values = second.function(faulty, *first.function(faulty, x))
     >>> torch.equal(third.function(faulty, *values), faulty(x))
     True
 
     Args:
-        model: what `fxfault.transform` returned, frozen or not.
-        sites: names of the sites to split at; default: all at which it is possible. A site is
-            passed over where it is part of a container that keeps its own forward or graph, or
-            where another one, which counts its calls in a forward, is called before and after.
+        model: the result of `fxfault.transform`, frozen or not.
+        sites: names of the sites to split at; default: all possible ones. A split is not possible
+            inside a container that keeps its own forward or graph, or between two calls of a site
+            that counts its calls in a forward.
 
     Returns:
-        The segments, in the order of execution; a single one where nothing can be split, none
-        where the model's own forward is not a graph.
+        The segments in the order of execution: a single one if nothing can be split, none if the
+        model's own forward is not a graph.
     """
     if not isinstance(model, TracedModule) or type(model.graph._codegen) is not CodeGen:
         return ()
@@ -111,12 +105,10 @@ def split_at_sites(model: nn.Module, sites: Collection[str] | None = None) -> tu
 
 
 def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
-    """The sites that strike when a node is run."""
+    """The sites that strike when a node runs."""
     if node.op == "call_function" and node.target is fault_inject:
-        state: Any = model
-        for name in str(node.args[1].target).split("."):  # type: ignore[union-attr]
-            state = getattr(state, name)
-        return (state,)
+        state: Any = node.args[1]
+        return (operator.attrgetter(state.target)(model),)
     if node.op != "call_module":
         return ()
     found: dict[int, FaultSite] = {}
@@ -141,7 +133,7 @@ def _kept_below(model: nn.Module, node: Node) -> Iterator[str]:
 
 
 def _possible_cuts(nodes: list[Node], struck: dict[Node, tuple[FaultSite, ...]]) -> Iterator[int]:
-    """Places of the `fault_inject` nodes before which the forward may be split."""
+    """The places of the `fault_inject` nodes before which the forward may be split."""
     spans: dict[int, list[int]] = {}
     for place, node in enumerate(nodes):
         for site in struck[node]:
@@ -149,17 +141,17 @@ def _possible_cuts(nodes: list[Node], struck: dict[Node, tuple[FaultSite, ...]])
                 spans.setdefault(id(site), []).append(place)
     for place, node in enumerate(nodes):
         is_site = node.op == "call_function" and node.target is fault_inject
-        # Such a site's faults depend on how often it was called before in the same forward.
+        # The faults of such a site depend on its number of calls before in the same forward.
         torn = any(min(places) < place <= max(places) for places in spans.values())
         if is_site and not torn and not struck[node][0].counts_calls:
             output = struck[node][0].output
-            # A layer with hooks strikes its output itself: there is nothing to strike at a cut.
+            # A layer with hooks strikes its output itself, so a cut has nothing to strike.
             if output is not None and not output.strikes_itself:
                 yield place
 
 
 def _live_at(nodes: list[Node], place: int) -> list[Node]:
-    """What is made before a place and used from there on; what is struck there comes first."""
+    """The nodes made before a place and used from there on; the struck one comes first."""
     if place == 0:
         return []
     struck = nodes[place].args[0]
@@ -175,25 +167,25 @@ def _segment(
     live: list[list[Node]],
     struck: dict[Node, tuple[FaultSite, ...]],
 ) -> Segment:
-    """Make a segment of some nodes.
+    """Make a segment.
 
     Args:
-        model: that the nodes belong to.
-        nodes: of the whole graph, in order; the first is the `fault_inject` node of the cut that
-            the segment starts at.
-        live: at the start, and, unless it is the last segment, at the end.
-        struck: sites by node.
+        model: the model of the nodes.
+        nodes: the nodes of the segment in order; the first is the `fault_inject` node of the cut,
+            except in the first segment.
+        live: the live nodes at the start and, unless it is the last segment, at the end.
+        struck: the sites of each node.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
     taken = live[0]
     for node in taken:
         copies[node] = graph.placeholder(node.name)
-    if taken:  # From here on the struck value is what was the unstruck one.
+    if taken:  # The placeholder of the unstruck value receives the struck one.
         copies[nodes[0]] = copies[taken[0]]
 
     def copy_of(node: Node) -> Node:
-        # Parameters, and the states of sites, are read where they are used.
+        # Parameters and the states of sites are read in the segment that uses them.
         if node not in copies:
             copies[node] = graph.node_copy(node)
         return copies[node]
@@ -208,17 +200,14 @@ def _segment(
     inside = {id(site): site for node in body for site in struck[node]}
     return Segment(
         site=struck[nodes[0]][0] if taken else None,
-        takes=tuple(node.name for node in taken),
-        gives=tuple(node.name for node in given),
         inside=tuple(inside.values()),
         kept=tuple(path for node in body for path in _kept_below(model, node)),
-        graph=graph,
         function=_compiled(graph),
     )
 
 
 def _compiled(graph: Graph) -> Callable[..., Any]:
-    """The code of a segment; while it runs, layers hand their words over to the graph."""
+    """The code of a segment; while it runs, layers pass their words to the graph."""
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<segment>", "exec"), namespace)

@@ -1,7 +1,7 @@
-"""Take the fault sites out of a transformed model again.
+"""Remove the fault sites of a transformed model.
 
-The exact inverse of `fxfault.passes.insert`: what is left is, text for text, the graph
-that tracing gave.
+This is the exact inverse of `fxfault.passes.insert`: it leaves the text of the graph that tracing
+gave.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import uninstall
-from fxfault.passes.own_forward import give_forward_back
-from fxfault.passes.traced_module import TracedModule
-from fxfault.sites import ATTRIBUTE_NAMES, FaultSites
+from fxfault.passes.layer_outputs import uninstall
+from fxfault.passes.tracing.own_forward import give_forward_back
+from fxfault.passes.tracing.traced_module import TracedModule
+from fxfault.sites.fault_sites import ATTRIBUTE_NAMES, FaultSites
 
 
 @dataclass(frozen=True)
 class StripFaults(PassBase):
-    """Remove every fault site; a model without any is left as it is."""
+    """Remove every fault site; a model without sites stays as it is."""
 
     def call(self, graph_module: nn.Module) -> PassResult:
         """Strip the model, in place."""

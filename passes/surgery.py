@@ -1,4 +1,4 @@
-"""Layers that take the place of others in a transformed model."""
+"""Adopt layers that replace others in a transformed model."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from typing import Any
 from torch import nn
 
 from fxfault.errors import SiteError
-from fxfault.layer_outputs import LayerOutput, install, installed
-from fxfault.passes.sharing import holds, shell
-from fxfault.quant_tensors import has_own_forward, is_activation, read_quantiser, why_unsupported
-from fxfault.sites import FaultSites
+from fxfault.passes.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.tracing.sharing import holds, shell
+from fxfault.quantisers.quant_tensors import (
+    has_own_forward,
+    is_activation,
+    read_quantiser,
+    why_unsupported,
+)
+from fxfault.sites.fault_sites import FaultSites
 
 _AGAIN = "transform the model again"
 
 
 def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | None]) -> None:
-    """Strike the layers that have come to a module in the place of others.
+    """Let the sites of replaced layers strike the new ones.
 
-    An activation layer in the place of another is struck by the sites of that one. Elsewhere
-    the graph, or the list of sites, would have to be another one.
+    An activation layer that replaces another takes over its sites. Any other new target would need
+    another graph or another list of sites.
 
     Args:
-        sites: of the transformed model.
-        module: a part of it whose children have changed.
-        before: the children that it had.
+        sites: the sites of the transformed model.
+        module: a part of the model whose children have changed.
+        before: the former children of the module.
 
     Raises:
-        SiteError: sites are armed, and a new layer has no site, or has no integer word.
+        SiteError: sites are armed, and a new layer has no site or no integer words.
     """
     outputs = [installed(child) for child in before if child is not None]
     gone = [output for output in outputs if output and output.layer[0] not in module.children()]
@@ -48,13 +53,13 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
 
 
 def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
-    """A layer of ours that stands for a new one, struck by the sites of the old one."""
+    """Our copy of a new layer, struck by the sites of the old one."""
     struck = {id(site): site for calls in output.sites.values() for site in calls}
     why = why_unsupported(layer)
     if why is None and has_own_forward(layer):
         why = "it has a forward of its own"
     if not is_activation(layer, tuple(sites.config.targets)):
-        why = f"it is none of {', '.join(sites.config.targets)}"
+        why = f"it is not one of {', '.join(sites.config.targets)}"
     if why is not None:
         if sites.clock.why_quiet is not None:
             return layer  # type: ignore[no-any-return]
@@ -69,7 +74,7 @@ def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
     for site in struck.values():
         site.quantiser, site.module_type = read_quantiser(layer), type(layer).__name__
         site.layer = ours if site.layer is not None else None
-        site._cache.clear()
+        site.caches.clear()
         for fault in site.faults if site.selected else ():
             site.check_word(fault.model, site.bit_width)
     return ours

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from fxfault.config import FaultInjectionConfig
-from fxfault.curriculum import epoch_plan
-from fxfault.errors import SiteError
-from fxfault.fault_models import label_of
-from fxfault.passes.check import check
+from fxfault.config.curriculum import epoch_plan
+from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.faults.fault_models import label_of
+from fxfault.passes.checking import check
 from fxfault.passes.insert import InsertFaults
-from fxfault.passes.sharing import twin
+from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.strip import StripFaults
-from fxfault.passes.traced_module import twin_of_traced
-from fxfault.passes.tracing import trace
-from fxfault.quant_tensors import is_activation
-from fxfault.sites import FaultSites, faults_of
+from fxfault.passes.tracing.containers import trace
+from fxfault.passes.tracing.sharing import twin
+from fxfault.passes.tracing.traced_module import twin_of_traced
+from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.sites.fault_sites import FaultSites, faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,13 @@ def transform(
     config: FaultInjectionConfig | Mapping[str, Any],
     example_inputs: Any = None,
 ) -> nn.Module:
-    """Make a model whose quantised activations can be hit by faults.
+    """Make a model whose quantised activations faults can hit.
 
     The model is traced, and a `fault_inject` call is inserted after every target. As with
     any torch.fx graph module, the result shares layers, parameters and buffers with
     `model`: training, loading, moving or switching one to evaluation shows in the other.
-    `model` itself is not changed, and `state_dict` has the same keys in the same order. Where
-    the configuration has a curriculum, the model starts with its values for epoch 0.
+    `model` itself is not changed, and `state_dict` has the same keys in the same order. If the
+    configuration has a curriculum, the model starts with its values for epoch 0.
 
     >>> import torch
     >>> from brevitas.nn import QuantReLU
@@ -51,11 +52,11 @@ def transform(
     Args:
         model: a network with Brevitas activation layers.
         config: what to inject, where and when.
-        example_inputs: of one batch: a tensor, or a tuple of the arguments of a call. With them,
-            the result is compared with `model`, see `fxfault.check`.
+        example_inputs: the inputs of one batch: a tensor, or a tuple of the arguments of a call.
+            If given, the result is compared with `model`; see `fxfault.check`.
 
     Returns:
-        A model with the sites at `.faults`; where `enabled` is false, `model` itself.
+        A model with the sites at `.faults`; `model` itself if `enabled` is false.
 
     Raises:
         ConfigError: the configuration has errors.
@@ -103,10 +104,10 @@ def _log(sites: FaultSites) -> None:
 
 
 def strip(model: nn.Module) -> nn.Module:
-    """Make a model without fault sites from a transformed one, which stays as it is.
+    """Make a model without fault sites from a transformed one, which is not changed.
 
-    The result is the traced model: its graph is, text for text, the one that
-    `fxfault.passes.trace` gives. `FaultInjector.remove` gives the untraced model back.
+    The result is the traced model: its graph has the same text as that of `fxfault.passes.trace`.
+    `FaultInjector.remove` returns the untraced model.
 
     >>> from brevitas.nn import QuantReLU
     >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
@@ -114,15 +115,11 @@ def strip(model: nn.Module) -> nn.Module:
     True
 
     Args:
-        model: what `transform` returned; a model without sites is returned as it is.
+        model: the result of `transform`; a model without sites is returned as it is.
     """
-    try:
-        targets = tuple(faults_of(model).config.targets)
-    except SiteError:
+    sites = sites_or_none(model)
+    if sites is None:
         return model
-
-    def is_target(module: nn.Module) -> bool:
-        return is_activation(module, targets)
-
+    is_target = functools.partial(is_activation, class_names=tuple(sites.config.targets))
     strip_faults: Any = StripFaults()
     return strip_faults(twin(model, is_target, new_object=twin_of_traced)).graph_module

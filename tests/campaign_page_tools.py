@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fxfault.campaign.background import Background, Node, SiteNote
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
+from fxfault.campaign import Cell, Study
+from fxfault.campaign.records.background import Background, Node, SiteNote
+from fxfault.campaign.records.store import Store
 from fxfault.cli import campaign
+from fxfault.evaluation.rows import TrialRow
 
 SITES = ("stem.act", "body.0.act", "body.1.act", "head.act")
 # Chance of a changed prediction at 5 %.

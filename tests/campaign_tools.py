@@ -9,11 +9,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fxfault.campaign.bench import Bench
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
-from fxfault.campaign.worker import work
+from fxfault.campaign import Cell, Study
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.workers.trial_runner import Bench
+from fxfault.campaign.workers.worker import work
+from fxfault.evaluation.rows import TrialRow
 
 SMALL: dict[str, Any] = {
     "dataset": {"name": "fake", "kwargs": {"size": 24, "image_size": 8, "in_channels": 1}},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,36 @@ torch.set_num_threads(1)
 # A shell starts a job in the background with Ctrl-C ignored, and what we start inherits that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def why_mixed(files: Mapping[str, str]) -> str | None:
+    """Say which packages come from another installation than fxfault itself; None: none does.
+
+    Args:
+        files: `__file__` of fxfault and of packages within it, by their names.
+    """
+    folder = Path(files["fxfault"]).parent
+    for name, file in files.items():
+        inner = name.removeprefix("fxfault").replace(".", "/").strip("/")
+        beside, within = folder.parent / inner, folder / inner
+        if inner and Path(file).parent not in (beside, within):
+            return (
+                f"fxfault comes from {folder.parent}, but {name} from {Path(file).parents[2]}: two "
+                "installations are mixed; run `pip install -e .` in the checkout, and pytest with "
+                "the Python of that environment"
+            )
+    return None
+
+
+def pytest_configure() -> None:
+    """Refuse to test one installation's commands on another one's package."""
+    import fxfault.cli
+    import fxfault.passes
+
+    modules = (fxfault, fxfault.passes, fxfault.cli)
+    mixed = why_mixed({module.__name__: str(module.__file__) for module in modules})
+    if mixed is not None:
+        raise pytest.UsageError(mixed)
 
 
 def _calibrated(model: nn.Module, *inputs: Tensor) -> nn.Module:
@@ -87,9 +118,15 @@ def branching() -> nn.Module:
     return _calibrated(_Branching(), torch.randn(16, 12))
 
 
-@pytest.fixture(autouse=True)
-def small_tensors_are_overwritten_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under no_grad the op overwrites large activations in place: tests use small ones."""
-    from fxfault import functional
+@pytest.fixture(params=["copied", "overwritten"])
+def small_tensors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Under no_grad the op copies small activations and overwrites large ones that nobody sees.
 
-    monkeypatch.setattr(functional, "SMALL", 0)
+    A test that asks for this runs twice, the second time with its small ones taken for large.
+    """
+    kind: str = request.param
+    if kind == "overwritten":
+        from fxfault.strike import strikes
+
+        monkeypatch.setattr(strikes, "SMALL", 0)
+    return kind

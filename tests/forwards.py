@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 BRANCH, TYPE, ITERATES = "branches on a value", "type of a value", "iterates over a value"
-NUMBER, WITH, NONE = "value as a number", "`try` or a `with`", "asks whether a value is something"
+NUMBER, WITH, NONE = "value as a number", "`try` or a `with`", "compares a value by identity"
 
 
 @dataclass(frozen=True)
@@ -753,7 +753,7 @@ class TimeMajor(nn.Module):
 
 @entry(
     Call(lambda n: (rows(n, 4, 8), torch.arange(n) % 4 + 1)),
-    kept={"": "makes an array or a tensor of a value"},
+    kept={"": "converts a value to an array or a tensor"},
 )
 class SortedBatch(nn.Module):
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset
 
-from fxfault.lightning import FaultAwareTraining  # isort: skip  # before lightning itself
+from fxfault.training import FaultAwareTraining  # isort: skip  # before lightning itself
 from lightning.pytorch import LightningModule, Trainer
 
 BATCH = 8

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fxfault.applied_settings import applied
-from fxfault.campaign.study import Study, bundled_studies
+from fxfault.campaign import Study, bundled_studies
 from fxfault.experiment import ExperimentConfig, bundled_experiments, load_experiment
+from fxfault.experiment.applied_settings import applied
 
 OWN: dict[str, Any] = {"dataset": {"name": "mine:data"}, "model": {"name": "mine:net"}}
 STUDY = {"checkpoint": {"path": "a.pt"}, "axes": {"layers": "each"}, "trials": 2}

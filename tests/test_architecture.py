@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-# The package's own lazy exports reach up by name; nothing else in it may.
-LAZY_EXPORTS = ROOT / "fxfault" / "__init__.py"
-ALLOWED = {
-    "fxfault": (),
-    "passes": ("fxfault.passes",),
-    "cli": ("fxfault.passes", "fxfault.cli"),
-}
+ROOT = house.ROOT
+FOLDERS = ("fxfault", "passes", "cli")
 
 
-def imported(path: Path) -> set[str]:
+def test_every_import_leads_down() -> None:
+    assert house.upward(house.imports()) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    arrows = [arrow for arrow in house.imports() if not arrow.types_only]
+    assert house.circles({(arrow.importer, arrow.imported) for arrow in arrows}) == []
+    assert house.circles({("a", "b"), ("b", "c"), ("c", "a")}) == [["a", "b", "c"]]
+
+
+def test_the_rule_sees_an_import_that_leads_up() -> None:
+    up = house.Import("fxfault.faults.codes", "fxfault.passes.insert", types_only=False)
+    assert house.upward([up]) == [up]
+    door = house.Import("fxfault", "fxfault.passes.insert", types_only=False)
+    assert house.upward([door]) == []
+
+
+def test_the_house_is_as_small_as_it_is_meant_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert house.main() == 0
+    line = capsys.readouterr().out
+    _, storeys, _, circles, upward, loose = line.strip().split(", ")
+    assert int(storeys.split()[0]) <= 10
+    assert (circles, upward) == ("circles = 0", "upward = 0")
+    assert int(loose.split()[0]) <= 8
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for name, path in house.modules().items() if name != house.FRONT_DOOR],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_nothing_below_the_commands_uses_the_front_door(path: Path) -> None:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -27,28 +54,33 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
-
-
-@pytest.mark.parametrize(
-    "path",
-    [p for folder in ALLOWED for p in sorted((ROOT / folder).rglob("*.py")) if p != LAZY_EXPORTS],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
-def test_imports_point_one_way(path: Path) -> None:
-    folder = path.relative_to(ROOT).parts[0]
-    upper = {"fxfault.passes", "fxfault.cli"} - set(ALLOWED[folder])
-    names = imported(path)
-    assert not [n for n in names if any(n == u or n.startswith(f"{u}.") for u in upper)]
+    if path.relative_to(ROOT).parts[0] != "cli":
+        assert "fxfault" not in names
     assert not [n for n in names if n.partition(".")[0] in ("passes", "cli", "tests", "benchmarks")]
+
+
+def test_examples_of_the_rule_are_right() -> None:
+    assert doctest.testmod(house).failed == 0
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for name, path in house.modules().items():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name
+
+
+def test_graphs_name_the_public_operations() -> None:
+    from fxfault import functional
+
+    assert functional.fault_inject.__module__ == "fxfault.functional"
+    assert functional.begin_forward.__module__ == "fxfault.functional"
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("fxfault", ("torch", "brevitas", "numpy", "yaml", "pydantic")),
-        ("fxfault.config", ("torch", "brevitas")),
+        ("fxfault.config.fault_injection", ("torch", "brevitas")),
         ("fxfault.models", ("torch", "brevitas")),
         ("fxfault.data", ("torch", "torchvision", "sklearn")),
         ("fxfault.campaign", ("torch", "brevitas", "numpy", "scipy", "sqlite3")),
@@ -63,6 +95,20 @@ def test_importing_stays_light(module: str, heavy: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_parts_of_two_installations_are_refused(tmp_path: Path) -> None:
+    from conftest import why_mixed
+
+    package, passes = str(ROOT / "fxfault" / "__init__.py"), str(ROOT / "passes" / "__init__.py")
+    assert why_mixed({"fxfault": package, "fxfault.passes": passes}) is None
+    installed = str(tmp_path / "fxfault" / "__init__.py")
+    beside = str(tmp_path / "fxfault" / "passes" / "__init__.py")
+    assert why_mixed({"fxfault": installed, "fxfault.passes": beside}) is None
+    mixed = why_mixed({"fxfault": package, "fxfault.passes": beside})
+    assert mixed is not None
+    assert "\n" not in mixed
+    assert mixed.startswith(f"fxfault comes from {ROOT}, but fxfault.passes from {tmp_path}")
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -94,7 +140,7 @@ def effects(source: str) -> list[int]:
     return lines
 
 
-@pytest.mark.parametrize("folder", [*ALLOWED, "benchmarks", "examples"])
+@pytest.mark.parametrize("folder", [*FOLDERS, "benchmarks", "examples"])
 def test_no_assertion_has_an_effect(folder: str) -> None:
     found = {
         f"{path.relative_to(ROOT)}:{line}"

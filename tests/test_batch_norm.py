@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import fxfault
-from fxfault.batch_norm import calibrate_batch_norm
 from fxfault.errors import ConfigError, DataError, SiteError
-from fxfault.generators import generator_states
+from fxfault.training import calibrate_batch_norm
+from fxfault.training.generators import generator_states
 
 FAULTS = {"enabled": True, "probability": 20.0, "seed": 7}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -16,23 +16,25 @@ import torch
 from campaign_tools import SMALL, outcome, small_study, without_time
 
 import fxfault
-from fxfault.campaign import bench, fingerprint
-from fxfault.campaign.agenda import Agenda, Batch
-from fxfault.campaign.analysis import EARLY, UNFINISHED, states, summarise
-from fxfault.campaign.bench import Bench
+from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.engines import LocalEngine, make_engine
-from fxfault.campaign.errors import StoreError
-from fxfault.campaign.exposure import Exposure
-from fxfault.campaign.plan import Plan
-from fxfault.campaign.ranking import heat_map, rank_sites
-from fxfault.campaign.rows import COUNTS, TrialRow, measure
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
-from fxfault.errors import DataError, ForeignCodeError, FxFaultError, SiteError
+from fxfault.campaign.estimates.ranking import heat_map, rank_sites
+from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, states, summarise
+from fxfault.campaign.records import fingerprint
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.trial_queue import TrialQueue
+from fxfault.campaign.workers import trial_runner as bench
+from fxfault.campaign.workers.engine import Batch
+from fxfault.campaign.workers.engines import LocalEngine, make_engine
+from fxfault.campaign.workers.plan import Plan
+from fxfault.campaign.workers.trial_runner import Bench
+from fxfault.errors import DataError, ForeignCodeError, FxFaultError, SiteError, StoreError
+from fxfault.evaluation import FullRunner
+from fxfault.evaluation.exposure import Exposure
+from fxfault.evaluation.full.predictions import Predictions, predict
+from fxfault.evaluation.rows import COUNTS, TrialRow, measure
 from fxfault.experiment import load_experiment
-from fxfault.experiment_parts import Batches, load_model, open_test_data
-from fxfault.predictions import FullRunner, Predictions, predict
+from fxfault.experiment.parts import Batches, load_model, open_test_data
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_elements_are_counted_without_an_activation_as_statistics_count_them(
     settings = {"enabled": True, "apply_during": "eval", "seed": 7, **config}
     faulty = fxfault.transform(model, settings)
     runner = FullRunner(faulty, batches)
-    exposure = Exposure(faulty, faulty.faults, next(iter(batches))[0], 24)
+    exposure = Exposure(faulty.faults, next(iter(batches))[0], 24)
     assert None not in exposure.elements.values()
     faulty.faults.reset(trial=2)
     predictions, hits, elements = exposure.measured(runner.run)
@@ -159,7 +161,7 @@ def test_sites_that_a_container_calls_are_counted_by_statistics(
     model = faulty(branching, probability=20.0, apply_during="eval").eval()
     data = torch.utils.data.TensorDataset(torch.randn(10, 12), torch.zeros(10, dtype=torch.int64))
     batches = Batches(data, 4)
-    exposure = Exposure(model, model.faults, next(iter(batches))[0], 10)
+    exposure = Exposure(model.faults, next(iter(batches))[0], 10)
     assert None in exposure.elements.values()
     runner = FullRunner(model, batches)
     _, hits, elements = exposure.measured(runner.run)
@@ -188,41 +190,41 @@ def cells() -> list[Cell]:
 
 
 def test_cells_get_their_trials_in_order(cells: list[Cell]) -> None:
-    agenda = Agenda(small_study(stop=None, trials=3), cells[:2], nothing)
+    queue = TrialQueue(small_study(stop=None, trials=3), cells[:2], nothing)
     first, second = (cell.key for cell in cells[:2])
-    assert agenda.next(2) == Batch(first, (0, 1))
-    assert agenda.next(2) == Batch(first, (2,))
-    assert agenda.next(9) == Batch(second, (0, 1, 2))
-    assert agenda.next(1) is None
-    assert (agenda.running, agenda.done, agenda.wanted) == (6, False, 6)
+    assert queue.next(2) == Batch(first, (0, 1))
+    assert queue.next(2) == Batch(first, (2,))
+    assert queue.next(9) == Batch(second, (0, 1, 2))
+    assert queue.next(1) is None
+    assert (queue.running, queue.done, queue.wanted) == (6, False, 6)
     for cell in cells[:2]:
         for trial in (2, 0, 1):
-            assert agenda.take(row(cell, trial))
-    assert (agenda.running, agenda.done, agenda.finished_cells, agenda.trials) == (0, True, 2, 6)
+            assert queue.take(row(cell, trial))
+    assert (queue.running, queue.done, queue.finished_cells, queue.trials) == (0, True, 2, 6)
 
 
 def test_a_row_that_comes_twice_or_uncalled_for_is_not_taken(cells: list[Cell]) -> None:
-    agenda = Agenda(small_study(stop=None, trials=2), cells[:1], nothing)
-    agenda.next(1)
-    assert not agenda.take(row(cells[0], 1))
-    assert not agenda.take(row(cells[1], 0))
-    assert agenda.take(row(cells[0], 0))
-    assert not agenda.take(row(cells[0], 0))
-    assert agenda.trials == 1
+    queue = TrialQueue(small_study(stop=None, trials=2), cells[:1], nothing)
+    queue.next(1)
+    assert not queue.take(row(cells[0], 1))
+    assert not queue.take(row(cells[1], 0))
+    assert queue.take(row(cells[0], 0))
+    assert not queue.take(row(cells[0], 0))
+    assert queue.trials == 1
 
 
 def test_more_trials_are_asked_for_until_a_cell_is_sure(cells: list[Cell]) -> None:
     study = small_study(stop={"margin": 5.0, "min_trials": 2, "max_trials": 100})
-    agenda = Agenda(study, cells[:1], nothing)
+    queue = TrialQueue(study, cells[:1], nothing)
     handed_out: list[int] = []
-    while not agenda.done:
-        batch = agenda.next(1)
+    while not queue.done:
+        batch = queue.next(1)
         if batch is None:
             break
         (trial,) = batch.trials
         handed_out.append(trial)
-        agenda.take(row(cells[0], trial, correct=95 if trial % 2 else 80))
-    assert agenda.done
+        queue.take(row(cells[0], trial, correct=95 if trial % 2 else 80))
+    assert queue.done
     assert handed_out == list(range(len(handed_out)))
     assert 2 < len(handed_out) < 100
 
@@ -237,15 +239,15 @@ def test_the_order_in_which_rows_come_in_does_not_matter(cells: list[Cell], seed
         return random.Random(f"{cell.key}{trial}").randint(60, 99)
 
     def run(stored: dict[str, list[TrialRow]], workers: int) -> set[tuple[str, int]]:
-        agenda = Agenda(study, cells, lambda key: stored.get(key, []))
+        queue = TrialQueue(study, cells, lambda key: stored.get(key, []))
         done = {(key, row.trial) for key, rows in stored.items() for row in rows}
         running: list[tuple[str, int]] = []
-        while not agenda.done:
-            while len(running) < workers and (batch := agenda.next(draw.randint(1, 5))):
+        while not queue.done:
+            while len(running) < workers and (batch := queue.next(draw.randint(1, 5))):
                 running += [(batch.cell, trial) for trial in batch.trials]
             key, trial = running.pop(draw.randrange(len(running)))
             cell = Cell.from_key(key)
-            assert agenda.take(row(cell, trial, correct=accuracy(cell, trial)))
+            assert queue.take(row(cell, trial, correct=accuracy(cell, trial)))
             done.add((key, trial))
         return done
 

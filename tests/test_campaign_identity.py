@@ -15,15 +15,14 @@ import torch
 from campaign_tools import outcome, small_study
 
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.errors import StoreError
-from fxfault.campaign.process_engine import ProcessEngine
-from fxfault.campaign.store import Store
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.workers.process_engine import ProcessEngine
 from fxfault.cli.campaign import main
-from fxfault.cli.outputs import OutputFile
-from fxfault.errors import ConfigError, DataError, FxFaultError
-from fxfault.experiment_parts import Batches, load_model
+from fxfault.cli.terminal.outputs import OutputFile
+from fxfault.errors import ConfigError, DataError, FxFaultError, StoreError
+from fxfault.experiment.parts import Batches, load_model
 
-WEIGHTS = resources.files("fxfault") / "checkpoints_data"
+WEIGHTS = resources.files("fxfault.bundled") / "weights"
 
 
 def once(action: Callable[[], object]) -> Callable[[Progress], None]:
@@ -176,7 +175,7 @@ def test_data_that_changes_between_two_readings_is_refused(
     images = torch.zeros(4, 1, 2, 2)
     data = [(images[number], 0) for number in range(4)]
     batches = Batches(data, 2)
-    monkeypatch.setattr("fxfault.experiment_parts.KEPT_BYTES", 0)
+    monkeypatch.setattr("fxfault.experiment.parts.KEPT_BYTES", 0)
     assert len(list(batches)) == len(list(batches)) == 2
     images[3] += 1
     with pytest.raises(DataError, match="batch 1 of the data set is not what it was"):

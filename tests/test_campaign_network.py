@@ -17,13 +17,13 @@ from torch import nn
 from zoo import TORCHVISION, ZOO, Entry
 
 import fxfault
-from fxfault.campaign.background import CONTAINER, INPUT, OUTPUT, SITE, Background, Node
 from fxfault.campaign.driver import run_study
-from fxfault.campaign.outline import background_of
-from fxfault.campaign.store import Store
-from fxfault.cli.campaign_network import Strip, contract, lay_out
-from fxfault.cli.campaign_network_picture import network_picture
-from fxfault.sites import faults_of
+from fxfault.campaign.records.background import CONTAINER, INPUT, OUTPUT, SITE, Background, Node
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.workers.outline import background_of
+from fxfault.cli.pictures.campaign_network import Strip, contract, lay_out
+from fxfault.cli.pictures.campaign_network_picture import network_picture
+from fxfault.sites.fault_sites import faults_of
 
 KINDS = ("operation", "operation", "layer", "site", "container")
 DRAWN = [entry for entry in ZOO if entry.name in ("kept_inside", "modes", "recurrent", "resnet18")]

@@ -15,11 +15,12 @@ import pytest
 import yaml
 from campaign_page_tools import HOSTILE, SITES, page_of, residual, write_store
 
-from fxfault.campaign.ranking import RankedSite
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
-from fxfault.cli import campaign, campaign_page, campaign_page_tables
-from fxfault.cli.campaign_page_figures import inlined
+from fxfault.campaign import Cell, Study
+from fxfault.campaign.estimates.ranking import RankedSite
+from fxfault.campaign.records.store import Store
+from fxfault.cli import campaign
+from fxfault.cli.page import html as campaign_page
+from fxfault.cli.page.figures import inlined
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 SECTIONS = ["run", "accuracy", "weak", "faults", "network", "all-sites", "all-cells", "repeat"]
@@ -225,7 +226,7 @@ def test_a_table_of_very_many_cells_is_cut_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_store(tmp_path / "s.sqlite", residual())
-    monkeypatch.setattr(campaign_page_tables, "MOST_ROWS", 3)
+    monkeypatch.setattr(campaign_page, "MOST_ROWS", 3)
 
     text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
 
@@ -420,4 +421,4 @@ def test_a_small_loss_does_not_look_like_nothing() -> None:
     site = RankedSite("stem", 1, 1, 2, 0.004, -0.001, 0.009, 0.0, 10)
     text = campaign_page._about_the_weakest([site, dataclasses.replace(site, rank=2, fall=0.0)])
     assert "cost less than 0.01 points" in text
-    assert "That may be nothing: the interval holds 0." in text
+    assert "That may be nothing: the interval contains 0." in text

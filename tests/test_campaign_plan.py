@@ -12,13 +12,17 @@ import torch
 from campaign_tools import outcome, small_study
 
 import fxfault
-from fxfault import free_memory, incremental, passes
+from fxfault import passes
 from fxfault.campaign.driver import run_study
-from fxfault.campaign.muster import Muster
-from fxfault.campaign.plan import Plan, make_runner
-from fxfault.campaign.process_engine import ProcessEngine
-from fxfault.compiled_runner import USED
+from fxfault.campaign.workers.handshake import Muster
+from fxfault.campaign.workers.plan import Plan
+from fxfault.campaign.workers.process_engine import ProcessEngine
 from fxfault.errors import ConfigError, FxFaultError
+from fxfault.evaluation import make_runner
+from fxfault.evaluation.compiled_runner import USED
+from fxfault.evaluation.incremental import free_memory
+from fxfault.evaluation.incremental import runner as incremental
+from fxfault.evaluation.incremental.runner import IncrementalRunner
 
 CPU = torch.device("cpu")
 
@@ -74,7 +78,7 @@ def test_rows_do_not_depend_on_what_is_done_for_speed(
 
 
 def test_compiled_code_is_used_where_every_sample_is_struck(quick_compiler: None) -> None:
-    from fxfault.campaign.bench import Bench
+    from fxfault.campaign.workers.trial_runner import Bench
 
     def slow(runner: Any) -> None:
         # On a network of this size either may be faster.
@@ -149,20 +153,18 @@ def test_a_worker_of_several_knows_that_it_shares() -> None:
     assert ProcessEngine(4)._prepared(plan).cache_memory_on(CPU) == 250
 
 
-def test_the_runner_gets_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    class Watched(incremental.IncrementalRunner):
-        def __init__(self, *args: Any) -> None:
-            asked.extend(args[3:])
-            super().__init__(*args)
-
-    monkeypatch.setattr(incremental, "IncrementalRunner", Watched)
-    model = fxfault.transform(torch.nn.Sequential(_site()), {"enabled": True, "probability": 1.0})
-    data: Any = [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))]
+def test_the_runner_gets_its_share() -> None:
     plan = Plan(study={}, cache_memory=999, sharing=3, verify=7.0)
-    make_runner(plan, model.eval(), data, CPU, print)
-    assert asked == [333, 7.0]
+    data: Any = [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))]
+    model = fxfault.transform(torch.nn.Sequential(_site()), {"enabled": True, "probability": 1.0})
+    runner = make_runner(model.eval(), data, CPU, print, **plan.runner_options(CPU))
+    assert isinstance(runner, IncrementalRunner)
+    assert plan.runner_options(CPU) == {
+        "incremental": True,
+        "compile": False,
+        "cache_memory": 333,
+        "verify": 7.0,
+    }
 
 
 def _site() -> Any:
@@ -172,7 +174,7 @@ def _site() -> Any:
 
 
 def test_why_batches_are_run_whole_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxfault import golden_run
+    from fxfault.evaluation.incremental import golden_run
 
     why = golden_run.Independence("it is a test", mixing=True)
     monkeypatch.setattr(golden_run, "independence", lambda *_: why)

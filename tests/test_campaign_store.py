@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxfault.campaign.errors import StoreError
-from fxfault.campaign.rows import COUNTS, TrialRow
-from fxfault.campaign.store import SCHEMA, Store
+from fxfault.campaign.records.connection import SCHEMA
+from fxfault.campaign.records.store import Store
+from fxfault.errors import StoreError
+from fxfault.evaluation.rows import COUNTS, TrialRow
 
 STUDY = {"seed": {"value": 42}, "axes": {"probability": [1.0, 5.0]}}
 FINGERPRINT = {"versions": {"torch": "2.13.0"}}
@@ -104,7 +105,7 @@ def test_the_table_of_an_empty_store_has_no_rows(store: Store) -> None:
 
 
 def test_a_table_of_several_chunks_is_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxfault.campaign.store._CHUNK", 4)
+    monkeypatch.setattr("fxfault.campaign.records.store._CHUNK", 4)
     store.add([row("a", number) for number in range(8)])
     assert store.table()["trial"].tolist() == list(range(8))
 
@@ -131,7 +132,7 @@ def test_a_second_writer_is_refused_and_a_reader_is_not(path: Path, store: Store
 
 HOLD = """
 import sys, time
-from fxfault.campaign.store import Store
+from fxfault.campaign.records.store import Store
 store = Store.open(sys.argv[1], write=True)
 print("open", flush=True)
 time.sleep(60)
@@ -175,8 +176,8 @@ def test_a_store_that_was_closed_is_one_file(path: Path, store: Store) -> None:
 
 ADD = """
 import sys
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
+from fxfault.evaluation.rows import TrialRow
+from fxfault.campaign.records.store import Store
 store = Store.open(sys.argv[1], write=True)
 first = store.counts().get("a", 0)
 for number in range(first, 10**6):
@@ -208,14 +209,14 @@ def test_rows_outlive_a_writer_that_is_killed_in_mid_write(path: Path, store: St
 
 CREATE = """
 import os, sys
-from fxfault.campaign import store
+from fxfault.campaign.records import connection, store
 class Deadly:
     def __format__(self, how):
         os.kill(os.getpid(), 9)
 if sys.argv[2] == "early":
-    store.APPLICATION = Deadly()  # Used within the transaction.
+    connection.APPLICATION = Deadly()  # Used within the transaction.
 else:
-    store._prepare_writing = lambda *arguments: format(Deadly())
+    connection._prepare_writing = lambda *arguments: format(Deadly())
 store.Store.create(sys.argv[1], {}, {})
 """
 
@@ -257,8 +258,8 @@ def test_a_full_disk_loses_nothing_that_was_added(path: Path, store: Store) -> N
 
 FILL = """
 import resource, sys
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
+from fxfault.evaluation.rows import TrialRow
+from fxfault.campaign.records.store import Store
 from fxfault.errors import FxFaultError
 store = Store.open(sys.argv[1], write=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -288,7 +289,7 @@ def test_a_folder_that_cannot_be_written_is_named() -> None:
 
 READ_ONLY = """
 import contextlib, os, shutil, sys, tempfile
-from fxfault.campaign.store import Store
+from fxfault.campaign.records.store import Store
 from fxfault.errors import FxFaultError
 # All that reading imports, of which the other user may not be allowed to read the files.
 with tempfile.TemporaryDirectory() as folder, contextlib.suppress(FxFaultError):
@@ -435,7 +436,7 @@ def test_a_million_rows_need_little_memory(path: Path, store: Store) -> None:
         store.add([row(cell, number) for number in range(1000)])
     code = (
         "import resource, sys, numpy\n"
-        "from fxfault.campaign.store import Store\n"
+        "from fxfault.campaign.records.store import Store\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "table = Store.open(sys.argv[1]).table()\n"
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -517,7 +518,7 @@ def test_a_row_that_was_edited_is_damage_and_no_bug(path: Path, store: Store, ch
     store.add([row()])
     store.close()
     changed(path, f"UPDATE trials SET {change}")
-    with Store.open(path) as opened, pytest.raises(StoreError, match="the store was damaged"):
+    with Store.open(path) as opened, pytest.raises(StoreError, match="the store is damaged"):
         opened.rows()
 
 
@@ -536,7 +537,7 @@ def test_a_second_writer_is_refused_by_whatever_name(
         path.with_name("study.sqlite-lock").unlink()
     monkeypatch.chdir(path.parent)
     code = (
-        "import sys\nfrom fxfault.campaign.store import Store\n"
+        "import sys\nfrom fxfault.campaign.records.store import Store\n"
         "try:\n    Store.open(sys.argv[1], write=True)\n"
         "except Exception as error:\n    print(error)"
     )
@@ -615,7 +616,7 @@ def test_closing_a_store_that_was_replaced_leaves_the_new_ones_log(
         [
             sys.executable,
             "-c",
-            "import sys\nfrom fxfault.campaign.store import Store\n"
+            "import sys\nfrom fxfault.campaign.records.store import Store\n"
             "Store.create(sys.argv[1], {}, {}).close()\n" + ADD,
             path,
         ],
@@ -659,7 +660,7 @@ def test_files_of_a_store_and_pipes_are_no_stores(path: Path, store: Store) -> N
         with pytest.raises(StoreError, match=rf"study\.sqlite{ending} is .*: name another file"):
             Store.create(f"{path}{ending}", STUDY, FINGERPRINT)
     os.mkfifo(path.with_name("pipe"))
-    with pytest.raises(StoreError, match="is no regular file"):
+    with pytest.raises(StoreError, match="is not a regular file"):
         Store.open(path.with_name("pipe"))
 
 
@@ -667,7 +668,7 @@ def test_a_lock_ends_with_the_process_that_took_it_not_with_its_children(path: P
     with Store.create(path, STUDY, FINGERPRINT):
         pass
     code = (
-        "import os, sys, time\nfrom fxfault.campaign.store import Store\n"
+        "import os, sys, time\nfrom fxfault.campaign.records.store import Store\n"
         "store = Store.open(sys.argv[1], write=True)\n"
         # The child speaks: it has let go of the lock by then.
         "if not os.fork(): print(os.getpid(), flush=True)\n"

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from fxfault import fault_models
 from fxfault.campaign import Cell, StopRule, Study, bundled_studies
-from fxfault.campaign.axes import Axes
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.stopping import is_sure, look_points, trials_wanted
+from fxfault.campaign.estimates.stopping import is_sure, trials_wanted
+from fxfault.campaign.studies.axes import Axes
+from fxfault.campaign.studies.study import look_points
 from fxfault.errors import ConfigError, InvalidConfigError, SiteError
+from fxfault.evaluation.rows import TrialRow
+from fxfault.faults import fault_models
 
 SITES = ["stem.act", "body.0.act", "body.1.act", "head.act"]
 
@@ -101,7 +102,7 @@ def test_a_folder_does_not_hide_a_bundled_study(
 
 
 def test_a_file_that_is_not_there_names_the_nearest_study() -> None:
-    with pytest.raises(InvalidConfigError, match="did you mean the bundled 'digits_study'"):
+    with pytest.raises(InvalidConfigError, match="did you mean 'digits_study'"):
         Study.from_yaml("digit_study")
 
 
@@ -169,7 +170,7 @@ def test_each_and_all_keep_to_the_sites_of_the_base() -> None:
 
 
 def test_a_pattern_without_a_site_names_the_nearest() -> None:
-    with pytest.raises(SiteError, match=r"'steam\.act' .* did you mean 'stem\.act'"):
+    with pytest.raises(SiteError, match=r"'steam\.act' .*did you mean 'stem\.act'"):
         study(axes={"layers": "steam.act"}).cells(SITES)
     with pytest.raises(SiteError, match=r"axes\.layers: 4 matches no site"):
         study(axes={"layers": 4}).cells(SITES)
@@ -205,14 +206,13 @@ def test_the_key_of_a_cell_is_canonical() -> None:
     assert list(json.loads(cell.key)) == sorted(cell.settings)
 
 
-def test_a_cell_gives_its_experiment() -> None:
+def test_a_cell_gives_its_faults() -> None:
     own = study(axes={"layers": [[0, 3]], "probability": 7, "checkpoint": "b.pt"}, seed=3)
     (cell,) = own.cells(SITES)
 
-    experiment = own.cell_experiment(cell)
+    faults = own.fault_config(cell)
 
-    assert experiment.checkpoint.path == "b.pt"
-    faults = experiment.fault_injection
+    assert cell.checkpoint == "b.pt"
     assert (faults.layers, faults.probability, faults.seed) == (["stem.act", "head.act"], 7.0, 3)
     faults.validate()
 

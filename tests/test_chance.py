@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fxfault.chance import LEVEL, at_least, no_better_than_chance
+from fxfault.evaluation.chance import LEVEL, at_least, no_better_than_chance
 
 
 @pytest.mark.parametrize(

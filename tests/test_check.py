@@ -18,10 +18,10 @@ from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 
 import fxfault
-from fxfault.layer_outputs import LayerOutput
 from fxfault.passes import containers_of
-from fxfault.passes.call_tree import CallTree
-from fxfault.passes.check import UNSTABLE
+from fxfault.passes.checking import UNSTABLE
+from fxfault.passes.layer_outputs import LayerOutput
+from fxfault.passes.tracing.call_tree import CallTree
 
 CONFIG = {"enabled": True, "probability": 20.0, "apply_during": "both", "seed": 1}
 X = torch.linspace(-1, 1, 32).reshape(4, 8)
@@ -179,7 +179,7 @@ def test_a_mode_that_the_given_model_does_not_take_is_said() -> None:
     model = prepared(lambda: nn.Sequential(nn.Linear(8, 8), QuantReLU(), nn.BatchNorm1d(8)))
     found = fxfault.check(fxfault.transform(model, CONFIG), model, X[:1])
     assert found.modes == ("eval",)
-    assert "the given model raises ValueError there: Expected more than 1" in str(found)
+    assert "the given model raises ValueError: Expected more than 1" in str(found)
 
 
 def test_everything_is_afterwards_as_it_was() -> None:
@@ -287,7 +287,7 @@ def test_how_samples_lie_is_measured_unless_it_is_not_wanted() -> None:
     for measure in (True, False):
         faulty: Any = fxfault.transform(model, CONFIG)
         fxfault.check(faulty, model, X, measure=measure)
-        assert (faulty.faults[0].arrangement is not None) is measure
+        assert (faulty.faults[0].seen.arrangement is not None) is measure
 
 
 @pytest.mark.parametrize("entry", zoo.ZOO, ids=[entry.name for entry in zoo.ZOO])

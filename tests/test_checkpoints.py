@@ -22,10 +22,10 @@ from brevitas.quant import Int8WeightPerTensorFloat
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fxfault.checkpoints import CheckpointInfo, bundled_names, load_checkpoint
 from fxfault.data import build_dataset
 from fxfault.errors import DataError
 from fxfault.models import build_model
+from fxfault.models.checkpoints import CheckpointInfo, bundled_names, load_checkpoint
 
 # brevitas 0.12 drops the names of tensors, of which torch warns once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:Named tensors and all their:UserWarning")

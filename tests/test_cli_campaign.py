@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 import yaml
 
+from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import Progress as StudyProgress
-from fxfault.campaign.intervals import student_t
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
-from fxfault.cli import campaign, campaign_export, campaign_progress
-from fxfault.cli.campaign_plan import Measured, plan_lines
-from fxfault.cli.campaign_report import duration
+from fxfault.campaign.estimates.intervals import student_t
+from fxfault.campaign.records.store import Store
+from fxfault.cli import campaign
+from fxfault.cli.reports import campaign_export, campaign_progress
+from fxfault.cli.reports.campaign_plan import Measured, plan_lines
+from fxfault.cli.terminal.text import duration
+from fxfault.evaluation.rows import TrialRow
 
 SITES = ("stem.act", "body.act", "head.act")
 # Chance of a changed prediction at 5 %.
@@ -158,13 +159,13 @@ def test_without_a_command_the_help_is_shown(command: Callable[..., Run]) -> Non
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["rnu"], ["unknown command 'rnu' (did you mean run?)"]),
+        (["rnu"], ["unknown command 'rnu' (did you mean 'run'?)"]),
         (["--store", "x"], ["unknown command '--store'", "commands: run, status"]),
         (["run", "digits_study"], ["--store"]),
         (["run", "--store", "x"], ["FILE"]),
         (["run", "digits_study", "--store", ""], ["--store", "''"]),
-        (["run", "digit_study", "--store", "x"], ["did you mean the bundled 'digits_study'"]),
-        (["run", "digits_study", "--store", "x", "--worker", "2"], ["did you mean --workers?"]),
+        (["run", "digit_study", "--store", "x"], ["did you mean 'digits_study'"]),
+        (["run", "digits_study", "--store", "x", "--worker", "2"], ["did you mean '--workers'?"]),
         (["run", "digits_study", "--store", "x", "--workers", "0"], ["--workers", "'0'"]),
         (["run", "digits_study", "--store", "x", "--workers", "2"], ["'local' takes no workers"]),
         (["run", "digits_study", "--store", "x", "--engine", "dask"], ["'dask'", "processes"]),
@@ -248,12 +249,12 @@ def test_an_interrupted_study_says_what_is_kept_and_how_to_go_on(
     assert 0 < kept < 4
     are = "1 trial is" if kept == 1 else f"{kept} trials are"
     assert run.err == (
-        f"interrupted: {are} kept in s.sqlite; go on with: "
+        f"interrupted: {are} kept in s.sqlite; continue with: "
         "fxfault-campaign resume --store s.sqlite\n"
     )
     status = command("status", "--store", "s.sqlite").out
     assert f"Missing: at least {4 - kept} trials, about " in status
-    assert "Go on with: fxfault-campaign resume --store s.sqlite" in status
+    assert "Continue with: fxfault-campaign resume --store s.sqlite" in status
 
     resumed = command("resume", "--store", "s.sqlite", "--no-incremental")
 
@@ -286,7 +287,9 @@ def test_options_of_the_engine_reach_it(
         return StudyProgress((), 0, 0, 0, 0, 1.0)
 
     monkeypatch.setattr("fxfault.campaign.driver.run_study", run_study)
-    monkeypatch.setattr("fxfault.campaign.engines.make_engine", lambda name, **given: (name, given))
+    monkeypatch.setattr(
+        "fxfault.campaign.workers.engines.make_engine", lambda name, **given: (name, given)
+    )
     threads: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", threads.append)
     options = ["--engine", "ray", "--workers", "3", "--address", "auto", "--gpus-per-trial", "0.5"]
@@ -460,7 +463,7 @@ def test_a_store_without_trials_has_no_report(command: Callable[..., Run]) -> No
     run = command("report", "--store", "study.sqlite")
 
     assert run.status == 2
-    assert "no finished trial yet; go on with fxfault-campaign resume" in run.err
+    assert "no finished trial yet; continue with fxfault-campaign resume" in run.err
     status = command("status", "--store", "study.sqlite")
     assert status.status == 0
     assert "Cells: 0 of 12 finished" in status.out

@@ -15,9 +15,11 @@ import torch
 import yaml
 from torch import nn
 
-from fxfault.cli import evaluate, experiment_setup, outputs
+from fxfault.cli import evaluate
+from fxfault.cli.terminal import outputs
 from fxfault.errors import ConfigError
 from fxfault.experiment import load_experiment
+from fxfault.experiment import parts as experiment_parts
 
 Fails = Callable[..., str]
 
@@ -86,7 +88,7 @@ def write_config(name: str = "own.yaml", **sections: Any) -> str:
         (["--device", "gpu"], ["--device", "'gpu'", "cuda:N"]),
         (["--layer", "1,,2"], ["--layer", "'1,,2'", "empty item"]),
         (["--output", ""], ["--output", "''"]),
-        (["--probabilty", "5"], ["unknown flag --probabilty", "did you mean --probability?"]),
+        (["--probabilty", "5"], ["unknown flag --probabilty", "did you mean '--probability'?"]),
         (["--prob", "5"], ["unknown flag --prob"]),
         (["more"], ["unrecognized arguments: more"]),
         (["--sweep", "1", "--probability", "2"], ["--probability", "--sweep"]),
@@ -142,9 +144,9 @@ def test_a_configuration_without_data_and_model_tells_what_to_add(fails: Fails) 
 def test_sections_are_checked_by_the_parts_too() -> None:
     experiment = load_experiment("layer_analysis")
     with pytest.raises(ConfigError, match="no section `dataset` and no section `model`"):
-        experiment_setup.load_model(experiment, None)
+        experiment_parts.load_model(experiment, None)
     with pytest.raises(ConfigError, match="no section `dataset`"):
-        experiment_setup.open_test_data(experiment)
+        experiment_parts.open_test_data(experiment)
 
 
 # -- weights --------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class RunsCode:
 
 
 def digits_state() -> dict[str, Any]:
-    model, _ = experiment_setup.load_model(load_experiment("digits"), "bundled:digits")
+    model, _ = experiment_parts.load_model(load_experiment("digits"), "bundled:digits")
     return dict(model.state_dict())
 
 
@@ -294,7 +296,7 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    monkeypatch.setattr("fxfault.predictions.predict", full)
+    monkeypatch.setattr("fxfault.evaluation.full.predictions.predict", full)
     assert "lower --batch-size" in fails("--config", "digits")
 
 
@@ -304,7 +306,9 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if anything is evaluated."""
-    monkeypatch.setattr("fxfault.predictions.predict", lambda *a, **k: pytest.fail("evaluated"))
+    monkeypatch.setattr(
+        "fxfault.evaluation.full.predictions.predict", lambda *a, **k: pytest.fail("evaluated")
+    )
 
 
 @pytest.mark.usefixtures("unused")

@@ -20,20 +20,24 @@ import yaml
 from torch import nn
 
 import fxfault
-from fxfault import experiment_parts, passes
+from fxfault import passes
+from fxfault.campaign import Cell, FaultEvaluation, Study
 from fxfault.campaign.driver import run_study
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Cell, Study
-from fxfault.campaign.trials import Trials
-from fxfault.cli import evaluate, experiment_setup, plots, progress
-from fxfault.cli.campaign_report import read_findings
-from fxfault.cli.evaluation_report import percent, points
+from fxfault.campaign.fault_evaluation import CellResult
+from fxfault.campaign.records.store import Store
+from fxfault.cli import evaluate
+from fxfault.cli.pictures import plots
+from fxfault.cli.reports.campaign_findings import read_findings
+from fxfault.cli.terminal import process_setup, progress
+from fxfault.cli.terminal.text import percent, points
 from fxfault.errors import DataError
-from fxfault.evaluation import CellResult, FaultEvaluation, accuracy
+from fxfault.evaluation import FullRunner, accuracy
+from fxfault.evaluation.incremental import runner as incremental
+from fxfault.evaluation.rows import TrialRow
+from fxfault.evaluation.trials import Trials
 from fxfault.experiment import load_experiment
+from fxfault.experiment import parts as experiment_parts
 from fxfault.models import build_model
-from fxfault.predictions import FullRunner
 
 DOCS = Path(__file__).parent.parent / "docs"
 FAST = ["--config", "digits", "--batch-size", "250"]
@@ -76,7 +80,7 @@ def write_config(**sections: Any) -> str:
 
 
 def save_weights(name: str = "weights.pt") -> str:
-    model, _ = experiment_setup.load_model(load_experiment("digits"), "bundled:digits")
+    model, _ = experiment_parts.load_model(load_experiment("digits"), "bundled:digits")
     torch.save(model.state_dict(), name)
     return name
 
@@ -253,9 +257,9 @@ def test_layer_flag_limits_what_layer_mode_draws_from(command: Callable[..., Run
 def test_results_are_those_of_the_library(command: Callable[..., Run]) -> None:
     command(*FAST, "--sweep", "1,10", "--num-runs", "2", "--injection-type", "msb_flip")
     experiment = load_experiment("digits")
-    model, _ = experiment_setup.load_model(experiment, "bundled:digits")
-    data = experiment_setup.open_test_data(experiment)
-    batches = experiment_setup.Batches(data.dataset, 64)
+    model, _ = experiment_parts.load_model(experiment, "bundled:digits")
+    data = experiment_parts.open_test_data(experiment)
+    batches = experiment_parts.Batches(data.dataset, 64)
     faults = {"enabled": True, "apply_during": "eval", "seed": 42, "injection_type": "msb_flip"}
     evaluation = FaultEvaluation(FullRunner(fxfault.transform(model, faults), batches), num_runs=2)
     assert evaluation.baseline() == accuracy(model, batches)
@@ -473,7 +477,7 @@ def test_a_full_disk_leaves_no_empty_file(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fxfault.cli.outputs.write_atomically", full)
+    monkeypatch.setattr("fxfault.cli.terminal.outputs.write_atomically", full)
     run = command(*FAST, "--probability", "1")
     assert (run.status, "No space left" in run.err) == (2, True)
     assert os.listdir() == []
@@ -746,7 +750,7 @@ def test_results_do_not_depend_on_the_memory(
 def test_why_batches_are_run_whole_is_said(
     command: Callable[..., Run], untracked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxfault import golden_run
+    from fxfault.evaluation.incremental import golden_run
 
     why = golden_run.Independence("it is a test", mixing=True)
     monkeypatch.setattr(golden_run, "independence", lambda *_: why)
@@ -764,7 +768,6 @@ def test_statistics_make_runs_full_which_is_said_where_it_matters(
 def test_a_prediction_that_is_not_verified_ends_the_command(
     command: Callable[..., Run], untracked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxfault import incremental
 
     evaluate_rightly = incremental._Evaluation.run
 
@@ -1106,7 +1109,7 @@ def test_small_data_is_read_once(monkeypatch: pytest.MonkeyPatch, kept_bytes: in
             return torch.full((2,), float(index)), index
 
     monkeypatch.setattr(experiment_parts, "KEPT_BYTES", kept_bytes)
-    batches = experiment_setup.Batches(Data(), 2)
+    batches = experiment_parts.Batches(Data(), 2)
     next(iter(batches))  # A pass that was not finished keeps nothing.
     read.clear()
     passes = [[labels.tolist() for _, labels in batches] for _ in range(3)]
@@ -1123,7 +1126,7 @@ def test_data_that_fails_is_an_error_that_quotes_it() -> None:
             raise ZeroDivisionError("no\nluck")
 
     with pytest.raises(DataError, match="cannot be read: ZeroDivisionError: no luck"):
-        list(experiment_setup.Batches(Data(), 2))
+        list(experiment_parts.Batches(Data(), 2))
 
 
 @pytest.mark.parametrize(
@@ -1142,7 +1145,7 @@ def test_small_networks_run_on_one_thread_unless_told_otherwise(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    experiment_setup.fit_threads(int(operations), torch.device("cpu"))
+    process_setup.fit_threads(int(operations), torch.device("cpu"))
     assert asked == threads
 
 

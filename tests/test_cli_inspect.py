@@ -221,7 +221,7 @@ def test_a_sample_that_the_model_does_not_take(command: Command) -> None:
     message = one_line(command("--config", "digits", "--input-shape", "3,8,8"))
 
     assert message.startswith("the model fails on one sample of zeros, shape (1, 3, 8, 8): ")
-    assert message.endswith("give the shape that it takes by --input-shape")
+    assert message.endswith("give the shape of its input with --input-shape")
 
 
 @pytest.mark.parametrize("shape", ["", "3,,2", "0", "-1", "3x3", "1.5"])
@@ -296,7 +296,7 @@ def test_an_output_does_not_replace_the_configuration(command: Command, tmp_path
 def test_a_misspelt_flag_names_the_nearest(command: Command) -> None:
     message = one_line(command("--config", "digits", "--dif"))
 
-    assert message == "unknown flag --dif (did you mean --diff?); see --help"
+    assert message == "unknown flag --dif (did you mean '--diff'?); see --help"
 
 
 def test_a_configuration_without_a_model(command: Command) -> None:

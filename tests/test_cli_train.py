@@ -21,18 +21,18 @@ import pytest
 import torch
 import yaml
 
-from fxfault import training
-from fxfault.campaign.study import Study
+from fxfault.campaign import Study
 from fxfault.cli import evaluate, inspect, train
-from fxfault.cli.plots import training_picture
-from fxfault.cli.training_progress import Reporter
-from fxfault.cli.training_report import LONGEST_PLAN, plan_lines
+from fxfault.cli.pictures.plots import training_picture
+from fxfault.cli.reports.training_progress import Reporter
+from fxfault.cli.reports.training_report import LONGEST_PLAN, plan_lines
 from fxfault.cli.training_run import resume_command
 from fxfault.errors import ConfigError, DataError
 from fxfault.experiment import load_experiment
-from fxfault.experiment_parts import load_model
-from fxfault.run_folder import RunFolder
-from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
+from fxfault.experiment.parts import load_model
+from fxfault.training import run as training
+from fxfault.training.callbacks import AtomicCheckpointIO, read_checkpoint
+from fxfault.training.run_folder import RunFolder
 
 # Digits with faults, two epochs of four steps; whatever else is tuned in the bundled file.
 FAST = [
@@ -310,7 +310,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
     lines = err.splitlines()
     assert lines[0] == "stopping after this step (Ctrl-C again: at once)"
     assert re.fullmatch(
-        r"interrupted: saved run/last.ckpt in epoch \d+ of 60 \(from 0\); go on with: "
+        r"interrupted: saved run/last.ckpt in epoch \d+ of 60 \(from 0\); continue with: "
         r"fxfault-train --resume --out run",
         lines[1],
     )
@@ -322,7 +322,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
 def test_what_a_cluster_sends_ends_a_run_too(
     command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxfault.cli.training_progress import Reporter
+    from fxfault.cli.reports.training_progress import Reporter
 
     def terminate(self: Any, trainer: Any, module: Any, *arguments: Any) -> None:
         if trainer.global_step == 6:
@@ -352,7 +352,7 @@ def test_a_second_ctrl_c_stops_at_once(
     run = command(*FAST, "--out", "run")
     assert run.status == 130
     assert run.err.splitlines()[-1] == (
-        "interrupted at once; go on with: fxfault-train --resume --out run"
+        "interrupted at once; continue with: fxfault-train --resume --out run"
     )
     assert read_checkpoint("run/last.ckpt")["global_step"] == 0
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
@@ -512,7 +512,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(
 def _bundled_file() -> Path:
     import fxfault
 
-    return Path(fxfault.__file__).parent / "checkpoints_data" / "digits.pt"
+    return Path(fxfault.__file__).parent / "bundled" / "weights" / "digits.pt"
 
 
 def test_evaluation_says_that_it_does_not_start_there(
@@ -526,10 +526,10 @@ def test_evaluation_says_that_it_does_not_start_there(
     )
     argv = ["--config", config, "--checkpoint", "bundled:digits_fat", "--probability", "0"]
     assert evaluate.main(argv) == 0
-    note = "Note: `checkpoint.init_from` is left out: it is for training; bundled:digits_fat is"
+    note = "Note: `checkpoint.init_from` is ignored: it is for training; bundled:digits_fat is"
     assert note in capsys.readouterr().out
     assert inspect.main(["--config", config]) == 0
-    assert "Note: `checkpoint.init_from` is left out" in capsys.readouterr().out
+    assert "Note: `checkpoint.init_from` is ignored" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"checkpoint\.path: missing"):
         Study.from_dict({**yaml.safe_load(Path(config).read_text()), "trials": 2})
 
@@ -538,7 +538,7 @@ def test_evaluation_says_that_it_does_not_start_there(
 def test_calibrated_weights_are_tested_and_saved(command: Callable[..., Run], how: str) -> None:
     run = command(*FAST, "--set", f"training.calibrate={how}", "--out", "run")
     assert (run.status, run.err) == (0, "")
-    expected = f"4 batch norms estimated anew ({how}); saved to run/calibrated.ckpt\nTest accuracy"
+    expected = f"4 batch norms estimated again ({how}); saved to run/calibrated.ckpt\nTest accuracy"
     assert expected in run.out
     assert record("run")["calibrated"] == 4
     argv = ["--config", "digits_fat", "--checkpoint", "run/calibrated.ckpt", "--probability", "0"]
@@ -559,10 +559,10 @@ def test_a_network_that_is_better_under_faults_is_pointed_out(
     said: bool,
 ) -> None:
     measured = iter([50.0, faulty])
-    monkeypatch.setattr("fxfault.training.accuracy", lambda *arguments: next(measured))
+    monkeypatch.setattr("fxfault.training.run.accuracy", lambda *arguments: next(measured))
     run = command(*FAST, *settings, "--set", "training.epochs=1", "--out", "run")
     mend = "fxfault-train --resume --out run --set training.calibrate=clean\n"
-    assert (f"for use without faults, estimate them anew: {mend}" in run.out) is said
+    assert (f"for use without faults, estimate them again: {mend}" in run.out) is said
 
 
 def test_a_run_that_goes_on_leaves_no_calibrated_weights_of_before(

@@ -16,8 +16,9 @@ from zoo import HAND_WRITTEN
 
 import fxfault
 from fxfault.errors import ConfigError, FxFaultError, SiteError
-from fxfault.functional import begin_forward, struck_samples
-from fxfault.sampling import Layout
+from fxfault.faults.layouts import Layout
+from fxfault.functional import begin_forward
+from fxfault.strike.draws import samples_hit
 
 Faulty = Callable[..., Any]
 
@@ -924,16 +925,16 @@ def test_numbers_that_are_none(net: Any, numbers: Tensor, message: str) -> None:
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 5.0, 100.0])
-def test_struck_samples_are_those_that_change(faulty: Faulty, probability: float) -> None:
+def test_samples_hit_are_those_that_change(faulty: Faulty, probability: float) -> None:
     one_site = nn.Sequential(activation()).eval()
     net = faulty(one_site, probability=probability, injection_type="full_flip")
     x = data(300, 9)
     net.faults.enabled = False
     clean = net(x).value
-    assert not struck_samples(net.faults[0], torch.arange(300), Layout.of((300, 9), 300)).any()
+    assert not samples_hit(net.faults[0], torch.arange(300), Layout.of((300, 9), 300)).any()
     net.faults.enabled = True
     net.faults.reset()
     changed = (net(x).value != clean).flatten(1).any(1)
-    struck = struck_samples(net.faults[0], torch.arange(300), Layout.of((300, 9), 300))
+    struck = samples_hit(net.faults[0], torch.arange(300), Layout.of((300, 9), 300))
     assert torch.equal(struck, changed)
     assert struck.any() == (probability > 0)

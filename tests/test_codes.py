@@ -20,11 +20,11 @@ from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant.ternary import SignedTernaryActPerTensorConst
 from torch import Tensor, nn
 
-from fxfault import kernels
-from fxfault.codes import Word, fits, to_codes, to_values, tolerance
-from fxfault.fault_models import BitModel, BurstStrategy, get_fault_model
-from fxfault.quant_tensors import read_quantiser
-from fxfault.strikes import _fault_of_bits
+from fxfault.faults import BitModel, Word, get_fault_model, kernels
+from fxfault.faults.codes import fits, to_codes, to_values, tolerance
+from fxfault.faults.fault_models import BurstStrategy
+from fxfault.quantisers.quant_tensors import read_quantiser
+from fxfault.strike.plan import _fault_of_bits
 
 FLIPS = ("lsb_flip", "msb_flip", "full_flip")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

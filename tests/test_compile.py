@@ -20,11 +20,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from zoo import ZOO, Entry
 
 import fxfault
-from fxfault import handles
 from fxfault.errors import SiteError
-from fxfault.handles import Handle, owner_of
 from fxfault.models import build_model
 from fxfault.passes import compilation
+from fxfault.sites import handles
+from fxfault.sites.handles import Handle, owner_of
 
 FAULTS = {
     "enabled": True,

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fxfault
-from fxfault.compiled_runner import USED, CompiledRunner
 from fxfault.errors import ConfigError, FxFaultError
-from fxfault.incremental import IncrementalRunner
+from fxfault.evaluation import CompiledRunner, FullRunner, IncrementalRunner
+from fxfault.evaluation.compiled_runner import USED
+from fxfault.evaluation.full.predictions import OnBatch, Predictions
 from fxfault.passes.exact_arithmetic import keep_kernels
-from fxfault.predictions import FullRunner, OnBatch, Predictions
 
 FAULTS = {"enabled": True, "apply_during": "eval", "probability": 20.0, "seed": 3}
 # Of 8, 8 and 5 samples.

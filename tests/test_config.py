@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fxfault.config import FaultEntry, FaultInjectionConfig, config_reference
+from fxfault.config import FaultInjectionConfig, config_reference
+from fxfault.config.fault_injection import FaultEntry
+from fxfault.config.schema import section_reference
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import ExperimentConfig
-from fxfault.fault_models import fault_model_names, get_fault_model
-from fxfault.schema import section_reference
+from fxfault.faults import fault_model_names, get_fault_model
 
 FIELDS = [field.name for field in dataclasses.fields(FaultInjectionConfig)]
 
@@ -395,7 +396,7 @@ def test_fault_model_that_the_user_registers_is_known_from_then_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = (*fault_model_names(), "mine")
-    monkeypatch.setattr("fxfault.fault_models.fault_model_names", lambda: names)
+    monkeypatch.setattr("fxfault.faults.fault_models.fault_model_names", lambda: names)
 
     assert FaultInjectionConfig.from_dict({"injection_type": "mine"}).injection_type == "mine"
     assert "'mine'" in config_reference()
@@ -623,7 +624,7 @@ def test_reference_states_limits_and_default() -> None:
 
 def test_import_needs_neither_torch_nor_brevitas() -> None:
     code = (
-        "import sys, fxfault.config, fxfault.experiment; "
+        "import sys, fxfault.config.fault_injection, fxfault.experiment.sections; "
         "sys.exit(bool({'torch', 'brevitas'} & sys.modules.keys()))"
     )
 

@@ -22,22 +22,33 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxfault
-from fxfault import kernels
+from fxfault.faults import kernels
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.passes import trace
+from fxfault.strike import strikes
 
 Faulty = Callable[..., Any]
 
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take activations for large ones, which are overwritten where nobody sees them."""
+    monkeypatch.setattr(strikes, "SMALL", 0)
+
+
 MODELS = ("random", "lsb_flip", "msb_flip", "full_flip")
 
-# Of one armed site on the CPU: scale and zero point are read as numbers, the signedness twice
+# Of one armed site on the CPU: scale, zero point and signedness are read as numbers
 # (Brevitas keeps it in a tensor), and the values are handed to NumPy (a view, detached).
-CALLS_IN_PLACE = 6
+CALLS_IN_PLACE = 5
 CALLS_COPYING = CALLS_IN_PLACE + 1
 
-# Python functions that run for a site that is not armed: `fault_inject`, `moment_of`, `armed`,
-# `why_quiet`, `training`, and whether torch compiles (2) or a backward repeats a forward.
-PYTHON_CALLS_UNARMED = 8
+# Python functions that run for a site that is not armed: `fault_inject`, whether torch compiles,
+# `take`, `moment_of`, `armed`; and `why_quiet`, unless the site is not selected.
+PYTHON_CALLS_UNARMED = 6
+
+# Python functions that run for one strike of an evaluation on the CPU, the compiled loop counted.
+PYTHON_CALLS_STRIKE = 20
 
 # Of one armed site on an accelerator, each a kernel to launch, and the numbers that they make for
 # each gap that is drawn: random bits by three rounds of a hash, the gap, the position, the code.
@@ -147,7 +158,7 @@ def test_unarmed_network_calls_what_the_clean_one_calls(
 
 
 @pytest.mark.parametrize("disarm", [disable, other_mode, deselect])
-def test_unarmed_site_runs_eight_python_functions_and_no_operator(
+def test_unarmed_site_runs_few_python_functions_and_no_operator(
     faulty: Faulty, disarm: Callable[[Any], None]
 ) -> None:
     net, x = faulty(quantiser()), activation(4, 5)
@@ -156,6 +167,24 @@ def test_unarmed_site_runs_eight_python_functions_and_no_operator(
     assert calls_of(lambda: fault_inject(x, site)).names == []
     _, *entered = python_calls(lambda: fault_inject(x, site))  # Without the lambda.
     assert 0 < len(entered) <= PYTHON_CALLS_UNARMED, entered
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(4, 50), (64, 3000)])
+@pytest.mark.parametrize("private", [True, False])
+def test_a_strike_runs_few_python_functions(
+    faulty: Faulty, shape: tuple[int, int], private: bool
+) -> None:
+    net, x = faulty(quantiser(), probability=1.0), activation(*shape)
+    site = net.faults[0]
+    site.layer = site.layer if private else None
+    large = private and x.value.numel() >= strikes.SMALL
+    net.faults.clock.begin(shape[0])
+    fault_inject(x, site)  # What is worked out once is worked out here.
+    _, *entered = python_calls(lambda: fault_inject(x, site))
+    assert "strike" in entered or "samples_hit" in entered
+    assert ("makes_private_tensor" in entered) == large
+    assert len(entered) <= PYTHON_CALLS_STRIKE, entered
 
 
 def python_calls(run: Callable[[], object]) -> list[str]:
@@ -183,6 +212,7 @@ def test_clock_moves_without_an_operator(faulty: Faulty) -> None:
 # -- copies ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("large")
 @torch.no_grad()
 @pytest.mark.parametrize("percent", [0.1, 50.0])
 @pytest.mark.parametrize("statistics", [False, True])
@@ -209,6 +239,7 @@ def with_hook(net: nn.Module) -> None:
     net.get_submodule("0").register_forward_hook(lambda module, args, output: None)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("case", ["gradient", "two users", "hook"])
 @pytest.mark.parametrize("statistics", [False, True])
 def test_seen_activation_is_copied_once(faulty: Faulty, case: str, statistics: bool) -> None:
@@ -223,6 +254,7 @@ def test_seen_activation_is_copied_once(faulty: Faulty, case: str, statistics: b
     assert sorted(ours) == sorted([*theirs, "clone"])
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("grad", [False, True])
 def test_nothing_is_copied_where_nothing_is_hit(faulty: Faulty, grad: bool) -> None:
     x = torch.randn(40, 250, requires_grad=grad)
@@ -285,6 +317,7 @@ def test_loop_reads_and_writes_each_hit_once_and_nothing_else(
     assert percent < 100 or values.read == list(range(x.numel()))
 
 
+@pytest.mark.usefixtures("large")
 @torch.no_grad()
 def test_torch_reads_and_writes_each_hit_once_and_nothing_else(faulty: Faulty) -> None:
     layer = QuantIdentity(  # The loop does not take a scale for each channel.
@@ -309,6 +342,7 @@ def test_torch_reads_and_writes_each_hit_once_and_nothing_else(faulty: Faulty) -
     assert sum(read) == sum(written) == statistics.to_dict()["total_injections"] > 0
 
 
+@pytest.mark.usefixtures("large")
 @torch.no_grad()
 def test_statistics_read_the_activation_once(faulty: Faulty) -> None:
     x, net = activation(40, 250), faulty(quantiser(), probability=1.0)
@@ -326,6 +360,7 @@ def test_statistics_read_the_activation_once(faulty: Faulty) -> None:
 # -- operator calls ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("large")
 @torch.no_grad()
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("percent", [1e-6, 1.0, 60.0])
@@ -343,6 +378,7 @@ def test_armed_site_calls_as_much_whatever_its_size_and_rate(
     assert len(calls.names) <= CALLS_COPYING, calls.names
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("sites", [1, 3, 20])
 def test_operator_calls_are_linear_in_sites(faulty: Faulty, sites: int) -> None:
     x, clean = torch.randn(8, 30), nn.Sequential(*(quantiser() for _ in range(sites)))
@@ -369,6 +405,7 @@ def test_operator_calls_of_a_training_step(faulty: Faulty, gradient_mode: str) -
 # -- frozen ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("large")
 @torch.no_grad()
 def test_operator_calls_of_a_frozen_forward(convnet: nn.Module, faulty: Faulty) -> None:
     x = torch.randn(4, 3, 6, 6)

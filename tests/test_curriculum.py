@@ -14,12 +14,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxfault.config import CurriculumPoint, FaultInjectionConfig
-from fxfault.curriculum import EpochPlan, epoch_plan, governed_settings
+from fxfault.config import FaultInjectionConfig, epoch_plan
+from fxfault.config.curriculum import EpochPlan, governed_settings
+from fxfault.config.fault_injection import CurriculumPoint
+from fxfault.config.schema import section_reference
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import ExperimentConfig, load_experiment
-from fxfault.fault_models import FaultModel, get_fault_model
-from fxfault.schema import section_reference
+from fxfault.faults import FaultModel, get_fault_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -374,7 +375,7 @@ def test_documentation_shows_the_bundled_curriculum_and_the_keys_of_a_point() ->
     section = page.partition("## Curriculum")[2]
     shown = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)
     assert shown is not None
-    bundled = ROOT / "fxfault" / "configs" / "curriculum.yaml"
+    bundled = ROOT / "fxfault" / "bundled" / "experiments" / "curriculum.yaml"
     assert bundled.read_text(encoding="utf-8").endswith(shown[1])
     assert section_reference(CurriculumPoint).strip() in section
 

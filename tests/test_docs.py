@@ -24,14 +24,14 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 # Modules that import what no extra for tests installs.
-NEEDS = {"fxfault.campaign.ray_engine": "ray"}
+NEEDS = {"fxfault.campaign.workers.ray_engine": "ray"}
 FLAGS = doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples may register fault models; nobody else should see them."""
-    from fxfault import fault_models
+    from fxfault.faults import fault_models
 
     monkeypatch.setattr(fault_models, "_REGISTRY", dict(fault_models._REGISTRY))
 
@@ -57,9 +57,28 @@ def test_every_package_of_the_checkout_is_installed() -> None:
         ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
         for folder, package in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".yaml", ".pt")
+        if path.suffix == ".py"
     }
     assert listed == folders
+
+
+def test_every_file_of_the_checkout_that_is_no_code_is_installed() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    installed = {ROOT / "fxfault" / "py.typed"}
+    for package, patterns in settings["options.package_data"].items():
+        # fxfault.cli is the folder cli, and so on.
+        folder = ROOT.joinpath(*package.removeprefix("fxfault.").split("."))
+        folder = folder if folder.is_dir() else ROOT.joinpath(*package.split("."))
+        for pattern in patterns.split(","):
+            installed |= set(folder.glob(pattern.strip()))
+    data = {
+        path
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".nbi", ".nbc")
+    }
+    assert data == installed
 
 
 def test_reference_of_the_configuration_is_current() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import HAND_WRITTEN, Attention, Branching, Entry, KeptInside, Modes
 
 from fxfault.errors import FxFaultError, SiteError
-from fxfault.passes import drawing
+from fxfault.passes import dot_text
 from fxfault.passes.drawing import to_dot, to_svg
 
 Faulty = Callable[..., Any]
@@ -189,7 +189,7 @@ def test_a_very_large_graph_is_laid_out_in_a_hurry(
     model = faulty(chain)
     assert "nslimit" not in to_dot(model)
 
-    monkeypatch.setattr(drawing, "_MANY_EDGES", 3)
+    monkeypatch.setattr(dot_text, "_MANY_EDGES", 3)
 
     assert 'nslimit="0.3"' in to_dot(model)
 

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 import fxfault
 from fxfault.config import FaultInjectionConfig
-from fxfault.draws import elements_hit
 from fxfault.errors import ConfigError, SiteError
-from fxfault.functional import struck_samples
-from fxfault.incremental import IncrementalRunner
-from fxfault.predictions import FullRunner
-from fxfault.sampling import Layout
+from fxfault.evaluation import FullRunner, IncrementalRunner
+from fxfault.faults.layouts import Layout
+from fxfault.strike.draws import elements_hit, samples_hit
 
 Faulty = Callable[..., Any]
 ELEMENTS = {"0": 48, "3": 10, "5": 6}
@@ -156,8 +154,8 @@ def test_measuring_changes_nothing(faulty: Faulty) -> None:
     assert model.training
     assert statistics.total_activations == 0
     assert torch.equal(torch.get_rng_state(), generator)
-    assert {s.name: s.extent.elements for s in model.faults} == ELEMENTS
-    assert [site.extent.bits for site in model.faults] == [4, 3, 5]
+    assert {s.name: s.seen.extent.elements for s in model.faults} == ELEMENTS
+    assert [site.seen.extent.bits for site in model.faults] == [4, 3, 5]
 
 
 def test_faults_of_a_first_training_step_are_those_of_a_measured_model(faulty: Faulty) -> None:
@@ -178,14 +176,14 @@ def test_other_shapes_are_measured_by_themselves(faulty: Faulty) -> None:
 def test_what_was_not_measured_is_told(faulty: Faulty) -> None:
     model = faulty(net(), num_faults=5)
     with pytest.raises(SiteError, match=r"site 0: .* call `model\.faults\.measure\(inputs\)`"):
-        struck_samples(model.faults[0], torch.arange(4), Layout(4, 1, (48,)))
+        samples_hit(model.faults[0], torch.arange(4), Layout(4, 1, (48,)))
 
 
 def test_another_number_of_elements_than_was_measured_is_told(faulty: Faulty) -> None:
     model = faulty(net(), num_faults=5)
     model(data())
     with pytest.raises(SiteError, match="it has 20 elements for each sample, where 48 were meas"):
-        struck_samples(model.faults[0], torch.arange(4), Layout(4, 1, (20,)))
+        samples_hit(model.faults[0], torch.arange(4), Layout(4, 1, (20,)))
 
 
 def test_a_layer_that_a_container_calls_twice_cannot_be_counted(
@@ -212,7 +210,7 @@ def test_learned_widths_are_measured_again_when_they_change(faulty: Faulty) -> N
     with torch.no_grad():
         offset -= 2
     assert torch.equal(set_bits(flips(model, x, 8)["0"]).sum(1), torch.full((20,), 6))
-    assert model.faults[0].extent.bits == 3
+    assert model.faults[0].seen.extent.bits == 3
 
 
 def test_a_frozen_model_counts_too(faulty: Faulty) -> None:
@@ -330,7 +328,7 @@ def test_statistics_count_an_element_once(faulty: Faulty) -> None:
     for index, (name, (before, after)) in enumerate(seen(copied, data()).items()):
         site, numbers = copied.faults[name], torch.arange(40)
         layout = Layout(40, 1, (ELEMENTS[name],))
-        count = elements_hit(site, site.stream(), numbers, layout)
+        count = elements_hit(site, numbers, layout)
         layer = statistics.layer_stats[index]
         assert layer.injected_count == count
         other.record(before, after, before != after, index)
@@ -419,14 +417,14 @@ AHEAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", AHEAD)
-def test_struck_samples_are_those_that_are_hit(faulty: Faulty, kind: str) -> None:
+def test_samples_hit_are_those_that_are_hit(faulty: Faulty, kind: str) -> None:
     model = faulty(net(), **AHEAD[kind])
     statistics = model.faults.new_statistics()
     model.faults.measure(data())
     numbers = torch.tensor([3, 0, 77, 12, 5, 1000, 6, 9, 41, 2])
     for site in model.faults:
         layout = Layout(1, 1, (ELEMENTS[site.name],))
-        told = struck_samples(site, numbers, layout)
+        told = samples_hit(site, numbers, layout)
         counts = []
         for number in numbers:
             before = statistics.layer_stats[site.index].injected_count
@@ -434,7 +432,7 @@ def test_struck_samples_are_those_that_are_hit(faulty: Faulty, kind: str) -> Non
                 model(data(1))
             counts.append(statistics.layer_stats[site.index].injected_count - before)
         assert told.tolist() == [count > 0 for count in counts]
-        assert elements_hit(site, site.stream(), numbers, layout) == sum(counts)
+        assert elements_hit(site, numbers, layout) == sum(counts)
 
 
 @pytest.mark.parametrize("kind", AHEAD)
@@ -495,7 +493,7 @@ def test_a_setting_is_put_back(faulty: Faulty) -> None:
     )
     assert not torch.equal(model(data()).value, before)
     for site, setting in kept:
-        site.restore(setting)
+        site.setting = setting
     model.faults.reset()
     assert torch.equal(model(data()).value, before)
 

@@ -10,24 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxfault.campaign.intervals import mean_interval, wilson
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.study import Cell
-from fxfault.errors import ConfigError, DataError, SiteError
-from fxfault.evaluation import (
+from fxfault.campaign import Cell, FaultEvaluation
+from fxfault.campaign.estimates.intervals import wilson
+from fxfault.campaign.fault_evaluation import (
     CellResult,
-    FaultEvaluation,
-    accuracy,
     estimate,
     rank,
     with_num_faults,
     with_probability,
 )
-from fxfault.predictions import FullRunner
-from fxfault.statistics import FaultStatistics
+from fxfault.errors import ConfigError, DataError, SiteError
+from fxfault.evaluation import FullRunner, accuracy
+from fxfault.evaluation.rows import TrialRow
+from fxfault.sites.statistics import FaultStatistics
 
 SAMPLES = 40
 
@@ -197,7 +196,7 @@ def test_ranks_have_the_intervals_of_a_campaign() -> None:
 def test_estimates_have_the_intervals_of_a_campaign() -> None:
     result = result_of(81, 80, 84, 79)
     summary = estimate([result])
-    low, high = mean_interval(result.runs)
+    low, high = stats.ttest_1samp(result.runs, 0).confidence_interval()
     accuracy, sdc = summary["accuracy"], summary["sdc"]
     assert (accuracy.low[0], accuracy.high[0]) == (pytest.approx(low), pytest.approx(high))
     assert accuracy.value[0] == result.mean
@@ -403,7 +402,7 @@ def test_what_does_not_fit_a_site_alone_is_found_ahead_of_any_trial(
     made = evaluation(layers=[0, 2], mode=mode)
     together = made.faults.measure(next(iter(made.runner.loader))[0])
     assert together is None
-    sizes = [made.faults[i].extent.elements for i in (0, 2)]  # type: ignore[union-attr]
+    sizes = [made.faults[i].seen.extent.elements for i in (0, 2)]  # type: ignore[union-attr]
     config = with_num_faults(made.faults.config, min(sizes) + 1)
     if mode == "full_model":
         made.check([config])

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from fxfault.random_numbers import uniform_float
+from fxfault.faults.random_numbers import uniform_float
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STEPS = 20  # in an epoch of 1,297 images, 64 in a batch

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fxfault.config import CurriculumPoint, FaultInjectionConfig
+from fxfault.config import FaultInjectionConfig
+from fxfault.config.fault_injection import CurriculumPoint
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import (
     ExperimentConfig,

@@ -11,23 +11,27 @@ from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 
 import fxfault
-from fxfault import contracts, fault_models
-from fxfault.codes import Word
 from fxfault.errors import ConfigError, SiteError
-from fxfault.fault_models import (
+from fxfault.faults import (
+    FaultModel,
+    Word,
+    fault_model_names,
+    fault_models,
+    get_fault_model,
+    register_fault_model,
+)
+from fxfault.faults.fault_models import (
     BitFlipStrategy,
     BurstStrategy,
-    FaultModel,
     FullFlipStrategy,
     InjectionStrategy,
     LSBFlipStrategy,
     MSBFlipStrategy,
     RandomStrategy,
-    fault_model_names,
-    get_fault_model,
     get_strategy,
-    register_fault_model,
 )
+from fxfault.faults.random_numbers import stream_key, uniform_int63
+from fxfault.strike import contracts
 
 NAMES = ("random", "lsb_flip", "msb_flip", "full_flip")
 BIT_NAMES = ("bit_flip", "stuck_at_0", "stuck_at_1", "burst")
@@ -350,6 +354,34 @@ def test_inject_with_no_hit_or_no_element(name: str) -> None:
     strategy = get_strategy(name)
     assert torch.equal(strategy.inject(codes, none, 4, False, codes.device), codes)
     assert strategy.inject(codes[:0], none[:0], 4, False, codes.device).shape == (0,)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BIT_NAMES])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.02])
+def test_inject_gives_in_parts_what_it_gives_at_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, share: float
+) -> None:
+    codes = (torch.arange(600) % 16 - 8).to(torch.int8).view(20, 30).t()
+    mask = (torch.rand(600, generator=torch.Generator().manual_seed(1)) < share).view(30, 20)
+    strategy = get_strategy(name)
+    at_once = strategy.inject(codes, mask, 4, True, seed=5)
+    monkeypatch.setattr(fault_models, "_PART", 7)
+    assert torch.equal(strategy.inject(codes, mask, 4, True, seed=5), at_once)
+    # As the specification has it: the codes of the mask, one after the other.
+    elements = torch.arange(int(mask.sum()))
+    expected = codes.clone()
+    expected[mask] = strategy.corrupt(
+        codes[mask].long(),
+        Word(4, signed=True),
+        lambda stream: uniform_int63(stream_key(5, name, stream), elements),
+    ).to(torch.int8)
+    assert torch.equal(at_once, expected)
+    assert not torch.equal(at_once, codes)
+
+
+def test_inject_refuses_a_mask_of_another_shape() -> None:
+    with pytest.raises(ConfigError, match=r"mask: got shape \(2,\) for codes of shape \(4,\)"):
+        get_strategy("lsb_flip").inject(torch.arange(4), torch.ones(2, dtype=torch.bool), 4, False)
 
 
 RULES: dict[str, Callable[[torch.Tensor], Any]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fxfault.cli import console
+from fxfault.cli.terminal import console
 from fxfault.errors import BugError, ConfigError, DataError, ForeignCodeError
 from fxfault.foreign import origin, told
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import fxfault
 from fxfault.passes import containers_of, trace
-from fxfault.passes.traced_module import TracedModule
-from fxfault.quant_tensors import is_activation
+from fxfault.passes.tracing.traced_module import TracedModule
+from fxfault.quantisers.quant_tensors import is_activation
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Named tensors"),

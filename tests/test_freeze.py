@@ -40,9 +40,9 @@ import fxfault
 from fxfault.cli import evaluate
 from fxfault.errors import FreezeError
 from fxfault.evaluation import accuracy
-from fxfault.frozen_layers import FrozenLayer
 from fxfault.models import build_model
 from fxfault.passes import FreezeLayers, TracedModule, diff, frozen_parts, probe, refresh
+from fxfault.quantisers.frozen_layers import FrozenLayer
 
 FAULTS = {
     "enabled": True,
@@ -431,7 +431,7 @@ UNSETTLED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "quantised input": (
         lambda: qnn.QuantReLU(input_quant=Int8ActPerTensorFloat),
-        "it quantises its input, too",
+        "it also quantises its input",
     ),
     "float": (
         lambda: qnn.QuantIdentity(Fp8e4m3ActPerTensorFloat),

@@ -18,10 +18,10 @@ from brevitas.quant.binary import SignedBinaryActPerTensorConst
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from fxfault import draws, sampling
 from fxfault.errors import SiteError
+from fxfault.faults import sampling
 from fxfault.functional import fault_inject
-from fxfault.strikes import Strike
+from fxfault.strike import draws, plan, strikes
 
 MODELS = ("random", "lsb_flip", "msb_flip", "full_flip")
 FLIPS = MODELS[1:]
@@ -120,6 +120,7 @@ def test_quiet_model_gives_the_clean_output(convnet: nn.Module, faulty: Faulty) 
 # -- what is hit -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("grad", [False, True])
 def test_no_probability_is_the_identity(convnet: nn.Module, faulty: Faulty, grad: bool) -> None:
     x = data(4, 3, 6, 6).requires_grad_(grad)
@@ -130,6 +131,7 @@ def test_no_probability_is_the_identity(convnet: nn.Module, faulty: Faulty, grad
     assert result.stride() == expected.stride()
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("model", FLIPS)
 @pytest.mark.parametrize("grad", [False, True])
 def test_all_of_them_are_hit(faulty: Faulty, model: str, grad: bool) -> None:
@@ -142,6 +144,7 @@ def test_all_of_them_are_hit(faulty: Faulty, model: str, grad: bool) -> None:
     assert torch.equal(changed, torch.full_like(changed, bits))
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("model", MODELS)
 def test_what_is_not_hit_stays_bit_for_bit(convnet: nn.Module, faulty: Faulty, model: str) -> None:
     x = data(8, 3, 6, 6)
@@ -414,6 +417,7 @@ ARRANGED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("gradient_mode", ["ste", "zero_faulty"])
 @pytest.mark.parametrize("settings", [{}, {"hw_mask": True, "frequency_value": 10}], ids=str)
@@ -476,6 +480,19 @@ def learned(kind: str, calibrated: Calibrated) -> nn.Module:
     return activation
 
 
+@pytest.mark.usefixtures("small_tensors")
+@pytest.mark.parametrize("mode", ["ste", "zero_faulty"])
+def test_values_that_gradients_pass_are_not_overwritten(faulty: Faulty, mode: str) -> None:
+    net = faulty(chain(fixed_scale(4)), gradient_mode=mode, injection_type="full_flip")
+    x = fixed_scale(4)(data(5, 7).requires_grad_())
+    before = x.value.detach().clone()
+    net.faults.clock.begin(5)
+    struck = fault_inject(x, net.faults[0])
+    assert torch.equal(x.value, before)
+    assert not (struck.value == before).any()
+
+
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", LEARNED)
 def test_ste_passes_every_gradient(
@@ -495,6 +512,7 @@ def test_ste_passes_every_gradient(
         assert torch.equal(struck_named[name], gradient), name
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", LEARNED)
 def test_zero_faulty_stops_gradients_at_the_hits_and_nowhere_else(
@@ -515,6 +533,7 @@ def test_zero_faulty_stops_gradients_at_the_hits_and_nowhere_else(
         assert torch.equal(struck_named[name], gradient), name
 
 
+@pytest.mark.usefixtures("small_tensors")
 def test_zero_faulty_holds_where_a_hit_changed_nothing(faulty: Faulty) -> None:
     class Nothing:
         name = "nothing"
@@ -528,6 +547,7 @@ def test_zero_faulty_holds_where_a_hit_changed_nothing(faulty: Faulty) -> None:
     assert not x.grad.any()
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("gradient_mode", ["ste", "zero_faulty"])
 @pytest.mark.parametrize("part", ["scale", "bit_width"])
 def test_gradients_of_scale_and_bit_width_are_untouched(
@@ -578,6 +598,7 @@ def test_gradcheck(faulty: Faulty, settings: dict[str, Any]) -> None:
         assert torch.autograd.gradgradcheck(strike, (values,))
 
 
+@pytest.mark.usefixtures("small_tensors")
 def test_gradient_of_a_whole_model_in_training(convnet: nn.Module, faulty: Faulty) -> None:
     net = faulty(convnet, probability=5.0, apply_during="train").train()
     loss = net(data(8, 3, 6, 6)).square().mean()
@@ -590,6 +611,7 @@ def test_gradient_of_a_whole_model_in_training(convnet: nn.Module, faulty: Fault
 # -- in place ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("probability", [0.0, 2.0, 50.0, 100.0])
 @pytest.mark.parametrize("model", MODELS)
 def test_without_gradients_the_values_are_the_same(
@@ -615,6 +637,7 @@ class Residual(nn.Module):
         return y, x, y + x
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_input_and_all_users_of_an_activation(faulty: Faulty) -> None:
     x = data(5, 7)
@@ -627,6 +650,7 @@ def test_input_and_all_users_of_an_activation(faulty: Faulty) -> None:
     assert bool((y != Residual()(x)[0]).all())
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_results_of_two_forwards_are_apart(faulty: Faulty) -> None:
     net = faulty(chain(fixed_scale(4)), probability=30.0)
@@ -656,6 +680,7 @@ def hook_on_every_module(net: Any, original: Any, keep: Callable[..., None]) -> 
     return nn.modules.module.register_module_forward_hook(only_the_layer)
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("observe", "sees_faults"),
@@ -683,6 +708,7 @@ def test_observers_keep_their_tensor_that_of_the_layer_with_faults(
     assert bool((struck != clean).all())
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_an_observer_that_comes_with_another_part_keeps_its_clean_tensor(faulty: Faulty) -> None:
     net, another = faulty(chain(fixed_scale(4)), injection_type="msb_flip"), fixed_scale(4)
@@ -701,6 +727,7 @@ def test_an_observer_that_comes_with_another_part_keeps_its_clean_tensor(faulty:
         assert bool((struck != clean).all())
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_hooks_set_before_the_transform_see_the_faults(faulty: Faulty) -> None:
     original = chain(fixed_scale(4))
@@ -715,6 +742,7 @@ def test_hooks_set_before_the_transform_see_the_faults(faulty: Faulty) -> None:
         assert bool((struck != clean).all())
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_hooks_set_on_a_copy_of_the_transformed_model(faulty: Faulty) -> None:
     net = copy.deepcopy(faulty(chain(fixed_scale(4)), injection_type="msb_flip"))
@@ -725,6 +753,7 @@ def test_hooks_set_on_a_copy_of_the_transformed_model(faulty: Faulty) -> None:
     assert not torch.equal(seen[0], fixed_scale(4)(data(5, 7)).value)
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_layer_with_code_of_its_own_is_struck_where_its_quantiser_ends(faulty: Faulty) -> None:
     class Remembering(QuantIdentity):
@@ -741,6 +770,7 @@ def test_layer_with_code_of_its_own_is_struck_where_its_quantiser_ends(faulty: F
     assert not torch.equal(output.value, fixed_scale(4)(data(5, 7)).value)
 
 
+@pytest.mark.usefixtures("small_tensors")
 @torch.no_grad()
 def test_brevitas_own_cache_stays_clean(faulty: Faulty) -> None:
     layer = fixed_scale(4).eval()
@@ -768,7 +798,7 @@ def both_draws(
                 draw = functools.partial(getattr(sampling, name), fixed_size=fixed)
                 monkeypatch.setattr(draws, name, draw)
             if fixed:
-                monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+                monkeypatch.setattr(plan, "order_for_loops", lambda *given: None)
             net = faulty(
                 chain(fixed_scale(4, narrow_range=True)),
                 probability=request.param,
@@ -851,7 +881,7 @@ def test_fixed_size_gives_the_same_where_several_faults_strike(
             draw = functools.partial(getattr(sampling, name), fixed_size=fixed)
             monkeypatch.setattr(draws, name, draw)
         if fixed:
-            monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+            monkeypatch.setattr(plan, "order_for_loops", lambda *given: None)
         net = faulty(chain(fixed_scale(4)), faults=SEVERAL, gradient_mode=mode)
         statistics = net.faults.new_statistics()
         x = data(30, 20) / 4  # Clipped nowhere.
@@ -1025,7 +1055,7 @@ def test_the_loop_gives_what_torch_gives(
     results = []
     for by_loop in (True, False):
         if not by_loop:
-            monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+            monkeypatch.setattr(plan, "order_for_loops", lambda *given: None)
         net = faulty(chain(layer), probability=probability, injection_type=model, seed=1).to(dtype)
         statistics = net.faults.new_statistics()
         with torch.no_grad():
@@ -1083,7 +1113,7 @@ def test_the_loop_gives_what_torch_gives_of_every_kind(
     results = []
     for by_loop in (True, False):
         if not by_loop:
-            monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+            monkeypatch.setattr(plan, "order_for_loops", lambda *given: None)
         net = faulty(chain(layer), **model, **rate)
         statistics = net.faults.new_statistics()
         with torch.no_grad():
@@ -1112,7 +1142,7 @@ SHAPES = [
 def test_the_loop_finds_its_way_where_channels_come_last(
     faulty: Faulty, monkeypatch: pytest.MonkeyPatch, rate: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(Strike, "write", None)  # Nobody calls it.
+    monkeypatch.setattr(strikes, "_write", None)  # Nobody calls it.
     rate = {**rate, "injection_type": "bit_flip"}
     if "num_faults" in rate:
         rate["num_faults"] = 2

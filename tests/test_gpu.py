@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import fxfault
-from fxfault.evaluation import FaultEvaluation
+from fxfault.campaign import FaultEvaluation
+from fxfault.evaluation import FullRunner
 from fxfault.models import build_model
-from fxfault.predictions import FullRunner
 
 MODELS = ("random", "lsb_flip", "msb_flip", "full_flip")
 
@@ -139,45 +139,3 @@ def test_an_unsound_value_is_told_when_asked(faulty: Faulty, device: torch.devic
     net(x)
     with pytest.raises(fxfault.errors.SiteError, match="not integer codes"):
         net.faults.check()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"probability": 5.0},
-        {"probability": 5.0, "injection_type": "bit_flip", "rate_unit": "bit"},
-        {"probability": 5.0, "injection_type": "stuck_at_1"},
-        {"probability": 20.0, "hw_mask": True, "frequency_value": 16},
-    ],
-    ids=str,
-)
-def test_replays_of_a_graph_are_forwards(
-    faulty: Faulty, device: torch.device, digits: nn.Module, settings: dict[str, Any], frozen: bool
-) -> None:
-    plain, other = (faulty(copy.deepcopy(digits), **settings).to(device) for _ in "ab")
-    if frozen:
-        plain, other = fxfault.freeze(plain), fxfault.freeze(other)
-    batches = [torch.randn(32, 1, 8, 8, device=device) for _ in range(3)]
-    forward = fxfault.capture(other, batches[0])
-    for trial in (0, 1):
-        for net in (plain, other):
-            net.faults.reset(trial=trial)
-        for x in batches:
-            assert torch.equal(forward(x), plain(x))
-    with no_waiting():
-        forward(batches[0])
-    other.faults.check()
-
-
-@torch.no_grad()
-def test_a_graph_follows_settings(faulty: Faulty, device: torch.device, digits: nn.Module) -> None:
-    plain, other = (faulty(copy.deepcopy(digits), probability=5.0).to(device) for _ in "ab")
-    x = torch.randn(32, 1, 8, 8, device=device)
-    forward = fxfault.capture(other, x)
-    for probability in (5.0, 30.0, 0.0):
-        for net in (plain, other):
-            net.faults.set_probability(probability)
-        assert torch.equal(forward(x), plain(x))
-        assert torch.equal(forward(x[:7]), plain(x[:7]))

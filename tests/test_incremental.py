@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from zoo import BNN_PYNQ, HAND_WRITTEN, TORCHVISION
 
 import fxfault
-from fxfault import golden_cache, incremental, verification
-from fxfault.batch_independence import INFLUENCE, PLACE, independence
 from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError
-from fxfault.free_memory import free_memory
+from fxfault.evaluation import FullRunner, IncrementalRunner
+from fxfault.evaluation.full import verification
+from fxfault.evaluation.incremental import golden_cache
+from fxfault.evaluation.incremental import runner as incremental
+from fxfault.evaluation.incremental.batch_independence import INFLUENCE, PLACE, independence
+from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.functional import fault_inject
-from fxfault.incremental import IncrementalRunner
-from fxfault.live_values import (
+from fxfault.models import build_model
+from fxfault.passes.segments import split_at_sites
+from fxfault.sites.fault_sites import FaultSites
+from fxfault.sites.live_values import (
     SampleRows,
     equal_samples,
     gather,
@@ -31,10 +36,6 @@ from fxfault.live_values import (
     same_bits,
     with_leaves,
 )
-from fxfault.models import build_model
-from fxfault.passes.segments import split_at_sites
-from fxfault.predictions import FullRunner
-from fxfault.sites import FaultSites
 
 pytestmark = pytest.mark.filterwarnings("ignore:Named tensors", "ignore::DeprecationWarning")
 
@@ -831,7 +832,7 @@ def test_sites_whose_activations_have_the_batch_elsewhere_are_found() -> None:
 
 
 def test_free_memory_keeps_to_the_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxfault import free_memory as module
+    from fxfault.evaluation.incremental import free_memory as module
 
     texts = {"meminfo": "MemTotal: 9 kB\nMemAvailable:    4000 kB\n"}
     monkeypatch.setattr(module, "_text", lambda path: texts.get(path.name, ""))

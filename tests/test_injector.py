@@ -18,7 +18,7 @@ from fxfault import (
     FaultStatistics,
     SiteError,
 )
-from fxfault.random_numbers import uniform_float
+from fxfault.faults.random_numbers import uniform_float
 
 
 def config(**changes: object) -> FaultInjectionConfig:
@@ -240,6 +240,6 @@ def test_verbose_logs_what_was_inserted(
 def test_what_a_device_found_unsound_is_told_when_asked(injector: FaultInjector) -> None:
     model = injector.inject(Chain(), config())
     model.faults.check()
-    model.faults[1].sound = torch.tensor(False)
+    model.faults[1].seen.sound = torch.tensor(False)
     with pytest.raises(SiteError, match="site 3: values that were to be hit are not integer"):
         model.faults.check()

@@ -20,8 +20,8 @@ from zoo import HAND_WRITTEN, Branching, Entry, KeptInside, Modes
 
 import fxfault
 from fxfault.errors import SiteError
+from fxfault.faults.layouts import Arrangement
 from fxfault.passes.inspection import Scale, code_of, diff, inspect, probe
-from fxfault.sampling import Arrangement
 
 Faulty = Callable[..., Any]
 
@@ -93,7 +93,7 @@ def test_how_samples_lie_is_told_once_it_was_measured(small: Any) -> None:
     assert "Samples: consecutive at all 3 sites" in str(found)
     assert [site.samples for site in found.sites] == ["consecutive"] * 3
     views = Arrangement(outer=2, pieces=2)
-    small.faults[2].arrangement = views
+    small.faults[2].seen.arrangement = views
     text = str(inspect(small))
     assert "Samples: consecutive at 2 of 3 sites" in text
     assert "  first@2  every N-th row (outer=2)" in text
@@ -155,7 +155,7 @@ def test_the_dictionary_holds_what_the_table_shows(small: Any) -> None:
 
 
 def test_a_scale_that_is_not_finite_is_null_in_the_dictionary(small: Any) -> None:
-    small.faults[0].scale = torch.tensor(float("nan"))
+    small.faults[0].seen.scale = torch.tensor(float("nan"))
     small.first.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl = nn.Identity()
 
     found = inspect(small)
@@ -205,7 +205,7 @@ def test_a_settled_scale_is_the_one_that_a_forward_uses(kind: str, faulty: Fault
         model(torch.randn(2, 3, 4, 4))
     model.eval()(torch.randn(2, 3, 4, 4))
     used = model.faults[0].scale
-    model.faults[0].scale = None
+    model.faults[0].seen.scale = None
 
     scale = inspect(model).sites[0].scale
 
@@ -354,6 +354,20 @@ def test_a_probe_leaves_faults_as_they_would_have_been(
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[2], outputs[3])
     assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_a_probe_reaches_sites_that_no_fault_of_a_list_strikes(
+    faulty: Faulty, convnet: nn.Module
+) -> None:
+    listed = [{"injection_type": "msb_flip", "probability": 3.0, "layers": "0"}]
+    model = faulty(convnet, faults=listed)
+    before = [site.faults for site in model.faults]
+    assert [len(faults) for faults in before] == [1, 0, 0]
+
+    probe(model, torch.randn(2, 3, 6, 6))
+
+    assert [site.elements for site in model.faults] == [108, 64, 8]
+    assert [site.faults for site in model.faults] == before
 
 
 def test_a_probe_injects_nothing_and_keeps_modes_and_gradients(faulty: Faulty) -> None:

@@ -62,9 +62,9 @@ def test_an_interrupt_leaves_no_half_written_file(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "sys.argv = ['fxfault-eval']\nsys.orig_argv = sys.argv\n"
-        "import fxfault.cli, fxfault.files\n"
+        "import fxfault.cli, fxfault.files.access\n"
         "os.fsync = lambda number: os.kill(os.getpid(), signal.SIGINT)\n"
-        "fxfault.files.write_atomically('t.csv', 'content')\n"
+        "fxfault.files.access.write_atomically('t.csv', 'content')\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (run.returncode, run.stderr) == (130, "interrupted\n")

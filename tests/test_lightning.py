@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import fxfault
 from fxfault import ConfigError, FxFaultError, SiteError
-from fxfault.lightning import FaultAwareTraining
-from fxfault.sites import FaultSites
+from fxfault.sites.fault_sites import FaultSites
+from fxfault.training import FaultAwareTraining
 
 pytestmark = [
     # Lightning 2.6 asks torch 2.13 an old question.
@@ -320,7 +320,7 @@ def test_a_device_is_asked_at_the_end_of_an_epoch_whether_all_was_sound(
     trainer: MakeTrainer,
 ) -> None:
     def spoil(faults: FaultSites, _: Any) -> None:
-        faults[1].sound = torch.tensor(False)  # What a forward on a GPU leaves there.
+        faults[1].seen.sound = torch.tensor(False)  # What a forward on a GPU leaves there.
 
     with pytest.raises(SiteError, match=r"site 4: .* are not integer codes"):
         trainer(FaultAwareTraining(BOTH), Watch(spoil)).fit(Task(), loader())
@@ -331,7 +331,7 @@ def test_lightning_that_is_missing_is_a_clear_error() -> None:
         "import sys; sys.modules['lightning'] = None\n"
         "import fxfault\n"
         "try:\n"
-        "    from fxfault.lightning import FaultAwareTraining\n"
+        "    from fxfault.training import FaultAwareTraining\n"
         "except fxfault.FxFaultError as error:\n"
         "    print(error)\n"
         "print([m for m in ('lightning.pytorch', 'torchmetrics') if m in sys.modules])\n"
@@ -833,7 +833,9 @@ def test_network_is_checked_on_example_inputs_and_trains_as_without_them(
     losses = []
     for examples in (None, next(iter(loader()))[0]):
         torch.manual_seed(0)
-        watch = Watch(lambda faults, aware: (faults.checked, faults[0].arrangement is not None))
+        watch = Watch(
+            lambda faults, aware: (faults.checked, faults[0].seen.arrangement is not None)
+        )
         task = Task()
         aware = FaultAwareTraining(BOTH, example_inputs=examples)
         trainer(aware, watch).fit(task, loader())

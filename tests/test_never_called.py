@@ -14,13 +14,13 @@ from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxfault.campaign.exposure import Exposure
-from fxfault.campaign.store import Store
+from fxfault.campaign import FaultEvaluation
+from fxfault.campaign.fault_evaluation import with_num_faults
+from fxfault.campaign.records.store import Store
 from fxfault.cli import campaign, evaluate
 from fxfault.errors import SiteError
-from fxfault.evaluation import FaultEvaluation, with_num_faults
-from fxfault.incremental import IncrementalRunner
-from fxfault.predictions import FullRunner
+from fxfault.evaluation import FullRunner, IncrementalRunner
+from fxfault.evaluation.exposure import Exposure
 
 LAYERS = ("first", "late", "never", "last")
 
@@ -86,7 +86,7 @@ def test_a_site_that_the_first_batch_reaches_asks_for_no_other(faulty: Callable[
         raise AssertionError("a batch was asked for")
         yield
 
-    assert Exposure(model, model.faults, torch.rand(4, 8), 4, others()).never_called == ()
+    assert Exposure(model.faults, torch.rand(4, 8), 4, others()).never_called == ()
 
 
 @pytest.mark.parametrize(

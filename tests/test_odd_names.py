@@ -12,7 +12,7 @@ from torch import nn
 
 import fxfault
 from fxfault.passes.drawing import to_dot
-from fxfault.passes.tracing import containers_of
+from fxfault.passes.tracing.containers import containers_of
 
 CONFIG = {"enabled": True, "apply_during": "eval", "seed": 1, "probability": 50.0}
 CODE = '"+__import__("pathlib")|__import__("os")["mkdir"]("run")+"'

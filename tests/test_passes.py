@@ -18,10 +18,10 @@ from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes
 import fxfault
 from fxfault.errors import SiteError, TransformError
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.layer_outputs import LayerOutput
 from fxfault.passes import InsertFaults, StripFaults, TracedModule, containers_of, trace
-from fxfault.passes.own_forward import KeepsForward
-from fxfault.sites import FaultSites
+from fxfault.passes.layer_outputs import LayerOutput
+from fxfault.passes.tracing.own_forward import KeepsForward
+from fxfault.sites.fault_sites import FaultSites
 
 EVERYWHERE = {"enabled": True, "probability": 5.0, "apply_during": "both", "seed": 3}
 
@@ -105,6 +105,7 @@ def _texts(model: nn.Module) -> list[str]:
     ]
 
 
+@pytest.mark.usefixtures("small_tensors")
 @every_network
 def test_faults_reach_every_site(entry: Entry) -> None:
     faulty = fxfault.transform(entry(), {**EVERYWHERE, "injection_type": "lsb_flip"}).train()
@@ -118,6 +119,7 @@ def test_faults_reach_every_site(entry: Entry) -> None:
     assert all(hit == total > 0 for name, (hit, total) in hits.items() if name not in conditional)
 
 
+@pytest.mark.usefixtures("small_tensors")
 @hand_written
 def test_deepcopy_is_independent_and_alike(entry: Entry) -> None:
     faulty = fxfault.transform(entry(), EVERYWHERE).eval()
@@ -281,6 +283,7 @@ def test_a_module_called_at_several_places_is_several_sites() -> None:
     )
 
 
+@pytest.mark.usefixtures("small_tensors")
 def test_calls_of_a_kept_module_within_one_forward_have_faults_of_their_own() -> None:
     class Loop(nn.Module):
         def __init__(self) -> None:

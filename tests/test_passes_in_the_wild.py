@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxfault
 from fxfault.passes import containers_of
-from fxfault.passes.model_tracer import ModelTracer
+from fxfault.passes.tracing.model_tracer import ModelTracer
 
 # Older torch says so once, the first time that Brevitas unpacks an input.
 pytestmark = pytest.mark.filterwarnings("ignore:Named tensors")

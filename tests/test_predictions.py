@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import fxfault
-from fxfault.compiled_runner import CompiledRunner
 from fxfault.errors import DataError, SiteError
-from fxfault.incremental import IncrementalRunner
-from fxfault.predictions import (
-    FullRunner,
+from fxfault.evaluation import CompiledRunner, FullRunner, IncrementalRunner
+from fxfault.evaluation.full.predictions import (
     Predictions,
     labels_of,
     predict,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxfault import kernels, random_numbers
-from fxfault.random_numbers import (
+from fxfault.faults import kernels, random_numbers
+from fxfault.faults.random_numbers import (
     counter_hash,
     mix64,
     stream_key,

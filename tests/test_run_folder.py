@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fxfault.errors import ConfigError, TrainingError
-from fxfault.run_folder import CONFIG, LAST, RunFolder
+from fxfault.training.run_folder import CONFIG, LAST, RunFolder
 
 CLAIM = """
 import sys
 from pathlib import Path
 from fxfault.errors import FxFaultError
-from fxfault.run_folder import RunFolder
+from fxfault.training.run_folder import RunFolder
 try:
     getattr(RunFolder, sys.argv[1])(Path(sys.argv[2]))
     print("taken")

@@ -18,11 +18,11 @@ from brevitas import nn as qnn
 from torch import Tensor, nn
 
 import fxfault
-from fxfault.campaign.plan import Plan, make_runner
+from fxfault.campaign.workers.plan import Plan
 from fxfault.errors import SiteError
-from fxfault.incremental import IncrementalRunner
-from fxfault.predictions import FullRunner
-from fxfault.sampling import Arrangement
+from fxfault.evaluation import FullRunner, IncrementalRunner, make_runner
+from fxfault.evaluation.runners import run_golden
+from fxfault.faults.layouts import Arrangement
 
 N = 14
 Data = list[tuple[Tensor, Tensor]]
@@ -553,9 +553,9 @@ class watching:
         self.seen, self.calls = seen, calls
 
     def __enter__(self) -> None:
-        from fxfault import functional
+        from fxfault.strike import strikes
 
-        self.strike = functional._strike
+        self.strike = strikes.strike_values
 
         def strike(x: Any, site: Any, moment: Any) -> Any:
             clean = x.value.clone()
@@ -564,19 +564,24 @@ class watching:
             self.seen.append((f"{site.name}#{call}", site, clean, faulty.clone()))
             return faulty
 
-        functional._strike = strike
+        self._put(strike)
 
     def __exit__(self, *error: object) -> None:
-        from fxfault import functional
+        self._put(self.strike)
 
-        functional._strike = self.strike
+    def _put(self, strike: Any) -> None:
+        from fxfault import functional
+        from fxfault.strike import calls
+
+        for module in (functional, calls):
+            module.strike_values = strike  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
 def test_layouts_are_found(kind: type[nn.Module]) -> None:
     model = model_of(kind)
     model.faults.measure(data_of(kind, N)[0][0])
-    found = [str(site.arrangement) for site in model.faults]
+    found = [str(site.seen.arrangement) for site in model.faults]
     assert len(found) >= 1
     expected = NETWORKS[kind]
     if len(found) != len(expected):  # A kept container has one site for all its calls.
@@ -623,7 +628,7 @@ def test_faults_do_not_depend_on_the_batch_size(
         passes.append(struck(model, data))
     whole = passes[-1]
     for site in model.faults:
-        text = str(site.arrangement)
+        text = str(site.seen.arrangement)
         if "belong to" in text:
             continue
         for other in passes[:-1]:
@@ -642,7 +647,7 @@ def test_predictions_do_not_depend_on_the_batch_size(kind: type[nn.Module]) -> N
         runner = FullRunner(model, data_of(kind, batch))
         model.faults.reset(trial=2)
         tops.append(runner.run().top)
-    said = [str(site.arrangement) for site in model.faults]
+    said = [str(site.seen.arrangement) for site in model.faults]
     if not any("belong to" in text or "influence" in text for text in said):
         assert all(torch.equal(top, tops[0]) for top in tops)
 
@@ -677,7 +682,7 @@ def test_compiled_code_strikes_the_same_elements() -> None:
         compilation = fxfault.compile(model, data[0][0], backend="aot_eager", exact=True)
         assert compilation.compiled
         model.faults.measure_layouts(torch.randn(7, *kind.shape))
-        assert [str(site.arrangement) for site in model.faults] == [TWO, TWO]
+        assert [str(site.seen.arrangement) for site in model.faults] == [TWO, TWO]
         assert torch.equal(FullRunner(model, data).run().top, expected)
 
 
@@ -805,7 +810,7 @@ def test_what_forwards_leave_behind_is_as_before() -> None:
     state = [(dict(vars(m)), dict(m._buffers)) for m in model.modules() if type(m) is type(net)]
     total = model.total.clone()
     model.faults.measure_layouts(torch.randn(14, 6))
-    assert str(model.faults[0].arrangement) == CONSECUTIVE
+    assert str(model.faults[0].seen.arrangement) == CONSECUTIVE
     assert torch.equal(model.total, total)
     for module, (before, buffers) in zip(
         [m for m in model.modules() if type(m) is type(net)], state, strict=True
@@ -818,14 +823,20 @@ def test_what_forwards_leave_behind_is_as_before() -> None:
 @pytest.mark.parametrize("incremental", [True, False])
 def test_a_study_says_whose_faults_belong_to_the_batch(incremental: bool) -> None:
     notes: list[str] = []
-    plan = Plan(study={}, incremental=incremental)
-    data: Any = data_of(Sorted, 7)
-    make_runner(plan, model_of(Sorted), data, torch.device("cpu"), notes.append)
+
+    def run(network: type[nn.Module]) -> None:
+        data: Any = data_of(network, 7)
+        cpu, options = torch.device("cpu"), Plan(study={}, incremental=incremental)
+        runner = make_runner(
+            model_of(network), data, cpu, notes.append, **options.runner_options(cpu)
+        )
+        run_golden(runner, notes.append)
+
+    run(Sorted)
     assert "the faults of act belong to the batch, not to its samples: its values" in notes[-1]
     assert len(notes) == 1 + incremental
     notes.clear()
-    data = data_of(TwoViews, 7)
-    make_runner(plan, model_of(TwoViews), data, torch.device("cpu"), notes.append)
+    run(TwoViews)
     assert notes == []
 
 
@@ -840,8 +851,8 @@ def test_noise_tells_nothing() -> None:
     net(torch.randn(16, 8))
     model: Any = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
     model.faults.measure(torch.randn(7, 8))
-    assert str(model.faults[0].arrangement) == CONSECUTIVE
-    assert model.faults[1].arrangement is None
+    assert str(model.faults[0].seen.arrangement) == CONSECUTIVE
+    assert model.faults[1].seen.arrangement is None
     assert "other results each time (act2)" in (model.faults.layouts_note or "")
 
 
@@ -852,7 +863,7 @@ def test_layouts_survive_copies_and_freezing() -> None:
     model = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
     model.faults.measure(torch.randn(7, 12))
     for other in (copy.deepcopy(model), fxfault.freeze(model)):
-        assert [str(site.arrangement) for site in other.faults] == [TWO, TWO]
+        assert [str(site.seen.arrangement) for site in other.faults] == [TWO, TWO]
 
 
 def test_nothing_but_a_few_samples_is_run() -> None:
@@ -871,7 +882,7 @@ def test_nothing_but_a_few_samples_is_run() -> None:
 def test_few_samples_or_none_that_differ_are_enough(inputs: Tensor) -> None:
     model = model_of(TwoViews)
     model.faults.measure(inputs)
-    assert [str(site.arrangement) for site in model.faults] == [TWO, TWO]
+    assert [str(site.seen.arrangement) for site in model.faults] == [TWO, TWO]
 
 
 def test_what_fails_in_other_batches_is_not_measured_but_said() -> None:
@@ -888,10 +899,10 @@ def test_what_fails_in_other_batches_is_not_measured_but_said() -> None:
     net(torch.randn(4, 6))
     model = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
     model.faults.measure(torch.randn(4, 6))  # As a whole it can be.
-    assert str(model.faults[0].arrangement) == CONSECUTIVE
+    assert str(model.faults[0].seen.arrangement) == CONSECUTIVE
     model = fxfault.transform(net.eval(), {"enabled": True, "seed": 1})
     model.faults.measure_layouts(torch.randn(3, 6))
-    assert model.faults[0].arrangement is None
+    assert model.faults[0].seen.arrangement is None
     assert "other sizes" in model.faults.why_unmeasured
 
 
@@ -939,7 +950,7 @@ def test_roundings_by_place_are_no_layout() -> None:
         net = Rounding(moved(by, count)).eval()
         model = fxfault.transform(net, {"enabled": True, "seed": 1})
         model.faults.measure(inputs)
-        assert (model.faults[0].arrangement.why_batch is not None) == belongs, (by, count)
+        assert (model.faults[0].seen.arrangement.why_batch is not None) == belongs, (by, count)
 
 
 def test_an_arrangement_says_what_it_is() -> None:

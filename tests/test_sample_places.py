@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fxfault.sampling import (
-    Layout,
-    Share,
-    exact_hits,
-    hits_at,
-    random_hits,
-    random_upsets,
-)
+from fxfault.faults.layouts import Layout
+from fxfault.faults.sampling import Share, exact_hits, hits_at, random_hits, random_upsets
 
 CPU = torch.device("cpu")
 

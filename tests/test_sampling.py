@@ -17,22 +17,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxfault import kernels, sampling
-from fxfault.codes import Word
-from fxfault.fault_models import get_fault_model
-from fxfault.random_numbers import counter_hash, rehash, stream_key
-from fxfault.sampling import (
+from fxfault.faults import Word, get_fault_model, kernels, sampling
+from fxfault.faults.layouts import Layout
+from fxfault.faults.random_numbers import counter_hash, rehash, stream_key
+from fxfault.faults.sampling import (
     Hits,
-    Layout,
     Share,
     exact_hits,
-    faulty_units,
     hits_at,
     random_hits,
     random_upsets,
     samples_hit_exactly,
-    unit_positions,
 )
+from fxfault.faults.units import faulty_units, unit_positions
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxfault
 from fxfault.errors import FxFaultError
-from fxfault.fault_models import FaultModel
-from fxfault.statistics import FaultStatistics
+from fxfault.faults import FaultModel
+from fxfault.sites.statistics import FaultStatistics
 
 Faulty = Callable[..., Any]
 Calibrated = Callable[..., nn.Module]

@@ -81,7 +81,7 @@ def test_activation_that_comes_back_is_struck_once() -> None:
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (lambda: nn.ReLU(), "it is not a Brevitas activation layer|it is none of"),
+        (lambda: nn.ReLU(), "it is not a Brevitas activation layer|it is not one of"),
         (lambda: QuantReLU(act_quant=None), "its quantiser is disabled"),
     ],
 )

@@ -20,25 +20,13 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 import fxfault
-from fxfault.calibration import calibration_state, restore_calibration
-from fxfault.checkpoints import load_checkpoint
 from fxfault.data import build_dataset
 from fxfault.errors import ConfigError, DataError, TrainingError
-from fxfault.experiment import ExperimentConfig, SchedulerConfig, TrainingConfig, load_experiment
-from fxfault.lightning_import import Callback, Trainer
-from fxfault.optimizers import build_optimizer, build_scheduler, learning_rate, rate_factor
-from fxfault.run_folder import BEST, CALIBRATED, LAST, METRICS, RunFolder
-from fxfault.training import (
-    Classifier,
-    Interrupted,
-    TrainingBatches,
-    calibrate,
-    check_trainable,
-    load_initial_weights,
-    train,
-)
-from fxfault.training_callbacks import AtomicCheckpointIO, read_checkpoint
-from fxfault.training_data import (
+from fxfault.experiment import ExperimentConfig, load_experiment
+from fxfault.experiment.sections import SchedulerConfig, TrainingConfig
+from fxfault.models.checkpoints import load_checkpoint
+from fxfault.training import Classifier, TrainingBatches, train
+from fxfault.training.batches import (
     Augmented,
     EpochOrder,
     Shard,
@@ -47,6 +35,12 @@ from fxfault.training_data import (
     shifted,
     split_validation,
 )
+from fxfault.training.calibration import calibration_state, restore_calibration
+from fxfault.training.callbacks import AtomicCheckpointIO, read_checkpoint
+from fxfault.training.lightning_import import Callback, Trainer
+from fxfault.training.optimizers import build_optimizer, build_scheduler, learning_rate, rate_factor
+from fxfault.training.run import Interrupted, calibrate, check_trainable, load_initial_weights
+from fxfault.training.run_folder import BEST, CALIBRATED, LAST, METRICS, RunFolder
 
 FAULTY = {
     "fault_injection.apply_during": "both",
@@ -512,7 +506,7 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
         accelerator="cpu", limit_val_batches=0,
     )  # fmt: skip
-    from fxfault.training import _quiet_lightning
+    from fxfault.training.run import _quiet_lightning
 
     with _quiet_lightning():
         trainer.fit(module, datamodule=TrainingBatches(experiment, digits("train"), None))
@@ -523,7 +517,7 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
 def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from fxfault.training import _quiet_lightning
+    from fxfault.training.run import _quiet_lightning
 
     best = ModelCheckpoint(tmp_path, "best", monitor="val_accuracy", mode="max")
     trainer = Trainer(

@@ -25,11 +25,12 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import fxfault
-from fxfault import draws, functional, recomputation
+from fxfault import functional
 from fxfault.errors import SiteError
-from fxfault.quant_tensors import plain
-from fxfault.sampling import random_hits
-from fxfault.strikes import Strike
+from fxfault.faults.sampling import random_hits
+from fxfault.quantisers.quant_tensors import plain
+from fxfault.strike import draws, plan
+from fxfault.strike import moments as recomputation
 
 # What torch says of a checkpoint within another, whose first run is without gradients.
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -225,6 +226,7 @@ CASES = [("residual", scale) for scale in (*SCALES, *ONLY_RESIDUAL)]
 CASES += [(net, scale) for net in ("plain", "kept") for scale in ("statistics", "bit width")]
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("steps", [1, 8], ids=["collecting", "learned"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("net", "scale"), CASES)
@@ -277,7 +279,7 @@ def test_no_gradient_is_so_large_that_it_comes_through_a_hit(
     draw = functools.partial(random_hits, fixed_size=fixed)
     monkeypatch.setattr(draws, "random_hits", draw)
     if fixed:
-        monkeypatch.setattr(Strike, "takes_loop", lambda self, values: False)
+        monkeypatch.setattr(plan, "order_for_loops", lambda *given: None)
     net = transformed(nn.Sequential(QuantIdentity(bit_width=4)), gradient_mode="zero_faulty")
     clean = torch.arange(-8.0, 8.0).reshape(4, 4).requires_grad_()
     numbers = [torch.tensor(number) for number in (1.0, 0.0, 4.0)]
@@ -497,6 +499,7 @@ def test_checkpointed_batch_norm_keeps_its_statistics_with_an_adapted_momentum()
         torch.testing.assert_close(with_checkpoints, without, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("how", HOW)
 def test_several_forwards_before_one_backward_repeat_their_own_faults(

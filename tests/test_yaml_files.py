@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fxfault.config.yaml_files import load_yaml, parse_yaml
 from fxfault.errors import ConfigError, InvalidConfigError
-from fxfault.yaml_files import load_yaml, parse_yaml
 
 
 def read(text: str) -> object:
@@ -202,7 +202,7 @@ def test_unreadable_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(path: Path, most: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("fxfault.yaml_files.read_limited", refuse)
+    monkeypatch.setattr("fxfault.config.yaml_files.read_limited", refuse)
 
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
         load_yaml(tmp_path / "a.yaml")

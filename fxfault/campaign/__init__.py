@@ -1,33 +1,34 @@
-"""Campaigns: many trials, kept in a store, and what they say about a network.
+"""Campaigns: many trials of a network under faults, kept in a store, and their estimates.
 
 >>> from fxfault.campaign import Study
 >>> Study.from_yaml("digits_study").experiment.model.name
 'quant_digits'
-
-Names are imported when they are first used, so that importing this package stays cheap.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fxfault.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from fxfault.campaign.study import Cell, StopRule, Study, bundled_studies
+    from fxfault.campaign.fault_evaluation import FaultEvaluation
+    from fxfault.campaign.studies.cell import Cell
+    from fxfault.campaign.studies.study import StopRule, Study, bundled_studies
 
-_HOMES = {"fxfault.campaign.study": ("Cell", "StopRule", "Study", "bundled_studies")}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = [
+    "Cell",
+    "FaultEvaluation",
+    "StopRule",
+    "Study",
+    "bundled_studies",
+]
 
-__all__ = ["Cell", "StopRule", "Study", "bundled_studies"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(_HOME_OF[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'fxfault.campaign' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "fxfault.campaign.fault_evaluation": ["FaultEvaluation"],
+        "fxfault.campaign.studies.cell": ["Cell"],
+        "fxfault.campaign.studies.study": ["StopRule", "Study", "bundled_studies"],
+    },
+)

@@ -1,4 +1,4 @@
-"""Run a study: hand trials out, keep their rows, go on where an earlier run ended.
+"""Run a study: hand out trials, store their rows, and continue an interrupted run.
 
 >>> import tempfile
 >>> small = {**Study.from_yaml("digits_study").to_dict(), "stop": None, "trials": 2}
@@ -20,39 +20,42 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fxfault.campaign import fingerprint
-from fxfault.campaign.agenda import Agenda
-from fxfault.campaign.engines import Engine, OnNote, make_engine
-from fxfault.campaign.errors import StoreError
-from fxfault.campaign.plan import Plan
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store, is_new
-from fxfault.campaign.study import Cell, Study
-from fxfault.files import expanded
-from fxfault.sources import Sources
+from fxfault.campaign.records import fingerprint
+from fxfault.campaign.records.store import Store, is_new
+from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.study import Study
+from fxfault.campaign.trial_queue import TrialQueue
+from fxfault.campaign.workers.engine import Engine
+from fxfault.campaign.workers.engines import make_engine
+from fxfault.campaign.workers.plan import Plan
+from fxfault.errors import StoreError
+from fxfault.evaluation.full.predictions import OnNote
+from fxfault.evaluation.rows import TrialRow
+from fxfault.files.access import expanded
+from fxfault.files.sources import Sources
 
 _LOGGER = logging.getLogger(__name__)
 
-# Rows wait so long for others to be written with them: what a killed driver may cost.
+# Rows wait this long to be written together; a killed driver may lose them.
 _WRITE_EVERY = 0.1  # seconds
 
-# Trials are handed out in batches of about this length, which is what a killed worker may cost.
+# A batch of trials takes about this long; a killed worker may lose one.
 _BATCH = 0.25  # seconds
 _LARGEST_BATCH = 64  # trials
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is.
+    """The progress of a study.
 
     Attributes:
         cells: all cells of the study.
-        finished_cells: how many have all their trials.
-        trials: finished and stored trials, those of earlier runs among them.
-        wanted: trials that the study will have at least; the stop rule may ask for more.
-        earlier: trials that were in the store before this run.
-        seconds: since trials began to be handed out.
-        rows: what was stored since the last call.
+        finished_cells: number of cells that have all their trials.
+        trials: number of finished trials, including those of earlier runs.
+        wanted: least number of trials of the whole study; the stop rule may ask for more.
+        earlier: number of trials that were in the store before this run.
+        seconds: time since the first trial was handed out.
+        rows: rows stored since the last call.
     """
 
     cells: tuple[Cell, ...]
@@ -70,12 +73,12 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Trials a second in this run; 0 before the first."""
+        """Trials per second in this run; 0 before the first."""
         return (self.trials - self.earlier) / self.seconds if self.seconds else 0.0
 
 
 OnProgress = Callable[[Progress], None]
-"""Called when the study starts, and each time that rows were stored."""
+"""Called when the study starts, and each time after rows were stored."""
 
 
 def run_study(
@@ -95,41 +98,43 @@ def run_study(
     on_progress: OnProgress | None = None,
     on_note: OnNote = _LOGGER.info,
 ) -> Progress:
-    """Run a study, or what is missing of one that is in the store already.
+    """Run a study, or the trials of it that the store lacks.
 
-    The rows that the store ends with do not depend on the engine, on the number of workers, or on
-    how often the study was interrupted, but for their times. An interrupt (Ctrl-C) ends it in good
-    order: what is finished is stored, and the next call goes on.
+    Apart from their times, the final rows do not depend on the engine, the number of workers or
+    the number of interruptions. An interrupt (Ctrl-C) ends the run in good order: finished trials
+    are stored, and the next call continues.
 
     Args:
-        study: what to measure. One that differs from that of the store only in its numbers of
-            trials, or in more values on its axes, takes that one's place; all trials are kept.
-        store_path: file of the store; it is made where there is none.
+        study: what to measure. If it differs from the study of the store only in numbers of
+            trials or in more values on its axes, it replaces that study and keeps all trials.
+        store_path: the store's file; created if it does not exist.
         engine: `local`, `processes` or `ray`, or an engine of `make_engine`, which is closed.
-        workers: see `make_engine`; only where `engine` is a name.
-        trial_timeout: as `workers`.
-        threads: of torch in each worker, by default 1; `local` leaves torch as it is.
+        workers: see `make_engine`; only if `engine` is a name.
+        trial_timeout: see `make_engine`; only if `engine` is a name.
+        threads: number of torch threads in each worker, by default 1; `local` leaves torch as it
+            is.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        incremental: do again only what faults change; see `fxfault.incremental`.
+        incremental: recompute only what faults change; see
+            `fxfault.evaluation.incremental.runner`.
         freeze: quantise weights once.
-        compile: run compiled code where that is faster; see `fxfault.compiled_runner`.
-        cache_memory: bytes for what incremental runs start from, of all workers on a machine (or
-            a GPU) together; default: a quarter of what is free.
-        verify: share of the batches that are run in full and without compiled code, too, in
-            percent; where predictions differ, the study ends. By default one batch of each cell,
-            as far as that takes at most 2 % of the time; 0 verifies none.
-        on_progress: called when the study starts, and each time that rows were stored.
-        on_note: called with what a user should know, such as why nothing is compiled.
+        compile: run compiled code if that is faster; see `fxfault.evaluation.compiled_runner`.
+        cache_memory: bytes for the cache of incremental runs, shared by all workers on a machine
+            (or a GPU); default: a quarter of the free memory.
+        verify: share of the batches to repeat in full and without compiled code, in percent; if
+            predictions differ, the study ends. By default one batch of each cell, as long as that
+            takes at most 2 % of the time; 0 verifies none.
+        on_progress: called when the study starts, and each time after rows were stored.
+        on_note: called with notes for the user, such as why nothing is compiled.
 
     Returns:
-        How far the study is when it ends.
+        The progress at the end of the run.
 
     Raises:
         StoreError: the store cannot be used, or does not fit the study, network, data or code.
-        ConfigError: options do not go together.
-        FxFaultError: something that the study names cannot be used, or a trial cannot be run.
+        ConfigError: options contradict each other.
+        FxFaultError: something that the study names cannot be used, or a trial fails.
     """
-    # Before code of the user's runs, which may go to another folder.
+    # First of all, as the user's code may change the working directory.
     folder = os.getcwd()
     path = Path(folder, expanded(store_path))
     plan = Plan(
@@ -150,7 +155,7 @@ def run_study(
     try:
         if not is_new(store_path):
             store = Store.open(store_path, write=True)
-            # At once, as far as it can be told without a network.
+            # Refuse early what can be refused without a network.
             _check_fits(store, {"study": fingerprint.of_study(study)})
         facts = made.start(plan, on_note)
         cells = facts.cells(study)
@@ -162,7 +167,7 @@ def run_study(
             _extend(store, study, facts.fingerprint, on_note)
             store.note(facts.background)
         sources = Sources.of(Path(folder), facts.fingerprint["networks"])
-        return _Run(study, cells, store, sources, made, on_progress).to_the_end()
+        return _Run(study, cells, store, sources, made, on_progress).run()
     finally:
         try:
             made.close()
@@ -187,7 +192,7 @@ def _check_fits(store: Store, now: Mapping[str, Any]) -> None:
 
 
 def _extend(store: Store, study: Study, now: Mapping[str, Any], on_note: OnNote) -> None:
-    """Let a store hold a study that asks for other cells or other numbers of trials."""
+    """Replace the study of a store by one with more cells or other numbers of trials."""
     lines = fingerprint.differences(store.fingerprint.get("study", {}), now["study"])
     if lines:
         store.extend(study.to_dict(), now)
@@ -196,7 +201,7 @@ def _extend(store: Store, study: Study, now: Mapping[str, Any], on_note: OnNote)
 
 
 class _Run:
-    """One run of a study, from its store to its store."""
+    """One run of a study."""
 
     def __init__(
         self,
@@ -210,41 +215,41 @@ class _Run:
         self.cells, self.store, self.sources = cells, store, sources
         self.engine, self.on_progress = engine, on_progress
         store.register(cell.key for cell in self.cells)
-        self.agenda = Agenda(study, self.cells, store.rows)
-        self.earlier = self.agenda.trials
+        self.queue = TrialQueue(study, self.cells, store.rows)
+        self.earlier = self.queue.trials
         self.began = self.written = time.perf_counter()
-        self.pace = _BATCH  # Seconds a trial: the first batches have one each.
+        self.pace = _BATCH  # Seconds per trial; the first batches have one trial each.
         self.unwritten: list[TrialRow] = []
 
-    def to_the_end(self) -> Progress:
-        """Run all trials that are missing."""
+    def run(self) -> Progress:
+        """Run all missing trials."""
         self._tell(())
         try:
-            while not self.agenda.done:
+            while not self.queue.done:
                 self._hand_out()
                 self._take(self.engine.receive())
         finally:
-            # Of an interrupted run too. A store that failed just now may fail again.
+            # Also if the run is interrupted.
             self._write()
-        # Whatever happened since the last row was written.
+        # Changes since the last row was written.
         self.store.check()
         self.sources.check()
         return self._progress(())
 
     def _hand_out(self) -> None:
         size = max(1, min(_LARGEST_BATCH, int(_BATCH / self.pace)))
-        while self.agenda.running < self.engine.slots * size:
-            batch = self.agenda.next(size)
+        while self.queue.running < self.engine.slots * size:
+            batch = self.queue.next(size)
             if batch is None:
                 return
             self.engine.submit(batch)
 
     def _take(self, rows: Sequence[TrialRow]) -> None:
         for row in rows:
-            if self.agenda.take(row):
+            if self.queue.take(row):
                 self.unwritten.append(row)
                 self.pace += (max(row.seconds, 1e-6) - self.pace) / 8
-        if time.perf_counter() - self.written >= _WRITE_EVERY or self.agenda.done:
+        if time.perf_counter() - self.written >= _WRITE_EVERY or self.queue.done:
             self._write()
 
     def _write(self) -> None:
@@ -252,7 +257,7 @@ class _Run:
             rows, self.unwritten = tuple(self.unwritten), []
             self.store.add(rows)
             self._tell(rows)
-            self.sources.check()  # Afterwards: these rows are of what was loaded.
+            self.sources.check()  # Only now: these rows come from the weights that were loaded.
         self.written = time.perf_counter()
 
     def _tell(self, rows: tuple[TrialRow, ...]) -> None:
@@ -262,9 +267,9 @@ class _Run:
     def _progress(self, rows: tuple[TrialRow, ...]) -> Progress:
         return Progress(
             cells=self.cells,
-            finished_cells=self.agenda.finished_cells,
-            trials=self.agenda.trials,
-            wanted=self.agenda.wanted,
+            finished_cells=self.queue.finished_cells,
+            trials=self.queue.trials,
+            wanted=self.queue.wanted,
             earlier=self.earlier,
             seconds=time.perf_counter() - self.began,
             rows=rows,

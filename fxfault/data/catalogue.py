@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from fxfault.data.facts import DatasetFacts
 from fxfault.data.guarded import samples_of
 from fxfault.errors import DataError
-from fxfault.files import expanded
-from fxfault.models.user_factory import call_factory, nearest, one_line
+from fxfault.factories import call_factory
+from fxfault.files.access import expanded
+from fxfault.messages import nearest, one_line
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxfault.errors import FOREIGN, DataError, FxFaultError
-from fxfault.models.user_factory import quote_error
+from fxfault.messages import quote_error
 
 
 def samples_of(dataset: Any) -> int:

@@ -18,7 +18,7 @@ from fxfault.data.labelled_images import LabelledImages
 from fxfault.data.options import read_options
 from fxfault.data.torchvision_import import import_torchvision
 from fxfault.errors import DataError
-from fxfault.models.user_factory import quote_error
+from fxfault.messages import quote_error
 
 _DEFAULTS = {"image_size": 224}
 _FOLDERS = {"train": ("train",), "test": ("test", "val")}

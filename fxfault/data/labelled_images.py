@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from fxfault.data.facts import DatasetFacts
 from fxfault.errors import DataError
-from fxfault.models.user_factory import quote_error
+from fxfault.messages import quote_error
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):

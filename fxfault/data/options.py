@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxfault.errors import DataError
-from fxfault.models.user_factory import nearest
+from fxfault.messages import nearest
 
 
 def read_options(

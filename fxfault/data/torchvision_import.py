@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from fxfault.errors import DataError
-from fxfault.models.user_factory import quote_error
+from fxfault.messages import quote_error
 
 _MISMATCH = "operator torchvision::nms does not exist"
 _SCHEMAS = (

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fxfault.errors import DataError
-from fxfault.models.user_factory import call_factory, nearest, one_line
+from fxfault.factories import call_factory
+from fxfault.messages import nearest, one_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,9 +19,9 @@ import torch
 import yaml
 from attacks import hostile
 
-from fxfault.campaign.rows import TrialRow
-from fxfault.campaign.store import Store
-from fxfault.campaign.study import Study
+from fxfault.campaign import Study
+from fxfault.campaign.records.store import Store
+from fxfault.evaluation.rows import TrialRow
 
 Prepare = Callable[[], None]
 

@@ -12,9 +12,9 @@ import torch
 from attacks.law import MAINS
 from fuzz.tiny import network
 
-from fxfault.checkpoints import load_checkpoint
-from fxfault.cli.console import run
+from fxfault.cli.terminal.console import run
 from fxfault.experiment import load_experiment
+from fxfault.models.checkpoints import load_checkpoint
 
 CONFIGURATION, STUDY, STORE, CHECKPOINT = ("configuration", "study", "store", "checkpoint")
 
@@ -44,7 +44,7 @@ def _load_configuration(argv: Sequence[str]) -> int:
 
 
 def _load_study(argv: Sequence[str]) -> int:
-    from fxfault.campaign.study import Study
+    from fxfault.campaign import Study
 
     def cross(_: argparse.Namespace) -> int:
         sites = [f"features.{number}" for number in range(5)]

@@ -68,9 +68,9 @@ VALUES = st.one_of(
 )
 
 
-def _bundled(package: str) -> list[bytes]:
-    folder = resources.files("fxfault").joinpath(package)
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+def _bundled(folder: str) -> list[bytes]:
+    files = resources.files("fxfault.bundled").joinpath(folder).iterdir()
+    entries = sorted(files, key=lambda entry: entry.name)
     return [entry.read_bytes() for entry in entries if entry.name.endswith(".yaml")]
 
 
@@ -145,8 +145,8 @@ def _resolved() -> dict[str, Any]:
     return load_experiment("digits").to_dict()
 
 
-CONFIGURATIONS = _bundled("configs")
-STUDIES = [*_bundled("campaign"), yaml.safe_dump(table.STUDY).encode()]
+CONFIGURATIONS = _bundled("experiments")
+STUDIES = [*_bundled("studies"), yaml.safe_dump(table.STUDY).encode()]
 CONFIGURATION_TREES = [pairs(yaml.safe_load(content)) for content in CONFIGURATIONS]
 CONFIGURATION_TREES += [pairs(_resolved())] * len(CONFIGURATIONS)
 STUDY_TREES = [pairs(yaml.safe_load(content)) for content in STUDIES]

@@ -16,7 +16,7 @@ from fuzz.documents import edited, pairs, rendered
 from fuzz.tiny import store_files, weights
 from hypothesis import strategies as st
 
-from fxfault.campaign.rows import FIELDS
+from fxfault.evaluation.rows import FIELDS
 
 COLUMNS = ("cell", *FIELDS[1:])
 TABLES = ("about", "cells", "trials")

@@ -77,9 +77,9 @@ def inside(folder: str | Path) -> Iterator[None]:
 @cache
 def store_files() -> dict[str, dict[str, bytes]]:
     """The files of a finished store, by its state: closed, or being written."""
+    from fxfault.campaign import Study
     from fxfault.campaign.driver import run_study
-    from fxfault.campaign.store import Store
-    from fxfault.campaign.study import Study
+    from fxfault.campaign.records.store import Store
 
     with tempfile.TemporaryDirectory() as folder, inside(folder):
         Path("w.pt").write_bytes(weights())

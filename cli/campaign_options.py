@@ -1,0 +1,181 @@
+"""The options of the commands of `fxfault-campaign`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fxfault.cli.terminal import arguments as types
+
+_ENGINES = ("local", "processes", "ray")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run`."""
+    _add_file(parser)
+    add_store(parser, "; a new one is made, an existing one is continued")
+    _add_engine_options(parser)
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `resume`."""
+    add_store(parser)
+    _add_engine_options(parser)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `report`."""
+    add_store(parser)
+    parser.add_argument(
+        "--figures",
+        type=types.folder,
+        metavar="DIR",
+        help="folder for all pictures as PNG and SVG; it is made if necessary",
+    )
+    parser.add_argument(
+        "--html",
+        type=types.file,
+        metavar="FILE",
+        help="web page with all tables and pictures; it needs no network connection",
+    )
+    _add_confidence(parser)
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`."""
+    add_store(parser)
+    parser.add_argument(
+        "--what",
+        choices=("trials", "cells"),
+        default="trials",
+        help="a row for each trial with its counts, or for each cell with its estimates "
+        "(default: trials)",
+    )
+    for flag, text in (
+        ("--csv", "comma-separated values"),
+        ("--json", "JSON with the study and its fingerprint"),
+        ("--parquet", "Parquet; needs pyarrow"),
+    ):
+        parser.add_argument(flag, type=types.file, metavar="FILE", help=text)
+    _add_confidence(parser)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `compare`."""
+    parser.add_argument("a", type=types.file, metavar="A", help="store of a study")
+    parser.add_argument("b", type=types.file, metavar="B", help="store of another study")
+    _add_confidence(parser)
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
+    _add_file(parser)
+    parser.add_argument(
+        "--margin",
+        type=types.margin,
+        metavar="POINTS",
+        help="half width of the interval of a rate, in percentage points "
+        "(default: stop.margin of the study, or 1)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=types.confidence,
+        metavar="PERCENT",
+        help="confidence of that interval (default: stop.confidence of the study, or 95)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=types.count,
+        default=1,
+        metavar="N",
+        help="number of workers that will run the study (default: 1)",
+    )
+    _add_worker_options(parser)
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", help="study file, or the name of a bundled one: digits_study"
+    )
+
+
+def add_store(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add `--store`, with more text at the end of its help."""
+    parser.add_argument(
+        "--store",
+        type=types.file,
+        required=True,
+        metavar="FILE",
+        help=f"file of the trials{more}",
+    )
+
+
+def _add_confidence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--confidence",
+        type=types.confidence,
+        default=95.0,
+        metavar="PERCENT",
+        help="confidence of the intervals (default: 95)",
+    )
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine", "every engine gives the same trials")
+    group.add_argument(
+        "--engine",
+        choices=_ENGINES,
+        default="local",
+        help="local: in this process; processes: in several; ray: on a cluster (default: local)",
+    )
+    group.add_argument(
+        "--workers",
+        type=types.count,
+        metavar="N",
+        help="number of workers: of processes (default: one for each core) or ray (default: what "
+        "the cluster has)",
+    )
+    group.add_argument(
+        "--address", metavar="ADDRESS", help="address of a running Ray cluster, or auto to find it"
+    )
+    group.add_argument(
+        "--gpus-per-trial",
+        type=types.gpus,
+        metavar="N",
+        help="GPUs that each worker of ray reserves, such as 1 or 0.5 (default: 1 if there is one)",
+    )
+    group.add_argument(
+        "--trial-timeout",
+        type=types.seconds,
+        metavar="SECONDS",
+        help="with processes or ray, the longest time of a trial: after it another worker gets the "
+        "trial, and after a second time the study ends (default: at least 90 s, and much more than "
+        "trials took so far)",
+    )
+    types.add_no_progress(group)
+    _add_worker_options(parser)
+
+
+def _add_worker_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speed", "the trials are the same with each")
+    types.add_device(group)
+    group.add_argument(
+        "--threads",
+        type=types.count,
+        default=1,
+        metavar="N",
+        help="threads of each worker (default: 1); other numbers may round sums differently",
+    )
+    group.add_argument(
+        "--no-incremental",
+        dest="incremental",
+        action="store_false",
+        help="run every sample through the whole network in every trial",
+    )
+    types.add_speed_options(group)
+
+
+def worker_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a worker, as keyword arguments of a plan."""
+    names = ("device", "threads", "incremental", "freeze", "compile", "cache_memory", "verify")
+    return {name: getattr(options, name) for name in names}

@@ -1,0 +1,331 @@
+"""The report of a store as one web page.
+
+A Jinja2 template makes the page, and escapes everything that comes from the store, such as names of
+sites and paths.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fxfault import __version__
+from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map, weakest
+from fxfault.campaign.estimates.summary import Summary
+from fxfault.campaign.records.background import SiteNote
+from fxfault.cli.page.figures import inlined, variable
+from fxfault.cli.pictures.campaign_plots import dark_scheme
+from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
+from fxfault.cli.reports.campaign_report import state_lines
+from fxfault.cli.reports.campaign_tables import (
+    Table,
+    cell_table,
+    curve_table,
+    heat_table,
+    plain_table,
+    ranking_table,
+    site_table,
+)
+from fxfault.cli.terminal.text import and_more, counted, duration, figure, with_interval
+from fxfault.experiment.applied_settings import applied, is_own
+from fxfault.messages import flat
+
+_TEMPLATES = resources.files("fxfault.cli.page").joinpath("templates")
+# A page with more rows than this would open slowly.
+MOST_ROWS = 10_000
+_TITLES = {
+    "accuracy": "Accuracy against how often faults strike",
+    "ranking": "Accuracy that faults at each site alone cost",
+    "heat_map": "SDC rate by site and fault",
+    "network": "The network with its sites coloured by the accuracy that faults there cost",
+}
+
+
+def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
+    """Give the page of a store with trials, with SVG pictures of `campaign_plots.pictures`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = _text("page.js")
+    colours = dark_scheme(findings.summary)
+    template = environment.from_string(_text("page.html"))
+    return template.render(
+        style=_text("page.css"),
+        script=script,
+        script_hash=_hash_of(script),
+        colours=[(variable(light), light, dark) for light, dark in colours.items()],
+        figures=_figures(findings, drawn, colours),
+        title=_title(findings),
+        brief=list(_brief(findings)),
+        settings=list(_settings(findings)),
+        states=state_lines(findings),
+        confidence=f"{findings.summary.confidence:g}",
+        tables=_tables(findings),
+        store=str(findings.path),
+        commands=_commands(findings),
+        study=yaml.safe_dump(
+            applied(findings.study.to_dict()), sort_keys=False, allow_unicode=True
+        ),
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+    )
+
+
+def _text(name: str) -> str:
+    return _TEMPLATES.joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash_of(script: str) -> str:
+    """The hash of the script for the page's policy, which allows no other script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+# -- what was run ---------------------------------------------------------------------------
+
+
+def _title(findings: Findings) -> str:
+    experiment = findings.study.experiment
+    assert experiment.model is not None
+    assert experiment.dataset is not None
+    return f"{experiment.model.name} on {experiment.dataset.name}"
+
+
+def _brief(findings: Findings) -> Iterator[str]:
+    """The results in a few sentences."""
+    summary = findings.summary
+    golden = golden_by_checkpoint(summary)
+    for checkpoint, accuracy in golden.items():
+        several = f" ({checkpoint})" if len(golden) > 1 else ""
+        yield f"Without faults {figure(accuracy)} % of the predictions are right{several}."
+    for doubt in findings.doubts:
+        yield f"{doubt[0].upper()}{doubt[1:]}"
+    if findings.never_called:
+        yield f"Never called in this evaluation: {', '.join(findings.never_called)}."
+    if findings.ranked:
+        yield _about_the_weakest(findings.ranked)
+    sdc = summary["sdc"]
+    if not np.isnan(sdc.value).all():
+        yield _about_changes(summary)
+
+
+def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
+    found = weakest(ranked)
+    if not found:
+        return (
+            f"None of the {len(ranked)} sites lost accuracy when it was struck alone, averaged "
+            "over all settings that all sites have."
+        )
+    if len(found) > 1:
+        return (
+            f"Of {len(ranked)} sites {len(found)} are tied for weakest: "
+            f"{and_more([site.name for site in found])}. Faults in each alone cost "
+            f"{_cost(found[0].fall)} points of accuracy, averaged over all settings that all "
+            "sites have."
+        )
+    first = found[0]
+    cost = with_interval(first.fall, first.fall_low, first.fall_high)
+    if cost.startswith("0.00"):
+        cost = _cost(first.fall)
+    text = (
+        f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost} "
+        "points of accuracy, averaged over all settings that all sites have."
+    )
+    if first.fall_low <= 0:
+        text += " That may be nothing: the interval contains 0."
+    if first.rank_high > 1:
+        text += f" Its rank is not certain; the interval is {first.rank_low} to {first.rank_high}."
+    return text
+
+
+def _cost(fall: float) -> str:
+    """Write a small loss so that it does not look like none."""
+    return figure(fall) if fall >= 0.005 else "less than 0.01"
+
+
+def _about_changes(summary: Summary) -> str:
+    """Say in which cell most predictions change."""
+    sdc = summary["sdc"]
+    index = int(np.nanargmax(sdc.value))
+    if sdc.value[index] == 0:
+        return "Faults changed no prediction in any cell."
+    share = with_interval(sdc.value[index], sdc.low[index], sdc.high[index])
+    tied = int((sdc.value == sdc.value[index]).sum()) - 1
+    cell = summary.cells[index]
+    others = f", and as many in {counted(tied, 'other cell')}" if tied else ""
+    return (
+        f"Most predictions change in cell {cell.place}, {cell.fault}, {cell.rate_text}: "
+        f"{share} % of them{others}."
+    )
+
+
+def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
+    """The settings of the study, as pairs of a name and a value."""
+    study, summary, table = findings.study, findings.summary, findings.table
+    plain = study.to_dict()
+    yield "Network", _named(plain["model"])
+    if plain.get("quantization") and not is_own(plain):
+        yield "Quantisation", _in_words(plain["quantization"])
+    if findings.background.sites:
+        yield "Bits of a site's word", _widths(findings.background.sites)
+    yield "Data", _named({**plain["dataset"], "root": None})
+    yield "Samples", f"{int(table['samples'][0]):,}, in batches of {_batch_size(plain)}"
+    for checkpoint, golden in golden_by_checkpoint(summary).items():
+        yield "Checkpoint", f"{checkpoint or 'none'}, golden accuracy {figure(golden)} %"
+    yield "Seed of the faults", str(study.seed)
+    for name, values in plain["axes"].items():
+        if name != "checkpoint" and values != [None]:
+            yield f"Axis {name}", _in_words(values)
+    if study.stop is None:
+        yield "Trials of each cell", str(study.max_trials)
+    else:
+        yield "Stop rule", _in_words(plain["stop"])
+    seconds = float(table["seconds"].sum())
+    done = f"{counted(len(summary.cells), 'cell')}, {counted(findings.trials, 'trial')}"
+    yield "Done", f"{done}, {duration(seconds)} of computing"
+    if findings.background.begun:
+        yield "Begun", findings.background.begun.replace("T", " ").replace("+00:00", " UTC")
+    yield "Intervals", f"{summary.confidence:g} %, for other draws of faults on the same data"
+
+
+def _widths(sites: Sequence[SiteNote]) -> str:
+    """The bit widths of the sites, the most frequent first, with numbers of sites."""
+    widths = Counter(site.bit_width for site in sites)
+    return ", ".join(
+        f"{'learned' if width is None else width} ({counted(number, 'site')})"
+        for width, number in widths.most_common()
+    )
+
+
+def _batch_size(plain: Mapping[str, Any]) -> str:
+    return str((plain.get("training") or {}).get("batch_size", "?"))
+
+
+def _named(section: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in section.items() if key != "name" and value}
+    return f"{section['name']}{f' ({_in_words(rest)})' if rest else ''}"
+
+
+def _in_words(value: Any) -> str:
+    """Write plain values in one line.
+
+    >>> _in_words({"margin": 1.0, "bits": [3, "each"], "more": None})
+    'margin 1, bits 3, each'
+    """
+    if isinstance(value, Mapping):
+        given = {key: item for key, item in value.items() if item is not None}
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in given.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_in_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# -- figures and tables ---------------------------------------------------------------------
+
+
+def _figures(
+    findings: Findings, drawn: Mapping[str, bytes], colours: Mapping[str, str]
+) -> dict[str, str]:
+    about = _descriptions(findings)
+    return {
+        name: inlined(
+            picture,
+            f"figure-{name.replace('_', '-')}",
+            _TITLES[name],
+            about[name],
+            scheme=colours,
+            links=_site_links(findings) if name == "network" else None,
+        )
+        for name, picture in drawn.items()
+    }
+
+
+def _descriptions(findings: Findings) -> dict[str, str]:
+    """What each figure shows, in words; the tables beside them have all numbers."""
+    return {
+        "accuracy": "Lines with interval bands: "
+        + "; ".join(
+            f"{curve.fault} ({curve.place}) from {figure(curve.accuracy[0], 1)} % "
+            f"to {figure(curve.accuracy[-1], 1)} %"
+            for curve in curves(findings.summary)[:12]
+        ),
+        "ranking": "Bars with intervals, the weakest site first: "
+        + ", ".join(f"{site.name} {figure(site.fall)}" for site in findings.ranked[:12]),
+        "heat_map": "A row for each site and a column for each fault; the table has the numbers.",
+        "network": f"{counted(len(findings.background.sites), 'site')} in the order of execution, "
+        "with the values that run between them; each leads to its row in the table of sites.",
+    }
+
+
+def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
+    ranked = {site.name: site for site in findings.ranked}
+    links = {}
+    for site in findings.background.sites:
+        width = "bit width learned" if site.bit_width is None else f"{site.bit_width} bits"
+        text = f"{site.name}: {width}, not struck alone in settings that all sites have"
+        if site.name in findings.never_called:
+            text = f"{site.name}: {width}, never called in this evaluation"
+        if site.name in ranked:
+            found = ranked[site.name]
+            fall = with_interval(found.fall, found.fall_low, found.fall_high)
+            text = (
+                f"{site.name}: {width}, accuracy lost {fall} points, "
+                f"rank {found.rank_low} to {found.rank_high}, SDC {figure(found.sdc)} %"
+            )
+        links[f"site-{site.index}"] = f"#site-{site.index}", text
+    return links
+
+
+def _tables(findings: Findings) -> dict[str, Table]:
+    tables = {
+        "cells": cell_table(findings, MOST_ROWS),
+        "sites": site_table(findings),
+        "code": plain_table("code", "Versions and machine", _versions(findings)),
+        "fingerprint": plain_table("fingerprint", "Fingerprint", _fingerprint(findings)),
+    }
+    drawn = curves(findings.summary)
+    if drawn:
+        tables["curves"] = curve_table(drawn, findings.summary.confidence)
+    if findings.ranked:
+        tables["ranking"] = ranking_table(findings.ranked, findings.summary.confidence)
+        tables["heat_map"] = heat_table(heat_map(findings.summary))
+    return tables
+
+
+# -- how to repeat it -----------------------------------------------------------------------
+
+
+def _commands(findings: Findings) -> str:
+    """The commands that repeat the study, with its device and threads."""
+    environment = findings.background.environment
+    options = []
+    if "device" in environment:
+        options += ["--device", environment["device"].partition(":")[0]]
+    if "threads" in environment:
+        options += ["--threads", environment["threads"]]
+    run = ["fxfault-campaign", "run", "study.yaml", "--store", "study.sqlite", *options]
+    report = ["fxfault-campaign", "report", "--store", "study.sqlite", "--html", "report.html"]
+    if not math.isclose(findings.summary.confidence, 95.0):
+        report += ["--confidence", f"{findings.summary.confidence:g}"]
+    return "\n".join(map(shlex.join, (run, report)))
+
+
+def _versions(findings: Findings) -> Iterator[tuple[str, str]]:
+    yield from sorted(findings.fingerprint.get("code", {}).items())
+    yield from findings.background.environment.items()
+
+
+def _fingerprint(findings: Findings) -> Iterator[tuple[str, str]]:
+    parts = {key: findings.fingerprint.get(key, {}) for key in ("data", "networks")}
+    yield from ((name, str(value)) for name, value in flat(parts, " ").items())

@@ -1,0 +1,134 @@
+"""What all pictures share: fonts, sizes, colours, axes of rates, bars, and files.
+
+Importing this module does not import matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fxfault.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+MOST_BARS = 40
+# With more rates or epochs than this, not each of them gets a tick or a marker.
+MOST_TICKS = 12
+
+# Those of Okabe and Ito, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+# What a page in a dark scheme changes; see `fxfault.cli.pictures.campaign_plots.dark_scheme`.
+INK, MUTED, LINE, GRID, NOT_KNOWN = "#000000", "#555555", "#8c8c8c", "#e6e6e6", "#d9d9d9"
+GREY = "#666666"
+# A colour map: the more accuracy is lost, the darker.
+WEAKNESS = "YlOrRd"
+
+_LONGEST_NAME = 36
+_LONGEST_TITLE = 80
+_SETTINGS = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # The $ in a name is no formula.
+    "svg.hashsalt": "fxfault",  # So that the same picture has the same bytes.
+}
+
+
+def check_matplotlib(flag: str) -> None:
+    """Check before the work that matplotlib is installed, which an option (`flag`) needs."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(f'{flag}: matplotlib is not installed; pip install "fxfault[cli]"')
+
+
+def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
+    """Cut out the middle of a long name, and replace characters that cannot be drawn.
+
+    >>> shortened("backbone.stage_three.block_eleven.attention.softmax")
+    'backbone.stage_thr…attention.softmax'
+    """
+    name = "".join(sign if sign.isprintable() else "�" for sign in name)
+    if len(name) <= longest:
+        return name
+    head = longest // 2
+    return f"{name[:head]}…{name[-(longest - head - 1) :]}"
+
+
+def plot_settings() -> Any:
+    """A context in which matplotlib draws with our fonts and sizes."""
+    import matplotlib
+
+    return matplotlib.rc_context(_SETTINGS)
+
+
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    """Make a figure and its axes; the size is in inches, `grid` is for `Figure.subplots`."""
+    # Not pyplot, which keeps a global list of figures and may look for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**grid)
+
+
+def draw_bars(names: Sequence[str], lengths: Sequence[float], room: float, **look: Any) -> Any:
+    """Make a figure with a horizontal bar for each name, the first at the top, and its axes.
+
+    Args:
+        names: labels of the bars.
+        lengths: lengths of the bars.
+        room: height of a bar with its gap, in inches.
+        look: further arguments of `Axes.barh`.
+    """
+    width, height = 4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + room * len(names))
+    figure, axes = new_figure(width, height)
+    axes.barh(range(len(names)), lengths, height=0.7, color=BLUE, **look)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.grid(axis="x", color=GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def set_headline(axes: Any, text: str) -> None:
+    """Write a line above the axes, shortened to fit."""
+    axes.set_title(shortened(text, _LONGEST_TITLE), fontsize=10, loc="left")
+
+
+def scale_rates(axes: Any, rates: Sequence[float], widest: float) -> bool:
+    """Scale the axis of rates, and label each rate if there are few.
+
+    The axis is logarithmic if two positive rates have a ratio of `widest` or more. Returns whether
+    it is.
+    """
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+    positive = [rate for rate in rates if rate > 0]
+    is_wide = bool(positive) and max(positive) >= widest * min(positive)
+    if is_wide and len(positive) < len(rates):
+        # This axis has a place for 0; a logarithmic one has none.
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+    elif is_wide:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: format(rate, "g")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(rates) <= MOST_TICKS:
+        axes.set_xticks(rates)
+        axes.xaxis.set_minor_locator(NullLocator())
+    return is_wide
+
+
+def rendered(figure: Figure, file_format: str) -> bytes:
+    """Give the bytes of a picture file in one of `FORMATS`."""
+    # No time of drawing, so that the same results give the same file.
+    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file_format, metadata=undated.get(file_format))
+    return picture.getvalue()

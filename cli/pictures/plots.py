@@ -1,0 +1,253 @@
+"""Pictures of the results of `fxfault-eval` and `fxfault-train`.
+
+Lines differ in their colours and in their dashes. Importing this module does not import matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfault.cli.pictures.drawing import (
+    BLUE,
+    FORMATS,
+    GREEN,
+    GREY,
+    GRID,
+    MOST_BARS,
+    MOST_TICKS,
+    ORANGE,
+    check_matplotlib,
+    draw_bars,
+    new_figure,
+    plot_settings,
+    rendered,
+    scale_rates,
+    set_headline,
+    shortened,
+)
+from fxfault.cli.reports.campaign_report import standing_lines
+from fxfault.cli.terminal.text import counted, percent, rate_words
+from fxfault.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fxfault.campaign.fault_evaluation import CellResult
+    from fxfault.cli.reports.evaluation_report import Findings, Setting
+
+# Probabilities with this ratio or more are drawn on a logarithmic axis.
+_LINEAR_RANGE = 20
+# Characters in a line of the legend.
+_LEGEND_LINE = 84
+_LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 8.5,
+    "columnspacing": 1.2,
+    "handlelength": 1.8,
+}
+_CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train": ("training", {"color": BLUE, "linewidth": 1.2}),
+    "val": ("validation", {"color": ORANGE, "linestyle": "--"}),
+    "faulty_val": ("validation under faults", {"color": GREEN, "linestyle": "-."}),
+}
+
+
+def check_plot(path: Path) -> None:
+    """Check before the work that a picture can be drawn, by its extension and matplotlib."""
+    if path.suffix.lower().removeprefix(".") not in FORMATS:
+        allowed = ", ".join(f".{name}" for name in FORMATS)
+        raise ConfigError(f"--plot: {path} does not end in one of {allowed}")
+    check_matplotlib("--plot")
+
+
+def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -> bytes:
+    """Draw the results of `fxfault-eval`: the sweep, or with `--per-layer` the ranking."""
+    if not setting.per_layer:
+        fault_model = findings.results[0].cell.fault
+        return sweep_picture(findings.results, fault_model, setting.chance, file_format)
+    headline = " ".join(standing_lines([site for site, _ in findings.ranked])).rstrip(".")
+    return ranking_picture([result for _, result in findings.ranked], file_format, headline)
+
+
+def sweep_picture(
+    results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
+) -> bytes:
+    """Draw accuracy against how often faults strike.
+
+    Args:
+        results: one or more results.
+        fault_model: name of the fault model, for the legend.
+        chance: accuracy of guessing, in percent; None if unknown.
+        file_format: one of `FORMATS`.
+    """
+    ordered = sorted(results, key=_place)
+    with plot_settings():
+        figure, axes = new_figure(6.6, 4.0)
+        _draw_accuracy(axes, ordered, fault_model)
+        _draw_levels(axes, ordered, chance)
+        scale = _scale(axes, list(map(_place, ordered)))
+        axes.set_xlabel(_rate_label(ordered[0], scale))
+        if ordered[0].cell.rate is None:
+            axes.set_xticks([])
+        axes.set_ylabel("Test accuracy (%)")
+        axes.grid(axis="y", color=GRID)
+        # Outside, as a curve may be anywhere inside.
+        length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
+        columns = 3 if length < _LEGEND_LINE else 1
+        figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
+        return rendered(figure, file_format)
+
+
+def ranking_picture(results: Sequence[CellResult], file_format: str, headline: str = "") -> bytes:
+    """Draw what faults at each site alone cost, the most vulnerable at the top.
+
+    Of more than `MOST_BARS` sites, only the most vulnerable are drawn, and the picture says so.
+
+    Args:
+        results: results of one or more sites struck alone, the most vulnerable first.
+        headline: text above the bars, such as a tie.
+        file_format: one of `FORMATS`.
+    """
+    shown = results[:MOST_BARS]
+    runs = len(shown[0].runs)
+    with plot_settings():
+        names = [f"{result.index}  {shortened(result.cell.place)}" for result in shown]
+        figure, axes = draw_bars(
+            names,
+            [result.degradation for result in shown],
+            0.24,
+            xerr=[result.std for result in shown] if runs > 1 else None,
+            error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
+        )
+        axes.set_xlabel(_cost_label(shown[0]))
+        if headline:
+            set_headline(axes, headline)
+        if len(shown) < len(results):
+            axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
+        else:
+            axes.set_ylabel("Site struck alone")
+        return rendered(figure, file_format)
+
+
+def training_picture(
+    rows: Sequence[Mapping[str, float]], test_accuracy: float | None, file_format: str
+) -> bytes:
+    """Draw the loss and the accuracy of each epoch of a training, and the faults if there are any.
+
+    Args:
+        rows: one or more rows of metrics.csv.
+        test_accuracy: accuracy of the final weights on the test data, in percent; None before the
+            end.
+        file_format: one of `FORMATS`.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) <= MOST_TICKS else None
+    noisy = any(row["noisy_steps"] for row in rows)
+    with plot_settings():
+        figure, panels = (
+            new_figure(6.6, 6.6, nrows=3, sharex=True, height_ratios=[3, 3, 2])
+            if noisy
+            else new_figure(6.6, 5.0, nrows=2, sharex=True)
+        )
+        losses, accuracies = panels[:2]
+        for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
+            for source, (label, style) in _CURVES.items():
+                values = [row.get(f"{source}_{measure}") for row in rows]
+                if any(value is not None for value in values):
+                    axes.plot(epochs, values, label=label, marker=marker, markersize=3, **style)
+            axes.grid(axis="y", color=GRID)
+        losses.set_ylabel("Loss")
+        accuracies.set_ylabel("Accuracy (%)")
+        if test_accuracy is not None:
+            label = f"test, at the end ({test_accuracy:.2f}%)"
+            accuracies.axhline(test_accuracy, color=GREY, linestyle=":", label=label)
+        if noisy:
+            _draw_schedule(panels[2], epochs, rows, marker)
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].set_xlabel("Epoch")
+        panels[-1].set_xlim(-0.5, max(epochs) + 0.5)
+        handles, labels = accuracies.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2, **_LEGEND)
+        return rendered(figure, file_format)
+
+
+def _draw_schedule(
+    axes: Any, epochs: Sequence[float], rows: Sequence[Mapping[str, float]], marker: str | None
+) -> None:
+    """Draw the share of noisy steps, and on an axis of its own the probability in them."""
+    shares = [100 * row["noisy_steps"] / row["steps"] for row in rows]
+    axes.bar(epochs, shares, width=1.0, color=ORANGE, alpha=0.35, linewidth=0)
+    axes.set_ylabel("Noisy steps (%)", color=ORANGE)
+    axes.set_ylim(0, 105)
+    probability = [row.get("probability", 0.0) for row in rows]
+    right = axes.twinx()
+    right.spines["right"].set_visible(True)
+    right.plot(
+        epochs, probability, drawstyle="steps-mid", marker=marker, markersize=3, color="black"
+    )
+    right.set_ylabel("Fault probability (%)")
+    right.set_ylim(0, 1.1 * max(*probability, 1.0))
+
+
+def _place(result: CellResult) -> float:
+    """The place of a result on the axis of rates."""
+    return result.cell.rate or 0.0
+
+
+def _rate_label(result: CellResult, scale: str) -> str:
+    if result.cell.rate is None:
+        return "Faults of the configuration"
+    if result.cell.num_faults is not None:
+        return f"Faults per sample{f' ({scale})' if scale else ''}"
+    return f"Fault probability of each activation value (%{f', {scale}' if scale else ''})"
+
+
+def _cost_label(result: CellResult) -> str:
+    runs, number = len(result.runs), result.cell.num_faults
+    rate = f"{rate_words(result, 0)} fault probability"
+    if number is not None:
+        rate = f"{counted(number, 'fault')} per sample"
+    label = f"Accuracy lost (percentage points)\nat {rate}"
+    return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
+
+
+def _draw_accuracy(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
+    places = list(map(_place, ordered))
+    means = [result.mean for result in ordered]
+    runs = len(ordered[0].runs)
+    label = f"{fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
+    axes.plot(places, means, color=BLUE, marker="o", markersize=4, label=label, zorder=3)
+    if runs > 1:
+        low = [max(0.0, result.mean - result.std) for result in ordered]
+        high = [min(100.0, result.mean + result.std) for result in ordered]
+        if len(ordered) > 1:
+            axes.fill_between(places, low, high, color=BLUE, alpha=0.25, linewidth=0)
+        else:
+            axes.errorbar(places, means, [ordered[0].std], color=BLUE, capsize=3)
+
+
+def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None) -> None:
+    baseline = ordered[0].baseline
+    axes.axhline(
+        baseline,
+        color=ORANGE,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"golden, no faults ({baseline:.2f}%)",
+    )
+    lowest = min(result.mean - result.std for result in ordered)
+    if chance is not None and lowest < (baseline + chance) / 2:
+        label = f"chance ({percent(round(chance, 2), 0)})"
+        axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label=label)
+        axes.set_ylim(0, 103)
+
+
+def _scale(axes: Any, places: Sequence[float]) -> str:
+    """Scale the axis of the rates; returns a word for its label."""
+    positive = [place for place in places if place > 0]
+    is_wide = scale_rates(axes, places, _LINEAR_RANGE)
+    if is_wide and len(positive) < len(places):
+        axes.set_xlim(-0.12 * min(positive), 1.15 * max(positive))
+    return "logarithmic" if is_wide else ""

@@ -1,0 +1,103 @@
+"""The content of a store of trials, with estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fxfault.campaign.estimates.ranking import RankedSite, never_called, rank_sites
+from fxfault.campaign.estimates.site_counts import SiteCounts, count_by_site
+from fxfault.campaign.estimates.summary import Summary, Table, states, summarise
+from fxfault.campaign.records.background import Background
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.studies.study import Study
+from fxfault.evaluation.chance import no_better_than_chance
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The content of a store, with estimates.
+
+    Attributes:
+        path: the store file.
+        study: the study.
+        fingerprint: the fingerprint of the code, data and networks that the study was run with.
+        table: the rows, one for each trial.
+        summary: the estimates of each cell.
+        states: the state of each cell.
+        background: notes on the network and the machine.
+    """
+
+    path: Path
+    study: Study
+    fingerprint: Mapping[str, Any]
+    table: Table
+    summary: Summary
+    states: Sequence[str]
+    background: Background
+
+    @property
+    def trials(self) -> int:
+        """Number of finished trials."""
+        return int(self.summary.trials.sum())
+
+    @cached_property
+    def site_counts(self) -> dict[str, SiteCounts]:
+        """Counts of the trials that struck one site alone, by its name."""
+        return count_by_site(self.table, self.summary.cells)
+
+    @cached_property
+    def never_called(self) -> list[str]:
+        """Names of the sites that the evaluation never called."""
+        noted = list(self.background.never_called)
+        return noted + [name for name in never_called(self.summary) if name not in noted]
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """Sentences on checkpoints whose accuracy without faults is no better than chance."""
+        classes = self.background.classes
+        first = {cell: row for row, cell in reversed(list(enumerate(self.table["cell"].tolist())))}
+        found: dict[str | None, str | None] = {}
+        for index, cell in enumerate(self.summary.cells):
+            if index in first and classes is not None and cell.checkpoint not in found:
+                golden, samples = (
+                    int(self.table[name][first[index]]) for name in ("golden_correct", "samples")
+                )
+                found[cell.checkpoint] = no_better_than_chance(golden, samples, classes)
+        several = len(found) > 1
+        return [
+            f"{checkpoint}: {doubt}" if several else doubt
+            for checkpoint, doubt in found.items()
+            if doubt is not None
+        ]
+
+    @cached_property
+    def ranked(self) -> list[RankedSite]:
+        """The sites that were struck alone, the weakest first."""
+        return rank_sites(self.table, self.summary)
+
+
+def read_findings(path: Path, confidence: float = 95.0) -> Findings:
+    """Read a store, and estimate all that a report shows; `confidence` is in percent."""
+    with Store.open(path) as store:
+        study = Study.from_dict(store.study, str(path))
+        cells = store.settings()
+        table, fingerprint = store.table(), store.fingerprint
+        background = Background.from_dict(store.background)
+    shared = [study.shares_faults(cell) for cell in cells]
+    summary = summarise(table, cells, shared, confidence)
+    found = states(study, table, cells, shared)
+    return Findings(path, study, fingerprint, table, summary, found, background)
+
+
+def golden_by_checkpoint(summary: Summary) -> dict[str | None, float]:
+    """Accuracy without faults, in percent, of each checkpoint that has trials."""
+    return {
+        cell.checkpoint: golden
+        for cell, golden in zip(summary.cells, summary.golden.tolist(), strict=True)
+        if not math.isnan(golden)
+    }

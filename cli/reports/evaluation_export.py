@@ -1,0 +1,218 @@
+"""What `fxfault-eval` found, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fxfault.campaign.estimates.ranking import RankedSite
+from fxfault.campaign.estimates.summary import Estimate
+from fxfault.campaign.fault_evaluation import CellResult, estimate
+from fxfault.cli.reports.evaluation_report import CONFIDENCE, Findings, Setting
+from fxfault.cli.terminal.outputs import inert
+from fxfault.cli.terminal.process_setup import machine, versions
+from fxfault.cli.terminal.text import ten_digits
+from fxfault.experiment.applied_settings import applied
+from fxfault.passes import FrozenPart
+from fxfault.sites.site import FaultSite
+from fxfault.sites.statistics import FaultStatistics
+
+SCHEMA = "fxfault-eval/1"
+
+
+def to_json(setting: Setting, findings: Findings) -> str:
+    """The JSON document that docs/eval-json.md describes."""
+    return json.dumps(_document(setting, findings), indent=2, allow_nan=False) + "\n"
+
+
+def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
+    experiment, checkpoint = setting.experiment, setting.checkpoint
+    assert experiment.model is not None
+    assert experiment.dataset is not None
+    return {
+        "schema": SCHEMA,
+        "complete": findings.complete,
+        "command": setting.command,
+        "config": applied(experiment.to_dict()),
+        "model": {"name": experiment.model.name, "kwargs": dict(experiment.model.kwargs)},
+        "dataset": {
+            "name": experiment.dataset.name,
+            "kwargs": dict(experiment.dataset.kwargs),
+            "split": "test",
+            "samples": setting.batches.samples,
+            "batches": len(setting.batches),
+            "batch_size": experiment.training.batch_size,
+            "num_classes": None if setting.facts is None else setting.facts.num_classes,
+        },
+        "checkpoint": {"path": checkpoint.path, "sha256": checkpoint.sha256},
+        "seed": setting.faults.seed,
+        **machine(setting.device),
+        "versions": versions("torch", "brevitas", "numpy", "fxfault"),
+        "frozen": None if setting.frozen is None else _frozen_entry(setting.frozen),
+        "injection_layers": [_site_entry(site) for site in setting.faults],
+        "skipped": dict(setting.faults.skipped),
+        "confidence": CONFIDENCE,
+        "never_called": list(findings.never_called),
+        "baseline": findings.baseline,
+        "baseline_doubt": findings.doubt,
+        "results": [_result_entry(result) for result in findings.results],
+        "per_layer": [_layer_entry(*ranked) for ranked in findings.ranked]
+        if setting.per_layer
+        else None,
+        "statistics": _all_statistics(findings.results),
+    }
+
+
+def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
+    what = [part.what for part in parts]
+    return {
+        "weights": what.count("weights"),
+        "activations": what.count("activation"),
+        "left": [f"{part.path} ({part.type}): {part.why_not}" for part in parts if not part.what],
+    }
+
+
+def _site_entry(site: FaultSite) -> dict[str, Any]:
+    return {
+        "index": site.index,
+        "name": site.name,
+        "module_path": site.module_path,
+        "module_type": site.module_type,
+        "bit_width": site.bit_width,
+        "signed": site.signed,
+        "narrow_range": site.quantiser.narrow_range,
+        "elements": site.elements,
+        "selected": site.selected,
+    }
+
+
+def _common_entry(result: CellResult) -> dict[str, Any]:
+    summary = estimate([result], CONFIDENCE)
+    return {
+        "probability": result.cell.probability,
+        "num_faults": result.cell.num_faults,
+        "mean": result.mean,
+        "std": result.std,
+        "interval": _interval(summary["accuracy"]),
+        "runs": list(result.runs),
+        "degradation": result.degradation,
+        "sdc_rate": float(summary["sdc"].value[0]),
+        "sdc_interval": _interval(summary["sdc"]),
+        "injection_rate": result.injection_rate,
+    }
+
+
+def _interval(estimated: Estimate) -> list[float] | None:
+    ends = [float(estimated.low[0]), float(estimated.high[0])]
+    return None if any(map(math.isnan, ends)) else ends
+
+
+def _result_entry(result: CellResult) -> dict[str, Any]:
+    layers, statistics = result.run_layers, result.statistics
+    return {
+        **_common_entry(result),
+        "run_layers": None if layers is None else list(layers),
+        "statistics": None if statistics is None else statistics.to_dict(),
+    }
+
+
+def _layer_entry(site: RankedSite, result: CellResult) -> dict[str, Any]:
+    own = None
+    if result.statistics is not None:
+        assert result.index is not None
+        own = result.statistics.layer_stats[result.index].to_dict()
+    return {
+        "index": result.index,
+        "name": site.name,
+        "rank": site.rank,
+        "rank_interval": [site.rank_low, site.rank_high],
+        **_common_entry(result),
+        "statistics": own,
+    }
+
+
+def _all_statistics(results: Sequence[CellResult]) -> dict[str, Any] | None:
+    parts = [result.statistics for result in results if result.statistics is not None]
+    if not parts:
+        return None
+    total = FaultStatistics(len(parts[0].layer_stats))
+    for part in parts:
+        total.merge(part)
+    return total.to_dict()
+
+
+def to_csv(findings: Findings) -> str:
+    """A row for each result, in percent; sites struck alone come last, ranked."""
+    rows = [*findings.results, *(result for _, result in findings.ranked)]
+    runs = [f"run_{number}" for number in range(len(rows[0].runs))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_csv_row(rows[0]), *runs])
+    for row in rows:
+        writer.writerow([*_csv_row(row).values(), *map(_figure, row.runs)])
+    return text.getvalue()
+
+
+def _csv_row(result: CellResult) -> dict[str, Any]:
+    entry = _common_entry(result)
+    figures = {key: _figure(entry[key]) for key in ("mean", "std", "degradation", "sdc_rate")}
+    return {
+        "layer": "all" if result.index is None else result.index,
+        "site": "" if result.index is None else inert(result.cell.place),
+        "probability": _figure(entry["probability"]),
+        "num_faults": _figure(entry["num_faults"]),
+        "baseline": _figure(result.baseline),
+        **figures,
+        **_ends("mean", entry["interval"]),
+        **_ends("sdc_rate", entry["sdc_interval"]),
+        "injection_rate": _figure(entry["injection_rate"]),
+    }
+
+
+def _ends(name: str, ends: Sequence[float] | None) -> dict[str, str]:
+    low, high = ends or (None, None)
+    return {f"{name}_low": _figure(low), f"{name}_high": _figure(high)}
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else ten_digits(value)
+
+
+def is_same_evaluation(old: Any, new: Any) -> bool:
+    """Whether an old JSON document holds the same evaluation as a new one, or a part of it.
+
+    >>> entry = {"probability": 5.0, "num_faults": None, "runs": [50.0]}
+    >>> new = {"schema": "fxfault-eval/1", "complete": True, "config": {}, "per_layer": None,
+    ...        "checkpoint": {"sha256": "0f"}, "results": [entry, {**entry, "probability": 10.0}]}
+    >>> part = {**new, "complete": False, "results": [entry]}
+    >>> is_same_evaluation(part, new), is_same_evaluation(new, part)
+    (True, False)
+    >>> is_same_evaluation({**new, "config": {"seed": 1}}, new), is_same_evaluation([], new)
+    (False, False)
+    """
+    try:
+        (then, is_complete), (now, will_be) = ((_asked(doc), doc["complete"]) for doc in (old, new))
+    except (KeyError, TypeError, IndexError):
+        return False
+    if then[0] != now[0] or (is_complete and not will_be):
+        return False
+    if is_complete:
+        return then[1] == now[1]
+    return then[1] == now[1][: len(then[1])]  # An interrupted one has the first rates.
+
+
+def _asked(document: Any) -> tuple[list[Any], list[Any]]:
+    """What identifies an evaluation: its common settings, and the rates that were done."""
+    results = document["results"]
+    common = [
+        document["schema"],
+        document["config"],
+        document["checkpoint"]["sha256"],
+        document["per_layer"] is not None,
+        len(results[0]["runs"]),
+    ]
+    return common, [(entry["probability"], entry["num_faults"]) for entry in results]

@@ -1,0 +1,305 @@
+"""What `fxfault-eval` evaluates and finds, and the lines that it prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fxfault.campaign.estimates.ranking import RankedSite
+from fxfault.campaign.fault_evaluation import CellResult, estimate, rank
+from fxfault.cli.reports.campaign_report import standing_lines
+from fxfault.cli.terminal.text import (
+    and_more,
+    counted,
+    figure,
+    lined_up,
+    mean_and_std,
+    percent,
+    points,
+    rate_words,
+    with_interval,
+)
+from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.data import DatasetFacts
+from fxfault.experiment.sections import ExperimentConfig
+from fxfault.faults.fault_models import label_of
+from fxfault.models.checkpoints import CheckpointInfo
+from fxfault.passes import FrozenPart
+from fxfault.sites.fault_sites import FaultSites
+from fxfault.sites.site import FaultSite
+
+if TYPE_CHECKING:
+    import torch
+
+    from fxfault.experiment.parts import Batches
+
+WIDE = "=" * 60
+CONFIDENCE = 95.0  # percent, of all intervals
+_ONE_RUN = "one run: no interval; give --num-runs 2 or more"
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is evaluated, and how.
+
+    Attributes:
+        command: the command line.
+        experiment: the configuration with the changes of the command line.
+        faults: the sites of the transformed model.
+        checkpoint: the weights.
+        facts: sizes of the data set, if they are known.
+        batches: the batches of the data set.
+        device: where the model runs.
+        configs: the configuration with each of the rates, in the order of evaluation.
+        num_runs: trials for each result.
+        sweep: whether the command line gave a list of rates, perhaps of one.
+        per_layer: whether each site is also struck alone.
+        frozen: what became of each quantised layer; None if the model is not frozen.
+    """
+
+    command: str
+    experiment: ExperimentConfig
+    faults: FaultSites
+    checkpoint: CheckpointInfo
+    facts: DatasetFacts | None
+    batches: Batches
+    device: torch.device
+    configs: tuple[FaultInjectionConfig, ...]
+    num_runs: int
+    sweep: bool
+    per_layer: bool
+    frozen: Sequence[FrozenPart] | None
+
+    @property
+    def selected(self) -> list[FaultSite]:
+        """The sites that the configuration selects; a trial in mode `layer` strikes one."""
+        return [site for site in self.faults if site.selected]
+
+    def struck_alone(self, findings: Findings) -> int:
+        """How many sites `--per-layer` strikes: the selected ones that are called."""
+        return sum(site.name not in findings.never_called for site in self.selected)
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of guessing if the classes are balanced, in percent; None if unknown."""
+        return None if self.facts is None else 100.0 / self.facts.num_classes
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Results so far.
+
+    Attributes:
+        baseline: accuracy without faults, in percent; None before it is known.
+        doubt: why the baseline is no better than chance; None if it is better.
+        never_called: names of the sites that the evaluation never calls.
+        results: one for each rate, in the order of evaluation.
+        layers: one for each site struck alone, in the order of execution.
+        complete: whether no result is missing.
+    """
+
+    baseline: float | None = None
+    doubt: str | None = None
+    never_called: tuple[str, ...] = ()
+    results: list[CellResult] = field(default_factory=list)
+    layers: list[CellResult] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def ranked(self) -> list[tuple[RankedSite, CellResult]]:
+        """The sites struck alone with their results, the most vulnerable first."""
+        by_name = {result.cell.place: result for result in self.layers}
+        ranked = rank(self.layers, CONFIDENCE) if self.layers else []
+        return [(site, by_name[site.name]) for site in ranked]
+
+
+# -- lines for the console ------------------------------------------------------------------
+
+
+def announcement(setting: Setting, config: FaultInjectionConfig) -> str:
+    """Say what is evaluated next."""
+    if not setting.sweep:
+        return f"Evaluating with {_rate_label(config)}..."
+    if config.num_faults is None:
+        return f"\nEvaluating with probability {percent(config.probability, 0)}..."
+    return f"\nEvaluating with {_rate_label(config)}..."
+
+
+def _rate_label(config: FaultInjectionConfig) -> str:
+    """Write how often faults strike.
+
+    >>> _rate_label(FaultInjectionConfig(probability=10)), _rate_label(
+    ...     FaultInjectionConfig(num_faults=1))
+    ('10.0% fault probability', '1 fault per sample')
+    """
+    if config.faults is not None:
+        return "the faults of the configuration"
+    if config.num_faults is None:
+        return f"{percent(config.probability)} fault probability"
+    return f"{counted(config.num_faults, 'fault')} per sample"
+
+
+def full_run_note(verify: float | None, compiles: bool, cache_memory: int | None) -> str | None:
+    """Name the options that have no effect because statistics are tracked, if any were given."""
+    if verify and not compiles:
+        options = "--cache-memory and --verify have"
+    elif cache_memory is not None:
+        options = "--cache-memory has"
+    else:
+        return None
+    return (
+        f"every run is a full one, so {options} no effect: statistics are tracked (set "
+        "`track_statistics: false` for faster runs)"
+    )
+
+
+def setting_lines(setting: Setting) -> list[str]:
+    """The block that says which faults strike, and where."""
+    config = setting.experiment.fault_injection
+    drawn = config.mode == "layer" and config.injection_layer == -1
+    number, chosen = str(len(setting.faults)), setting.selected
+    if not drawn and len(chosen) < len(setting.faults):
+        names = and_more((site.name for site in chosen), _MOST_NAMED)
+        number = f"{len(chosen)} of {number} ({names})"
+    lines = [
+        "Fault Injection Configuration:",
+        f"  Injection layers: {number}",
+        f"  Mode: {config.mode}{' (one drawn for each run)' if drawn else ''}",
+        *_fault_lines(setting),
+    ]
+    if config.hw_mask:
+        lines.append(f"  Hardware mask: {config.frequency_value} parallel units")
+    if setting.num_runs > 1:
+        lines.append(f"  Runs: {setting.num_runs} (± is their sample standard deviation)")
+    if setting.faults.skipped and config.unsupported == "skip":
+        skipped = and_more(setting.faults.skipped, _MOST_NAMED)
+        lines.append(f"  Skipped, no fault can strike: {skipped}")
+    return lines
+
+
+def _fault_lines(setting: Setting) -> list[str]:
+    """The lines that say what strikes, and how often."""
+    config = setting.configs[0]
+    if config.faults is not None:
+        return [
+            f"  Fault {number}: {entry}{_layers_text(entry.layers)}"
+            for number, entry in enumerate(config.entries(), start=1)
+        ]
+    several, bits = len(setting.configs) > 1, config.rate_unit == "bit"
+    kind = f"  Injection type: {label_of(setting.faults[0].fault_model)}"
+    if config.num_faults is not None:
+        counts = ", ".join(str(c.num_faults) for c in setting.configs)
+        return [kind, f"  {'Bits hit' if bits else 'Faults'} per sample: {counts}"]
+    values = ", ".join(percent(c.probability, 0 if several else 1) for c in setting.configs)
+    name = "Probabilities" if several else "Probability"
+    return [kind, f"  {name}: {values}{' of the bits' if bits else ''}"]
+
+
+def _layers_text(layers: Any) -> str:
+    if layers is None:
+        return ""
+    listed = layers if isinstance(layers, (list, tuple)) else [layers]
+    return f" (layers: {and_more(map(str, listed), _MOST_NAMED)})"
+
+
+def _rate_line(result: CellResult) -> str:
+    """How many elements faults hit in fact."""
+    hit, total = result.total("faults"), result.total("elements")
+    return f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
+
+
+def _interval_line(result: CellResult) -> str:
+    """The intervals of the accuracy and the SDC rate; one run gives none for the accuracy."""
+    summary = estimate([result], CONFIDENCE)
+    texts = []
+    for name, part in (("accuracy", summary["accuracy"]), ("SDC rate", summary["sdc"])):
+        value, low, high = (float(ends[0]) for ends in (part.value, part.low, part.high))
+        missing = f" ({_ONE_RUN})" if math.isnan(low) and not math.isnan(value) else ""
+        texts.append(f"{name} {with_interval(value, low, high)}{missing}")
+    return f"  With {CONFIDENCE:g}% intervals: {', '.join(texts)}"
+
+
+def _measured_lines(result: CellResult) -> list[str]:
+    """Intervals and rates, and in mode `layer` the site that each trial struck."""
+    lines = [_interval_line(result), _rate_line(result)]
+    if result.run_layers is not None:
+        lines.append(f"  Layer of each run: {', '.join(map(str, result.run_layers))}")
+    return lines
+
+
+def single_lines(result: CellResult) -> list[str]:
+    """The result of a single rate, with the statistics."""
+    runs = f" ({len(result.runs)} runs)" if len(result.runs) > 1 else ""
+    lines = [
+        "Results:",
+        f"  Baseline accuracy:   {result.baseline:.2f}%",
+        f"  Fault accuracy:      {mean_and_std(result)}{runs}",
+        f"  Accuracy degradation: {points(result.degradation)} points",
+        *_measured_lines(result),
+    ]
+    if result.statistics is not None:
+        lines += ["", result.statistics.report()]
+    return lines
+
+
+def sweep_lines(result: CellResult) -> list[str]:
+    """The result of one rate of a sweep."""
+    spread = f" (std: {result.std:.2f}%)" if len(result.runs) > 1 else ""
+    return [f"  Accuracy: {result.mean:.2f}%{spread}", *_measured_lines(result)]
+
+
+def summary_lines(results: Sequence[CellResult]) -> list[str]:
+    """The table at the end of a sweep."""
+    kind = "Probability" if results[0].cell.num_faults is None else "Faults"
+    width = max([10, *(len(mean_and_std(result)) for result in results)])
+    lines = [
+        "Sweep Summary:",
+        f" {kind:>11} | {'Accuracy':>{width}} | Degradation (points)",
+        "-" * (38 + width),
+    ]
+    for result in results:
+        lines.append(
+            f" {rate_words(result):>11} | {mean_and_std(result):>{width}} |"
+            f" {points(result.degradation):>20}"
+        )
+    return lines
+
+
+def ranking_lines(findings: Findings) -> list[str]:
+    """The table of sites struck alone, the most vulnerable first."""
+    head = ["Rank", "Layer", "Accuracy", "Degradation (points)", f"{CONFIDENCE:g}%", "SDC", "Ranks"]
+    rows = [
+        [
+            str(site.rank),
+            str(result.index),
+            mean_and_std(result),
+            points(result.degradation),
+            "-"
+            if math.isnan(site.fall_low)
+            else f"{figure(site.fall_low)} to {figure(site.fall_high)}",
+            f"{figure(site.sdc)}%",
+            f"{site.rank_low}-{site.rank_high}",
+        ]
+        for site, result in findings.ranked
+    ]
+    title = "Layer Ranking (each struck alone, the most vulnerable first):"
+    top, line, *lines = lined_up(head, rows)
+    names = [site.name for site, _ in findings.ranked]
+    named = [f" {text} | {name}" for text, name in zip(lines, names, strict=True)]
+    end = f"{CONFIDENCE:g}%: interval of the degradation; Ranks: where the layer may stand"
+    if any(len(result.runs) < 2 for _, result in findings.ranked):
+        end += f"; {_ONE_RUN}"
+    standing = standing_lines([site for site, _ in findings.ranked])
+    return [title, f" {top} | Site", f"{line}-------", *named, f"({end})", *standing]
+
+
+def interrupted_line(setting: Setting, findings: Findings) -> str:
+    """Say how much of an interrupted evaluation is kept."""
+    kind = "probabilities" if setting.configs[0].num_faults is None else "numbers of faults"
+    kept = f"{len(findings.results)} of {len(setting.configs)} {kind}"
+    if setting.per_layer:
+        kept = f"{len(findings.layers)} of {setting.struck_alone(findings)} layers"
+    return f"interrupted: {kept} done and kept; the JSON says complete: false"

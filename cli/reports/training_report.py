@@ -1,0 +1,220 @@
+"""The lines that `fxfault-train` prints: what it does, its plan, and its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfault.cli.terminal.text import counted, percent
+from fxfault.config.curriculum import EpochPlan, epoch_plan
+from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.experiment.sections import ExperimentConfig
+from fxfault.sites.fault_sites import FaultSites
+from fxfault.training.optimizers import learning_rate
+
+if TYPE_CHECKING:
+    from fxfault.training.run import TrainingResult
+
+# In a plan of more epochs, those with the same faults share a line.
+LONGEST_PLAN = 20
+_SHOWN_GROUPS = 16
+
+# Percentage points by which the accuracy under faults may be the higher one by chance.
+_ODDLY_BETTER = 1.0
+
+
+def start_lines(
+    config: ExperimentConfig,
+    sites: FaultSites | None,
+    sizes: Sequence[int],
+    *,
+    device: str,
+    beginning: str,
+    folder: str | None,
+) -> list[str]:
+    """Say what is trained, on which data, and under which faults.
+
+    `sites` is None without faults, and `folder` if nothing is written; `sizes` are numbers of
+    samples for training, validation and test.
+    """
+    assert config.dataset is not None
+    assert config.model is not None
+    training, validation, test = sizes
+    return [
+        f"Using device: {device}",
+        f"Dataset: {config.dataset.name} ({training} training, {validation} validation, "
+        f"{test} test samples)",
+        f"Model: {config.model.name}",
+        f"Starting from: {beginning}",
+        f"Seed: {config.seed.value} (of the faults: {config.fault_injection.seed})",
+        *([] if folder is None else [f"Run folder: {folder}"]),
+        "",
+        *_fault_lines(config, sites),
+        "",
+    ]
+
+
+def _fault_lines(config: ExperimentConfig, sites: FaultSites | None) -> list[str]:
+    """The block that says which faults strike, where and when."""
+    faults = config.fault_injection
+    if sites is None:
+        return ["Fault Injection: none (fault_injection.enabled is false)"]
+    selected = sum(site.selected for site in sites)
+    number = str(len(sites)) if selected == len(sites) else f"{selected} of {len(sites)}"
+    lines = [
+        "Fault Injection Configuration:",
+        f"  Injection layers: {number}",
+        f"  Mode: {faults.mode}",
+        *_what_strikes(faults, epoch_plan(faults, 0)),
+        f"  Apply during: {faults.apply_during}{_meaning(faults.apply_during)}",
+    ]
+    if faults.apply_during != "eval":
+        lines.append(f"  Noisy steps: {percent(100 * faults.step_interval, 0)}, {_epochs(config)}")
+        lines.append(f"  Gradient mode: {faults.gradient_mode}")
+    return lines
+
+
+def _what_strikes(faults: FaultInjectionConfig, plan: EpochPlan) -> list[str]:
+    if plan.several:
+        return [f"  Faults: {'; '.join(map(str, plan.entries))}"]
+    name = getattr(faults.injection_type, "name", faults.injection_type)
+    return [f"  Injection type: {name}", f"  Probability: {percent(faults.probability)}"]
+
+
+def _meaning(apply_during: str) -> str:
+    if apply_during == "eval":
+        return " (training is clean; faults strike in a second validation)"
+    return " (also in a second validation)" if apply_during == "both" else ""
+
+
+def _epochs(config: ExperimentConfig) -> str:
+    faults = config.fault_injection
+    if faults.curriculum is not None:
+        return f"changed by a curriculum of {len(faults.curriculum)} points"
+    interval = faults.epoch_interval
+    return "in every epoch" if interval == 1 else f"in epochs 0, {interval}, {2 * interval}, ..."
+
+
+# -- the plan -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Group:
+    """Consecutive epochs with the same faults."""
+
+    plans: list[EpochPlan] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def plan_lines(config: ExperimentConfig) -> list[str]:
+    """A table of what happens in each epoch, from 0; in a long plan, epochs share lines."""
+    epochs = config.training.epochs
+    plans = [epoch_plan(config.fault_injection, epoch) for epoch in range(epochs)]
+    groups: list[_Group] = []
+    for plan in plans:
+        known = groups[-1].plans[0] if groups and epochs > LONGEST_PLAN else None
+        if known is None or _settings(known) != _settings(plan):
+            groups.append(_Group())
+        groups[-1].plans.append(plan)
+        groups[-1].rates.append(learning_rate(config, plan.epoch))
+    rows = [_plan_row(config, group) for group in groups]
+    if len(rows) > LONGEST_PLAN:
+        left = sum(len(group.plans) for group in groups[_SHOWN_GROUPS:-2])
+        gap = (f"({left} more)", *("..." for _ in rows[0][1:]))
+        rows = [*rows[:_SHOWN_GROUPS], gap, *rows[-2:]]
+    heads = ("Epoch", "Learning rate", "Probability", "step_interval", "Type", "Noisy")
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [heads, *rows]
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _settings(plan: EpochPlan) -> tuple[Any, ...]:
+    return plan.probability, plan.step_interval, plan.epoch_interval, plan.injection_type
+
+
+def _plan_row(config: ExperimentConfig, group: _Group) -> tuple[str, ...]:
+    first, last = group.plans[0], group.plans[-1]
+    span = f"{first.epoch}" if first is last else f"{first.epoch}-{last.epoch}"
+    start, final = (f"{group.rates[i]:.3g}" for i in (0, -1))
+    rates = start if start == final else f"{start} to {final}"
+    faults = config.fault_injection
+    if not faults.enabled or faults.apply_during == "eval":
+        return span, rates, "-", "-", "-", "no"
+    name = getattr(first.injection_type, "name", first.injection_type)
+    rate = percent(first.probability, 0)
+    if first.several:
+        rate, name = "-", "; ".join(map(str, first.entries))
+    values = rate, f"{first.step_interval:g}", str(name)
+    return span, rates, *values, _noisy(group.plans)
+
+
+def _noisy(plans: Sequence[EpochPlan]) -> str:
+    noisy = sum(plan.noisy for plan in plans)
+    if noisy in (0, len(plans)):
+        return "yes" if noisy else "no"
+    return f"{noisy} of {len(plans)} (every {plans[0].epoch_interval}th)"
+
+
+# -- results --------------------------------------------------------------------------------
+
+
+def epoch_line(row: Mapping[str, float], epochs: int) -> str:
+    """Write the measurements of an epoch in one line; epochs count from 0.
+
+    >>> epoch_line({"epoch": 0, "train_loss": 1.5, "train_accuracy": 50.0, "steps": 8.0,
+    ...             "noisy_steps": 3.0, "seconds": 2.0}, epochs=12)
+    'Epoch  0/11: loss 1.5000, accuracy 50.00%, 3 of 8 steps noisy, 2.0 s'
+    """
+    number = f"{row['epoch']:.0f}".rjust(len(str(epochs - 1)))
+    parts = [f"loss {row['train_loss']:.4f}", f"accuracy {row['train_accuracy']:.2f}%"]
+    if "val_accuracy" in row:
+        parts.append(f"validation {row['val_accuracy']:.2f}%")
+    if "faulty_val_accuracy" in row:
+        parts[-1] += f" ({row['faulty_val_accuracy']:.2f}% under faults)"
+    parts.append(f"{row['noisy_steps']:.0f} of {row['steps']:.0f} steps noisy")
+    return f"Epoch {number}/{epochs - 1}: {', '.join(parts)}, {row['seconds']:.1f} s"
+
+
+def result_lines(
+    config: ExperimentConfig, result: TrainingResult, folder: Path, again: str
+) -> list[str]:
+    """Say what the training reached, and with which weights; `again` is how to resume it."""
+    from fxfault.training.run_folder import CALIBRATED
+
+    lines = []
+    which = "last epoch's weights"
+    if result.best is not None:
+        by = config.checkpoint.best_by
+        which = f"weights of epoch {result.best['epoch']:.0f}, the best in {by} validation"
+    if result.calibrated:
+        how = config.training.calibrate
+        which += f", batch norm calibrated {how}"
+        kept = f"; saved to {folder / CALIBRATED}" if config.checkpoint.enabled else ""
+        norms = counted(result.calibrated, "batch norm")
+        lines.append(f"Statistics of {norms} estimated again ({how}){kept}")
+    lines.append(f"Test accuracy: {result.test_accuracy:.2f}% ({which})")
+    if result.faulty_test_accuracy is not None:
+        lines.append(f"Test accuracy under faults: {result.faulty_test_accuracy:.2f}%")
+        if _has_noisy_statistics(result, result.faulty_test_accuracy):
+            mend = "train with --set training.calibrate=clean"
+            if config.checkpoint.enabled:
+                mend = f"estimate them again: {again} --set training.calibrate=clean"
+            lines.append(
+                "Note: it is better under faults, as its batch norms have the statistics of noisy "
+                f"steps; for use without faults, {mend}"
+            )
+    return lines
+
+
+def _has_noisy_statistics(result: TrainingResult, faulty: float) -> bool:
+    """Whether batch norms make the network worse without faults than under them."""
+    from fxfault.training.batch_norm import batch_norms
+
+    if result.calibrated or faulty <= result.test_accuracy + _ODDLY_BETTER:
+        return False
+    return bool(batch_norms(result.network))

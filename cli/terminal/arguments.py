@@ -1,0 +1,337 @@
+"""Command lines: their parser, the types of their values, and the options that commands share.
+
+Nothing heavy is imported here, so that `--help` and a bad flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from fxfault.cli.terminal.console import BAD_INPUT, error_line, run, say
+from fxfault.errors import ConfigError
+from fxfault.files.access import expanded
+from fxfault.messages import nearest
+
+_Value = TypeVar("_Value")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that says in one line what is wrong, and names the nearest flag."""
+
+    def __init__(self, *, prog: str, description: str | None = None, epilog: str | None = None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument(
+            "--traceback",
+            action="store_true",
+            help="show where an error comes from, for instance in your own network "
+            "(or set FXFAULT_TRACEBACK=1)",
+        )
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a command line, or end the program with status 2."""
+        known = re.findall(r"--[a-z][a-z-]*", self.format_help())
+        for item in sys.argv[1:] if argv is None else argv:
+            flag = item.split("=")[0]
+            # Checked before argparse, which would first report a missing flag.
+            if flag.startswith("--") and flag not in known:
+                self.error(f"unknown flag {flag}{nearest(flag, known)}; see --help")
+        try:
+            return self.parse_args(argv)
+        except Exception as error:  # `console.run` does not catch it yet.
+            self.error(f"{type(error).__name__}: {error}")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; unlike argparse, report a stdout that cannot be written."""
+
+        def show(arguments: argparse.Namespace) -> int:
+            print(self.format_help(), end="", file=file)
+            return 0
+
+        status = run(show, argparse.Namespace())
+        if status:
+            self.exit(status)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with status 2 and one line on stderr, without the usage."""
+        say(error_line(message.removeprefix("argument ")))
+        sys.exit(BAD_INPUT)
+
+
+# -- types of values ------------------------------------------------------------------------
+
+
+def percentage(text: str) -> float:
+    """Read a probability in percent.
+
+    >>> percentage("1e-3")
+    0.001
+    """
+    return _number(text, lambda value: 0 <= value <= 100, "a number from 0 to 100 (percent)")
+
+
+def margin(text: str) -> float:
+    """Read the half width of an interval in percentage points."""
+    allowed = "a number above 0 and up to 50 (percentage points)"
+    return _number(text, lambda value: 0 < value <= 50, allowed)
+
+
+def confidence(text: str) -> float:
+    """Read the confidence of an interval in percent."""
+    allowed = "a number from 50 to 99.999 (percent)"
+    return _number(text, lambda value: 50 <= value <= 99.999, allowed)
+
+
+def seconds(text: str) -> float:
+    """Read a time limit in seconds."""
+    allowed = "a number of seconds above 0, up to 10000000"
+    return _number(text, lambda value: 0 < value <= 1e7, allowed)
+
+
+def gpus(text: str) -> float:
+    """Read a number of GPUs, which may be a fraction."""
+    return _number(text, lambda value: 0 <= value <= 1024, "a number from 0 to 1024")
+
+
+def _number(text: str, is_allowed: Callable[[float], bool], allowed: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not is_allowed(value):  # A NaN never is.
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+    return value
+
+
+def percentages(text: str) -> tuple[float, ...]:
+    """Read probabilities in percent, separated by commas.
+
+    >>> percentages("0, 0.5, 10")
+    (0.0, 0.5, 10.0)
+    >>> percentages("0,,5")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: item 2 of 3: '' is not a number from 0 to 100 (percent)
+    """
+    return _several(text, percentage)
+
+
+def fault_counts(text: str) -> tuple[int, ...]:
+    """Read numbers of faults, separated by commas.
+
+    >>> fault_counts("1, 2,4")
+    (1, 2, 4)
+    """
+    return _several(text, lambda item: _integer(item, 0, 2**31 - 1, "a whole number from 0"))
+
+
+def _several(text: str, read: Callable[[str], _Value]) -> tuple[_Value, ...]:
+    items = [item.strip() for item in text.split(",")]
+    values: list[_Value] = []
+    for number, item in enumerate(items, start=1):
+        where = f"item {number} of {len(items)}"
+        try:
+            value = read(item)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{where}: {error}") from None
+        if value in values:
+            raise argparse.ArgumentTypeError(f"{where}: {item!r} is there twice")
+        values.append(value)
+    return tuple(values)
+
+
+def count(text: str) -> int:
+    """Read an integer of at least 1."""
+    return _integer(text, 1, math.inf, "an integer of at least 1")
+
+
+def memory(text: str) -> int:
+    """Read an amount of memory in bytes: a number with or without K, M, G or T (powers of 1024).
+
+    >>> memory("512M"), memory("1.5G"), memory("0")
+    (536870912, 1610612736, 0)
+    >>> memory("lots")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: 'lots' is not an amount of memory, such as 512M, 2G or 0
+    """
+    pattern = r"([0-9]{1,30}(?:\.[0-9]{1,30})?)([KMGT]?)(?:i?B)?"
+    found = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an amount of memory, such as 512M, 2G or 0"
+        )
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def seed(text: str) -> int:
+    """Read the seed of the faults."""
+    from fxfault.config.fault_injection import MAX_SEED
+
+    return _integer(text, 0, MAX_SEED, "an integer from 0 to 2**63 - 1")
+
+
+def _integer(text: str, least: int, most: float, allowed: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+    return value
+
+
+def layers(text: str) -> list[str | int]:
+    """Read sites, separated by commas: a number is an index, anything else a name or a pattern.
+
+    >>> layers("0,features.*")
+    [0, 'features.*']
+    """
+    items = [item.strip() for item in text.split(",")]
+    if "" in items:
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty item")
+    return [int(item) if item.isdecimal() else item for item in items]
+
+
+def device(text: str) -> str:
+    """Read a device: auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read the path of a configuration key and its value, which is YAML.
+
+    >>> setting("training.epochs=3"), setting("scheduler.milestones=[10, 20]")
+    (('training.epochs', 3), ('scheduler.milestones', [10, 20]))
+    >>> setting("epochs=3")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: 'epochs=3' is not section.key=value, such as training.epochs=3
+    """
+    from fxfault.config.yaml_files import parse_yaml
+
+    path, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)+", path):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not section.key=value, such as training.epochs=3"
+        )
+    try:
+        content = parse_yaml(f"value: {value}".encode(), path)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"the value is not YAML: {error}") from None
+    if list(content) != ["value"]:  # A line break started another key.
+        raise argparse.ArgumentTypeError(f"{text!r} has more than one value")
+    return path, content["value"]
+
+
+def checkpoint(text: str) -> str:
+    """Read a checkpoint: the path of a file, or bundled:NAME."""
+    _check_path(text, "a file, or bundled:NAME")
+    return text
+
+
+def folder(text: str) -> Path:
+    """Read the path of a folder."""
+    return _check_path(text, "a folder")
+
+
+def file(text: str) -> Path:
+    """Read the path of a file."""
+    return _check_path(text, "a file")
+
+
+def _check_path(text: str, what: str) -> Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of {what}")
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# -- options that several commands have -----------------------------------------------------
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, which must be given."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="configuration file, or the name of a bundled one, such as digits",
+    )
+
+
+def add_layer(group: argparse._ActionsContainer, more: str = "") -> None:
+    """Add `--layer`, with more text at the end of its help."""
+    group.add_argument(
+        "--layer",
+        type=layers,
+        action="extend",
+        metavar="SITE,...",
+        help="select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated"
+        + more,
+    )
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    """Add `--device`."""
+    group.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda or cuda:N (default: auto, which takes CUDA if there is a GPU)",
+    )
+
+
+def add_no_progress(group: argparse._ActionsContainer) -> None:
+    """Add `--no-progress`."""
+    group.add_argument("--no-progress", action="store_true", help="show no progress")
+
+
+def add_speed_options(group: argparse._ActionsContainer) -> None:
+    """Add the options that make trials faster or slower and leave their results the same."""
+    add = group.add_argument
+    add(
+        "--cache-memory",
+        type=memory,
+        metavar="SIZE",
+        help="memory of a machine for activations of the fault-free run, such as 512M or 2G; "
+        "trials start from them, or from the data if SIZE is 0 (default: a quarter of the free "
+        "memory)",
+    )
+    add(
+        "--no-freeze",
+        dest="freeze",
+        action="store_false",
+        help="quantise the weights again in each batch (slower)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="use torch.compile for trials that change nearly everything, if it and a C++ compiler "
+        "work, the outputs are the same bit for bit, and it is faster; compiling takes up to a "
+        "minute",
+    )
+    add(
+        "--verify",
+        type=percentage,
+        metavar="PERCENT",
+        help="run this share of the batches again, in full and without compiled code, and stop if "
+        "predictions differ; 0 for none (default: one batch with struck samples in the first trial "
+        "of each cell, or in a later one if it would take more than 2%% of the time so far)",
+    )

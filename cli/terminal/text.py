@@ -1,0 +1,138 @@
+"""Numbers, intervals and tables as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fxfault.campaign.fault_evaluation import CellResult
+
+NOTHING = "-"
+_MOST_NAMED = 10
+
+
+def figure(value: float, decimals: int = 2) -> str:
+    """Write a number, or a dash for a NaN.
+
+    >>> figure(83.214), figure(float("nan")), figure(-0.001)
+    ('83.21', '-', '0.00')
+    """
+    if math.isnan(value):
+        return NOTHING
+    # Plus 0.0, so that there is no minus sign before a zero.
+    return f"{round(float(value), decimals) + 0.0:.{decimals}f}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Write an estimate with its interval, if it has one.
+
+    >>> with_interval(83.214, 82.0, 84.4), with_interval(8.0, float("nan"), float("nan"))
+    ('83.21 [82.00, 84.40]', '8.00')
+    """
+    if math.isnan(low) or math.isnan(high):
+        return figure(value)
+    return f"{figure(value)} [{figure(low)}, {figure(high)}]"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "cell"), counted(1200, "trial")
+    ('1 cell', '1,200 trials')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units.
+
+    >>> duration(0.0123), duration(75), duration(7260), duration(200_000)
+    ('0.012 s', '1 min 15 s', '2 h 1 min', '2 days 7 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, hours = round(seconds) // 60, round(seconds / 60) // 60
+    if seconds < 3600:
+        return f"{minutes} min {round(seconds) % 60} s"
+    if hours < 48:
+        return f"{hours} h {round(seconds / 60) % 60} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+def ten_digits(value: float) -> str:
+    """Write a number for a file, without rounding errors of its last digits.
+
+    >>> ten_digits(88.32000000000001)
+    '88.32'
+    """
+    return format(value, ".10g")
+
+
+def and_more(names: Iterable[str], most: int = _MOST_NAMED) -> str:
+    """Name some things, and count the rest.
+
+    >>> and_more(["a", "b", "c", "d"], most=2), and_more(["a", "b"])
+    ('a, b and 2 more', 'a, b')
+    """
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def lined_up(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    r"""Write a table with columns that line up.
+
+    >>> print("\n".join(lined_up(["Site", "SDC"], [["stem", "1.00"], ["a", "12.00"]], left=1)))
+    Site |   SDC
+    ------------
+    stem |  1.00
+    a    | 12.00
+
+    Args:
+        head: the heads of the columns.
+        rows: the texts of each row, one for each column.
+        left: how many columns, from the first, are flush left.
+    """
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        " | ".join(
+            text.ljust(width) if place < left else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+    return [lines[0], "-" * (sum(widths) + 3 * (len(widths) - 1)), *lines[1:]]
+
+
+def percent(value: float, decimals: int = 1) -> str:
+    """Write a percentage with at least some decimals, and with more if those would be wrong.
+
+    >>> percent(10.0), percent(0.0001), percent(10.0, decimals=0), percent(2.5, decimals=0)
+    ('10.0%', '0.0001%', '10%', '2.5%')
+    """
+    short = f"{value:.{decimals}f}"
+    return f"{short if float(short) == value else ten_digits(value)}%"
+
+
+def rate_words(result: CellResult, decimals: int = 1) -> str:
+    """Write how often faults struck, for a table."""
+    if result.cell.probability is None:
+        return result.cell.rate_text
+    return percent(result.cell.probability, decimals)
+
+
+def points(value: float) -> str:
+    """Write a difference in percentage points, with its sign.
+
+    >>> points(5.142), points(-0.0001)
+    ('+5.14', '+0.00')
+    """
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def mean_and_std(result: CellResult) -> str:
+    """Write an accuracy, with its standard deviation if there were several trials."""
+    spread = f" ± {result.std:.2f}%" if len(result.runs) > 1 else ""
+    return f"{result.mean:.2f}%{spread}"

@@ -1,0 +1,272 @@
+"""Rank the sites that were struck alone by the accuracy that their faults cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxfault.campaign.estimates.intervals import Floats, rank_intervals
+from fxfault.campaign.estimates.summary import Integers, Summary, Table, mean_of_cells
+from fxfault.campaign.studies.cell import Cell
+
+Setting = tuple[str, str, str | None]
+"""The settings that compared sites share: fault with its bit, rate, checkpoint."""
+
+
+@dataclass(frozen=True)
+class RankedSite:
+    """A site struck alone, averaged over the settings of the study that all sites have.
+
+    Attributes:
+        name: name of the site.
+        rank: 1 for the site whose faults cost the most accuracy; sites with equal costs share the
+            first of their places (1, 2, 2, 4).
+        rank_low: lower end of the rank's interval, which spans the places of all that share it.
+        rank_high: upper end of the rank's interval.
+        fall: accuracy lost, in percentage points.
+        fall_low: lower end of the interval of `fall`.
+        fall_high: upper end of the interval of `fall`.
+        sdc: SDC rate, in percent.
+        trials: number of trials over all settings.
+    """
+
+    name: str
+    rank: int
+    rank_low: int
+    rank_high: int
+    fall: float
+    fall_low: float
+    fall_high: float
+    sdc: float
+    trials: int
+
+
+def setting_of(cell: Cell) -> Setting:
+    """The setting that a cell shares with cells of other sites."""
+    return cell.fault, cell.rate_text, cell.checkpoint
+
+
+def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
+    """Return the indices of the cells that struck a single site, by setting and site.
+
+    A store of an earlier version has trials of sites that are never called. They exposed no
+    element, so that their cost of zero says nothing; they are left out.
+    """
+    found: dict[Setting, dict[str, int]] = {}
+    for index, cell in enumerate(summary.cells):
+        if cell.single_site is not None and _was_struck(summary, index):
+            found.setdefault(setting_of(cell), {})[cell.single_site] = index
+    return found
+
+
+def never_called(summary: Summary) -> list[str]:
+    """Names of sites whose trials, each of the site alone, exposed no element."""
+    struck: dict[str, bool] = {}
+    for index, cell in enumerate(summary.cells):
+        name = cell.single_site
+        if name is not None and summary.trials[index]:
+            struck[name] = struck.get(name, False) or _was_struck(summary, index)
+    return [name for name, hit in struck.items() if not hit]
+
+
+def _was_struck(summary: Summary, index: int) -> bool:
+    return bool(summary.trials[index] and summary["fault_rate"].n[index])
+
+
+def rank_sites(
+    table: Table, summary: Summary, settings: Sequence[Setting] = (), fewest: int = 2
+) -> list[RankedSite]:
+    """Rank the sites that were struck alone, the weakest first.
+
+    All settings have equal weights. Only settings that all sites have count: other sites would
+    not be comparable.
+
+    Args:
+        table: the rows of a study.
+        summary: the summary of these rows.
+        settings: the settings to average over; default: all.
+        fewest: least number of sites that make a ranking.
+
+    Returns:
+        The ranking; empty if fewer than `fewest` sites can be compared.
+    """
+    by_setting = site_cells(summary)
+    wanted = {key: by_setting[key] for key in settings or by_setting if key in by_setting}
+    names = list(dict.fromkeys(name for sites in wanted.values() for name in sites))
+    common = {key: sites for key, sites in wanted.items() if len(sites) == len(names)}
+    if len(names) < fewest or not common:
+        return []
+    columns = np.array([[sites[name] for name in names] for sites in common.values()])
+    falls = Falls(table)
+    least = _least_variances(table, columns, len(summary.cells))
+    scores = [falls.of(row) for row in columns]
+    ranks, low, high = rank_intervals(scores, summary.confidence, least)
+    fall, fall_low, fall_high = mean_of_cells(summary["fall"], columns)
+    sdc = summary["sdc"].value[columns].mean(axis=0)
+    trials = summary.trials[columns].sum(axis=0)
+    ranked = [
+        RankedSite(
+            name=name,
+            rank=int(ranks[i]),
+            rank_low=int(low[i]),
+            rank_high=int(high[i]),
+            fall=float(fall[i]),
+            fall_low=float(fall_low[i]),
+            fall_high=float(fall_high[i]),
+            sdc=float(sdc[i]),
+            trials=int(trials[i]),
+        )
+        for i, name in enumerate(names)
+    ]
+    return sorted(ranked, key=lambda site: site.rank)
+
+
+def _least_variances(table: Table, columns: Integers, cells: int) -> list[Floats]:
+    """Lower bound of the variance of the accuracy lost in each cell, in squared points.
+
+    The loss counts samples that turned wrong, less those that turned right. A few such events
+    scatter by chance as a Poisson variable does, even if the trials happen to be alike: one event
+    among 2,500 samples tells two sites apart as little as none. The bound counts one event more
+    than was seen, spread over the settings, as zero events do not prove a rate of zero.
+
+    Args:
+        table: the rows.
+        columns: indices of the cells, shape (settings, sites).
+        cells: number of cells of the table.
+    """
+    lost = table["critical_sdc"]
+    gained = table["correct"] - table["golden_correct"] + lost
+    events = np.bincount(table["cell"], weights=lost + gained, minlength=cells)
+    samples = np.bincount(table["cell"], weights=table["samples"], minlength=cells)
+    return [(100.0 / samples[row]) ** 2 * (events[row] + 1 / len(columns)) for row in columns]
+
+
+def weakest(ranked: Sequence[RankedSite]) -> list[RankedSite]:
+    """The sites whose faults cost the most: one, or several that are tied.
+
+    The list is empty if no site lost accuracy.
+
+    >>> weakest([RankedSite("stem", 1, 1, 2, 0.0, -0.1, 0.1, 0.0, 10)])
+    []
+    """
+    return [site for site in ranked if site.rank == 1 and site.fall > NOTHING_LOST]
+
+
+# Points of accuracy; less is rounding.
+NOTHING_LOST = 1e-9
+
+
+class Falls:
+    """The accuracy lost in each trial, in percentage points, sorted by cell for fast access."""
+
+    def __init__(self, table: Table) -> None:
+        lost = table["golden_correct"] - table["correct"]
+        order = np.argsort(table["cell"], kind="stable")
+        self._values: Floats = (100.0 * lost / table["samples"])[order]
+        self._trials: Integers = table["trial"][order]
+        self._cells: Integers = table["cell"][order]
+
+    def of(self, cells: Sequence[int] | Integers) -> Floats:
+        """Return the trials of some cells side by side.
+
+        Returns:
+            Shape (trial numbers, cells); NaN if a cell has no trial of that number.
+        """
+        starts = np.searchsorted(self._cells, cells, side="left")
+        ends = np.searchsorted(self._cells, cells, side="right")
+        parts = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+        numbers = 1 + max(int(self._trials[part].max(initial=-1)) for part in parts)
+        falls = np.full((numbers, len(parts)), np.nan)
+        for column, part in enumerate(parts):
+            falls[self._trials[part], column] = self._values[part]
+        return falls
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A measure of each site and fault, averaged over the rates and checkpoints that both have.
+
+    Attributes:
+        sites: names of the sites, in the order of the study.
+        faults: fault models; one entry for each bit of a model.
+        values: the measure in percent, shape (sites, faults); NaN if a rate has no trial.
+        rates: texts of the rates that were averaged, ascending.
+    """
+
+    sites: tuple[str, ...]
+    faults: tuple[str, ...]
+    values: Floats
+    rates: tuple[str, ...]
+
+
+def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
+    """Average a measure of sites struck alone, by site and fault."""
+    by_setting = site_cells(summary)
+    sites = tuple(dict.fromkeys(name for found in by_setting.values() for name in found))
+    faults = tuple(dict.fromkeys(fault for fault, _, _ in by_setting))
+    sums, numbers = np.zeros((2, len(sites), len(faults)))
+    for (fault, _, _), found in by_setting.items():
+        for name, index in found.items():
+            place = sites.index(name), faults.index(fault)
+            sums[place] += summary[measure].value[index]
+            numbers[place] += 1
+    # A mean over fewer rates would not be comparable.
+    values = np.where(numbers == numbers.max(axis=0), sums, np.nan) / np.maximum(numbers, 1)
+    cells = [summary.cells[index] for found in by_setting.values() for index in found.values()]
+    rates = {cell.rate or 0.0: cell.rate_text for cell in cells}
+    return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against how often faults strike.
+
+    Attributes:
+        place: `all`, names of the struck sites, or `each` for the mean over sites struck alone.
+        fault: fault model with its bit.
+        checkpoint: the weights.
+        rates: probabilities in percent, or numbers of faults in each sample, ascending.
+        accuracy: mean accuracy at each rate, in percent.
+        low: lower ends of the intervals; NaN if there is none.
+        high: upper ends of the intervals.
+        counted: whether the rates are numbers of faults.
+        sites: number of sites struck alone and averaged; 1 if sites were struck together.
+    """
+
+    place: str
+    fault: str
+    checkpoint: str | None
+    rates: tuple[float, ...]
+    accuracy: Floats
+    low: Floats
+    high: Floats
+    counted: bool = False
+    sites: int = 1
+
+
+def curves(summary: Summary) -> list[Curve]:
+    """Return a curve for each fault and each group of sites that was struck together.
+
+    Sites struck alone make one curve, their mean; rates that not all of them have are left out.
+    Cells of several faults, each with its own rate, are on no curve.
+    """
+    groups: dict[tuple[str, str, str | None], dict[float, list[int]]] = {}
+    for index, cell in enumerate(summary.cells):
+        if _was_struck(summary, index) and cell.rate is not None:
+            place = cell.place if cell.single_site is None else "each"
+            key = place, cell.fault, cell.checkpoint
+            groups.setdefault(key, {}).setdefault(cell.rate, []).append(index)
+    return [_curve(key, found, summary) for key, found in groups.items()]
+
+
+def _curve(
+    key: tuple[str, str, str | None], found: Mapping[float, Sequence[int]], summary: Summary
+) -> Curve:
+    most = max(map(len, found.values()))
+    points = sorted((rate, cells) for rate, cells in found.items() if len(cells) == most)
+    cells = np.array([cells for _, cells in points]).T  # A column for each rate.
+    rates = tuple(rate for rate, _ in points)
+    counted = summary.cells[cells.flat[0]].num_faults is not None
+    return Curve(*key, rates, *mean_of_cells(summary["accuracy"], cells), counted, len(cells))

@@ -1,0 +1,333 @@
+"""Turn the rows of a store into estimates for each cell, with intervals.
+
+Nothing here loops over rows: a million of them take about a second.
+
+`accuracy`, `fall` and `top5` are means over trials, with Student's t interval; `sdc`,
+`critical_sdc`, `fault_rate` and `masked` are rates over samples or elements, with Wilson's
+interval. All take the data as given (see `fxfault.campaign.estimates.intervals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxfault.campaign.estimates.intervals import Floats, clustered_wilson, student_t, wilson
+from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.study import look_points
+from fxfault.errors import FxFaultError
+from fxfault.evaluation.rows import COUNTS, TrialRow
+
+if TYPE_CHECKING:
+    from fxfault.campaign.studies.study import StopRule, Study
+
+Integers = NDArray[np.int64]
+Table = Mapping[str, NDArray[Any]]
+"""Columns by the names of the fields of `TrialRow`; `cell` is an index into a list of cells, and
+`top5` is NaN if a row has none."""
+
+ESTIMATES = ("accuracy", "fall", "sdc", "critical_sdc", "masked", "fault_rate", "top5")
+
+# States of a cell; see `states`.
+EARLY, DONE, UNSURE, UNFINISHED = "stopped early", "done", "not sure", "unfinished"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One measure of all cells, in percent (`fall`: in percentage points), shape (cells,).
+
+    Attributes:
+        value: the estimate; NaN without data.
+        low: lower end of the interval; NaN if there is none.
+        high: upper end of the interval.
+        n: number of trials, samples or elements that the interval counts.
+    """
+
+    value: Floats
+    low: Floats
+    high: Floats
+    n: Integers
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Estimates for all cells of a study, in the order of its cells.
+
+    Attributes:
+        cells: the cells.
+        trials: numbers of finished trials, shape (cells,).
+        golden: accuracy without faults, in percent, shape (cells,).
+        seconds: mean time of a trial, in seconds, shape (cells,).
+        confidence: confidence of all intervals, in percent.
+        estimates: the estimates, by the names in `ESTIMATES`.
+    """
+
+    cells: tuple[Cell, ...]
+    trials: Integers
+    golden: Floats
+    seconds: Floats
+    confidence: float
+    estimates: Mapping[str, Estimate]
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each cell as plain values: its settings, and each estimate with its interval.
+
+        NaN becomes None.
+        """
+        for index, cell in enumerate(self.cells):
+            row: dict[str, Any] = {**cell.columns, "trials": int(self.trials[index])}
+            row["golden"] = _plain(self.golden[index])
+            for name, estimate in self.estimates.items():
+                row[name] = _plain(estimate.value[index])
+                row[f"{name}_low"] = _plain(estimate.low[index])
+                row[f"{name}_high"] = _plain(estimate.high[index])
+                row[f"{name}_n"] = int(estimate.n[index])
+            row["seconds_per_trial"] = _plain(self.seconds[index])
+            yield row
+
+
+def _plain(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def table_of(rows: Sequence[TrialRow], cells: Sequence[Cell]) -> Table:
+    """Put rows into columns, as `Store.table` returns them.
+
+    Args:
+        rows: rows of these cells, in any order.
+        cells: the cells, without duplicates.
+    """
+    places = {cell.key: index for index, cell in enumerate(cells)}
+    table = {
+        name: np.array([getattr(row, name) for row in rows], np.float64)
+        for name in (*COUNTS, "seconds")
+    }
+    table["trial"] = table["trial"].astype(np.int64)
+    return {**table, "cell": np.array([places[row.cell] for row in rows], np.int64)}
+
+
+def summarise(
+    table: Table,
+    cells: Sequence[Cell],
+    shared: Sequence[bool] | None = None,
+    confidence: float = 95.0,
+) -> Summary:
+    """Estimate all measures of all cells.
+
+    Args:
+        table: the rows.
+        cells: the cells that the column `cell` indexes.
+        shared: for each cell, whether all samples of a trial have the same faults (a broken unit,
+            a stuck bit); default: False for all.
+        confidence: confidence of the intervals, in percent.
+    """
+    sums = _Sums(table, len(cells))
+    chosen = np.zeros(len(cells), bool) if shared is None else np.asarray(shared, bool)
+    accuracy = _means(sums, "correct", confidence)
+    accuracy = _with_width(accuracy, sums, chosen, confidence)
+    with np.errstate(invalid="ignore"):
+        golden = 100.0 * sums["golden_correct"] / sums["samples"]
+        seconds = sums["seconds"] / sums.trials
+    low, high = golden - accuracy.high, golden - accuracy.low
+    estimates = {
+        "accuracy": accuracy,
+        "fall": Estimate(golden - accuracy.value, low, high, accuracy.n),
+        "sdc": _rates(sums, "sdc", "samples", chosen, confidence),
+        "critical_sdc": _rates(sums, "critical_sdc", "samples", chosen, confidence),
+        "masked": _rates(sums, "masked", "struck", chosen, confidence),
+        "fault_rate": _rates(sums, "faults", "elements", chosen, confidence),
+        "top5": _means(sums, "top5", confidence),
+    }
+    _check_possible({**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells)
+    return Summary(tuple(cells), sums.trials, golden, seconds, confidence, estimates)
+
+
+def _check_possible(estimates: Mapping[str, Estimate], cells: Sequence[Cell]) -> None:
+    """Check that estimates are percentages within their intervals.
+
+    Raises:
+        FxFaultError: an estimate is not, because of a bug in this version or in the one that
+            stored the rows.
+    """
+    rounding = 1e-6
+    for name, estimate in estimates.items():
+        least = -100.0 if name == "fall" else 0.0
+        value, low, high = estimate.value, estimate.low, estimate.high
+        # Comparisons with NaN are false.
+        wrong = (value < least - rounding) | (value > 100.0 + rounding)
+        wrong |= (low > value + rounding) | (high < value - rounding)
+        if wrong.any():
+            place = int(np.flatnonzero(wrong)[0])
+            cell = cells[place]
+            raise FxFaultError(
+                f"{name} {value[place]:.2f} [{low[place]:.2f}, {high[place]:.2f}] of cell "
+                f"{cell.place}, {cell.fault}, {cell.rate_text} cannot be: this is a bug in "
+                "fxfault, now or when the rows were stored; please report it with the study, and "
+                "use none of its figures"
+            )
+
+
+class _Sums:
+    """Sums over the trials of each cell, by the name of the column."""
+
+    def __init__(self, table: Table, cells: int) -> None:
+        self.table, self.cells = table, cells
+        self.codes = table["cell"]
+        self.trials: Integers = np.bincount(self.codes, minlength=cells).astype(np.int64)
+        self._known: dict[str, Floats] = {}
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self._known:
+            self._known[name] = self.of(self.table[name])
+        return self._known[name]
+
+    def of(self, values: NDArray[Any]) -> Floats:
+        # float64 holds sums up to 2**53 exactly.
+        sums = np.bincount(self.codes, weights=values, minlength=self.cells)
+        return sums.astype(np.float64, copy=False)  # Without rows, bincount gives integers.
+
+    def variance(self, part: str, whole: str) -> Floats:
+        """Sample variance of the trials' shares `part / whole`, linearised in the two columns.
+
+        For trials of equal size, such as samples, it is the exact sample variance of the shares.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = self[part] / self[whole]
+            size = self[whole] / self.trials
+            rest = self.table[part] - share[self.codes] * self.table[whole]
+            spread = self.of(rest * rest) / np.where(self.trials > 1, self.trials - 1, np.nan)
+            variance: Floats = spread / size**2
+        return variance
+
+
+def _means(sums: _Sums, name: str, confidence: float) -> Estimate:
+    """Percent of samples, as a mean over trials with Student's t."""
+    with np.errstate(invalid="ignore"):
+        value = 100.0 * sums[name] / sums["samples"]
+    variance = 100.0**2 * sums.variance(name, "samples")
+    low, high = student_t(value, variance, sums.trials, confidence)
+    return Estimate(value, np.maximum(low, 0.0), np.minimum(high, 100.0), sums.trials)
+
+
+def _with_width(
+    accuracy: Estimate, sums: _Sums, shared: NDArray[np.bool_], confidence: float
+) -> Estimate:
+    """Widen the interval of the accuracy if no prediction ever changed.
+
+    Such trials are all equal, so that Student's t has no width; the accuracy takes that of the
+    SDC rate.
+    """
+    quiet = (sums["sdc"] == 0) & (sums.trials > 0)
+    highest = _rates(sums, "sdc", "samples", shared, confidence).high
+    low = np.where(quiet, np.maximum(accuracy.value - highest, 0.0), accuracy.low)
+    high = np.where(quiet, np.minimum(accuracy.value + highest, 100.0), accuracy.high)
+    return Estimate(accuracy.value, low, high, accuracy.n)
+
+
+def _rates(
+    sums: _Sums, part: str, whole: str, shared: NDArray[np.bool_], confidence: float
+) -> Estimate:
+    """Percent of samples or elements, with Wilson's interval."""
+    count, number = sums[part], sums[whole]
+    low, high = wilson(count, number, confidence)
+    with np.errstate(invalid="ignore"):
+        rate = np.where(number > 0, count / np.where(number > 0, number, 1.0), np.nan)
+    if shared.any():
+        variance = sums.variance(part, whole)
+        wide = clustered_wilson(rate, number, variance, sums.trials, confidence)
+        low, high = np.where(shared, wide[0], low), np.where(shared, wide[1], high)
+    return Estimate(100.0 * rate, 100.0 * low, 100.0 * high, number.astype(np.int64))
+
+
+def states(
+    study: Study, table: Table, cells: Sequence[Cell], shared: Sequence[bool] | None = None
+) -> list[str]:
+    """Return the state of each cell.
+
+    Returns:
+        `EARLY`: the stop rule ended the cell before `max_trials`; `DONE`: the cell has all its
+        trials and, under a stop rule, is sure; `UNSURE`: the cell has all its trials and is not
+        sure; `UNFINISHED`: trials are missing.
+    """
+    trials = np.bincount(table["cell"], minlength=len(cells))
+    if study.stop is None:
+        return [DONE if number >= study.max_trials else UNFINISHED for number in trials]
+    rule = study.stop
+    sure = is_within(summarise(table, cells, shared, rule.confidence), rule.margin)
+    whole = trials >= rule.max_trials
+    stopped = sure & np.isin(trials, look_points(rule))
+    rest = ~whole & ~stopped & (trials > rule.min_trials)
+    stopped |= _stopped_before(rule, table, cells, shared, rest)
+    ended = np.where(sure, DONE, UNSURE)
+    return [str(s) for s in np.where(whole, ended, np.where(stopped, EARLY, UNFINISHED))]
+
+
+def _stopped_before(
+    rule: StopRule,
+    table: Table,
+    cells: Sequence[Cell],
+    shared: Sequence[bool] | None,
+    chosen: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Which of the chosen cells the rule ends at fewer trials than they have.
+
+    A cell has more trials if an earlier version of the study asked for them (see
+    `fingerprint.conflicts`).
+    """
+    stopped = np.zeros(len(cells), bool)
+    looks = look_points(rule)[:-1] if chosen.any() else ()
+    own = chosen[table["cell"]]
+    part = {name: column[own] for name, column in table.items()} if looks else {}
+    for look in looks:
+        first = part["trial"] < look
+        seen = {name: column[first] for name, column in part.items()}
+        summary = summarise(seen, cells, shared, rule.confidence)
+        stopped |= is_within(summary, rule.margin) & (summary.trials == look)
+    return stopped
+
+
+def is_within(summary: Summary, margin: float) -> NDArray[np.bool_]:
+    """Whether the intervals of accuracy and SDC rate are both within a margin.
+
+    The accuracy alone is not enough: if faults rarely matter, a few trials may all be equal, and
+    only the interval of the SDC rate accounts for the number of samples.
+
+    Args:
+        summary: the summary of a study; a cell with fewer than two trials is never within.
+        margin: largest half width, in percentage points.
+
+    Returns:
+        Booleans, shape (cells,).
+    """
+    within = np.ones(len(summary.cells), bool)
+    for name in ("accuracy", "sdc"):
+        estimate = summary[name]
+        # False for NaN, the width of a single trial.
+        within &= estimate.high - estimate.low <= 2 * margin
+    return within & (summary.trials > 1)
+
+
+def mean_of_cells(estimate: Estimate, cells: Integers) -> tuple[Floats, Floats, Floats]:
+    """Average an estimate over cells with equal weights.
+
+    Cells are independent draws of faults, so that the squares of their half widths add up.
+
+    Args:
+        estimate: the estimate of all cells.
+        cells: indices of the cells to average, shape (cells, ...).
+
+    Returns:
+        Mean, lower and upper end of its interval, each of shape (...).
+    """
+    value = estimate.value[cells]
+    mean = value.mean(axis=0)
+    below, above = value - estimate.low[cells], estimate.high[cells] - value
+    down, up = (np.sqrt((side**2).sum(axis=0)) / len(cells) for side in (below, above))
+    return mean, mean - down, mean + up

@@ -1,0 +1,371 @@
+"""Accuracy of a network under faults: for each probability, and for each site alone.
+
+Everything is in percent. One evaluation of the whole data under one set of faults is a trial;
+trial k draws its faults from `model.faults.reset(trial=k)`, so that it is the same whenever and
+wherever it runs. The `std` of a result is the sample standard deviation (divisor n - 1) of the
+accuracies of its trials: how far the accuracy moves from one draw of faults to the next on the same
+data. It is neither the standard error of the mean nor the uncertainty due to the size of the data
+set, and it is 0 for one trial.
+
+Generators yield results one by one, so that a caller may show each and stop at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import stdev
+from typing import TYPE_CHECKING
+
+from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.study import samples_share_faults
+from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.errors import ConfigError
+from fxfault.evaluation.full.predictions import OnBatch, Runner
+from fxfault.evaluation.rows import TrialRow
+from fxfault.evaluation.trials import Trials
+from fxfault.faults.fault_models import get_fault_model, label_of
+from fxfault.sites.fault_sites import FaultSites, faults_of
+from fxfault.sites.site import FaultSite
+from fxfault.sites.statistics import FaultStatistics
+
+if TYPE_CHECKING:
+    from fxfault.campaign.estimates.ranking import RankedSite
+    from fxfault.campaign.estimates.summary import Summary, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """The result of the trials of one cell; all figures are in percent.
+
+    >>> counts = {"samples": 50, "golden_correct": 45, "sdc": 9, "critical_sdc": 7, "top5": None}
+    >>> seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
+    >>> cell = Cell.of(injection_type="random", probability=5.0)
+    >>> rows = [
+    ...     TrialRow(cell=cell.key, trial=k, correct=correct, **counts, **seen)
+    ...     for k, correct in enumerate([40, 42])
+    ... ]
+    >>> result = CellResult(cell=cell, rows=tuple(rows))
+    >>> result.runs, result.mean, round(result.std, 3), result.degradation, result.injection_rate
+    ((80.0, 84.0), 82.0, 2.828, 8.0, 5.0)
+
+    Attributes:
+        cell: the cell: what was struck, and how.
+        rows: the rows of its trials, trial 0 first.
+        index: index of the site if one was struck alone.
+        run_layers: index of the struck site of each trial in `mode: layer`.
+        statistics: injection statistics over all trials; None if they were not asked for.
+        shared: whether the samples of a trial share some of their faults.
+    """
+
+    cell: Cell
+    rows: tuple[TrialRow, ...]
+    index: int | None = None
+    run_layers: tuple[int, ...] | None = None
+    statistics: FaultStatistics | None = field(default=None, compare=False)
+    shared: bool = False
+
+    @property
+    def runs(self) -> tuple[float, ...]:
+        """Accuracy of each trial."""
+        return tuple(100.0 * row.correct / row.samples for row in self.rows)
+
+    @property
+    def baseline(self) -> float:
+        """Accuracy without faults."""
+        return self._percent("golden_correct", "samples")
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy of the trials."""
+        return self._percent("correct", "samples")
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation of the trials' accuracies (see the module); 0 for one trial."""
+        return stdev(self.runs) if len(self.runs) > 1 else 0.0
+
+    @property
+    def degradation(self) -> float:
+        """Accuracy lost to the faults: baseline minus mean, in percentage points."""
+        return self.baseline - self.mean
+
+    @property
+    def injection_rate(self) -> float:
+        """Share of the exposed elements that were hit; 0 if none was exposed."""
+        return self._percent("faults", "elements")
+
+    def total(self, count: str) -> int:
+        """Add up a count of the trials: a field of `TrialRow`."""
+        return sum(getattr(row, count) for row in self.rows)
+
+    def _percent(self, part: str, whole: str) -> float:
+        return 100.0 * self.total(part) / (self.total(whole) or 1)
+
+
+def estimate(results: Sequence[CellResult], confidence: float = 95.0) -> Summary:
+    """Return all estimates of some results with their intervals, as a campaign reports them.
+
+    Accuracies have Student's t interval over trials, rates have Wilson's. This needs scipy
+    (`fxfault[cli]`).
+
+    Args:
+        results: results of different cells.
+        confidence: confidence of the intervals, in percent.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    return _estimate(results, confidence)[1]
+
+
+def rank(results: Sequence[CellResult], confidence: float = 95.0) -> list[RankedSite]:
+    """Rank sites that were struck alone by what their faults cost, the most vulnerable first.
+
+    Sites with equal costs share a rank and keep the order of the results; the interval of a rank
+    spans all places that share it (`fxfault.campaign.estimates.ranking`). This needs scipy
+    (`fxfault[cli]`).
+
+    Args:
+        results: results of `FaultEvaluation.per_layer`.
+        confidence: confidence of the intervals, in percent.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    from fxfault.campaign.estimates.ranking import rank_sites
+
+    return rank_sites(*_estimate(results, confidence), fewest=1)
+
+
+def _estimate(results: Sequence[CellResult], confidence: float) -> tuple[Table, Summary]:
+    from fxfault.campaign.estimates.summary import summarise, table_of
+
+    cells = [result.cell for result in results]
+    table = table_of([row for result in results for row in result.rows], cells)
+    shared = [result.shared for result in results]
+    return table, summarise(table, cells, shared, confidence)
+
+
+def with_probability(config: FaultInjectionConfig, probability: float) -> FaultInjectionConfig:
+    """Replace the probability (in percent) or the number of faults by this probability."""
+    return dataclasses.replace(config, probability=float(probability), num_faults=None)
+
+
+def with_num_faults(config: FaultInjectionConfig, num_faults: int) -> FaultInjectionConfig:
+    """Replace the probability by this number of faults in each sample."""
+    default = FaultInjectionConfig().probability
+    return dataclasses.replace(config, num_faults=num_faults, probability=default)
+
+
+@dataclass(frozen=True)
+class FaultEvaluation:
+    """Evaluate a transformed model under faults.
+
+    This is a small campaign, with a cell for each result: its trials are those of a study with the
+    same settings (`fxfault.evaluation.trials`), kept in memory instead of in a store.
+
+    The runner decides how to run the model: in full, or incrementally
+    (`fxfault.evaluation.incremental.runner`), with the same results.
+
+    >>> import fxfault, torch
+    >>> from brevitas.nn import QuantReLU
+    >>> from fxfault.evaluation import FullRunner
+    >>> from torch import nn
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> data = TensorDataset(torch.eye(8).repeat(8, 1), torch.arange(8).repeat(8))
+    >>> model = fxfault.transform(
+    ...     nn.Sequential(QuantReLU(bit_width=4, scaling_impl_type="const", max_val=1.0)),
+    ...     {"enabled": True, "apply_during": "eval", "injection_type": "msb_flip", "seed": 1},
+    ... )
+    >>> evaluation = FaultEvaluation(FullRunner(model, DataLoader(data, batch_size=16)), num_runs=3)
+    >>> evaluation.baseline()
+    100.0
+    >>> [result.mean for result in evaluation.sweep([0, 100])]
+    [100.0, 0.0]
+
+    The faults follow from the configuration that the model was transformed with and from the
+    arguments here; settings made at single sites by hand do not count. A generator sets the sites
+    as it needs them. When it ends, is closed or raises, it restores the faults and selection of
+    every site, the trial and the statistics.
+
+    Attributes:
+        runner: the runner, which runs the model on the data.
+        num_runs: number of trials for each result, at least 1.
+        track_statistics: measure what is injected, site by site.
+        on_batch: called with the number of samples done since the last call.
+    """
+
+    runner: Runner
+    num_runs: int = 1
+    track_statistics: bool = False
+    on_batch: OnBatch | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_runs, bool) or self.num_runs < 1:
+            raise ConfigError(f"num_runs: got {self.num_runs!r}, allowed: an integer of at least 1")
+
+    @property
+    def faults(self) -> FaultSites:
+        """The sites of the model."""
+        return faults_of(self.runner.model)
+
+    def baseline(self) -> float:
+        """Accuracy without faults, in percent."""
+        return self.runner.golden(self.on_batch).accuracy
+
+    def check(
+        self, configs: Iterable[FaultInjectionConfig], *, each_alone: bool = False
+    ) -> tuple[str, ...]:
+        """Check before any trial that some configurations fit the model.
+
+        Args:
+            configs: as for `evaluate`.
+            each_alone: check each site alone, too, as `per_layer` strikes them; always done for
+                a model in mode `layer`.
+
+        Returns:
+            Names of sites that no forward of the evaluation reaches.
+
+        Raises:
+            ConfigError: as `evaluate`.
+            SiteError: as `evaluate`.
+        """
+        with self._trials() as trials:
+            for config in configs:
+                trials.set(config)
+                if each_alone or self.faults.config.mode == "layer":
+                    for index in self.faults.matching(config.layers):
+                        if self.faults[index].name not in trials.never_called:
+                            trials.set(config, [self.faults[index].name])
+            return trials.never_called
+
+    def evaluate(self, configs: Iterable[FaultInjectionConfig]) -> Iterator[CellResult]:
+        """Evaluate some configurations, one after the other.
+
+        Args:
+            configs: variants of the model's configuration (`faults.config`) with another rate or
+                other faults; their schedules and seeds do not count.
+
+        Raises:
+            ConfigError: a configuration is not allowed, or `apply_during` is `train`, so that no
+                fault would strike.
+            SiteError: a configuration does not fit the sites, or no site that it strikes is ever
+                called.
+        """
+        with self._trials() as trials:
+            for config in configs:
+                yield self._result(trials, config)
+
+    def sweep(self, probabilities: Iterable[float]) -> Iterator[CellResult]:
+        """Evaluate at each probability in turn, with all selected sites struck together.
+
+        Args:
+            probabilities: probabilities in percent.
+
+        Raises:
+            ConfigError: a probability is not within 0 and 100, or as `evaluate`.
+        """
+        config = self.faults.config
+        return self.evaluate(with_probability(config, value) for value in probabilities)
+
+    def per_layer(
+        self, config: FaultInjectionConfig, layers: Sequence[int] | None = None
+    ) -> Iterator[CellResult]:
+        """Evaluate with each site struck alone, in the order of execution; see `rank`.
+
+        Sites that are never called are left out (`check` names them).
+
+        Args:
+            config: as for `evaluate`.
+            layers: indices of the sites; default: those that the configuration selects.
+
+        Raises:
+            ConfigError: the configuration has `faults`, whose entries have layers of their own;
+                or as `evaluate`.
+            SiteError: there is no site with such an index, or none of them is ever called.
+        """
+        if config.faults is not None:
+            raise ConfigError(
+                "faults: each entry has layers of its own, so that no site can be struck alone; "
+                "leave them out, or evaluate them as they are"
+            )
+        faults = self.faults
+        chosen = faults.matching(config.layers) if layers is None else layers
+        sites = [faults[index] for index in chosen]
+        with self._trials() as trials:
+            called = [site for site in sites if site.name not in trials.never_called]
+            for site in called or sites:  # If none is called, the first raises.
+                yield self._result(trials, config, site)
+
+    @contextmanager
+    def _trials(self) -> Iterator[Trials]:
+        with _settings_restored(self.faults):
+            if self.faults.clock.apply_during == "train":
+                raise ConfigError(
+                    "apply_during: got 'train', under which no fault strikes in an evaluation; "
+                    "transform the model with 'eval' or 'both'"
+                )
+            self.faults.enabled = True
+            self.faults.set_statistics(None)
+            yield Trials(self.runner, self.on_batch)
+
+    def _result(
+        self, trials: Trials, config: FaultInjectionConfig, alone: FaultSite | None = None
+    ) -> CellResult:
+        faults = self.faults
+        cell = _cell_of(config, faults, alone)
+        trials.set(config, None if alone is None else [alone.name])
+        recorded = faults.new_statistics() if self.track_statistics else None
+        rows, struck = [], []
+        for number in range(self.num_runs):
+            rows.append(trials.run(cell.key, number))
+            struck.append([site.index for site in faults if site.selected])
+        drawn = faults.config.mode == "layer" and alone is None
+        return CellResult(
+            cell=cell,
+            rows=tuple(rows),
+            index=None if alone is None else alone.index,
+            run_layers=tuple(indices[0] for indices in struck) if drawn else None,
+            statistics=recorded,
+            shared=samples_share_faults(config),
+        )
+
+
+def _cell_of(config: FaultInjectionConfig, faults: FaultSites, alone: FaultSite | None) -> Cell:
+    """The cell that a study would have for a configuration."""
+    entry = config.entries()[0]
+    if config.faults is not None:
+        name = " + ".join(map(str, config.entries()))
+        # The entry's text, as a fault model may be an object without a name.
+        own = [{"fault": str(entry), "layers": entry.layers} for entry in config.entries()]
+        return Cell.of(faults={name: own})
+    layers = None
+    if alone is not None:
+        layers = [alone.name]
+    elif config.layers is not None:
+        layers = [faults[index].name for index in faults.matching(config.layers)]
+    return Cell.of(
+        injection_type=label_of(get_fault_model(entry.injection_type)),
+        probability=entry.probability,
+        num_faults=entry.num_faults,
+        bit=entry.bit,
+        layers=layers,
+    )
+
+
+@contextmanager
+def _settings_restored(faults: FaultSites) -> Iterator[None]:
+    enabled, trial, recorded = faults.enabled, faults.trial, faults.statistics
+    settings = [(site, site.setting, site.selected) for site in faults]
+    try:
+        yield
+    finally:
+        faults.reset(trial=trial)
+        faults.enabled = enabled
+        faults.set_statistics(recorded)
+        for site, setting, selected in settings:
+            site.setting = setting
+            site.selected = selected

@@ -1,0 +1,239 @@
+"""The fingerprint of a study: what its rows depend on, so that a store never mixes two kinds.
+
+A fingerprint holds the study, the network with all of its weights, the data, the predictions
+without faults, and the versions of the code. A store only continues with the same fingerprint,
+apart from changes that add rows and alter none: the number of trials of a cell, and more values on
+the axes.
+
+Rows do not depend on, and the fingerprint leaves out: the engine, the number of workers, whether
+work is kept from one trial to the next, freezing, the folder of the data, the sections of an
+experiment that only training reads, the operating system, Python, and the machine. Devices and
+numbers of threads may round the last digit of a sum differently, and so may the batch size, which
+is part of the study. If that moves a code, it mostly shows in the predictions without faults,
+which all workers must share: a worker that predicts otherwise is refused. For rows that are the
+same bit for bit, keep to one kind of device and one number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fxfault.messages import flat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fxfault.campaign.studies.study import Study
+    from fxfault.evaluation.full.predictions import Predictions
+    from fxfault.sites.fault_sites import FaultSites
+
+PACKAGES = ("fxfault", "torch", "brevitas", "numpy")
+
+# Larger data sets are hashed in part.
+WHOLE_BYTES = 2**28
+SPOT_CHECKS = 256  # samples
+
+# Settings that an evaluation does not read, or that change no count.
+_FREE_SECTIONS = ("seed", "optimizer", "scheduler")
+_FREE_KEYS = {
+    "dataset": ("root",),
+    "fault_injection": ("verbose", "track_statistics", "gradient_mode"),
+}
+_KEPT_KEYS = {"training": ("batch_size",), "checkpoint": ("path",)}
+
+
+def of_study(study: Study) -> dict[str, Any]:
+    """The part of a resolved study that rows depend on."""
+    kept: dict[str, Any] = {}
+    for name, section in study.to_dict().items():
+        if name in _FREE_SECTIONS:
+            continue
+        if isinstance(section, Mapping):
+            free, only = _FREE_KEYS.get(name, ()), _KEPT_KEYS.get(name)
+            section = {
+                key: value
+                for key, value in section.items()
+                if key not in free and (only is None or key in only)
+            }
+        kept[name] = section
+    plain: dict[str, Any] = json.loads(json.dumps(kept))  # As the store will give it back.
+    return plain
+
+
+def of_code() -> dict[str, str]:
+    """Versions of the packages that compute, without the build (`+cpu`, `+cu126`)."""
+    return {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}
+
+
+def of_state(model: nn.Module) -> str:
+    """SHA-256 of a network's `state_dict`: names, dtypes, shapes and values."""
+    content = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        content.update(name.encode())
+        if hasattr(value, "untyped_storage"):
+            content.update(_tensor_bytes(value))
+    return content.hexdigest()
+
+
+def of_structure(model: nn.Module, faults: FaultSites) -> str:
+    """SHA-256 of the structure of a network: names and types of its modules, and its sites."""
+    modules = [[name, type(module).__qualname__] for name, module in model.named_modules()]
+    sites = [[site.name, site.module_type, site.bit_width] for site in faults]
+    return hashlib.sha256(json.dumps([modules, sites]).encode()).hexdigest()
+
+
+def of_golden(golden: Predictions) -> dict[str, Any]:
+    """The predictions without faults: the number of correct ones, and the SHA-256 of all."""
+    predicted = golden.top[:, 0].cpu()
+    return {
+        "correct": int((predicted == golden.labels.cpu()).sum()),
+        "predictions": hashlib.sha256(_tensor_bytes(predicted)).hexdigest(),
+    }
+
+
+def of_data(dataset: Any, batches: Iterable[Any], labels: torch.Tensor) -> dict[str, Any]:
+    """The labels and inputs of a data set.
+
+    All inputs are hashed if they take 256 MiB or less; else 256 of them, evenly spread, as
+    decoding a large set takes as long as a trial. All labels are always hashed.
+
+    Args:
+        dataset: map-style dataset of (input, label).
+        batches: the same samples in batches of (inputs, labels).
+        labels: labels of all samples, int64, shape (samples,).
+    """
+    samples = len(labels)
+    inputs = hashlib.sha256()
+    step = 1
+    if len(_input_bytes(dataset[0][0])) * samples <= WHOLE_BYTES:
+        for images, _ in batches:
+            inputs.update(_input_bytes(images))
+    else:
+        step = max(1, samples // SPOT_CHECKS)
+        for index in range(0, samples, step):
+            inputs.update(_input_bytes(dataset[index][0]))
+    return {
+        "samples": samples,
+        "labels": hashlib.sha256(_tensor_bytes(labels.cpu())).hexdigest(),
+        "inputs": inputs.hexdigest(),
+        "inputs_hashed": "all" if step == 1 else f"1 of {step}",
+    }
+
+
+def _input_bytes(value: Any) -> bytes:
+    import numpy as np
+
+    return np.ascontiguousarray(np.asarray(value)).tobytes()
+
+
+def _tensor_bytes(value: torch.Tensor) -> bytes:
+    import torch
+
+    head = f"{value.dtype}{tuple(value.shape)}".encode()
+    values = value.detach().cpu().contiguous().reshape(-1)
+    if values.stride() != (1,):  # A single element counts as contiguous with any stride.
+        values = values.as_strided(values.shape, (1,))
+    return head + values.view(torch.uint8).numpy().tobytes() if values.numel() else head
+
+
+# -- comparing ------------------------------------------------------------------------------
+
+
+def differences(
+    stored: Mapping[str, Any],
+    now: Mapping[str, Any],
+    places: tuple[str, str] = ("in the store", "now"),
+) -> list[str]:
+    """List the differences of two fingerprints.
+
+    >>> stored = {"code": {"torch": "2.13.0"}, "study": {"trials": 20}}
+    >>> differences(stored, {"code": {"torch": "2.13.1"}, "study": {"stop": {"margin": 1.0}}})
+    ['code.torch: 2.13.0 in the store, 2.13.1 now', 'study.stop.margin: absent in the store, \
+1.0 now', 'study.trials: 20 in the store, absent now']
+
+    Args:
+        stored: the earlier fingerprint.
+        now: the present fingerprint.
+        places: how the lines refer to the two.
+
+    Returns:
+        One line for each difference, in alphabetical order.
+    """
+    before, after = flat(stored), flat(now)
+    return [
+        f"{name}: {_shown(before, name)} {places[0]}, {_shown(after, name)} {places[1]}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in before or name not in after or before[name] != after[name]
+    ]
+
+
+def conflicts(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the differences that keep rows of the present study out of a store.
+
+    Numbers of trials and stop rules may differ, as trial k of a cell is the same in any case, and
+    axes may gain values, as these make other cells.
+
+    >>> stored = {"study": {"trials": 20, "axes": {"probability": [1.0]}}}
+    >>> conflicts(stored, {"study": {"trials": 50, "axes": {"probability": [5.0, 1.0]}}})
+    []
+    >>> conflicts(stored, {"study": {"trials": 20, "axes": {"probability": [5.0]}}})
+    ['study.axes.probability: [1.0] in the store, [5.0] now']
+
+    Args:
+        stored: fingerprint of the store.
+        now: the present fingerprint, or the parts of it that are known so far.
+    """
+    old, new = _without_length(stored), _without_length(now)
+    old = {name: part for name, part in old.items() if name in new}
+    networks = new.get("networks", {})
+    if "networks" in old:
+        kept = {name: part for name, part in networks.items() if name in old["networks"]}
+        new["networks"] = kept
+    axes = old.get("study", {}).get("axes", {})
+    for name, values in new.get("study", {}).get("axes", {}).items():
+        new["study"]["axes"][name] = _without_new(axes.get(name, ()), values)
+    return differences(old, new)
+
+
+def _without_length(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a fingerprint without the number of trials and the stop rule."""
+    copied: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    for key in ("trials", "stop"):
+        copied.get("study", {}).pop(key, None)
+    return copied
+
+
+def _without_new(stored: Any, values: Any) -> Any:
+    """The stored values of an axis if the present ones include them, else the present ones."""
+    if isinstance(stored, Mapping) != isinstance(values, Mapping):
+        return values
+    if isinstance(stored, Mapping):
+        whole = all(name in values and values[name] == stored[name] for name in stored)
+    else:
+        whole = all(value in values for value in stored)
+    return stored if stored and whole else values
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "absent"
+    value = values[name]
+    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
+        return f"{value[:12]}..."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def refusal(lines: Iterable[str]) -> str:
+    """Word differences as the end of a message, with the first eight of them.
+
+    >>> refusal(["a: 1 in the store, 2 now"])
+    '1 difference: a: 1 in the store, 2 now'
+    """
+    listed = list(lines)
+    shown = "; ".join(listed[:8]) + ("; ..." if len(listed) > 8 else "")
+    return f"{len(listed)} difference{'' if len(listed) == 1 else 's'}: {shown}"

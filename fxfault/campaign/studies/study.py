@@ -1,0 +1,397 @@
+"""The study file: an experiment, the axes to cross, and the number of trials of each cell.
+
+>>> study = Study.from_yaml("digits_study")
+>>> study.stop.margin, study.stop.confidence
+(1.0, 95.0)
+>>> cells = study.cells(["stem.act", "head.act"], {"stem.act": 4, "head.act": 2})
+>>> len(cells), cells[0].layers, cells[0].probability
+(30, ('stem.act',), 1.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from fxfault.campaign.studies.axes import (
+    AXES,
+    Axes,
+    bits_of,
+    given_axes,
+    places_of,
+    takes_bit,
+    with_base,
+)
+from fxfault.campaign.studies.cell import Cell
+from fxfault.config.fault_injection import SECTION, FaultInjectionConfig
+from fxfault.config.schema import known_keys, parse_section, section_to_dict, unknown_key
+from fxfault.config.yaml_files import load_yaml, parse_yaml
+from fxfault.errors import InvalidConfigError
+from fxfault.experiment.sections import ExperimentConfig
+from fxfault.messages import got, nearest
+
+MOST_TRIALS = 10**9
+MOST_CELLS = 200_000  # Of which each takes a kilobyte, and no study that ends has as many.
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When a cell has had enough trials; see `fxfault.campaign.estimates.stopping`."""
+
+    margin: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=50,
+            description="Half width, in percentage points, that the intervals of both the "
+            "accuracy and the SDC rate must not exceed.",
+        ),
+    ]
+    confidence: Annotated[
+        float, Field(ge=50, lt=100, description="Confidence of these intervals, in percent.")
+    ] = 95.0
+    min_trials: Annotated[
+        int, Field(ge=2, le=MOST_TRIALS, description="Trials that every cell gets.")
+    ] = 10
+    max_trials: Annotated[
+        int, Field(ge=2, le=MOST_TRIALS, description="Trials after which a cell ends anyway.")
+    ] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FixedLength:
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a campaign measures. Use `from_yaml` or `from_dict`, which check it.
+
+    Attributes:
+        experiment: data, network, weights, and the settings of faults that all cells share. Its
+            `fault_injection` is armed for evaluation and has a seed.
+        axes: the values to cross.
+        trials: number of trials of each cell; None if a stop rule decides.
+        stop: the stop rule, or None.
+    """
+
+    experiment: ExperimentConfig
+    axes: Axes
+    trials: int | None
+    stop: StopRule | None
+
+    @classmethod
+    def from_yaml(cls, path_or_bundled_name: str | os.PathLike[str]) -> Study:
+        """Read a study file, or a study that comes with the package.
+
+        Args:
+            path_or_bundled_name: path of a file; if there is no such file, a bare name such as
+                `digits_study` stands for the bundled study.
+
+        Raises:
+            InvalidConfigError: no such file, or all problems in it.
+        """
+        content, source = _read(os.fspath(path_or_bundled_name))
+        return cls.from_dict(content, source)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str | None = None) -> Study:
+        """Make a study from the content of its file, and check it.
+
+        >>> Study.from_dict({"axes": {"probability": [1, 101]}, "trials": 0})
+        Traceback (most recent call last):
+        ...
+        fxfault.errors.InvalidConfigError: 5 problems: axes.probability[1]: got 101 (int), \
+allowed: a number from 0 to 100; trials: got 0 (int), allowed: an integer from 1 to 1000000000; \
+dataset: missing, add for instance `dataset: {name: digits}`; \
+model: missing, add for instance `model: {name: quant_digits}`; \
+checkpoint.path: missing, name the weights here or in axes.checkpoint
+
+        Args:
+            content: sections of an experiment, `axes`, and `trials` or `stop`. An integer as
+                `seed` stands for `seed: {value: N}`; it is the seed of the faults unless there is
+                a `fault_injection.seed`.
+            source: name of the file in errors, if there is one.
+
+        Raises:
+            InvalidConfigError: all unknown keys and refused values.
+        """
+        if not isinstance(content, Mapping):
+            kind = type(content).__name__
+            raise InvalidConfigError([f"got a {kind}, expected a mapping of sections"], source)
+        problems: list[str] = []
+        own, sections = _split(content, problems)
+        experiment = _experiment(sections, problems)
+        given = given_axes(own.get("axes"), problems)
+        trials, stop = _length(own, problems)
+        problems += _missing_sections(sections, given)
+        if experiment is not None and not problems:
+            axes = with_base(given, experiment, problems)
+        if problems:
+            raise InvalidConfigError(problems, source)
+        assert experiment is not None
+        return cls(experiment=experiment, axes=axes, trials=trials, stop=stop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved study as plain values that YAML and JSON can hold.
+
+        >>> study = Study.from_yaml("digits_study")
+        >>> Study.from_dict(study.to_dict()) == study
+        True
+        """
+        end = {"trials": self.trials} if self.stop is None else {"stop": section_to_dict(self.stop)}
+        return {**self.experiment.to_dict(), "axes": self.axes.to_dict(), **end}
+
+    @property
+    def seed(self) -> int:
+        """Seed of all faults; trial k of a cell draws its faults from the seed and k."""
+        seed = self.experiment.fault_injection.seed
+        assert seed is not None
+        return seed
+
+    @property
+    def max_trials(self) -> int:
+        """Largest number of trials of a cell."""
+        if self.stop is not None:
+            return self.stop.max_trials
+        assert self.trials is not None
+        return self.trials
+
+    def cells(
+        self, site_names: Sequence[str], bit_widths: Mapping[str, int] | None = None
+    ) -> list[Cell]:
+        """Cross the axes.
+
+        Cells are ordered by checkpoint, then by sites, so that work can be kept from one to the
+        next. `bit` is crossed with the fault models that take one.
+
+        Args:
+            site_names: names of all sites of the network, in the order of execution.
+            bit_widths: bit width of each site, by name; needed for `bit: each`, which stands for
+                the bits that all sites of a cell have.
+
+        Raises:
+            SiteError: a pattern or index of `layers` matches no site, or a width is unknown.
+            InvalidConfigError: there would be more than `MOST_CELLS`.
+        """
+        axes, cells = self.axes, []
+        _check_number(len(axes.checkpoint) * len(axes.faults))
+        for checkpoint, (name, faults) in product(axes.checkpoint, axes.faults.items()):
+            cells.append(Cell.of(faults={name: faults}, checkpoint=checkpoint))
+        rates: list[dict[str, Any]] = [{"probability": value} for value in axes.probability]
+        rates += [{"num_faults": value} for value in axes.num_faults]
+        places = places_of(axes.layers, self.experiment.fault_injection.layers, site_names)
+        for checkpoint, layers, model in product(axes.checkpoint, places, axes.injection_type):
+            sites = site_names if layers is None else layers
+            bits = bits_of(axes.bit, sites, bit_widths) if takes_bit(model) else [None]
+            _check_number(len(cells) + len(bits) * len(rates))
+            cells += [
+                Cell.of(injection_type=model, bit=bit, layers=layers, checkpoint=checkpoint, **rate)
+                for bit, rate in product(bits, rates)
+            ]
+        return list({cell.key: cell for cell in cells}.values())
+
+    def fault_config(self, cell: Cell) -> FaultInjectionConfig:
+        """Return the faults of a cell: those of the base with the settings of the cell."""
+        base = self.experiment.fault_injection
+        if cell.entries:
+            return dataclasses.replace(base, faults=cell.entries)
+        changes: dict[str, Any] = {
+            "injection_type": cell.injection_type,
+            "num_faults": cell.num_faults,
+            # Names may hold characters that have a meaning in patterns.
+            "layers": None if cell.layers is None else list(map(glob.escape, cell.layers)),
+        }
+        if cell.probability is not None:
+            changes["probability"] = cell.probability
+        if cell.bit is not None:
+            changes["bit"] = cell.bit
+        return dataclasses.replace(base, **changes)
+
+    def shares_faults(self, cell: Cell) -> bool:
+        """Whether the samples of a trial share faults; see `samples_share_faults`."""
+        return samples_share_faults(self.fault_config(cell))
+
+
+def _check_number(cells: int) -> None:
+    if cells > MOST_CELLS:
+        problem = f"axes: they cross to more than {MOST_CELLS} cells, which is the most"
+        raise InvalidConfigError([f"{problem}; name fewer values, or make several studies"])
+
+
+def samples_share_faults(config: FaultInjectionConfig) -> bool:
+    """Whether all samples of a trial share some of their faults.
+
+    Then a trial is one draw, however many samples it has. Faults of the hardware are the same in
+    every sample (`same_in_every_sample` of a fault model); one of them among several faults is
+    enough, as an interval should rather be too wide. In mode `layer`, a trial draws its site.
+    """
+    from fxfault.faults.fault_models import get_fault_model, is_same_in_every_sample
+
+    models = [get_fault_model(entry.injection_type) for entry in config.entries()]
+    drawn = config.mode == "layer" and config.injection_layer == -1
+    return config.hw_mask or drawn or any(map(is_same_in_every_sample, models))
+
+
+# -- files ----------------------------------------------------------------------------------
+
+
+def bundled_studies() -> tuple[str, ...]:
+    """Return the names of the studies that come with the package.
+
+    >>> bundled_studies()
+    ('digits_study',)
+    """
+    files = resources.files("fxfault.bundled").joinpath("studies").iterdir()
+    return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml")))
+
+
+def _read(name: str) -> tuple[dict[Any, Any], str]:
+    if os.path.isfile(name) or (os.path.exists(name) and name not in bundled_studies()):
+        return load_yaml(name), name
+    bundled = name.removesuffix(".yaml")
+    if bundled not in bundled_studies():
+        names = bundled_studies()
+        hint = nearest(Path(name).stem, names)
+        raise InvalidConfigError([f"no such file{hint}; bundled studies: {', '.join(names)}"], name)
+    file = resources.files("fxfault.bundled").joinpath("studies").joinpath(f"{bundled}.yaml")
+    source = f"{bundled}.yaml (bundled)"
+    return parse_yaml(file.read_bytes(), source), source
+
+
+# -- checking -------------------------------------------------------------------------------
+
+_OWN = ("axes", "trials", "stop")
+
+
+def _split(
+    content: Mapping[str, Any], problems: list[str]
+) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """Separate the study's own keys from the sections of its experiment."""
+    own = {key: value for key, value in content.items() if key in _OWN}
+    sections: dict[Any, Any] = {}
+    known = [section.name for section in fields(ExperimentConfig)]
+    for key, value in content.items():
+        if key in own:
+            continue
+        homes = [home for home, keys in _KEYS_OF.items() if key in keys]
+        if key in known:
+            sections[key] = value
+        elif homes:
+            problems.append(
+                f"{key}: unknown key at the top level; it belongs in {' or '.join(homes)}"
+            )
+        else:
+            problems.append(unknown_key(key, "", [*_OWN, *known]))
+    seed = sections.get("seed")
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        sections["seed"] = {"value": seed}
+    return own, sections
+
+
+# Keys that a user may have put at the top level by mistake; `seed` belongs there, too.
+_KEYS_OF = {
+    "axes": AXES,
+    "stop": known_keys(StopRule),
+    SECTION: set(known_keys(FaultInjectionConfig)) - {"seed"},
+}
+
+
+def _experiment(sections: Mapping[Any, Any], problems: list[str]) -> ExperimentConfig | None:
+    """Make the experiment, with its faults armed for evaluation and seeded."""
+    problems += _fault_problems(sections.get(SECTION))
+    try:
+        experiment = ExperimentConfig.from_dict(sections)
+    except InvalidConfigError as error:
+        problems += error.problems
+        return None
+    faults = experiment.fault_injection
+    seed = experiment.seed.value if faults.seed is None else faults.seed
+    armed = dataclasses.replace(faults, enabled=True, apply_during="eval", seed=seed)
+    return dataclasses.replace(experiment, fault_injection=armed)
+
+
+# Keys of `fault_injection` that a study decides itself, with the values allowed there.
+_DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "enabled": ((True,), "true, as a study always injects"),
+    "apply_during": (("eval", "both"), "'eval' or 'both', as a study evaluates"),
+    "mode": (("full_model",), "'full_model'; axes.layers says which sites are struck"),
+    "curriculum": ((None,), "null, as a curriculum is for training"),
+    "track_statistics": ((False,), "false, as a trial counts its faults anyway"),
+}
+
+
+def _fault_problems(section: Any) -> list[str]:
+    """List the keys of `fault_injection` that contradict a study."""
+    if not isinstance(section, Mapping):
+        return []
+    known, _ = parse_section(FaultInjectionConfig, section, SECTION)
+    if known is None:
+        return []
+    return [
+        f"{SECTION}.{key}: got {got(section[key])}, allowed: {allowed}"
+        for key, (values, allowed) in _DECIDED.items()
+        if key in section and section[key] not in values
+    ]
+
+
+def _missing_sections(sections: Mapping[Any, Any], axes: Mapping[str, Any]) -> list[str]:
+    examples = {"dataset": "{name: digits}", "model": "{name: quant_digits}"}
+    problems = [
+        f"{name}: missing, add for instance `{name}: {example}`"
+        for name, example in examples.items()
+        if sections.get(name) is None
+    ]
+    checkpoint = sections.get("checkpoint") or {}
+    unnamed = isinstance(checkpoint, Mapping) and checkpoint.get("path") is None
+    if unnamed and "checkpoint" not in axes:
+        problems.append("checkpoint.path: missing, name the weights here or in axes.checkpoint")
+    return problems
+
+
+def _length(own: Mapping[str, Any], problems: list[str]) -> tuple[int | None, StopRule | None]:
+    """Read `trials` or `stop`, of which a study has exactly one."""
+    trials, given = own.get("trials"), own.get("stop")
+    if (trials is None) == (given is None):
+        problems.append(
+            "trials, stop: "
+            + ("missing" if trials is None else "both are given")
+            + ", allowed: one of `trials: 20` and `stop: {margin: 1.0}`"
+        )
+        return None, None
+    if given is None:
+        problems += parse_section(_FixedLength, {"trials": trials}, "")[1]
+        return trials, None
+    stop, found = parse_section(StopRule, given, "stop")
+    problems += found
+    if stop is not None and stop.max_trials < stop.min_trials:
+        problems.append(
+            f"stop.max_trials: got {got(stop.max_trials)}, allowed: an integer of at least "
+            f"min_trials, which is {stop.min_trials}"
+        )
+    return None, stop
+
+
+_GROWTH = 1.5
+
+
+def look_points(rule: StopRule) -> tuple[int, ...]:
+    """Return the numbers of trials at which the rule looks.
+
+    >>> look_points(StopRule(margin=1.0, min_trials=10, max_trials=50))
+    (10, 15, 23, 35, 50)
+    """
+    points = [rule.min_trials]
+    while points[-1] < rule.max_trials:
+        points.append(min(math.ceil(points[-1] * _GROWTH), rule.max_trials))
+    return tuple(points)

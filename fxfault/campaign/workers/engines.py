@@ -1,0 +1,138 @@
+"""Where trials run: in this process, in several, or on a Ray cluster.
+
+Every engine gives the same rows. An engine hands batches to workers and gives back rows as they
+finish, in any order; only the driver writes (`fxfault.campaign.driver`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fxfault.campaign.workers.engine import Batch, Engine
+from fxfault.campaign.workers.patience import Watch
+from fxfault.errors import EngineError
+from fxfault.evaluation.full.predictions import OnNote
+from fxfault.evaluation.rows import TrialRow
+from fxfault.messages import nearest
+
+if TYPE_CHECKING:
+    from fxfault.campaign.studies.cell import Cell
+    from fxfault.campaign.workers.facts import Facts
+    from fxfault.campaign.workers.plan import Plan
+    from fxfault.campaign.workers.trial_runner import Bench
+
+ENGINES = ("local", "processes", "ray")
+
+
+class LocalEngine:
+    """Runs trials in this process, one after the other."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._bench: Bench | None = None
+        self._watch: Watch | None = None
+        self._waiting: deque[tuple[Cell, int]] = deque()
+
+    def start(self, plan: Plan, on_note: OnNote) -> Facts:
+        """See `Engine.start`."""
+        from fxfault.campaign.workers.trial_runner import Bench
+
+        self._watch = Watch(on_note)
+        with self._watch.at("while it was set up"):
+            self._bench = Bench(plan, on_note=on_note)
+            return self._bench.facts()
+
+    def submit(self, batch: Batch) -> None:
+        """See `Engine.submit`."""
+        from fxfault.campaign.studies.cell import Cell
+
+        cell = Cell.from_key(batch.cell)
+        self._waiting.extend((cell, trial) for trial in batch.trials)
+
+    def receive(self) -> list[TrialRow]:
+        """See `Engine.receive`."""
+        assert self._bench is not None
+        assert self._watch is not None
+        cell, trial = self._waiting.popleft()
+        with self._watch.at(f"at trial {trial} of {cell.key}"):
+            return [self._bench.run(cell, trial)]
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._watch is not None:
+            self._watch.close()
+        self._bench = self._watch = None
+        self._waiting.clear()
+
+
+def make_engine(
+    name: str,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    gpus_per_trial: float | None = None,
+    trial_timeout: float | None = None,
+) -> Engine:
+    """Make an engine by its name.
+
+    >>> make_engine("process")
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.EngineError: engine 'process': there is none of that name (did you \
+mean 'processes'?); there are: local, processes, ray
+
+    Args:
+        name: `local`, `processes` or `ray`.
+        workers: of `processes` (default: one for each core) and `ray` (default: as many as the
+            cluster has room for at the start).
+        address: of a Ray cluster; None starts one on this machine, `auto` finds a running one.
+        gpus_per_trial: GPUs that each worker of `ray` reserves; default: 1 where the cluster has
+            any, else 0.
+        trial_timeout: seconds after which a trial of `processes` or `ray` is given to another
+            worker, and after which the study ends if that one takes as long; default: what
+            follows from the trials so far (`fxfault.campaign.workers.patience`), and as often as a
+            worker may die.
+
+    Raises:
+        EngineError: there is no such engine, it does not take one of the arguments, or Ray is not
+            installed.
+    """
+    if name not in ENGINES:
+        raise EngineError(
+            f"engine {name!r}: there is none of that name{nearest(name, ENGINES)}; there are: "
+            f"{', '.join(ENGINES)}"
+        )
+    given = {
+        "workers": workers,
+        "trial_timeout": trial_timeout,
+        "address": address,
+        "gpus_per_trial": gpus_per_trial,
+    }
+    several = ("workers", "trial_timeout")
+    takes = {"local": (), "processes": several, "ray": tuple(given)}[name]
+    wrong = [key for key, value in given.items() if value is not None and key not in takes]
+    if wrong:
+        fitting = "processes or ray" if set(wrong) & set(several) else "ray"
+        raise EngineError(f"engine {name!r} takes no {', no '.join(wrong)}; that is for {fitting}")
+    if workers is not None and workers < 1:
+        raise EngineError(f"workers: got {workers}, allowed: 1 and up")
+    if gpus_per_trial is not None and gpus_per_trial < 0:
+        raise EngineError(f"gpus_per_trial: got {gpus_per_trial}, allowed: 0 and up")
+    if trial_timeout is not None and not 0 < trial_timeout < float("inf"):
+        raise EngineError(f"trial_timeout: got {trial_timeout}, allowed: a number above 0")
+    if name == "local":
+        return LocalEngine()
+    if name == "processes":
+        from fxfault.campaign.workers.process_engine import ProcessEngine
+
+        return ProcessEngine(workers, trial_timeout)
+    if importlib.util.find_spec("ray") is None:
+        raise EngineError("engine 'ray': Ray is not installed; pip install 'fxfault[ray]'")
+    from fxfault.campaign.workers.ray_engine import RayEngine
+
+    return RayEngine(
+        workers, address=address, gpus_per_trial=gpus_per_trial, trial_timeout=trial_timeout
+    )

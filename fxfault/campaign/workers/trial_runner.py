@@ -1,0 +1,225 @@
+"""A study's data and network, set up to run its trials, in whatever process.
+
+Nothing but plain values goes in (`Plan`) and out (`Facts`, rows): Brevitas's modules cannot be
+pickled, so every worker builds its own network from configuration and checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxfault.campaign.records import fingerprint
+from fxfault.campaign.studies.cell import Cell, words_of
+from fxfault.campaign.studies.study import Study
+from fxfault.campaign.workers.facts import Facts, strikes_nothing
+from fxfault.campaign.workers.outline import background_of
+from fxfault.campaign.workers.plan import Plan
+from fxfault.errors import DataError
+from fxfault.evaluation.chance import doubt_of
+from fxfault.evaluation.checks import check_model, try_model
+from fxfault.evaluation.rows import TrialRow
+from fxfault.evaluation.runners import make_runner, run_golden
+from fxfault.evaluation.trials import Trials
+from fxfault.experiment.parts import (
+    Batches,
+    EvaluationData,
+    load_model,
+    open_test_data,
+    pick_device,
+)
+from fxfault.files.sources import refuse_other
+from fxfault.passes.freeze import freeze
+from fxfault.passes.transform import transform
+from fxfault.sites.fault_sites import faults_of
+
+if TYPE_CHECKING:
+    from fxfault.config.fault_injection import FaultInjectionConfig
+    from fxfault.evaluation.full.predictions import OnNote
+
+
+class Bench:
+    """Runs the trials of a study in this process.
+
+    One network is held at a time, that of the last cell's checkpoint.
+    """
+
+    def __init__(self, plan: Plan, worker: int = 0, on_note: OnNote = lambda text: None) -> None:
+        """Open the data; the network is built when it is needed.
+
+        Args:
+            plan: what to set up.
+            worker: number of the worker on its machine, 0 and up.
+            on_note: called with what a user should know.
+
+        Raises:
+            FxFaultError: the data cannot be read, or there is no such device.
+        """
+        self.plan, self.on_note = plan, on_note
+        self.folder = os.getcwd()  # Before code of the user's may leave it.
+        self._files: dict[str | None, str | None] = {}
+        self._said: set[str] = set()
+        self.study = Study.from_dict(plan.study)
+        self.device = _device(plan.device, worker)
+        self._data = open_test_data(self.study.experiment)
+        self._batches = Batches(self._data.dataset, self.study.experiment.training.batch_size)
+        self._network: _Network | None = None
+
+    def say_once(self, text: str) -> None:
+        """Tell what a user should know, though a network may be built again and again."""
+        if text not in self._said:
+            self._said.add(text)
+            self.on_note(text)
+
+    def note_file(self, checkpoint: str | None, content: str | None) -> None:
+        """Compare a checkpoint that was loaded with what it was when it was loaded first.
+
+        Raises:
+            DataError: it was replaced in between.
+        """
+        refuse_other(str(checkpoint), self._files.setdefault(checkpoint, content), content)
+
+    def facts(self) -> Facts:
+        """Build the network with each of the study's checkpoints, and see what they are.
+
+        Raises:
+            FxFaultError: a checkpoint or the network cannot be used, or they have other sites.
+        """
+        networks: dict[str, Any] = {}
+        never_called: dict[str, Sequence[str]] = {}
+        for checkpoint in reversed(self.study.axes.checkpoint):  # Ends with that of the first cell.
+            network = self._network_of(checkpoint)
+            network.check(self.study)
+            networks[checkpoint] = network.facts()
+            never_called[checkpoint] = network.trials.never_called
+        faults, labels = network.faults, network.trials.golden.labels
+        return Facts(
+            sites=list(faults.names),
+            bit_widths={s.name: s.bit_width for s in faults if s.bit_width is not None},
+            fingerprint={
+                "study": fingerprint.of_study(self.study),
+                "code": fingerprint.of_code(),
+                "data": fingerprint.of_data(self._data.dataset, self._batches, labels),
+                "networks": networks,
+            },
+            background=network.background,
+            never_called=never_called,
+        )
+
+    def run(self, cell: Cell, trial: int) -> TrialRow:
+        """Run one trial.
+
+        Raises:
+            FxFaultError: the cell's settings do not fit the network, or the network fails.
+        """
+        network = self._network_of(cell.checkpoint)
+        try:
+            return network.run(self.study, cell, trial)
+        except torch.OutOfMemoryError as error:
+            raise DataError(
+                f"out of memory on {self.device}: lower training.batch_size or the number of "
+                "workers"
+            ) from error
+
+    def _network_of(self, checkpoint: str | None) -> _Network:
+        if self._network is None or self._network.checkpoint != checkpoint:
+            self._network = None  # Its memory is needed for the next.
+            self._network = _Network(self, checkpoint, self._data, self._batches)
+        return self._network
+
+
+class _Network:
+    """The network with one of the checkpoints."""
+
+    def __init__(
+        self, bench: Bench, checkpoint: str | None, data: EvaluationData, batches: Batches
+    ) -> None:
+        plan, study, device = bench.plan, bench.study, bench.device
+        self.checkpoint = checkpoint
+        model, info = load_model(study.experiment, checkpoint, data.facts, bench.folder)
+        self.file = None if info is None else info.sha256
+        bench.note_file(checkpoint, self.file)
+        self.state = fingerprint.of_state(model)
+        try_model(model.to(device), batches, device)
+        given, model = model, transform(model, _open_config(study))
+        for note in check_model(model, given, batches, device, most=1):
+            bench.on_note(note)
+        self.model = (freeze(model) if plan.freeze else model).eval()
+        self.faults = faults_of(self.model)
+        self.structure = fingerprint.of_structure(model, self.faults)
+        runner = make_runner(
+            self.model,
+            batches,
+            device,
+            bench.on_note,
+            **plan.runner_options(device),
+        )
+        run_golden(runner, bench.on_note)
+        self.trials = Trials(runner, named=words_of)
+        self._cell: Cell | None = None
+        seen = background_of(model, self.faults, self.trials.exposure.elements, device)
+        golden, never_called = self.trials.golden, self.trials.never_called
+        self.background = dataclasses.replace(
+            seen, classes=golden.classes, never_called=never_called
+        ).to_dict()
+        if never_called:
+            bench.say_once(f"never called in this evaluation: {', '.join(never_called)}")
+        doubt = doubt_of(golden)
+        if doubt is not None:
+            several = len(study.axes.checkpoint) > 1
+            bench.say_once(f"{checkpoint}: {doubt}" if several else doubt)
+
+    def facts(self) -> dict[str, Any]:
+        """The part of the fingerprint that is of this network."""
+        return {
+            "checkpoint": self.file,
+            "state": self.state,
+            "structure": self.structure,
+            "golden": fingerprint.of_golden(self.trials.golden),
+        }
+
+    def check(self, study: Study) -> None:
+        """See, before hours of work, that every cell can be run.
+
+        Raises:
+            FxFaultError: a cell's settings do not fit the network.
+        """
+        widths = {site.name: site.bit_width for site in self.faults if site.bit_width is not None}
+        quiet = {str(self.checkpoint): self.trials.never_called}
+        own = [
+            cell
+            for cell in study.cells(self.faults.names, widths)
+            if cell.checkpoint == self.checkpoint
+            and not strikes_nothing(cell, quiet, self.faults.names)
+        ]
+        # Of those that differ in their rate alone, the one with the highest.
+        highest = {(c.place, c.fault): c for c in sorted(own, key=lambda c: c.rate or 0.0)}
+        for cell in highest.values():
+            self._set(study, cell)
+
+    def run(self, study: Study, cell: Cell, trial: int) -> TrialRow:
+        """Run one trial."""
+        if cell != self._cell:
+            self._set(study, cell)
+        return self.trials.run(cell.key, trial)
+
+    def _set(self, study: Study, cell: Cell) -> None:
+        self._cell = None  # Until all of it is set.
+        self.trials.set(study.fault_config(cell))
+        self._cell = cell
+
+
+def _open_config(study: Study) -> FaultInjectionConfig:
+    """The base of all cells, with all sites: which ones are struck is for a cell to say."""
+    return dataclasses.replace(study.experiment.fault_injection, layers=None)
+
+
+def _device(name: str, worker: int) -> torch.device:
+    device = pick_device(name)
+    if device.type == "cuda" and name in ("auto", "cuda"):
+        return torch.device("cuda", worker % torch.cuda.device_count())
+    return device

@@ -1,0 +1,171 @@
+"""What a training's fault schedule is in each epoch: the plan of a curriculum.
+
+A curriculum is a list of points. Each setting has a course of its own, through the points that
+name it: before the first of them it has the value that the configuration gives, after the last one
+that point's. Between two points, of the epochs e0 and e1 with the values a and b, at epoch e and
+with t = (e - e0) / (e1 - e0), the value is
+
+    step      a
+    linear    a + (b - a) * t
+    cosine    a + (b - a) * (1 - cos(pi * t)) / 2
+
+for `probability` and `step_interval`; `epoch_interval` and `injection_type` always step.
+
+>>> from fxfault.config import FaultInjectionConfig
+>>> config = FaultInjectionConfig.from_dict(
+...     {
+...         "interpolate": "linear",
+...         "curriculum": [
+...             {"epoch": 2, "probability": 1, "epoch_interval": 2},
+...             {"epoch": 6, "probability": 9, "epoch_interval": 1},
+...         ],
+...     }
+... )
+>>> [epoch_plan(config, epoch).probability for epoch in range(8)]
+[5.0, 5.0, 1.0, 3.0, 5.0, 7.0, 9.0, 9.0]
+>>> [epoch for epoch in range(8) if epoch_plan(config, epoch).noisy]
+[0, 1, 2, 4, 6, 7]
+
+Only training has epochs: with `apply_during: eval` every epoch has the configuration's values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fxfault.config.fault_injection import (
+    CURRICULUM_SETTINGS,
+    CurriculumPoint,
+    FaultEntry,
+    FaultInjectionConfig,
+)
+from fxfault.errors import ConfigError
+from fxfault.messages import got
+
+if TYPE_CHECKING:
+    from fxfault.faults.fault_models import FaultModel
+
+_INTERPOLATED = ("probability", "step_interval")
+# How much of the way to the next point is done, at a share of 0 to 1 of the epochs until there.
+_COURSES: dict[str, Callable[[float], float]] = {
+    "step": lambda share: 0.0,
+    "linear": lambda share: share,
+    "cosine": lambda share: (1 - math.cos(math.pi * share)) / 2,
+}
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The schedule of one epoch of training.
+
+    >>> print(EpochPlan(3, 5.0, 0.5, 1, "random"))
+    epoch 3: random at 5 %, in 50 % of the steps
+    >>> print(EpochPlan(3, 5.0, 0.5, 2, "random"))
+    epoch 3: no faults
+    >>> print(epoch_plan(FaultInjectionConfig(num_faults=2), 3))
+    epoch 3: random, 2 a sample, in 100 % of the steps
+
+    Attributes:
+        epoch: the epoch, counted from 0.
+        probability: of a hit, in percent.
+        step_interval: chance that a training step is noisy, 0 to 1.
+        epoch_interval: faults strike in every such epoch.
+        injection_type: the fault model, by name or as an object.
+        several: what strikes, where that is not just this fault model with this probability.
+    """
+
+    epoch: int
+    probability: float
+    step_interval: float
+    epoch_interval: int
+    injection_type: str | FaultModel
+    several: tuple[FaultEntry, ...] = ()
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any fault can strike in this epoch."""
+        due = self.epoch % self.epoch_interval == 0
+        return due and self.step_interval > 0 and any(entry.strikes for entry in self.entries)
+
+    @property
+    def entries(self) -> tuple[FaultEntry, ...]:
+        """What strikes in a noisy step."""
+        own = FaultEntry(injection_type=self.injection_type, probability=self.probability)
+        return self.several or (own,)
+
+    def __str__(self) -> str:
+        if not self.noisy:
+            return f"epoch {self.epoch}: no faults"
+        share = f"in {100 * self.step_interval:g} % of the steps"
+        return f"epoch {self.epoch}: {'; '.join(map(str, self.entries))}, {share}"
+
+
+def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
+    """Give the schedule of an epoch: the curriculum's, and the configuration's where it has none.
+
+    Args:
+        config: the faults; `enabled` is not looked at.
+        epoch: the epoch, counted from 0.
+
+    Raises:
+        ConfigError: `epoch` is not an integer of at least 0.
+        InvalidConfigError: the curriculum is not valid.
+    """
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        raise ConfigError(f"epoch: got {got(epoch)}, allowed: an integer of at least 0")
+    points = _points(config)
+    values = {
+        name: _value(points, name, getattr(config, name), epoch, config.interpolate)
+        for name in CURRICULUM_SETTINGS
+    }
+    plan = EpochPlan(epoch=epoch, **values)
+    said = (config.faults, config.num_faults, config.bit, config.burst_length, config.rate_unit)
+    if said == (None, None, None, None, "element"):
+        return plan
+    now = dataclasses.replace(
+        config, probability=plan.probability, injection_type=plan.injection_type
+    )
+    return dataclasses.replace(plan, several=now.entries())
+
+
+def governed_settings(config: FaultInjectionConfig) -> frozenset[str]:
+    """Give the names of the settings that the curriculum changes.
+
+    >>> config = FaultInjectionConfig(curriculum=[{"epoch": 3, "step_interval": 0.5}])
+    >>> sorted(governed_settings(config)), sorted(governed_settings(FaultInjectionConfig()))
+    (['step_interval'], [])
+    """
+    points = _points(config)
+    return frozenset(
+        name
+        for name in CURRICULUM_SETTINGS
+        if any(getattr(point, name) is not None for point in points)
+    )
+
+
+def _points(config: FaultInjectionConfig) -> Sequence[CurriculumPoint]:
+    if config.curriculum is None or config.apply_during == "eval":
+        return ()
+    # Checked here, as nothing is on construction, where mappings may stand for points.
+    given = {"curriculum": config.curriculum, "interpolate": config.interpolate}
+    checked: Any = FaultInjectionConfig.from_dict(given).curriculum
+    return checked
+
+
+def _value(
+    points: Sequence[CurriculumPoint], name: str, own: Any, epoch: int, interpolate: str
+) -> Any:
+    named = [(p.epoch, getattr(p, name)) for p in points if getattr(p, name) is not None]
+    past = [point for point in named if point[0] <= epoch]
+    ahead = [point for point in named if point[0] > epoch]
+    start, value = past[-1] if past else (0, own)
+    if name not in _INTERPOLATED:
+        return value
+    if past and ahead:
+        end, goal = ahead[0]
+        value += (goal - value) * _COURSES[interpolate]((epoch - start) / (end - start))
+    return float(value)

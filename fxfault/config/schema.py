@@ -1,0 +1,340 @@
+"""Check a section of a configuration file against a dataclass, and say what is wrong.
+
+The fields of a section, with their types, limits and meanings, are written once, as annotations
+of a dataclass. Checking, messages and the tables of the documentation are derived from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    create_model,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+from fxfault.messages import did_you_mean, got, key_text
+
+_Section = TypeVar("_Section")
+_PLAIN_VALUE = "text, a finite number, true, false, null, or lists and mappings of these"
+_SCHEMAS: dict[type[Any], type[BaseModel]] = {}
+_YAML_BOOLEANS = "YAML reads no, off, yes and on as booleans: put the text in quotes"
+
+
+@dataclass(frozen=True)
+class SectionList:
+    """Annotation of a field that holds null or a list of sections of one kind.
+
+    Each item may be a mapping, which is checked as a section of its own, or the dataclass itself.
+
+    Attributes:
+        item: the dataclass of an item.
+        check: looks at the items together. It gets them in order, with None for one that has a
+            problem already, and returns one text per problem, each from the index of the item on
+            (`[1].epoch: ...`).
+    """
+
+    item: type[Any]
+    check: Callable[[Sequence[Any]], list[str]]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._parse)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        keys = ", ".join(known_keys(self.item))
+        item = {"description": f"a mapping with keys among {keys}"}
+        return {"anyOf": [{"type": "array", "minItems": 1, "items": item}, {"type": "null"}]}
+
+    def _parse(self, value: Any) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError("no list of sections")
+        items, problems = [], []
+        for index, given in enumerate(value):
+            values = _fields_of(given) if isinstance(given, self.item) else given
+            item, found = parse_section(self.item, values, f"[{index}]")
+            items.append(item)
+            problems += found
+        problems += self.check(items)
+        if problems:
+            raise _ItemProblemsError(problems)
+        return tuple(items)
+
+
+class _ItemProblemsError(ValueError):
+    """What is wrong with the items of a list, for pydantic to carry to `_value_problems`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def _fields_of(section: Any) -> dict[str, Any]:
+    return {field.name: getattr(section, field.name) for field in fields(section)}
+
+
+def tuple_from_list(value: Any) -> Any:
+    """Let a field that holds a tuple be given as a list, the only sequence that YAML has."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def section_reference(section: type[Any]) -> str:
+    """Give the keys of a section as a Markdown table: key, allowed values, default, meaning.
+
+    Args:
+        section: a dataclass whose fields are annotated as those of `FaultInjectionConfig`.
+    """
+    rows = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
+    required = _json_schema(section).get("required", [])
+    for key, schema in _json_schema(section)["properties"].items():
+        default = "required" if key in required else f"`{json.dumps(schema['default'])}`"
+        cells = [f"`{key}`", _allowed(schema), default, schema["description"]]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def section_to_dict(section: Any) -> dict[str, Any]:
+    """Give the fields of a section as plain values; tuples become lists, containers are copies."""
+    return {key: _plain(value) for key, value in _fields_of(section).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def parse_section(
+    section: type[_Section], values: object, where: str
+) -> tuple[_Section | None, list[str]]:
+    """Make a section from a mapping, or list all that is wrong in it.
+
+    Args:
+        section: a dataclass whose fields are annotated as those of `FaultInjectionConfig`.
+        values: the mapping, as it came from a user.
+        where: path of the section in its file, for the messages; empty for the top level.
+
+    Returns:
+        The section and no problem, or None and one text per problem, in the order of the keys.
+    """
+    if not isinstance(values, Mapping):
+        return None, [f"{where}: got {got(values)}, allowed: a mapping of keys to values"]
+    schema = _schema(section)
+    known = {key: value for key, value in values.items() if key in schema.model_fields}
+    prefix = f"{where}." if where else ""
+    try:
+        checked = schema.model_validate(known)
+        problems: dict[Any, list[str]] = {}
+    except ValidationError as error:
+        problems = _value_problems(section, error, known, prefix)
+    for key in values:
+        if key not in known:
+            problems[key] = [unknown_key(key, prefix, schema.model_fields)]
+    if problems:
+        order = [*values, *(key for key in problems if key not in values)]
+        return None, [problem for key in order for problem in problems.get(key, [])]
+    return section(**{name: getattr(checked, name) for name in checked.model_fields_set}), []
+
+
+def known_keys(section: type[Any]) -> tuple[str, ...]:
+    """The keys of a section."""
+    return tuple(_schema(section).model_fields)
+
+
+def unknown_key(key: object, prefix: str, known: Iterable[str]) -> str:
+    """Say that a key is unknown, and which one may be meant.
+
+    >>> unknown_key("epoch", "training.", ["batch_size", "epochs"])
+    "training.epoch: unknown key; did you mean 'epochs'?"
+
+    Args:
+        key: what the user wrote.
+        prefix: path of the section with its dot, or empty.
+        known: the keys of the section.
+    """
+    names = list(known)
+    # YAML's `no` is not meant as a name that looks like `False`.
+    meant = [] if isinstance(key, bool) else [key]
+    hint = did_you_mean(meant, names) or f"; known keys: {', '.join(names)}"
+    note = f"; {_YAML_BOOLEANS}" if isinstance(key, bool) else ""
+    return f"{prefix}{key_text(key)}: unknown key{hint}{note}"
+
+
+def _schema(section: type[Any]) -> type[BaseModel]:
+    """Give the pydantic model that checks a section dataclass, made at its first use."""
+    if section not in _SCHEMAS:
+        _SCHEMAS[section] = _make_schema(section)
+    return _SCHEMAS[section]
+
+
+def _make_schema(section: type[Any]) -> type[BaseModel]:
+    # strict: neither "5" nor true is a number, and 0 is no boolean
+    rules = ConfigDict(strict=True, allow_inf_nan=False)
+    hints = get_type_hints(section, include_extras=True)
+    definitions: dict[str, Any] = {}
+    for field in fields(section):
+        required = field.default is MISSING and field.default_factory is MISSING
+        definitions[field.name] = (hints[field.name], ... if required else _default(field))
+    return create_model(section.__name__, __config__=rules, **definitions)
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _json_schema(section: type[Any]) -> dict[str, Any]:
+    return _schema(section).model_json_schema()
+
+
+def _value_problems(
+    section: type[Any], error: ValidationError, values: Mapping[Any, Any], prefix: str
+) -> dict[Any, list[str]]:
+    """Give the problems of each key that pydantic complains about: one, but for a `SectionList`.
+
+    A field with alternatives has one pydantic error per alternative; the one that got deepest into
+    the value (to an element of a list) tells the most.
+    """
+    by_key: dict[Any, ErrorDetails] = {}
+    for detail in error.errors(include_url=False):
+        key = detail["loc"][0]
+        if key not in by_key or len(detail["loc"]) > len(by_key[key]["loc"]):
+            by_key[key] = detail
+    properties = _json_schema(section)["properties"]
+    return {
+        key: [f"{prefix}{key}{text}" for text in _complaints(detail, values, key, properties[key])]
+        for key, detail in by_key.items()
+    }
+
+
+def _complaints(
+    detail: ErrorDetails, values: Mapping[Any, Any], key: Any, schema: dict[str, Any]
+) -> list[str]:
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, _ItemProblemsError):
+        return cause.problems
+    return [_complaint(detail, values.get(key), schema)]
+
+
+def _complaint(detail: ErrorDetails, value: Any, schema: dict[str, Any]) -> str:
+    """Say what is wrong with the value of a key, from the element in question on."""
+    if detail["type"] == "missing":
+        return f": missing, allowed: {_allowed(schema)}"
+    steps = detail["loc"][1:]
+    if isinstance(value, (list, tuple)):
+        index = next((step for step in steps if isinstance(step, int)), None)
+        if index is not None:
+            return f"[{index}]" + _refusal(value[index], _items(schema))
+    if schema.get("type") == "object" and steps:
+        if "[key]" in steps:
+            return f": got the key {got(detail['input'])}, allowed: text as a key"
+        return f".{steps[0]}: got {got(detail['input'])}, allowed: {_PLAIN_VALUE}"
+    return _refusal(value, schema)
+
+
+def _refusal(value: Any, schema: dict[str, Any]) -> str:
+    note = f"; {_YAML_BOOLEANS}" if isinstance(value, bool) and _takes_text(schema) else ""
+    if isinstance(value, str):
+        note = did_you_mean([value], _fixed_texts(schema))
+    return f": got {got(value)}, allowed: {_allowed(schema)}{note}"
+
+
+def _items(schema: dict[str, Any]) -> dict[str, Any]:
+    for option in _options(schema):
+        if "items" in option:
+            return dict(option["items"])
+    return schema
+
+
+def _takes_text(schema: dict[str, Any]) -> bool:
+    return any(option.get("type") == "string" or "enum" in option for option in _options(schema))
+
+
+def _fixed_texts(schema: dict[str, Any]) -> list[str]:
+    return [text for option in _options(schema) for text in option.get("enum", [])]
+
+
+def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alternatives of a schema, those of an alternative among them."""
+    if "anyOf" not in schema:
+        return [schema]
+    return [option for alternative in schema["anyOf"] for option in _options(alternative)]
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """Say in words what a JSON schema allows.
+
+    >>> _allowed({"type": "number", "minimum": 0.0, "maximum": 100.0})
+    'a number from 0 to 100'
+    >>> _allowed({"anyOf": [{"enum": ["lsb_flip", "msb_flip"]}, {"type": "null"}]})
+    "'lsb_flip', 'msb_flip' or null"
+    """
+    return _either([words for option in _options(schema) for words in _choices(option)])
+
+
+def _choices(schema: dict[str, Any]) -> list[str]:
+    if "enum" in schema:
+        return [repr(value) for value in schema["enum"]]
+    if "const" in schema:
+        return [repr(schema["const"])]
+    kind = schema.get("type")
+    if kind == "number" or kind == "integer":
+        noun = "a number" if kind == "number" else "an integer"
+        return [noun + _range(schema)]
+    if kind == "string":
+        return ["non-empty text" if schema.get("minLength") else "text"]
+    if kind == "array":
+        return [_list_words(schema)]
+    fixed = {
+        "boolean": "true or false",
+        "null": "null",
+        "object": f"a mapping of names to plain values ({_PLAIN_VALUE})",
+    }
+    return [fixed.get(str(kind)) or str(schema.get("description", "any value"))]
+
+
+def _list_words(schema: dict[str, Any]) -> str:
+    noun = "a non-empty list" if schema.get("minItems") else "a list"
+    return f"{noun} (each item {_allowed(schema['items'])})"
+
+
+def _range(schema: dict[str, Any]) -> str:
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f" from {_number(low)} to {_number(high)}"
+    words = [
+        f"{word} {_number(limit)}"
+        for word, limit in (
+            ("of at least", low),
+            ("above", above),
+            ("of at most", high),
+            ("below", below),
+        )
+        if limit is not None
+    ]
+    return " " + " and ".join(words) if words else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _either(options: list[str]) -> str:
+    unique = list(dict.fromkeys(options))
+    return " or ".join(filter(None, [", ".join(unique[:-1]), unique[-1]]))

@@ -1,0 +1,115 @@
+"""How many elements a trial exposes to faults, and how many of those are hit.
+
+Where an evaluation does again only what faults change, activations are not seen as a whole, and
+statistics that count in them would make it run in full. But which elements are hit follows from
+the seed, the trial, the site and the number of the sample alone, so that hits can be counted
+without an activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fxfault.evaluation.full.predictions import recording
+from fxfault.faults.layouts import Layout
+from fxfault.sites.fault_sites import FaultSites
+from fxfault.sites.measuring import run_without_faults
+from fxfault.sites.site import FaultSite
+from fxfault.sites.statistics import FaultStatistics
+from fxfault.strike.draws import elements_hit, samples_hit
+
+if TYPE_CHECKING:
+    from fxfault.evaluation.full.predictions import Predictions
+
+
+class Exposure:
+    """Counts elements and hits of evaluations of a model on one set of data.
+
+    Attributes:
+        elements: of a sample at each site, by name; None where no number holds for all samples.
+        never_called: names of sites that no forward reaches, whatever the batch.
+    """
+
+    def __init__(
+        self,
+        faults: FaultSites,
+        inputs: Any,
+        samples: int,
+        others: Iterable[Any] = (),
+    ) -> None:
+        """See how many elements each site has, and whether it is called at all.
+
+        Args:
+            faults: sites of the model.
+            inputs: a batch, on the device of the model.
+            samples: of all the data.
+            others: the other batches; run until each site was called.
+        """
+        self.faults, self.samples = faults, samples
+        faults.measure_extents(inputs)
+        seen = _elements_of(faults, inputs)
+        # Elements of a sample. None where the activation does not belong to the samples of the
+        # batch, and where a container calls the site as often as it likes.
+        self.elements = {
+            site.name: site.elements
+            if site.elements
+            and seen[site.index] == site.elements * len(inputs)
+            and not site.counts_calls
+            and (site.seen.arrangement is None or site.seen.arrangement.why_batch is None)
+            else None
+            for site in faults
+        }
+        quiet = {site.name for site in faults if not seen[site.index]}
+        batches = iter(others)
+        while quiet and (batch := next(batches, None)) is not None:
+            seen = _elements_of(faults, batch)
+            quiet = {name for name in quiet if not seen[faults[name].index]}
+        self.never_called = tuple(site.name for site in faults if site.name in quiet)
+        self.elements.update(dict.fromkeys(self.never_called, 0))
+
+    def check(self) -> None:
+        """See that each sample has as many elements as `num_faults` asks for.
+
+        Raises:
+            SiteError: it has not.
+        """
+        for site in self.faults:
+            elements = self.elements[site.name]
+            counted = any(fault.num_faults is not None for fault in site.faults)
+            if counted and site.armed and elements:
+                samples_hit(site, range(1), Layout(1, 1, (elements,)))
+
+    def measured(self, run: Callable[[], Predictions]) -> tuple[Predictions, int, int]:
+        """Run an evaluation and count.
+
+        Args:
+            run: evaluates the model on all the data with the present settings of its sites.
+
+        Returns:
+            The predictions, the elements that were hit, and the elements that were exposed.
+        """
+        exposed = [site for site in self.faults if site.armed and self.elements[site.name] != 0]
+        statistics = self.faults.statistics
+        if statistics is None and any(self.elements[site.name] is None for site in exposed):
+            statistics = FaultStatistics(len(self.faults), self.faults.names, cosine=False)
+        if statistics is not None:
+            hits, elements = statistics.total_injections, statistics.total_activations
+            with recording(self.faults, statistics):
+                predictions = run()
+            hits = statistics.total_injections - hits
+            return predictions, hits, statistics.total_activations - elements
+        predictions = run()
+        hits = sum(self._hits(site) for site in exposed)
+        return predictions, hits, self.samples * sum(self.elements[s.name] or 0 for s in exposed)
+
+    def _hits(self, site: FaultSite) -> int:
+        elements = self.elements[site.name]
+        assert elements is not None
+        return elements_hit(site, range(self.samples), Layout(1, 1, (elements,)))
+
+
+def _elements_of(faults: FaultSites, inputs: Any) -> list[int]:
+    """The elements of each site in a forward of one batch, in which nothing is hit."""
+    statistics = run_without_faults(faults, [inputs])
+    return [statistics.layer_stats[site.index].total_activations for site in faults]

@@ -1,0 +1,235 @@
+"""Find out on clean data whether a model's samples may be run in other batches than theirs.
+
+Two things forbid it. Samples may influence each other (a normalisation over the batch, a scale
+taken from it). And kernels may round differently for another number of samples, or at another
+place in the batch: a convolution of one image sums up in another order than one of 64. So a batch
+and some others made of its samples are run side by side, and the results of every operation,
+not only of the last one, are compared bit for bit: a quantiser hides most roundings, not all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from fxfault.faults.random_numbers import stream_key, uniform_int63
+from fxfault.functional import begin_forward, fault_inject
+from fxfault.sites.live_values import (
+    SampleRows,
+    equal_samples,
+    gather,
+    leaves_of,
+    roles_of,
+    same_bits,
+)
+from fxfault.sites.site import FaultSite
+
+INFLUENCE = (
+    "its samples influence each other in eval mode (the results of half of a batch moved when the "
+    "other half was changed)"
+)
+PLACE = "its results are rounded by the place of a sample in the batch"
+
+
+@dataclass(frozen=True)
+class Independence:
+    """What was found.
+
+    Attributes:
+        why_not: why samples must stay in their batches; None: they need not.
+        mixing: whether they may influence each other.
+        sizes: batches of how many samples give the same bits, ascending.
+        mixed: names of sites whose activation has no share of its own for each sample, so that
+            its faults belong to the batch.
+    """
+
+    why_not: str | None
+    mixing: bool
+    sizes: tuple[int, ...] = ()
+    mixed: frozenset[str] = frozenset()
+
+
+@dataclass(eq=False)
+class _Trial:
+    """A batch made of samples of another one.
+
+    Attributes:
+        samples: of the original batch, int64.
+        looked_at: places in the new batch at which results are compared.
+        same: whether all results have been the same so far.
+    """
+
+    samples: Tensor
+    looked_at: Tensor
+    same: bool = True
+    run: Interpreter = field(init=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.samples)
+
+
+def independence(model: GraphModule, inputs: Tensor) -> Independence:
+    """Examine a model on one batch.
+
+    Args:
+        model: transformed, in eval mode and with its sites disabled, under `no_grad`.
+        inputs: of a whole batch; the first dimension is the batch.
+    """
+    sizes = _sizes_below(len(inputs))
+    try:
+        return _examined(model, inputs, sizes)
+    # Whatever a model raises for a single sample: batch statistics of one, a squeezed dimension.
+    except Exception:
+        several = [size for size in sizes if size > 1]
+        if several in ([], sizes):
+            raise
+        return _examined(model, inputs, several)
+
+
+def _examined(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -> Independence:
+    batch = len(inputs)
+    order = torch.argsort(uniform_int63(stream_key("batch order"), torch.arange(batch)))
+    half, places = batch // 2, torch.arange(batch)
+    front, back = places[:half], places[half:]
+    trials = {
+        "front": _Trial(torch.cat([front, front.flip(0), front[: batch - 2 * half]]), front),
+        "back": _Trial(torch.cat([back.flip(0)[:half], back]), back),
+        "order": _Trial(places.flip(0), places),
+    }
+    if half == 0:  # Nothing to change: the only sample is its own neighbour.
+        trials = {"order": _Trial(places, places)}
+    small = {size: (_some(order, size), _some(order.flip(0), size)) for size in sizes}
+    every = [*trials.values(), *(trial for pair in small.values() for trial in pair)]
+    mixed = _run_side_by_side(model, inputs, every)
+    if not all(trials[name].same for name in ("front", "back") if name in trials):
+        return Independence(INFLUENCE, mixing=True)
+    if not trials["order"].same:
+        return Independence(PLACE, mixing=False, mixed=mixed)
+    good = [size for size, pair in small.items() if all(trial.same for trial in pair)]
+    good = [size for size in good if size < batch]
+    return Independence(None, False, (*good, batch), mixed)
+
+
+def _sizes_below(batch: int) -> list[int]:
+    """Sizes to try: the powers of two and what lies halfway between, below the batch's."""
+    powers = [1 << n for n in range(batch.bit_length())]
+    sizes = {size for power in powers for size in (power, power * 3 // 2) if size < batch}
+    return sorted(sizes) or [2]  # A second size must be seen to know what belongs to a sample.
+
+
+def _some(order: Tensor, size: int) -> _Trial:
+    return _Trial(order[torch.arange(size) % len(order)], torch.arange(size))
+
+
+def sizes_that_agree(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -> bool:
+    """Whether batches of some sizes, made of a batch of another size, give its bits.
+
+    Args:
+        model: as for `independence`.
+        inputs: of the other batch.
+        sizes: to try; all must agree.
+    """
+    order = torch.arange(len(inputs)).flip(0)
+    # One of its own size shows how samples lie; see `_compare`.
+    trials = [_some(order, size) for size in (len(inputs), *sizes)]
+    _run_side_by_side(model, inputs, trials)
+    return all(trial.same for trial in trials)
+
+
+def _run_side_by_side(
+    model: GraphModule, inputs: Tensor, trials: Sequence[_Trial]
+) -> frozenset[str]:
+    """Run a batch and the trials node by node; note in the trials what differs.
+
+    Returns:
+        Names of the sites whose activation is not laid out by samples.
+    """
+    whole = _interpreter(model, inputs)
+    for trial in trials:
+        trial.run = _interpreter(model, inputs.index_select(0, trial.samples.to(inputs.device)))
+    mixed = set()
+    for node in model.graph.nodes:
+        if node.target is begin_forward:  # The clock need not move: no site strikes.
+            continue
+        site = whole.env[node.args[1]] if node.target is fault_inject else None
+        results = [_step(run, node) for run in (whole, *(trial.run for trial in trials))]
+        if node.op in ("placeholder", "get_attr"):
+            continue
+        _compare(results[0], len(inputs), results[1:], trials, node.op == "output")
+        if site is not None and not _by_samples(site, results, len(inputs), trials):
+            mixed.add(site.name)
+    return frozenset(mixed)
+
+
+def _interpreter(model: GraphModule, inputs: Tensor) -> Interpreter:
+    interpreter = Interpreter(model)
+    interpreter.args_iter = iter((inputs,))
+    return interpreter
+
+
+def _step(run: Interpreter, node: Node) -> Any:
+    result = run.run_node(node)
+    run.env[node] = result
+    for unused in run.user_to_last_uses.get(node, ()):
+        del run.env[unused]
+    return result
+
+
+def _compare(
+    whole: Any, batch: int, others: Sequence[Any], trials: Sequence[_Trial], is_output: bool
+) -> None:
+    """Compare one node's results; a difference is noted in the trial that it is found in.
+
+    Where no trial has the same, samples may lie in a way that we do not see through (windows of
+    several images side by side). That says nothing yet: what comes out in the end does.
+    """
+    other = next(k for k, trial in enumerate(trials) if trial.size != batch)
+    for place, leaf in enumerate(leaves_of(whole)):
+        leaves = [leaves_of(result)[place] for result in others]
+        found = [False] * len(trials)
+        try:
+            roles = roles_of(leaf, batch, leaves[other], trials[other].size)
+        except ValueError:
+            roles = []
+        for role in roles:  # The first that explains most, else what explains anything.
+            these = [
+                _same(leaf, role, share, trial) for share, trial in zip(leaves, trials, strict=True)
+            ]
+            found = these if sum(these) > sum(found) else found
+            if 2 * sum(found) > len(found):
+                break
+        if any(found) or is_output:
+            for trial, same in zip(trials, found, strict=True):
+                trial.same &= same
+
+
+def _same(leaf: Any, role: Any, share: Any, trial: _Trial) -> bool:
+    if not isinstance(role, SampleRows):
+        return role is not None or same_bits(leaf, share)
+    at = trial.looked_at
+    expected = gather([(leaf, trial.samples[at])], role)
+    found = share if len(at) == trial.size else gather([(share, at)], role)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    return bool(equal_samples(found, expected, role).all())
+
+
+def _by_samples(
+    site: FaultSite, results: Sequence[Any], batch: int, trials: Sequence[_Trial]
+) -> bool:
+    """Whether the faults of an activation belong to samples: each has its share of it, with the
+    same layout in every batch.
+    """
+    values = [getattr(result, "value", result) for result in results]
+    sizes = [batch, *(trial.size for trial in trials)]
+    layouts = [site.layout_of(tuple(v.shape), n) for v, n in zip(values, sizes, strict=True)]
+    return all(
+        layout.samples == size and replace(layout, samples=0) == replace(layouts[0], samples=0)
+        for layout, size in zip(layouts, sizes, strict=True)
+    )

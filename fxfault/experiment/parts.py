@@ -1,0 +1,244 @@
+"""From an experiment file to the things it names: data, network, weights, device.
+
+Importing this module imports neither torch nor brevitas.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fxfault.data import DatasetFacts, build_dataset, dataset_facts
+from fxfault.data.guarded import Guarded, samples_of
+from fxfault.errors import ConfigError, DataError, FxFaultError
+from fxfault.experiment.sections import ExperimentConfig
+from fxfault.messages import quote_error
+from fxfault.models import build_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fxfault.models.checkpoints import CheckpointInfo
+
+# Images up to this size in all are read once.
+KEPT_BYTES = 2**30
+
+_EXAMPLES = {
+    "dataset": "dataset: {name: digits}",
+    "model": "model: {name: quant_digits}",
+}
+
+
+def check_sections(experiment: ExperimentConfig, names: Iterable[str], source: str) -> None:
+    """Check that a file has the sections that a command needs.
+
+    >>> check_sections(ExperimentConfig(), ["dataset", "model"], "faults.yaml")
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.ConfigError: faults.yaml has no section `dataset` and no section `model`; add \
+for instance `dataset: {name: digits}` and `model: {name: quant_digits}`
+
+    Args:
+        experiment: the file's content.
+        names: `dataset` or `model` or both.
+        source: what the message calls the file.
+
+    Raises:
+        ConfigError: one is missing; the message shows what to add.
+    """
+    missing = [name for name in names if getattr(experiment, name) is None]
+    if missing:
+        absent = " and ".join(f"no section `{name}`" for name in missing)
+        added = " and ".join(f"`{_EXAMPLES[name]}`" for name in missing)
+        raise ConfigError(f"{source} has {absent}; add for instance {added}")
+
+
+def load_model(
+    experiment: ExperimentConfig,
+    checkpoint: str | None,
+    facts: DatasetFacts | None = None,
+    folder: str | None = None,
+) -> tuple[nn.Module, CheckpointInfo | None]:
+    """Build the network of an experiment and load its weights.
+
+    Args:
+        experiment: has a section `model`, and `dataset` too unless the network is the user's own.
+        checkpoint: file or `bundled:NAME`; None leaves the network untrained.
+        facts: of the data set, where they are known; else they are looked up.
+        folder: where the path of a checkpoint starts; default: the folder that is the current
+            one before code of the user's has run.
+
+    Returns:
+        The network, in eval mode and on the CPU, and which weights it has.
+
+    Raises:
+        ConfigError: a section is missing.
+        DataError: the network or the checkpoint cannot be used.
+    """
+    folder = os.getcwd() if folder is None else folder
+    own = experiment.model is not None and ":" in experiment.model.name
+    check_sections(experiment, ["model"] if own else ["dataset", "model"], "the configuration")
+    assert experiment.model is not None
+    if own:  # The sizes are for the built-in networks alone.
+        facts = DatasetFacts(num_classes=2, in_channels=1, image_size=(1, 1))
+    elif facts is None:
+        assert experiment.dataset is not None
+        data = experiment.dataset
+        facts = dataset_facts(data.name, root=data.root, kwargs=data.kwargs)
+    model = build_model(
+        experiment.model.name,
+        num_classes=facts.num_classes,
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
+        weight_bit_width=experiment.quantization.weight_bit_width,
+        act_bit_width=experiment.quantization.act_bit_width,
+        kwargs=experiment.model.kwargs,
+    )
+    if checkpoint is None:
+        return model.eval(), None
+    from fxfault.models.checkpoints import load_checkpoint  # It imports torch.
+
+    info = load_checkpoint(checkpoint, model, folder)
+    return model.eval(), info
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The data that a command evaluates on.
+
+    Attributes:
+        dataset: map-style, of (image, label).
+        facts: sizes; None where a data set of the user's own does not tell them.
+    """
+
+    dataset: Any
+    facts: DatasetFacts | None
+
+
+class Batches:
+    """The batches of a data set, in its order, the same at each iteration.
+
+    Small data is kept in memory once it was read: an evaluation under faults goes over it
+    many times, and decoding images takes longer than a GPU needs for them. Larger data is read
+    anew each time, and has to be what it was when it was read first.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int) -> None:
+        from torch.utils.data import DataLoader
+
+        self.samples = samples_of(dataset)
+        guarded: Any = Guarded(dataset)
+        self._loader: DataLoader[Any] = DataLoader(guarded, batch_size=batch_size)
+        self._kept: list[Any] | None = None
+        self._sums: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches as pairs of images and labels.
+
+        Raises:
+            DataError: the data set fails, and its error is quoted, or it gives other samples than
+                before.
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept = []
+        seen = 0
+        for number, batch in enumerate(self._read()):
+            if number == 0:
+                is_small = batch[0].nbytes * len(self) <= KEPT_BYTES
+            if is_small:
+                kept.append(batch)
+            seen += len(batch[0])
+            self._compare(number, batch)
+            yield batch
+        if seen != self.samples:  # `__len__` says another thing than the sampler, or changed.
+            raise DataError(
+                f"the data set says that it has {self.samples} samples and gave {seen}; its len() "
+                "must be the number of samples that it has"
+            )
+        self._kept = kept if is_small else None
+
+    def _compare(self, number: int, batch: Any) -> None:
+        """See that a batch is what it was; its predictions without faults are not made anew."""
+        checksum = 0
+        for part in batch:
+            if hasattr(part, "numpy"):
+                checksum = zlib.crc32(part.contiguous().numpy(), checksum)
+        if self._sums.setdefault(number, checksum) != checksum:
+            raise DataError(
+                f"batch {number} of the data set is not what it was when it was first read: leave "
+                "its files alone while they are used, and draw no random numbers for test data"
+            )
+
+    def _read(self) -> Iterator[Any]:
+        try:
+            yield from self._loader
+        except FxFaultError:
+            raise
+        # Not FOREIGN: this generator is ended by a GeneratorExit, when a reader has had enough.
+        except (Exception, SystemExit) as error:
+            raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
+
+
+def open_test_data(experiment: ExperimentConfig) -> EvaluationData:
+    """Open the test split of an experiment's data set.
+
+    Raises:
+        ConfigError: there is no section `dataset`.
+        DataError: the data is not there or cannot be read, or a built-in network cannot be sized.
+    """
+    check_sections(experiment, ["dataset"], "the configuration")
+    assert experiment.dataset is not None
+    data = experiment.dataset
+    dataset = build_dataset(data.name, "test", root=data.root, kwargs=data.kwargs)
+    try:
+        return EvaluationData(dataset, dataset_facts(dataset))
+    except DataError:
+        if experiment.model is not None and ":" in experiment.model.name:
+            return EvaluationData(dataset, None)  # The user's network knows its sizes itself.
+        raise
+
+
+def open_training_data(experiment: ExperimentConfig) -> Any:
+    """Open the training split of an experiment's data set: map-style, of (image, label).
+
+    Raises:
+        DataError: the data is not there or cannot be read.
+    """
+    assert experiment.dataset is not None
+    data = experiment.dataset
+    return build_dataset(data.name, "train", root=data.root, kwargs=data.kwargs)
+
+
+def pick_device(name: str) -> torch.device:
+    """Find the device that a user named.
+
+    Args:
+        name: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: CUDA was asked for and is absent.
+    """
+    import torch
+
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {name}: torch {torch.__version__} finds no CUDA device; use --device cpu"
+        )
+    number = re.search("[0-9]+$", name)
+    index = int(number.group()) if number else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        found = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise ConfigError(f"--device {name}: there is no such device; there are: {found}")
+    return torch.device("cuda", index)

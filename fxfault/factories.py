@@ -1,0 +1,113 @@
+"""Call a factory of the user's own that a configuration names as `package.module:factory`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fxfault.errors import FOREIGN, DataError
+from fxfault.messages import nearest, quote_error
+
+
+def call_factory(reference: str, *, what: str, kwargs: Mapping[str, Any]) -> Any:
+    """Import `package.module` and call its `factory`.
+
+    The current folder is importable meanwhile, and comes first, as it is for `python -m`.
+
+    Args:
+        reference: `package.module:factory`.
+        what: what the factory makes, for the messages: "model" or "data set".
+        kwargs: the arguments of the call.
+
+    Returns:
+        Whatever the factory returned.
+
+    Raises:
+        DataError: no such module or attribute, not a factory, or an exception raised by
+            the user's code, whose type and message are quoted.
+
+    Example:
+        >>> call_factory("fractions:Fraction", what="model", kwargs={"numerator": 3})
+        Fraction(3, 1)
+        >>> call_factory("fractions:Fractoin", what="model", kwargs={})
+        Traceback (most recent call last):
+        fxfault.errors.DataError: model 'fractions:Fractoin': module 'fractions' has no \
+'Fractoin' (did you mean 'Fraction'?); check the name after the colon
+    """
+    prefix = f"{what} {reference!r}"
+    module_name, factory_name = _split(reference, prefix)
+    with _current_folder_importable():
+        factory = _find(_import(module_name, prefix), factory_name, prefix)
+        try:
+            return factory(**kwargs)
+        except FOREIGN as error:  # the user's code may raise anything
+            raise DataError(
+                f"{prefix}: {factory_name}({', '.join(map(str, kwargs))}) raised "
+                f"{quote_error(error)}"
+            ) from error
+
+
+def _split(reference: str, prefix: str) -> tuple[str, str]:
+    module_name, _, factory_name = reference.partition(":")
+    parts = [*module_name.split("."), *factory_name.split(".")]
+    if not all(part.isidentifier() for part in parts):
+        raise DataError(f"{prefix}: write it as package.module:factory, such as my_nets.small:make")
+    return module_name, factory_name
+
+
+def _import(module_name: str, prefix: str) -> ModuleType:
+    importlib.invalidate_caches()  # the module may have been written a moment ago
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise DataError(
+                f"{prefix}: there is no module {missing!r} in the current folder or among the "
+                f"installed packages; check the name, or run the command from the folder it is in"
+            ) from error
+        raise _import_failed(module_name, prefix, error) from error
+    except FOREIGN as error:  # the user's code may raise anything
+        raise _import_failed(module_name, prefix, error) from error
+
+
+def _import_failed(module_name: str, prefix: str, error: BaseException) -> DataError:
+    return DataError(f"{prefix}: importing {module_name} raised {quote_error(error)}")
+
+
+def _find(module: ModuleType, factory_name: str, prefix: str) -> Callable[..., Any]:
+    found: Any = module
+    for part in factory_name.split("."):
+        owner, found = found, getattr(found, part, None)
+        if found is None:
+            public = [name for name in dir(owner) if not name.startswith("_")]
+            raise DataError(
+                f"{prefix}: module {module.__name__!r} has no {factory_name!r}"
+                f"{nearest(part, public)}; check the name after the colon"
+            )
+    # A network that is already built is callable too: with images.
+    is_network = hasattr(found, "state_dict") and not isinstance(found, type)
+    if is_network or not callable(found):
+        raise DataError(
+            f"{prefix}: {factory_name!r} is an object of type {type(found).__name__}; "
+            f"it must be a function or a class that makes one"
+        )
+    factory: Callable[..., Any] = found
+    return factory
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        # Not a restored copy of the list: the user's module may have added a folder to it.
+        if folder in sys.path:
+            sys.path.remove(folder)

@@ -1,0 +1,246 @@
+"""Integer codes: the words that a quantised activation is stored in.
+
+Bit 0 is the least significant. All arithmetic is written with plain operators,
+so that a code may be a Python integer or an int64 tensor, and a bit width may be
+a Python integer or a tensor that never leaves its device.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxfault.faults import kernels
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Code = TypeVar("Code", int, Tensor)
+
+MAX_BIT_WIDTH = 32
+
+# A float64 of this size has no binary places: adding and subtracting it rounds to the nearest
+# whole number, to even between two, as `round` does.
+_ROUNDING = 1.5 * 2.0**52
+
+
+@dataclass(frozen=True)
+class Word:
+    """The word that holds one code: `bit_width` bits, two's complement where signed.
+
+    A bit operation acts on the bit pattern and its result is read back as the same
+    word, so a signed 4-bit 7 whose most significant bit flips is -1, never 15:
+
+    >>> word = Word(bit_width=4, signed=True)
+    >>> word.from_pattern(word.to_pattern(7) ^ 0b1000)
+    -1
+
+    A binary word holds -1 or +1, and its one bit is the sign:
+
+    >>> sign = Word(bit_width=1, signed=True, binary=True)
+    >>> sign.from_pattern(sign.to_pattern(-1) ^ 1)
+    1
+
+    Attributes:
+        bit_width: number of bits, 1 to 32; an int, or an int64 tensor of no dimension.
+        signed: whether the word is read as two's complement.
+        narrow_range: whether the quantiser leaves out one extreme code (the lowest
+            of a signed word, the highest of an unsigned one), as Brevitas defines it.
+        binary: whether the codes are -1 and +1.
+    """
+
+    bit_width: int | Tensor
+    signed: bool
+    narrow_range: bool = False
+    binary: bool = False
+
+    @functools.cached_property
+    def min(self) -> int | Tensor:
+        """The lowest code that the quantiser produces.
+
+        >>> Word(4, signed=True, narrow_range=True).min, Word(4, signed=False).min
+        (-7, 0)
+        """
+        if self.binary:
+            return -1
+        if not self.signed:
+            return 0
+        return -(1 << (self.bit_width - 1)) + int(self.narrow_range)
+
+    @functools.cached_property
+    def max(self) -> int | Tensor:
+        """The highest code that the quantiser produces.
+
+        >>> Word(4, signed=True).max, Word(4, signed=False).max
+        (7, 15)
+        """
+        if self.binary:
+            return 1
+        if self.signed:
+            return (1 << (self.bit_width - 1)) - 1
+        return (1 << self.bit_width) - 1 - int(self.narrow_range)
+
+    @functools.cached_property
+    def lowest(self) -> int | Tensor:
+        """The lowest code that the word can hold: a fault may leave the quantiser's range.
+
+        >>> Word(4, signed=True, narrow_range=True).lowest
+        -8
+        """
+        return Word(self.bit_width, self.signed, binary=self.binary).min
+
+    @functools.cached_property
+    def highest(self) -> int | Tensor:
+        """The highest code that the word can hold.
+
+        >>> Word(4, signed=False, narrow_range=True).highest
+        15
+        """
+        return Word(self.bit_width, self.signed, binary=self.binary).max
+
+    @functools.cached_property
+    def all_ones(self) -> int | Tensor:
+        """The bit pattern with every bit set.
+
+        >>> bin(Word(4, signed=True).all_ones)
+        '0b1111'
+        """
+        return (1 << self.bit_width) - 1
+
+    @functools.cached_property
+    def msb(self) -> int | Tensor:
+        """The bit pattern with only the most significant bit set.
+
+        >>> bin(Word(4, signed=True).msb)
+        '0b1000'
+        """
+        return 1 << (self.bit_width - 1)
+
+    @functools.cached_property
+    def for_loops(self) -> npt.NDArray[np.int64]:
+        """The fields of `fxfault.faults.kernels.Word`; the bit width must be an int."""
+        numbers = (self.lowest, self.highest, self.min, self.max, self.max - self.min + 1)
+        patterns = (self.all_ones, self.msb)
+        kinds = {"signed": self.signed, "narrow": self.narrow_range, "binary": self.binary}
+        fields: list[Any] = [int(number) for number in (*numbers, *patterns)]
+        return np.array(kernels.Word(*fields, **kinds), np.int64)
+
+    def to_pattern(self, code: Code) -> Code:
+        """The bits of a code as a number from 0 to 2**bit_width - 1.
+
+        >>> bin(Word(4, signed=True).to_pattern(-2))
+        '0b1110'
+        """
+        if self.binary:
+            return (code + 1) // 2
+        return code & self.all_ones  # type: ignore[return-value]
+
+    def from_pattern(self, pattern: Code) -> Code:
+        """The code that a bit pattern stands for: the inverse of `to_pattern`.
+
+        >>> Word(4, signed=True).from_pattern(0b1110)
+        -2
+        """
+        if self.binary:
+            return 2 * pattern - 1
+        if not self.signed:
+            return pattern
+        # Sign extension: flip the sign bit, then take its weight off.
+        return (pattern ^ self.msb) - self.msb  # type: ignore[return-value]
+
+
+Parameter: TypeAlias = "Tensor | float"
+"""A scale or zero point: one number, or a tensor with one for each value."""
+
+
+def to_codes(
+    values: Tensor, scale: Parameter, zero_point: Parameter, word: Word
+) -> tuple[Tensor, Tensor]:
+    """Read the integer codes that dequantised values stand for.
+
+    `code = round(value / scale + zero_point)`, in float64 and kept in the word's
+    range: in a 16-bit float two neighbouring codes may share one value, and the
+    nearer one is taken.
+
+    >>> values = torch.tensor([-0.5, 0.25, 0.375])
+    >>> codes, distance = to_codes(values, 0.25, 0.0, Word(4, signed=True))
+    >>> codes, distance
+    (tensor([-2,  1,  2]), tensor([0.0000, 0.0000, 0.5000], dtype=torch.float64))
+
+    Args:
+        values: dequantised values, any shape, floating point.
+        scale: positive, broadcastable to `values`.
+        zero_point: broadcastable to `values`.
+        word: the word that the codes are stored in.
+
+    Returns:
+        The codes (int64, shape of `values`) and how far each value was from its code, in
+        codes (float64, same shape): beyond `tolerance`, or NaN, where it was no code of the
+        word. The code of a NaN is any.
+    """
+    exact = values.double() / _double(scale)
+    if not _is_zero(zero_point):
+        exact += _double(zero_point)
+    if word.binary:
+        codes = torch.where(exact > 0, 1.0, -1.0).double()
+    else:
+        # `round` starts all threads for a few thousand values, which costs more than it saves.
+        codes = exact.add(_ROUNDING).sub_(_ROUNDING)
+        codes.clamp_(word.lowest, word.highest)  # type: ignore[arg-type]
+    return codes.long(), exact.sub_(codes).abs_()
+
+
+def tolerance(dtype: torch.dtype, zero_point: Parameter, word: Word) -> Parameter:
+    """How far from a code a dequantised value may lie.
+
+    It carries one rounding, of at most eps/2 of its size.
+
+    >>> tolerance(torch.float32, 0.0, Word(4, signed=True))
+    0.25
+    """
+    eps = torch.finfo(dtype).eps
+    if isinstance(zero_point, Tensor):
+        return (eps * (word.all_ones + zero_point.double().abs())).clamp(min=0.25)
+    rounding = eps * (word.all_ones + abs(zero_point))
+    return rounding.clamp(min=0.25) if isinstance(rounding, Tensor) else max(0.25, rounding)
+
+
+def to_values(codes: Tensor, scale: Parameter, zero_point: Parameter, dtype: torch.dtype) -> Tensor:
+    """Dequantise codes exactly as Brevitas does: `(code - zero_point) * scale` in `dtype`.
+
+    >>> to_values(torch.tensor([-2, 1]), 0.25, 0.0, torch.float32)
+    tensor([-0.5000,  0.2500])
+
+    Reference: `brevitas.core.quant.IntQuant.forward`.
+    """
+    values = codes.to(dtype)
+    if not _is_zero(zero_point):
+        values = values - zero_point
+    return (values * scale).to(dtype)
+
+
+def _double(parameter: Parameter) -> Parameter:
+    return parameter.double() if isinstance(parameter, Tensor) else parameter
+
+
+def _is_zero(parameter: Parameter) -> bool:
+    """Whether a number is known to be 0; a tensor is not asked, it may be on a device."""
+    return not isinstance(parameter, Tensor) and parameter == 0
+
+
+@functools.cache
+def fits(bit_width: int, dtype: torch.dtype) -> bool:
+    """Whether `dtype` holds every code of a word of `bit_width` bits exactly.
+
+    A binary float with p significant bits holds all integers up to 2**p.
+
+    >>> fits(8, torch.bfloat16), fits(9, torch.bfloat16), fits(16, torch.float32)
+    (True, False, True)
+    """
+    return 1 <= bit_width <= min(MAX_BIT_WIDTH, 1 - round(math.log2(torch.finfo(dtype).eps)))

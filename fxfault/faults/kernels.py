@@ -1,0 +1,524 @@
+"""The loops of a strike on the CPU, compiled by Numba.
+
+Few elements are hit, so a strike is many small steps, and as calls of torch or NumPy most of
+its time would go into calling. What is done for each hit has its counterpart in torch, which
+serves other devices and what a loop does not take; tests hold the two together, bit for bit. What
+is drawn ahead (which samples are struck, exact numbers of faults) is drawn here for all devices.
+
+The first call on a machine compiles (a second or two); the result is kept on disk, beside this
+file or in the user's cache, where either can be written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bools = npt.NDArray[np.bool_]
+    Ints = npt.NDArray[np.int64]
+    UInts = npt.NDArray[np.uint64]
+    Floats = npt.NDArray[Any]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Odd constants of SplitMix64 (the golden ratio step and the two multipliers of its finaliser).
+STEP = 0x9E3779B97F4A7C15
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+SHIFTS = (30, 27, 31)
+
+# The counters of a sample start at its number, shifted by so many bits: no two of 2**32 samples
+# with up to 2**32 elements share one.
+SAMPLE_SHIFT = 32
+
+# What a fault does, as the loops know it: MASKS with the bits that it keeps and those that it then
+# flips; UNIFORM; or FLIP, CLEAR or SET with the bits that it strikes together, at bit 0, and how
+# many places they can have. With no place at all, the bits that come with a hit are those struck.
+MASKS, UNIFORM, FLIP, CLEAR, SET = range(5)
+Fault: TypeAlias = tuple[int, int, int]
+
+# Hits that are drawn, then read, then struck together.
+BLOCK = 256
+
+# Where a loop goes on: row of the sample, position of its last hit in the tensor, draws of the
+# sample so far. All is drawn when the row is the number of samples.
+Place: TypeAlias = tuple[int, int, int]
+START: Place = (0, -1, 0)
+
+_STEP, _FIRST, _SECOND = (np.uint64(number) for number in (STEP, *MULTIPLIERS))
+_SHIFTS = tuple(np.uint64(shift) for shift in SHIFTS)
+_SAMPLE_SHIFT = np.uint64(SAMPLE_SHIFT)
+_ELEVEN, _TWELVE = np.uint64(11), np.uint64(12)
+_SIGN_OFF = np.int64((1 << 63) - 1)
+
+
+# Numba looks at a tuple's every field before each call, and at numbers and arrays hardly at all:
+# `strike`, which every site calls, takes a word as an array and the rest as plain numbers.
+class Word(NamedTuple):
+    """A word as the loops know it, all in one array of int64; see `fxfault.faults.codes.Word`."""
+
+    lowest: int
+    highest: int
+    min: int
+    max: int
+    size: int
+    all_ones: int
+    msb: int
+    signed: bool
+    narrow: bool
+    binary: bool
+
+
+class Order(NamedTuple):
+    """How the elements of a sample lie in memory.
+
+    Attributes:
+        channels: of a sample where they lie beside each other (channels last); 1 where elements
+            lie as they are counted, row-major.
+        places: elements of one channel.
+    """
+
+    channels: int
+    places: int
+
+
+ROW_MAJOR = Order(1, 1)
+
+
+class Stream(NamedTuple):
+    """Where the hits of a tensor come from.
+
+    Attributes:
+        key: of the site's random numbers, the 64 bits as a signed number.
+        numbers: of the samples, uint64.
+        elements: of one sample, at least 1.
+        scale: 1 / ln(1 - p), what turns ln u into a gap.
+        outer: pieces of a sample; see `fxfault.faults.layouts.Layout`.
+    """
+
+    key: int
+    numbers: UInts
+    elements: int
+    scale: float
+    outer: int = 1
+
+
+def _compiled(function: Function) -> Function:
+    """Compile at the first call, without Python's lock while it runs."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # No folder for the cache can be written.
+        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def _mix(x: Any) -> Any:
+    x = (x ^ (x >> _SHIFTS[0])) * _FIRST
+    x = (x ^ (x >> _SHIFTS[1])) * _SECOND
+    return x ^ (x >> _SHIFTS[2])
+
+
+@_compiled
+def mix64(numbers: UInts) -> None:
+    """Scramble in place; see `fxfault.faults.random_numbers.mix64`."""
+    for i in range(numbers.size):
+        numbers[i] = _mix(numbers[i])
+
+
+@_compiled
+def _rehash(bits: Any) -> int:
+    """Stream 0 of `fxfault.faults.random_numbers.rehash`."""
+    product = np.int64(bits * _STEP)
+    return (product ^ (product >> 32)) & _SIGN_OFF
+
+
+@_compiled
+def _start(stream: Stream, row: int) -> Any:
+    """The counter of a sample, hashed as far as all its draws have in common."""
+    return (stream.numbers[row] << _SAMPLE_SHIFT) * _STEP + np.uint64(stream.key)
+
+
+@_compiled
+def _gap(bits: Any, scale: float) -> float:
+    # An odd multiple of 2**-53: neither 0 nor 1 occurs.
+    return math.log((np.float64(np.int64(bits >> _TWELVE)) + 0.5) * 2.0**-52) * scale
+
+
+@_compiled
+def _place(index: Ints, count: int, samples: int, elements: int, outer: int) -> None:
+    """Turn elements, counted sample after sample, into positions; see `Layout.place`."""
+    if outer == 1:
+        return
+    piece = elements // outer
+    for i in range(count):
+        sample = index[i] // elements
+        within = index[i] - sample * elements
+        turn = within // piece
+        index[i] = (turn * samples + sample) * piece + within - turn * piece
+
+
+@_compiled
+def draw_hits(given: tuple[Any, ...], place: Place, index: Ints, bits: Ints) -> tuple[int, Place]:
+    """Draw hits until every sample is spanned or the arrays are full.
+
+    Args:
+        given: the fields of `Stream`, where they come from.
+        place: where to go on; `START` at first.
+        index: takes the positions, sample after sample, ascending within each of its pieces.
+        bits: takes the 64 random bits of each; same length.
+
+    Returns:
+        How many hits were written, and the place to go on from.
+    """
+    stream = Stream(*given)
+    count, place = _draw_in_order(stream, place, index, bits)
+    _place(index, count, stream.numbers.size, stream.elements, stream.outer)
+    return count, place
+
+
+@_compiled
+def _draw_in_order(stream: Stream, place: Place, index: Ints, bits: Ints) -> tuple[int, Place]:
+    """`draw_hits` with elements counted sample after sample."""
+    row, position, drawn = place
+    count = 0
+    while row < stream.numbers.size:
+        last = (row + 1) * stream.elements - 1
+        start = _start(stream, row)
+        while True:
+            hashed = _mix(start + np.uint64(drawn + 1) * _STEP)
+            gap = _gap(hashed, stream.scale)
+            if gap >= last - position:
+                break
+            if count == index.size:
+                return count, (row, position, drawn)
+            position += np.int64(gap) + 1
+            index[count], bits[count] = position, np.int64(hashed)
+            count += 1
+            drawn += 1
+        row, position, drawn = row + 1, last, 0
+    return count, (row, position, drawn)
+
+
+@_compiled
+def samples_hit(given: tuple[Any, ...], hit: Bools) -> None:
+    """Say which samples have a hit at all: those whose first gap ends within them.
+
+    Args:
+        given: the fields of `Stream`, where the hits come from.
+        hit: takes the answers, one for each sample.
+    """
+    stream = Stream(*given)
+    for row in range(stream.numbers.size):
+        hit[row] = _gap(_mix(_start(stream, row) + _STEP), stream.scale) < stream.elements
+
+
+@_compiled
+def _upset(pattern: int, bits: Any, fault: Fault) -> int:
+    """The bits of a word after a strike; see `fxfault.faults.fault_models.BitModel`."""
+    kind, span, places = fault
+    struck = np.int64(bits) if places == 0 else span << (_rehash(bits) % places)
+    if kind == FLIP:
+        return pattern ^ struck
+    return pattern | struck if kind == SET else pattern & ~struck
+
+
+@_compiled
+def _corrupt(code: int, bits: Any, word: Word, fault: Fault) -> int:
+    """The code that is read back after a fault; `bits` are the hit's 64 random ones."""
+    kind, keep, flip = fault
+    pattern = (code + 1) // 2 if word.binary else code & word.all_ones
+    if kind == MASKS:
+        pattern = (pattern & keep) ^ flip
+    elif kind >= FLIP:
+        pattern = _upset(pattern, bits, fault)
+    elif word.narrow and not word.binary:
+        r = np.int64(np.float64(_rehash(bits) >> 10) * 2.0**-53 * word.size)
+        beyond = code + r - word.max - 1
+        return beyond + ((beyond >> 63) & word.size) + word.min
+    else:
+        pattern = (pattern + _rehash(bits)) & word.all_ones
+    if word.binary:
+        return 2 * pattern - 1
+    return (pattern ^ word.msb) - word.msb if word.signed else pattern
+
+
+@_compiled
+def _word_of(fields: Ints) -> Word:
+    return Word(
+        fields[0],
+        fields[1],
+        fields[2],
+        fields[3],
+        fields[4],
+        fields[5],
+        fields[6],
+        fields[7] != 0,
+        fields[8] != 0,
+        fields[9] != 0,
+    )
+
+
+@_compiled
+def _in_memory(position: int, channels: int, places: int) -> int:
+    """Where an element lies, by its row-major position; see `Order`."""
+    if channels == 1:
+        return position
+    within = position % (channels * places)
+    channel = within // places
+    return position - within + (within - channel * places) * channels + channel
+
+
+# Left to itself, LLVM keeps a call here, which makes the loops a quarter slower.
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _strike_one(
+    values: Floats,
+    at: int,
+    value: float,
+    bits: int,
+    quantiser: tuple[float, float, float],
+    word: Word,
+    fault: Fault,
+) -> tuple[int, int, bool]:
+    """Corrupt one value and write it; its code before and after, and whether it had one."""
+    scale, zero_point, limit = quantiser
+    exact = np.float64(value) / scale + zero_point
+    rounded = min(max(np.rint(exact), np.float64(word.lowest)), np.float64(word.highest))
+    if word.binary:
+        rounded = 1.0 if exact > 0 else -1.0
+    code = np.int64(rounded)
+    new = _corrupt(code, np.uint64(bits), word, fault)
+    kind = values.dtype.type
+    # Always written, as a branch that nobody foretells takes longer.
+    values[at] = value if new == code else (kind(new) - kind(zero_point)) * kind(scale)
+    return code, new, abs(exact - rounded) <= limit  # Not so for a NaN.
+
+
+@_compiled
+def strike(
+    values: Floats,
+    channels: int,
+    places: int,
+    key: int,
+    numbers: UInts,
+    elements: int,
+    gap_scale: float,
+    outer: int,
+    scale: float,
+    zero_point: float,
+    limit: float,
+    fields: Ints,
+    effect: int,
+    keep: int,
+    flip: int,
+    row: int,
+    position: int,
+    drawn: int,
+    record: Ints,
+) -> tuple[int, int, Place]:
+    """Draw hits, read their codes, corrupt and write them, in one go.
+
+    Args:
+        values: of the whole tensor, as they lie in memory, float32 or float64, one dimension;
+            changed in place.
+        channels, places: of `Order`.
+        key, numbers, elements, gap_scale, outer: of `Stream`, where the hits come from.
+        scale, zero_point: of the quantiser.
+        limit: how far from a code a value may lie, in codes.
+        fields: of `Word`, what the codes are stored in.
+        effect, keep, flip: of `Fault`, what becomes of them.
+        row, position, drawn: of `Place`, where to go on; `START` at first.
+        record: takes the positions and the codes before and after, shape (3, n), until it is full;
+            where n is 0 nothing is recorded and nothing stops the loop.
+
+    Returns:
+        How many hits there were, how many of their values are no codes, and the place to go on
+        from.
+    """
+    word, fault = _word_of(fields), (effect, keep, flip)
+    stream, place = (key, numbers, elements, gap_scale, outer), (row, position, drawn)
+    quantiser = (scale, zero_point, limit)
+    index, bits = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    clean = np.empty(BLOCK, values.dtype)
+    total, wrong, room = 0, 0, record.shape[1]
+    while place[0] < numbers.size:
+        block = min(BLOCK, room - total) if room > 0 else BLOCK
+        if block == 0:
+            break
+        count, place = draw_hits(stream, place, index[:block], bits[:block])
+        if room > 0:
+            record[0, total : total + count] = index[:count]
+        for i in range(count):  # By itself, so that these wait for memory together.
+            index[i] = _in_memory(index[i], channels, places)
+            clean[i] = values[index[i]]
+        for i in range(count):
+            code, new, sound = _strike_one(
+                values, index[i], clean[i], bits[i], quantiser, word, fault
+            )
+            wrong += not sound
+            if room > 0:
+                record[1, total + i], record[2, total + i] = code, new
+        total += count
+    return total, wrong, place
+
+
+@_compiled
+def strike_at(
+    values: Floats,
+    order: tuple[int, ...],
+    index: Ints,
+    bits: Ints,
+    quantiser: tuple[float, float, float],
+    fields: Ints,
+    fault: Fault,
+    record: Ints,
+) -> int:
+    """Read the codes at given positions, corrupt and write them.
+
+    Args:
+        values: as for `strike`.
+        order: the fields of `Order`, how they lie in memory.
+        index: row-major positions, each once.
+        bits: 64 random bits of each, or the bits of its word that are struck; same length.
+        quantiser: scale, zero point, and how far from a code a value may lie, in codes.
+        fields: as for `strike`.
+        fault: what becomes of them.
+        record: takes the codes before and after, shape (2, hits).
+
+    Returns:
+        How many of the values are no codes.
+    """
+    word = _word_of(fields)
+    channels, places = order
+    wrong = 0
+    for i in range(index.size):
+        at = _in_memory(index[i], channels, places)
+        code, new, sound = _strike_one(values, at, values[at], bits[i], quantiser, word, fault)
+        wrong += not sound
+        record[0, i], record[1, i] = code, new
+    return wrong
+
+
+@_compiled
+def draw_upsets(
+    given: tuple[Any, ...], width: int, place: Place, index: Ints, struck: Ints
+) -> tuple[int, Place]:
+    """Draw bits that are hit, and put those of one word together.
+
+    Args:
+        given: the fields of `Stream`, where the hits come from; its elements are bits, those of
+            a word beside each other.
+        width: bits of a word.
+        place: where to go on; `START` at first.
+        index: takes the positions of the words, as `draw_hits` has them.
+        struck: takes which bits of each; same length.
+
+    Returns:
+        How many words were written, and the place to go on from.
+    """
+    stream = Stream(*given)
+    elements = stream.elements // width
+    row, position, drawn = place
+    count = 0
+    while row < stream.numbers.size:
+        last = (row + 1) * stream.elements - 1
+        start = _start(stream, row)
+        while True:
+            gap = _gap(_mix(start + np.uint64(drawn + 1) * _STEP), stream.scale)
+            if gap >= last - position:
+                break
+            bit = position + np.int64(gap) + 1
+            word = bit // width
+            if count == 0 or index[count - 1] != word:
+                if count == index.size:
+                    _place(index, count, stream.numbers.size, elements, stream.outer)
+                    return count, (row, position, drawn)
+                index[count], struck[count] = word, 0
+                count += 1
+            struck[count - 1] |= np.int64(1) << (bit - word * width)
+            position = bit
+            drawn += 1
+        row, position, drawn = row + 1, last, 0
+    _place(index, count, stream.numbers.size, elements, stream.outer)
+    return count, (row, position, drawn)
+
+
+@_compiled
+def _put(table: Ints, number: int) -> bool:
+    """Put a number into an open hash table; false if it is there already."""
+    last = table.size - 1
+    place = np.int64((np.uint64(number) * _STEP) >> _SHIFTS[0]) & last
+    while table[place] >= 0:
+        if table[place] == number:
+            return False
+        place = (place + 1) & last
+    table[place] = number
+    return True
+
+
+@_compiled
+def draw_distinct(key: int, numbers: UInts, total: int, drawn: Ints) -> None:
+    """Draw distinct numbers from 0 to `total` - 1, every set of them equally likely.
+
+    Args:
+        key: of the random numbers, the 64 bits as a signed number.
+        numbers: of the samples, each of which has a draw of its own.
+        total: at least as many as are drawn.
+        drawn: takes them, ascending, shape (samples, how many).
+
+    Reference: Floyd's algorithm; Bentley and Floyd, "Programming pearls: a sample of brilliance",
+        Communications of the ACM 30(9), 1987.
+    """
+    count = drawn.shape[1]
+    size = 2
+    while size < 2 * count:
+        size *= 2
+    table = np.empty(size, np.int64)
+    for row in range(numbers.size):
+        table[:] = -1
+        start = (numbers[row] << _SAMPLE_SHIFT) * _STEP + np.uint64(key)
+        for j in range(count):
+            most = total - count + j
+            hashed = _mix(start + np.uint64(j + 1) * _STEP)
+            number = np.int64(np.float64(np.int64(hashed >> _ELEVEN)) * 2.0**-53 * (most + 1))
+            if not _put(table, number):
+                number = most
+                _put(table, number)
+            drawn[row, j] = number
+        drawn[row].sort()
+
+
+@_compiled
+def take_between(drawn: Ints, low: int, high: int, width: int, index: Ints, struck: Ints) -> int:
+    """Take the part of one site out of numbers drawn for several.
+
+    Args:
+        drawn: ascending, shape (samples, how many).
+        low: first of the site's numbers.
+        high: one after the last.
+        width: numbers that one element has: 1, or the bits of its word.
+        index: takes the positions of the elements in the tensor, ascending.
+        struck: takes which bits of each; same length.
+
+    Returns:
+        How many elements were written.
+    """
+    elements = (high - low) // width
+    count = 0
+    for row in range(drawn.shape[0]):
+        for j in range(np.searchsorted(drawn[row], low), drawn.shape[1]):
+            if drawn[row, j] >= high:
+                break
+            within = (drawn[row, j] - low) // width
+            bit = np.int64(1) << (drawn[row, j] - low - within * width)
+            position = row * elements + within
+            if count == 0 or index[count - 1] != position:
+                index[count], struck[count] = position, 0
+                count += 1
+            struck[count - 1] |= bit
+    return count

@@ -1,0 +1,161 @@
+"""How the elements of a tensor belong to the samples of a batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# Why an activation belongs to no sample though samples are independent.
+CONSTANT = "it is the same for every batch"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the elements of a tensor belong to the samples of a batch.
+
+    In row-major order a sample's elements are `outer` pieces of the same size; in the tensor the
+    first pieces of all samples come first, then their second ones, and so on. With one piece its
+    rows are consecutive; two views of each sample that `torch.cat` joins are two pieces; a tensor
+    of T time steps, (T, batch, features), has T.
+
+    >>> import torch
+    >>> views = Layout(samples=3, rows=2, row_shape=(5,), outer=2)
+    >>> views.place(torch.tensor([0, 4, 5, 10])).tolist()  # of sample 0, and the first of sample 1
+    [0, 4, 15, 5]
+
+    Attributes:
+        samples: number of samples that the tensor holds.
+        rows: of one sample; its row-major elements are those of row after row.
+        row_shape: shape of one row, channels first: the dimensions behind that of the samples.
+        outer: pieces in which a sample lies.
+    """
+
+    samples: int
+    rows: int
+    row_shape: tuple[int, ...]
+    outer: int = 1
+
+    @classmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(cls, shape: tuple[int, ...], batch: int) -> Layout:
+        """Lay a tensor's shape out over a batch, as far as one sees by the shape.
+
+        A leading dimension of k times the batch is taken to hold k consecutive rows (windows,
+        tokens) for each sample; any other tensor is one sample. What is true is measured, see
+        `fxfault.sites.sample_layouts`.
+
+        >>> Layout.of((12, 3, 8, 8), batch=4)
+        Layout(samples=4, rows=3, row_shape=(3, 8, 8), outer=1)
+        >>> Layout.of((7, 5), batch=4).samples
+        1
+        """
+        if not shape:
+            return cls(1, 1, ())
+        leading = shape[0]
+        samples = batch if batch > 0 and leading % batch == 0 and leading > 0 else 1
+        return cls(samples, leading // samples, tuple(shape[1:]))
+
+    @functools.cached_property
+    def elements(self) -> int:
+        """Elements of one sample."""
+        return self.rows * math.prod(self.row_shape)
+
+    def place(self, index: Tensor) -> Tensor:
+        """Where elements lie in the tensor, which are counted sample after sample.
+
+        Args:
+            index: element e of sample n is n * elements + e; int64, any shape.
+
+        Returns:
+            Flat row-major positions; `index` itself where each sample is one piece.
+        """
+        if self.outer == 1 or self.samples == 1 or self.elements == 0:
+            return index
+        piece = self.elements // self.outer
+        sample, within = index // self.elements, index % self.elements
+        return (within // piece * self.samples + sample) * piece + within % piece
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the samples of any batch lie in an activation, as it was measured.
+
+    Along one dimension, of size outer * batch * each. See `fxfault.sites.sample_layouts`.
+
+    >>> views = Arrangement(dim=0, outer=2)
+    >>> views.over((14, 5), batch=7)
+    Layout(samples=7, rows=2, row_shape=(5,), outer=2)
+    >>> views.over((6, 5), batch=3)
+    Layout(samples=3, rows=2, row_shape=(5,), outer=2)
+    >>> steps = Arrangement(dim=1, pieces=4)
+    >>> print(steps), steps.over((4, 7, 5), batch=7)
+    every N-th row (outer=4)
+    (None, Layout(samples=7, rows=4, row_shape=(5,), outer=4))
+
+    Attributes:
+        dim: the dimension.
+        outer: how often all samples follow each other in it; 1 where they do so once.
+        each: neighbouring entries of one sample in it.
+        pieces: of a sample in the activation that was measured, see `Layout.outer`.
+        why_batch: why the activation belongs to the batch as a whole, so that it has one draw of
+            faults; None: it belongs to samples.
+        why_shared: how samples influence each other all the same; None: they do not.
+        why_guessed: why other ways in which samples may lie explain as much; None: none does.
+    """
+
+    dim: int = 0
+    outer: int = 1
+    each: int = 1
+    pieces: int = 1
+    why_batch: str | None = None
+    why_shared: str | None = None
+    why_guessed: str | None = None
+
+    def over(self, shape: tuple[int, ...], batch: int) -> Layout:
+        """The layout of an activation of some shape, from a batch of `batch` samples.
+
+        A shape that does not fit what was measured is one sample.
+        """
+        if self.why_batch is None and self.dim == 0 and self.outer == 1:
+            return Layout.of(shape, batch)
+        return _layout_over(self, shape, batch)
+
+    @property
+    def mixing(self) -> bool:
+        """Whether samples meet each other there, or may; what no sample makes does not count."""
+        shared = self.why_shared is not None or self.why_guessed is not None
+        return shared or self.why_batch not in (None, CONSTANT)
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether each sample's rows follow each other."""
+        return self.why_batch is None and self.pieces == 1
+
+    def __str__(self) -> str:
+        if self.why_batch is not None:
+            return f"belong to the batch: {self.why_batch}"
+        rows = "row" if self.each == 1 else f"{self.each} rows"
+        text = "consecutive" if self.consecutive else f"every N-th {rows} (outer={self.pieces})"
+        if self.why_guessed is not None:
+            text = f"{text}, which is a guess: {self.why_guessed}"
+        return text if self.why_shared is None else f"{text}, but {self.why_shared}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout_over(arrangement: Arrangement, shape: tuple[int, ...], batch: int) -> Layout:
+    dim, one = arrangement.dim, Layout(1, *((shape[0], shape[1:]) if shape else (1, ())))
+    if arrangement.why_batch is not None or dim >= len(shape) or batch < 1:
+        return one
+    each, rest = divmod(shape[dim], batch)
+    if rest or each == 0:
+        return one
+    outer = arrangement.outer
+    if arrangement.each == 1 and outer > 1:
+        outer = each  # As many views, or time steps, as there are here.
+    elif each % outer:
+        return one
+    before = math.prod(shape[:dim])
+    return Layout(batch, before * each, tuple(shape[dim + 1 :]), before * outer)

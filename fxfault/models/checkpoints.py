@@ -1,0 +1,363 @@
+"""Load trained weights into a network, all of them or none."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.resources
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from fxfault.errors import DataError
+from fxfault.files.access import UnfitFileError, expanded, read_limited, size_text
+from fxfault.messages import nearest, quote_error
+from fxfault.models.checkpoint_tensors import is_finite, own_tensors, why_unusable
+
+BUNDLED = "bundled:"
+WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
+
+# Added to every key by DataParallel and DistributedDataParallel, and by torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN_KEYS = 3
+
+# What a checkpoint may hold beside the weights: those of an optimiser, averages, notes.
+_BESIDE = 16  # times the network's tensors
+_MORE = 2**25  # bytes
+_MEND = "give it a file that torch.save(model.state_dict(), FILE) wrote from this network"
+_ZIP_MAGIC = b"PK"
+_PICKLE_MAGIC = b"\x80"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Which weights a network was given.
+
+    Attributes:
+        path: as the user named it.
+        sha256: of the bytes of the file, in hexadecimal.
+        keys: names of the tensors that were loaded.
+    """
+
+    path: str
+    sha256: str
+    keys: tuple[str, ...]
+
+
+def load_checkpoint(
+    path: str | Path, model: nn.Module, folder: str | Path | None = None
+) -> CheckpointInfo:
+    """Load a checkpoint into a network, strictly; if it does not fit, the network is unchanged.
+
+    A checkpoint is what `torch.save` wrote: a state_dict, or a mapping that holds one under
+    `model_state_dict`, `state_dict` or `model`, such as PyTorch Lightning's. What stands before
+    every key because the network was wrapped (`module.`, `_orig_mod.`) or was an attribute of
+    what was saved (`network.`) is taken off. Nothing in the file is executed (`weights_only=True`).
+
+    Brevitas builds the quantisers of activations anew when it loads them: load before making
+    an optimiser.
+
+    Args:
+        path: of the file, or `bundled:NAME` for weights that come with fxfault.
+        model: the network; it is checked on a copy, so that memory for a second is needed.
+        folder: where a relative path starts; default: the current folder.
+
+    Raises:
+        DataError: the file is missing or is no checkpoint, holds more than weights, does not
+            fit the network, or has values that are not finite.
+
+    Example:
+        >>> from torch import nn
+        >>> load_checkpoint("bundled:digit", nn.Linear(1, 1))
+        Traceback (most recent call last):
+        fxfault.errors.DataError: checkpoint 'bundled:digit': no such weights come with fxfault \
+(did you mean 'bundled:digits'?); there are: bundled:digits, bundled:digits_fat
+    """
+    label = str(path)
+    prefix = f"checkpoint {label!r}"
+    content = _read(label, prefix, Path() if folder is None else Path(folder), most_bytes(model))
+    state = _without_prefix(_find_state_dict(_unpickle(content, prefix), prefix), model)
+    own = own_tensors(model)
+    why = why_unusable(state, own)
+    if why is not None:
+        raise DataError(f"{prefix} has tensors that cannot be the network's: {why}")
+    _check_finite(state, own, prefix)
+    _check_fits(state, model, prefix)
+    _load_in_place(state, model)
+    return CheckpointInfo(label, hashlib.sha256(content).hexdigest(), tuple(state))
+
+
+def bundled_names() -> tuple[str, ...]:
+    """The weights that come with fxfault, as `load_checkpoint` takes them.
+
+    Example:
+        >>> bundled_names()
+        ('bundled:digits', 'bundled:digits_fat')
+    """
+    folder = importlib.resources.files("fxfault.bundled") / "weights"
+    stems = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".pt"))
+    return tuple(f"{BUNDLED}{stem}" for stem in stems)
+
+
+def most_bytes(model: nn.Module) -> int:
+    """How large a checkpoint of a network may be, packed and unpacked."""
+    tensors = [*model.parameters(), *model.buffers()]
+    own = sum(tensor.nbytes for tensor in tensors if not nn.parameter.is_lazy(tensor))
+    return _MORE + _BESIDE * own
+
+
+def read_content(path: Path, prefix: str, most: int, mend: str) -> bytes:
+    """Read the file of a checkpoint, once its kind and its size were looked at.
+
+    Args:
+        path: of the file.
+        prefix: what an error begins with.
+        most: bytes that it may have, and unpack to where it is an archive.
+        mend: what an error says is to be done.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is no regular file, is too large, or cannot be read.
+    """
+    try:
+        content = read_limited(path, most)
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError as error:
+        raise DataError(f"{prefix} is a folder: name the file in it") from error
+    except UnfitFileError as error:
+        raise DataError(f"{prefix} {error}; {mend}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error
+    _check_unpacked(content, prefix, most, mend)
+    return content
+
+
+def _check_unpacked(content: bytes, prefix: str, most: int, mend: str) -> None:
+    """Look how much an archive holds, before any of it is unpacked."""
+    if not content.startswith(_ZIP_MAGIC):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # torch will say that it is no checkpoint
+        return
+    if unpacked > most:
+        raise DataError(
+            f"{prefix} is refused: its {size_text(len(content))} unpack to {size_text(unpacked)}, "
+            f"allowed: up to {size_text(most)}; {mend}"
+        )
+
+
+def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
+    if label.startswith(BUNDLED):
+        return _read_bundled(label, prefix)
+    try:
+        return read_content(folder / expanded(label), prefix, most, _MEND)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{prefix}: there is no such file; check the path, or name one of "
+            f"{', '.join(bundled_names())}"
+        ) from error
+
+
+def _read_bundled(label: str, prefix: str) -> bytes:
+    names = bundled_names()
+    if label not in names:
+        raise DataError(
+            f"{prefix}: no such weights come with fxfault{nearest(label, names)}; "
+            f"there are: {', '.join(names)}"
+        )
+    folder = importlib.resources.files("fxfault.bundled") / "weights"
+    return (folder / f"{label.removeprefix(BUNDLED)}.pt").read_bytes()
+
+
+def _unpickle(content: bytes, prefix: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch guesses at what a strange file might be
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint make torch raise almost anything
+        if _holds_objects(content, error):
+            raise DataError(
+                f"{prefix} is refused: it holds Python objects{_name_objects(error)} beside "
+                f"tensors, and reading those would run code from the file; save the weights "
+                f"alone, torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise DataError(
+            f"{prefix} is not a PyTorch checkpoint, or is cut short ({len(content)} bytes): "
+            f"give it a file written by torch.save(model.state_dict(), FILE)"
+        ) from error
+
+
+def _holds_objects(content: bytes, error: Exception) -> bool:
+    is_archive = content.startswith((_ZIP_MAGIC, _PICKLE_MAGIC))
+    # A TorchScript archive is refused with a RuntimeError.
+    is_refusal = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)
+    return is_archive and is_refusal
+
+
+def _name_objects(error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found.group(1)})" if found else ""
+
+
+def _find_state_dict(loaded: Any, prefix: str) -> dict[str, Any]:
+    """Unwrap the state_dict, keeping its metadata, in which torch notes format versions."""
+    candidate = loaded
+    if isinstance(loaded, Mapping):
+        wrappers = [key for key in WRAPPER_KEYS if isinstance(loaded.get(key), Mapping)]
+        candidate = loaded[wrappers[0]] if wrappers else loaded
+    if not isinstance(candidate, dict) or not _is_state_dict(candidate):
+        holds = f"a {type(candidate).__name__}"
+        if isinstance(candidate, Mapping):
+            holds = f"a mapping with {_count(map(str, candidate), 'key')}"
+        raise DataError(
+            f"{prefix} holds {holds}, no weights: it must hold a state_dict, or a mapping with "
+            f"one under {', '.join(WRAPPER_KEYS)}"
+        )
+    return candidate
+
+
+def _is_state_dict(candidate: Mapping[Any, Any]) -> bool:
+    return bool(candidate) and all(
+        isinstance(key, str) and (isinstance(value, torch.Tensor) or key.endswith("_extra_state"))
+        for key, value in candidate.items()
+    )
+
+
+def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    own_keys = set(model.state_dict())
+    for prefix in (_attribute_path(state, own_keys), *_PREFIXES, *_PREFIXES):
+        # The last ones twice: wrappers come in either order.
+        is_wrapped = all(key.startswith(prefix) for key in state)
+        if prefix and is_wrapped and not all(key.startswith(prefix) for key in own_keys):
+            consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
+
+
+def _attribute_path(state: Mapping[str, Any], own_keys: set[str]) -> str:
+    """What stands before every key where the network was an attribute of what was saved.
+
+    A LightningModule, for instance. It is taken for that only where keys of the network follow.
+    """
+    prefix = ""
+    while not any(key.removeprefix(prefix) in own_keys for key in state):
+        heads = {key.removeprefix(prefix).partition(".")[::2] for key in state}
+        names = {head for head, rest in heads}
+        if len(names) != 1 or not all(rest for head, rest in heads):
+            return ""
+        prefix += f"{names.pop()}."
+    return prefix
+
+
+def _check_finite(state: Mapping[str, Any], own: Mapping[str, torch.Tensor], prefix: str) -> None:
+    broken = [key for key, value in state.items() if not is_finite(value, None)]
+    if broken:
+        raise DataError(
+            f"{prefix} has NaN or infinite values in {_count(broken, 'tensor')}: the training "
+            f"that wrote it diverged, take an earlier checkpoint"
+        )
+    broken = [key for key, value in state.items() if not is_finite(value, own.get(key))]
+    if broken:
+        raise DataError(
+            f"{prefix} has values in {_count(broken, 'tensor')} that are beyond what the "
+            f"network's dtype can hold: save the weights in the dtype that they were trained in"
+        )
+
+
+def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
+    """Load into a copy first.
+
+    Only loading tells what fits: a scale that Brevitas calibrates at run time is a parameter
+    that `state_dict()` leaves out until a training-mode forward has run, but that a trained
+    checkpoint has.
+    """
+    shapes = _differing_shapes(state, model)
+    fitted = {key: value for key, value in state.items() if key not in shapes}
+    try:
+        outcome = copy.deepcopy(model).load_state_dict(_like(state, fitted), strict=False)
+    except Exception as error:  # a network of the user's own may do anything when it is loaded
+        raise DataError(f"{prefix} cannot be loaded: {quote_error(error)}") from error
+    problems = {
+        "missing": [key for key in outcome.missing_keys if key not in shapes],
+        "unexpected": list(outcome.unexpected_keys),
+    }
+    complaints = [f"{_count(keys, f'{kind} key')}" for kind, keys in problems.items() if keys]
+    if shapes:
+        complaints.append(_count([f"{key} {text}" for key, text in shapes.items()], "wrong shape"))
+    if complaints:
+        raise DataError(
+            f"{prefix} does not fit the network: {'; '.join(complaints)}. {_hint(problems, shapes)}"
+        )
+
+
+def _differing_shapes(state: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
+    """Tensors whose shape is not the network's, with both shapes in words."""
+    own = own_tensors(model)
+    return {
+        key: f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and not _is_loadable(value, own[key])
+    }
+
+
+def _is_loadable(value: Any, own: Any) -> bool:
+    # torch itself takes a vector of one element for a scalar.
+    return value.shape == own.shape or (own.dim() == 0 and tuple(value.shape) == (1,))
+
+
+def _like(state: dict[str, Any], fitted: dict[str, Any]) -> dict[str, Any]:
+    """Part of a state_dict, with the metadata of the whole."""
+    part = type(state)(fitted)
+    if hasattr(state, "_metadata"):
+        part._metadata = state._metadata  # type: ignore[attr-defined]
+    return part
+
+
+def _hint(problems: Mapping[str, list[str]], shapes: Mapping[str, str]) -> str:
+    is_clean = not problems["unexpected"] and not shapes
+    if is_clean and all(".tensor_quant." in key for key in problems["missing"]):
+        return (
+            "Only parameters of quantisers are missing: it was saved before a forward in training "
+            "mode had calibrated them, or from a network that was not quantised"
+        )
+    return "Build the network with the name, the widths and the classes that it was trained with"
+
+
+def _count(names: Iterable[str], noun: str) -> str:
+    """How many, and the first few.
+
+    Example:
+        >>> _count(["a", "b", "c", "d"], "missing key")
+        '4 missing keys (a, b, c, ...)'
+        >>> _count(["a"], "missing key")
+        '1 missing key (a)'
+    """
+    listed = list(names)
+    shown = ", ".join(listed[:_SHOWN_KEYS]) + (", ..." if len(listed) > _SHOWN_KEYS else "")
+    return f"{len(listed)} {noun}{'' if len(listed) == 1 else 's'} ({shown})"
+
+
+def _load_in_place(state: dict[str, Any], model: nn.Module) -> None:
+    """Load, and put the quantisers that Brevitas built anew where the old ones were.
+
+    It builds them on the CPU (brevitas 0.12 to 0.13) and in training mode (0.12).
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.load_state_dict(state, strict=True)
+    for name, module in model.named_modules():
+        module.training = modes.get(name, module.training)
+    if len(devices) == 1:
+        model.to(devices.pop())

@@ -1,0 +1,198 @@
+"""Brevitas's activation layers and its integer QuantTensor: what a fault site asks about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from brevitas.core.bit_width import BitWidthConst
+from brevitas.core.quant import BinaryQuant, ClampedBinaryQuant, TernaryQuant
+from brevitas.core.quant.delay import _DelayQuant
+from brevitas.nn.quant_layer import QuantNonLinearActLayer
+from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
+from brevitas.quant_tensor import IntQuantTensor as IntQuantTensor  # Others import it from here.
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
+from torch.utils.hooks import RemovableHandle
+
+# A pickled or copied layer has another one.
+_THIS_PROCESS = object()
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """The facts about a site's quantiser that a QuantTensor does not carry.
+
+    Attributes:
+        narrow_range: whether one extreme code is left out.
+        binary: whether the codes are -1 and +1.
+        bit_width: the constant bit width; None if it is learned or otherwise varies.
+    """
+
+    narrow_range: bool
+    binary: bool
+    bit_width: int | None
+
+
+def is_activation(module: nn.Module, class_names: tuple[str, ...]) -> bool:
+    """Whether a module's class, or one that it derives from, has one of the names."""
+    return any(kind.__name__ in class_names for kind in type(module).__mro__)
+
+
+def why_unsupported(module: nn.Module) -> str | None:
+    """Why a layer's output has no integer words that faults could strike; None if it has.
+
+    >>> from brevitas.nn import QuantReLU
+    >>> why_unsupported(QuantReLU()) is None, why_unsupported(QuantReLU(act_quant=None))
+    (True, 'its quantiser is disabled')
+    """
+    if not isinstance(module, QuantNonLinearActLayer):
+        return "it is not a Brevitas activation layer"
+    proxy = module.act_quant
+    if not proxy.is_quant_enabled:
+        return "its quantiser is disabled"
+    if isinstance(proxy, GroupwiseActQuantProxyFromInjector):
+        return "its quantiser is groupwise"
+    if not isinstance(proxy, ActQuantProxyFromInjector):
+        return f"its quantiser is not an integer one ({type(proxy).__name__})"
+    return None
+
+
+def only_observes(layer: Any) -> bool:
+    """Whether a layer's quantiser takes statistics and quantises nothing.
+
+    `calibration_mode` of Brevitas 0.13 leaves a quantiser like this if several layers share it.
+    """
+    quantiser = getattr(layer, "act_quant", None)
+    parts = quantiser.modules() if isinstance(quantiser, nn.Module) else ()
+    return any(getattr(part, "observer_only", False) is True for part in parts)
+
+
+# Where the forward waits that the root of a transformed model has of its own, not of its class.
+OWN_FORWARD = "_fxfault_own_forward"
+
+
+def own_class(layer: nn.Module) -> Any:
+    """The class that a layer had before it was frozen, or became the root of a transformed model.
+
+    See `fxfault.quantisers.frozen_layers` and `fxfault.passes.tracing.own_forward`.
+    """
+    kind = type(layer)
+    kind = vars(kind).get("_source_class", kind)
+    return getattr(kind, "source", kind)
+
+
+def has_own_forward(layer: nn.Module) -> bool:
+    """Whether a layer has a forward other than Brevitas's or that of a frozen layer."""
+    source = own_class(layer)
+    return source.forward is not QuantNonLinearActLayer.forward
+
+
+def output_type(module: nn.Module) -> type | None:
+    """The type that a layer returns; None if that is not certain."""
+    if why_unsupported(module) is not None or has_own_forward(module):
+        return None
+    return IntQuantTensor if module.return_quant_tensor else torch.Tensor
+
+
+def makes_private_tensor(layer: Any, kept: dict[Any, Any]) -> bool:
+    """Whether the caller alone can see the tensor that a layer returns.
+
+    This holds if the layer is Brevitas's own, quantises now, keeps no cache, and has no forward
+    hook anywhere in it.
+
+    Args:
+        layer: an activation layer.
+        kept: a cache for this layer; empty at first.
+    """
+    proxy = layer._modules["act_quant"]  # As an attribute it takes longer, and each strike asks.
+    if proxy.export_mode or proxy.cache_inference_quant_act or not proxy.is_quant_enabled:
+        return False
+    # Looking at every part takes longer than the rest of a strike. Look again only if a hook was
+    # added anywhere or a part was exchanged since, or if this is another process.
+    quantiser = proxy._modules["fused_activation_quant_proxy"]
+    parts = (proxy, quantiser, quantiser._modules["tensor_quant"])
+    now = (_THIS_PROCESS, RemovableHandle.next_id, *parts)
+    if kept.get("without hooks") != now:
+        if not _has_no_hook(layer):
+            return False
+        kept["without hooks"] = now
+    return not _global_forward_hooks
+
+
+def _has_no_hook(layer: nn.Module) -> bool:
+    """Whether a layer is Brevitas's own, and no part of it passes the tensor to a hook."""
+    if not type(layer).__module__.startswith("brevitas.nn."):
+        return False
+    modules = [layer]
+    for module in modules:  # The list grows; `layer.modules()` takes six times as long.
+        if module._forward_hooks or isinstance(module, _DelayQuant):
+            return False
+        modules.extend(filter(None, module._modules.values()))
+    return True
+
+
+def plain(x: Any) -> Any:
+    """The dequantised value of a QuantTensor of any kind; any other value unchanged."""
+    return x.value if isinstance(x, QuantTensor) else x
+
+
+def read_quantiser(module: Any) -> Quantiser:
+    """Read the constants of a supported activation layer's quantiser.
+
+    >>> from brevitas.nn import QuantIdentity
+    >>> read_quantiser(QuantIdentity(bit_width=4, narrow_range=True))
+    Quantiser(narrow_range=True, binary=False, bit_width=4)
+    """
+    proxy = module.act_quant
+    parts = list(proxy.modules())
+    ternary = any(isinstance(part, TernaryQuant) for part in parts)
+    constants = [part for part in parts if isinstance(part, BitWidthConst)]
+    return Quantiser(
+        narrow_range=ternary or bool(proxy.is_narrow_range),
+        binary=any(isinstance(part, (BinaryQuant, ClampedBinaryQuant)) for part in parts),
+        bit_width=round(float(constants[0]())) if constants else None,
+    )
+
+
+def _quantiser_of(layer: nn.Module) -> Any:
+    """The part of a Brevitas activation layer that has scale and bit width; None if absent."""
+    fused = getattr(getattr(layer, "act_quant", None), "fused_activation_quant_proxy", None)
+    return getattr(fused, "tensor_quant", None)
+
+
+def learned_bit_width(layer: nn.Module) -> int | None:
+    """The bit width that a layer has learned so far; None if it learns none."""
+    quantiser = _quantiser_of(layer)
+    width = getattr(quantiser, "msb_clamp_bit_width_impl", None)
+    if width is None:
+        return None
+    with torch.no_grad():
+        return round(float(width()))
+
+
+def settled_scale(layer: nn.Module) -> Tensor | None:
+    """The scale of a layer, if it is a constant or a parameter in use; None otherwise.
+
+    Only the part that computes the scale runs. `act_quant.scale()` would quantise a number, which
+    changes training flags and counts down `quant_delay_steps`.
+    """
+    quantiser = _quantiser_of(layer)
+    scaling: Any = getattr(quantiser, "scaling_impl", None)
+    kind = type(scaling).__name__
+    if kind == "ParameterFromRuntimeStatsScaling":  # A parameter, once its statistics are complete.
+        settled = scaling.counter > scaling.collect_stats_steps
+    else:
+        settled = kind in ("ConstScaling", "ParameterScaling")
+    if not settled:
+        return None
+    with torch.no_grad():
+        if hasattr(quantiser, "int_scaling_impl"):
+            bit_width = quantiser.msb_clamp_bit_width_impl()
+            scale: Tensor = scaling(bit_width, quantiser.int_scaling_impl(bit_width))
+        else:  # Binary and ternary quantisers.
+            scale = scaling(quantiser.bit_width())
+    return scale

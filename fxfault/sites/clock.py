@@ -1,0 +1,171 @@
+"""When faults strike, and which random numbers they are drawn from."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from fxfault.config.curriculum import epoch_plan
+from fxfault.errors import ConfigError, SiteError
+from fxfault.faults.random_numbers import known_key, uniform_float
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fxfault.config.fault_injection import FaultInjectionConfig
+    from fxfault.sites.fault_sites import FaultSites
+    from fxfault.sites.handles import Handle
+
+# What a clock knows of where it is, rather than of when.
+_NOT_IN_STATE = (
+    *("_model", "_on_move", "forward", "given", "handle", "rank", "world_size"),
+    "warned",
+)
+
+# What a clock follows before it has a model.
+_NO_MODEL = SimpleNamespace(training=False)
+
+
+class FaultClock:
+    """When faults strike, and which stream of random numbers they are drawn from.
+
+    It moves once for each forward of the whole model: samples are numbered from the last
+    reset, separately while training and while evaluating, and a training forward is one
+    step, which is noisy or clean as a whole.
+
+    Attributes:
+        enabled: the master switch.
+        apply_during: `train`, `eval` or `both`.
+        epoch_interval: faults strike while training in every such epoch.
+        step_interval: probability that a training step is noisy, 0 to 1.
+        seed: where all draws follow from.
+        trial: number of the evaluation under this seed; each has its own faults.
+        epoch: the epoch; while training, each has its own faults.
+        step: training steps since the last reset.
+        batch: samples of the current forward.
+        first_sample: number of the first one.
+        given: the numbers of all of them where somebody gave them; see `FaultSites.samples`.
+        rank, world_size: which of how many processes this is; see `FaultSites.shard`.
+        warned: whether it was said that layouts were not measured; see `FaultSite.layout_of`.
+        handle: by which compiled code finds the sites.
+    """
+
+    handle: Handle[FaultSites]
+
+    def __init__(self, config: FaultInjectionConfig) -> None:
+        plan = epoch_plan(config, 0)
+        self.enabled = True
+        self.apply_during = config.apply_during
+        self.epoch_interval = plan.epoch_interval
+        self.step_interval = plan.step_interval
+        self.rank, self.world_size = 0, 1
+        self.seed = secrets.randbits(63) if config.seed is None else config.seed
+        self.trial = 0
+        self.epoch = 0
+        # A list keeps nn.Module from taking the model for a child of whatever holds the clock;
+        # a strong reference survives copy.deepcopy, where a weak one would keep the original.
+        self._model: list[Any] = [_NO_MODEL]
+        self._on_move: Callable[[], None] | None = None
+        self.forward = 0  # Counts on over resets: no two forwards share a number.
+        self.given: Tensor | None = None
+        self.warned = False
+        self.reset()
+
+    def reset(self, first_sample: int = 0) -> None:
+        """Number samples from `first_sample` and steps from 0 again."""
+        self.step = 0
+        self.batch: int | None = None
+        self.first_sample = first_sample
+        self._next_sample = {True: first_sample, False: first_sample}
+        self._noisy_step = True
+
+    def follow(self, model: nn.Module) -> None:
+        """Follow the mode (train or eval) of a model."""
+        self._model = [model]
+
+    def on_move(self, react: Callable[[], None]) -> None:
+        """Have a function called where `restore` leads to another seed, trial or epoch."""
+        self._on_move = react
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the clock follows."""
+        model: nn.Module = self._model[0]
+        return model
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        training: bool = self._model[0].training
+        return training
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on from here: plain numbers, texts and a mapping.
+
+        Any of several processes that share the data can go on from the state of any other.
+        """
+        kept = {k: v for k, v in vars(self).items() if k not in _NOT_IN_STATE}
+        return {**kept, "_next_sample": dict(self._next_sample)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state` gave.
+
+        The sites follow to another epoch of the curriculum, and with `injection_layer: -1` to
+        the layer that another seed or trial draws.
+
+        Raises:
+            ConfigError: `state` does not come from `state`.
+        """
+        expected = self.state().keys()
+        if not isinstance(state, Mapping) or state.keys() != expected:
+            names = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
+            raise ConfigError(f"state of the clock: got {names}, expected {sorted(expected)}")
+        before = (self.seed, self.trial, self.epoch)
+        vars(self).update({**state, "_next_sample": dict(state["_next_sample"])})
+        if self._on_move is not None and (self.seed, self.trial, self.epoch) != before:
+            self._on_move()
+
+    def begin(self, batch: int) -> None:
+        """Note that a forward of the whole model starts."""
+        training = self.training
+        self.forward += 1
+        self.batch = batch
+        if self.given is not None:
+            if len(self.given) != batch:
+                raise SiteError(
+                    f"samples: got {len(self.given)} numbers for a batch of {batch} samples; give "
+                    "one for each"
+                )
+            return
+        self.first_sample = self._next_sample[training] + self.rank * batch
+        self._next_sample[training] += self.world_size * batch
+        if training:
+            draw = uniform_float(self.seed, "step", self.epoch, self.step)
+            self._noisy_step = draw < self.step_interval
+            self.step += 1
+
+    @property
+    def why_quiet(self) -> str | None:
+        """Why no site strikes in the current forward; None if the selected ones do."""
+        if not self.enabled:
+            return "injection is disabled"
+        training = self._model[0].training  # Each strike asks: a property takes longer.
+        mode = "train" if training else "eval"
+        if self.apply_during not in (mode, "both"):
+            return f"apply_during is {self.apply_during}, the model is in {mode} mode"
+        if training and self.epoch % self.epoch_interval:
+            return f"epoch {self.epoch} is not one of every {self.epoch_interval}"
+        if training and not self._noisy_step:
+            return f"step {self.step - 1} was drawn clean (step_interval {self.step_interval:g})"
+        return None
+
+    def stream(self, site: str) -> int:
+        """The key of a site's random numbers in the current forward."""
+        when = self.epoch if self._model[0].training else "eval"
+        return known_key(self.seed, self.trial, when, site)
+
+    def hardware_stream(self, site: str) -> int:
+        """The key of what is broken in a site's hardware: the same for the whole trial."""
+        return known_key("hardware", self.seed, self.trial, site)

@@ -1,0 +1,149 @@
+"""How much there is to hit at each site, which `num_faults` is spread over.
+
+Elements of an activation are known once the model has run, so it is run once without faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxfault.errors import SiteError
+from fxfault.sites.settings import AT_ZERO
+from fxfault.sites.site import Extent
+from fxfault.sites.statistics import FaultStatistics
+
+if TYPE_CHECKING:
+    from fxfault.sites.fault_sites import FaultSites
+    from fxfault.sites.site import FaultSite
+
+_Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
+_Versions = list[tuple[int, int]]
+
+
+@contextmanager
+def armed_at_zero(sites: FaultSites) -> Iterator[FaultStatistics]:
+    """Arm all sites at 0 % for a while; settings and the clock are as before afterwards.
+
+    Yields:
+        What is recorded of each site meanwhile: that it ran, and its elements.
+    """
+    clock = sites.clock
+    before = {**vars(clock), "_next_sample": dict(clock._next_sample)}
+    kept = [(site, site.setting, site.selected, site.statistics) for site in sites]
+    statistics = FaultStatistics(len(sites), sites.names, cosine=False)
+    try:
+        clock.enabled, clock.apply_during, clock.given = True, "both", None
+        for site in sites:
+            site.setting, site.selected, site.statistics = AT_ZERO, True, statistics
+        yield statistics
+    finally:
+        vars(clock).update(before, forward=clock.forward)  # No two forwards share a number.
+        for site, setting, selected, recorded in kept:
+            site.setting, site.selected, site.statistics = setting, selected, recorded
+
+
+def run_without_faults(
+    sites: FaultSites, inputs: Sequence[Any], named_inputs: Mapping[str, Any] | None = None
+) -> FaultStatistics:
+    """Run a model once so that each site that it reaches shows what there is to hit.
+
+    It runs in evaluation mode and without gradients; afterwards modes, settings, clock and
+    statistics are as before. What a site has `seen` is that of this run.
+
+    Args:
+        sites: of the model.
+        inputs: what it is called with.
+        named_inputs: the same, by name.
+
+    Returns:
+        What was recorded of each site: how often it ran, and its elements.
+    """
+    model = sites.clock.model
+    modes = {module: module.training for module in model.modules()}
+    # Torch runs operators, from which compiled code calls us, without looking at QuantTensors.
+    with armed_at_zero(sites) as statistics, torch.no_grad(), torch._C._EnableTorchFunction():
+        try:
+            model.eval()(*inputs, **(named_inputs or {}))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+    return statistics
+
+
+class Extents:
+    """Measures the sites of a model when that is needed."""
+
+    def __init__(self) -> None:
+        self._shapes: _Shapes | None = None
+        self._versions: _Versions = []
+
+    def prepare(self, sites: FaultSites, inputs: Sequence[Any]) -> None:
+        """Measure, if faults are spread over sites whose extent for such inputs is not known.
+
+        Args:
+            sites: of the model.
+            inputs: what it is called with.
+
+        Raises:
+            SiteError: it cannot be called with these inputs.
+        """
+        needed = {_needed_at(site) for site in sites} - {None}
+        # Learned widths change when parameters do.
+        if not needed or (
+            self._shapes == _shapes_of(inputs)
+            and ("word" not in needed or self._versions == _versions_of(sites))
+        ):
+            return
+        try:
+            self.measure(sites, inputs)
+        except TypeError as error:  # Compiled code hands over what are tensors only.
+            raise SiteError(
+                "num_faults: the model cannot be measured with the tensors among its inputs "
+                f"({error}); call model.faults.measure(...) with all of them first"
+            ) from error
+
+    def measure(self, sites: FaultSites, inputs: Sequence[Any]) -> None:
+        """Run the model once without faults; see `FaultSites.measure`."""
+        before = [(site.seen.elements, site.seen.word_bits) for site in sites]
+        for site in sites:
+            site.seen.elements, site.seen.word_bits = None, None
+        try:
+            statistics = run_without_faults(sites, inputs)
+            for site in sites:
+                calls = statistics.layer_stats[site.index].sample_count
+                site.seen.extent = _extent_of(site, calls)
+        finally:
+            for site, (elements, word_bits) in zip(sites, before, strict=True):
+                site.seen.elements, site.seen.word_bits = elements, word_bits
+        self._shapes, self._versions = _shapes_of(inputs), _versions_of(sites)
+
+
+def _needed_at(site: FaultSite) -> str | None:
+    """What faults need to know of a site: how much of `all` there is, its `word`, or None."""
+    if site.bit_width is None and any(fault.rate_unit == "bit" for fault in site.faults):
+        return "word"
+    return "all" if any(fault.num_faults is not None for fault in site.faults) else None
+
+
+def _shapes_of(inputs: Sequence[Any]) -> _Shapes:
+    """What the inputs of a model look like, but for the number of samples."""
+    leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)]
+    return [(x.dtype, tuple(x.shape[1:])) for x in leaves]
+
+
+def _versions_of(sites: FaultSites) -> _Versions:
+    """What changes when a parameter does."""
+    return [(p.data_ptr(), p._version) for p in sites.clock.model.parameters()]
+
+
+def _extent_of(site: FaultSite, calls: int) -> Extent:
+    """What a run without faults, which has just ended, showed of a site."""
+    elements, bits = site.seen.elements, site.seen.word_bits
+    if elements is None or bits is None:  # It was not reached.
+        return Extent(0, 0, 0)
+    return Extent(elements, int(bits), calls)

@@ -1,0 +1,316 @@
+"""One place where faults can strike, and what strikes there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from fxfault.errors import ConfigError, SiteError
+from fxfault.faults.fault_models import FaultModel, label_of
+from fxfault.faults.layouts import Arrangement, Layout
+from fxfault.quantisers.quant_tensors import only_observes
+from fxfault.sites.settings import Setting, SiteFault
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fxfault.quantisers.quant_tensors import Quantiser
+    from fxfault.sites.clock import FaultClock
+    from fxfault.sites.statistics import FaultStatistics
+
+logger = logging.getLogger(__name__)
+
+NOT_CODES = (
+    "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
+    "scales and `quant_delay_steps`)"
+)
+ONLY_OBSERVED = (
+    "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as "
+    "calibration_mode of Brevitas leaves quantisers that several layers share); set it to False in "
+    "all parts of `act_quant`, or give each layer a quantiser of its own before calibrating"
+)
+
+
+def why_no_codes(site: FaultSite) -> str:
+    """Why values of a site are no codes, as the end of a message."""
+    layer = None if site.output is None else site.output.layer[0]
+    return ONLY_OBSERVED.format(site.module_type) if only_observes(layer) else NOT_CODES
+
+
+class Extent(NamedTuple):
+    """How much there is to hit at a site.
+
+    Attributes:
+        elements: of one sample.
+        bits: of the word.
+        calls: of the site in one forward.
+    """
+
+    elements: int
+    bits: int
+    calls: int
+
+
+@dataclass
+class Observed:
+    """What forwards showed of a site.
+
+    Attributes:
+        signed: whether the word of the last armed forward was two's complement; None before any.
+        scale: of the last armed forward, detached.
+        elements: of one sample, in the last armed forward.
+        word_bits: of the last armed forward (a tensor where only a device knows).
+        sound: off the CPU, whether all forwards so far were sound (bool tensor), see
+            `FaultSites.check`.
+        extent: how much there is to hit; None before somebody measured it.
+        arrangement: how the samples of a batch lie in the activation; None before it was measured.
+    """
+
+    signed: bool | None = None
+    scale: Tensor | None = None
+    elements: int | None = None
+    word_bits: int | Tensor | None = None
+    sound: Tensor | None = None
+    extent: Extent | None = None
+    arrangement: Arrangement | None = None
+
+
+class Handover(Protocol):
+    """The last step of an activation layer, which hands its word over to the graph's strike.
+
+    Attributes:
+        layer: the layer, alone in a list.
+        sites: of the layer's calls, by where it is called.
+        kept: what was handed over and not taken yet.
+    """
+
+    layer: list[Any]
+    sites: dict[tuple[int | None, bool], list[FaultSite]]
+    kept: Any
+
+    @property
+    def returns_quant_tensor(self) -> bool:
+        """Whether the layer returns a QuantTensor, and not its plain value."""
+
+    @property
+    def strikes_itself(self) -> bool:
+        """Whether the layer strikes its own output, because of its hooks."""
+
+    def hand_over(self, output: Any) -> None:
+        """Keep a word for the graph's strike."""
+
+    def take(self, value: Any) -> Any:
+        """What is to be struck for a value; None if the layer has struck it."""
+
+    def take_compiled(self, value: Any) -> tuple[Any, bool]:
+        """What is to be struck for a value; whether the layer has struck it."""
+
+    def forget(self) -> None:
+        """Forget what a forward that was broken off has left."""
+
+
+@dataclass(eq=False)
+class FaultSite:
+    """One place in the network where faults can strike.
+
+    What strikes is its `setting`, what forwards showed of it is what it has `seen`, and what
+    strikes work out once lies in its `caches`.
+
+    Attributes:
+        name: stable and readable: the module's path, and `@2` for its second call.
+        index: place in the order of execution.
+        module_path: path of the activation layer.
+        module_type: class name of the activation layer.
+        quantiser: its constants.
+        clock: that the sites of the model share.
+        gradient_mode: `ste` or `zero_faulty`.
+        peers: all sites of the model, this one too.
+        setting: what strikes here.
+        selected: whether the configuration selects the site.
+        output: what the layer ends its forward with; see `fxfault.passes.layer_outputs`.
+        layer: where no other node of the graph uses the activation, the layer that makes
+            it; None elsewhere. See `makes_private_tensor`.
+        counts_calls: whether one forward of the model may reach the site more than once,
+            because a container calls it by its own Python code or is called again itself.
+        statistics: where armed forwards are recorded, or None.
+        seen: what forwards showed.
+        observer: while samples are looked for, gets each activation and gives the values that go
+            on.
+        caches: of strikes; they may be emptied at any time.
+    """
+
+    name: str
+    index: int
+    module_path: str
+    module_type: str
+    quantiser: Quantiser
+    clock: FaultClock
+    gradient_mode: str
+    peers: Sequence[FaultSite]
+    setting: Setting
+    selected: bool = True
+    output: Handover | None = None
+    layer: nn.Module | None = None
+    counts_calls: bool = False
+    statistics: FaultStatistics | None = None
+    seen: Observed = field(default_factory=Observed)
+    observer: Callable[[Any], Tensor] | None = None
+    caches: dict[Any, Any] = field(default_factory=dict)
+    _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
+
+    @property
+    def bit_width(self) -> int | None:
+        """The constant bit width; None where it is learned."""
+        return self.quantiser.bit_width
+
+    @property
+    def faults(self) -> tuple[SiteFault, ...]:
+        """What strikes here, in this order."""
+        return self.setting.faults
+
+    @property
+    def probability(self) -> float:
+        """Of a hit by the first fault, in percent, for each element or bit."""
+        return self.faults[0].probability if self.faults else 0.0
+
+    @property
+    def fault_model(self) -> FaultModel:
+        """What a hit by the first fault does.
+
+        Raises:
+            SiteError: nothing strikes here.
+        """
+        if not self.faults:
+            raise SiteError(f"site {self.name}: no fault strikes here, so it has no fault model")
+        return self.faults[0].model
+
+    @property
+    def signed(self) -> bool | None:
+        """Whether the word of the last armed forward was two's complement; None before any."""
+        return self.seen.signed
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The scale of the last armed forward, detached; None before any."""
+        return self.seen.scale
+
+    @property
+    def elements(self) -> int | None:
+        """Elements of one sample in the last armed forward; None before any."""
+        return self.seen.elements
+
+    @property
+    def armed(self) -> bool:
+        """Whether faults strike here in the current forward, if at 0 % only."""
+        # As `why_unarmed`, in one step: each strike asks.
+        return self.selected and bool(self.setting.faults) and self.clock.why_quiet is None
+
+    @property
+    def why_unarmed(self) -> str | None:
+        """Why the site is not armed; None if it is."""
+        return self.clock.why_quiet if self.selected and self.setting.faults else "not selected"
+
+    @property
+    def strikes(self) -> bool:
+        """Whether any fault here hits anything at its rate."""
+        return any(fault.strikes for fault in self.setting.faults)
+
+    def layout_of(self, shape: tuple[int, ...], batch: int) -> Layout:
+        """How the elements of this activation belong to samples.
+
+        As it was measured (`FaultSites.measure`); before, as the shape suggests, of which the
+        first strike that cannot be sure warns once.
+
+        Args:
+            shape: of the activation.
+            batch: samples of the forward.
+        """
+        if self.seen.arrangement is not None:
+            return self.seen.arrangement.over(shape, batch)
+        if shape[:1] != (batch,) and not self.clock.warned and self.strikes:
+            self._warn(shape, batch)
+        return Layout.of(shape, batch)
+
+    def _warn(self, shape: tuple[int, ...], batch: int) -> None:
+        self.clock.warned = True
+        logger.warning(
+            "site %s: which of its rows belong to which sample was not measured; its activation of "
+            "shape %s for a batch of %d is taken as its shape suggests, and faults may depend on "
+            "the batch size; call model.faults.measure(inputs) first",
+            self.name,
+            shape,
+            batch,
+        )
+
+    def check_word(self, model: FaultModel, width: int | None) -> None:
+        """See that a word has the bits that a fault model strikes.
+
+        Raises:
+            SiteError: it has not.
+        """
+        fewest = getattr(model, "fewest_bits", 1)
+        if width is not None and width < fewest:
+            raise SiteError(
+                f"site {self.name}: {label_of(model)} needs a word of at least {fewest} bits, its "
+                f"word has {width}; choose other bits, or leave the site out by `layers`"
+            )
+
+    def set_probability(self, probability: float) -> None:
+        """Set the probability of a hit, in percent.
+
+        Raises:
+            ConfigError: it is not a number from 0 to 100, or here no probability counts.
+        """
+        counts = [f.num_faults for f in self.faults if f.num_faults is not None]
+        if self.setting.listed or counts:
+            key = "faults" if self.setting.listed else f"num_faults: {counts[0]}"
+            raise ConfigError(
+                f"probability of {self.name}: got {probability!r}, but `{key}` says how often "
+                "faults strike; set another configuration by `model.faults.set_faults`"
+            )
+        valid = isinstance(probability, (int, float)) and not isinstance(probability, bool)
+        if not valid or not 0 <= probability <= 100:
+            raise ConfigError(
+                f"probability of {self.name}: got {probability!r}, allowed: a number from 0 to 100"
+            )
+        self.setting = self.setting.with_probability(probability)
+
+    def set_fault_model(self, fault_model: str | FaultModel) -> None:
+        """Set what a hit does, by name or by instance.
+
+        One that is set by name strikes the `bit` of the configuration, and so on.
+
+        Raises:
+            ConfigError: there is no such fault model, or here several strike.
+        """
+        if self.setting.listed:
+            raise ConfigError(
+                f"fault model of {self.name}: got {fault_model!r}, but `faults` has several; set "
+                "another configuration by `model.faults.set_faults`"
+            )
+        self.setting = self.setting.with_fault_model(fault_model)
+
+    def stream(self, again: bool = False, extra: int = 0) -> int:
+        """The key of the random numbers of this call of the site.
+
+        A site of the graph is called once in a forward. One that a container calls by its
+        own code may be called again (time steps): each call has its own faults.
+
+        Args:
+            again: whether a backward repeats the call.
+            extra: how many calls this is after the one that the graph would make.
+        """
+        if not self.counts_calls:
+            return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
+        now = (self.clock.forward, again)
+        before, calls = self._calls
+        calls = calls + 1 if before == now else 1
+        self._calls = (now, calls)
+        return self.clock.stream(self.name if calls == 1 else f"{self.name}#{calls}")
+
+    def __repr__(self) -> str:
+        state = self.why_unarmed or "armed"
+        faults = "; ".join(map(str, self.faults)).replace(" at ", " ") or "no fault"
+        return f"FaultSite({self.index}, {self.name!r}, {faults}, {state})"

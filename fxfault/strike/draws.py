@@ -1,0 +1,288 @@
+"""Where one fault strikes one site: which elements, of which samples.
+
+Everything follows from the seed, the trial, the site, the fault and the numbers of the samples.
+A fault that sits in the hardware (`SiteFault.is_fixed`) is drawn for all samples as for one that
+has the number 0. `num_faults` is one draw for all selected sites, whose elements stand in it one
+after the other by the names of the sites, so that each site finds its own part by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from fxfault.errors import SiteError
+from fxfault.faults.layouts import Layout
+from fxfault.faults.random_numbers import known_key, stream_key
+from fxfault.faults.sampling import (
+    Hits,
+    Numbers,
+    Share,
+    exact_hits,
+    hits_at,
+    random_hits,
+    random_upsets,
+    samples_hit_at_random,
+    samples_hit_exactly,
+)
+from fxfault.faults.units import faulty_units, unit_positions
+from fxfault.sites.settings import SiteFault
+from fxfault.sites.site import Extent, FaultSite
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How the hits of one fault are spread over the elements of a site.
+
+    Attributes:
+        site: the place.
+        fault: one of those that strike there.
+        layout: samples and elements of the activation.
+        width: bits of the word, where they are what a rate counts; else 1.
+        by_element: whether each element is hit by itself, with some probability.
+        fixed: whether the same elements are hit in every sample.
+    """
+
+    site: FaultSite
+    fault: SiteFault
+    layout: Layout
+    width: int
+    by_element: bool
+    fixed: bool
+
+    @property
+    def probability(self) -> float:
+        """Of a hit, 0 to 1."""
+        return self.fault.probability / 100
+
+    def source(self, key: int, numbers: Numbers) -> tuple[int, Numbers]:
+        """What the hits follow from.
+
+        Args:
+            key: of the site's random numbers in this forward.
+            numbers: of the samples.
+
+        Returns:
+            The key of the fault's own random numbers, and the numbers of the samples as they are
+            drawn.
+        """
+        if self.fixed:
+            key = self.site.clock.hardware_stream(self.site.name)
+            device = numbers.device if isinstance(numbers, Tensor) else CPU
+            numbers = torch.zeros(len(numbers), dtype=torch.int64, device=device)
+        number = self.fault.number  # Each has random numbers of its own, the first the site's.
+        return key if number == 0 else known_key(key, number), numbers
+
+    def hits(self, key: int, numbers: Numbers, device: torch.device) -> Iterator[Hits]:
+        """The hits, in parts; never an empty one.
+
+        Args:
+            key: of `source`.
+            numbers: of `source`.
+            device: where they are wanted.
+
+        Raises:
+            SiteError: it is not known how much there is to hit, or there is too little.
+        """
+        if self.site.setting.hw_units is not None:
+            places = self._broken_places(device)
+            return hits_at(places, key, numbers, self.layout)
+        if self.fault.num_faults is not None:
+            share, count = self._share(), self.fault.num_faults
+            among = (key, numbers, share, count, device, self.layout)
+            return exact_hits(self._joint_key, *among)
+        where = (key, numbers, self.layout)
+        if self.fault.rate_unit == "bit":
+            return random_upsets(*where, self.width, self.probability, device)
+        return random_hits(*where, self.probability, device)
+
+    def samples_hit(self, key: int, numbers: Numbers) -> Tensor:
+        """Which samples have a hit at all; bool on the CPU, one for each number.
+
+        Args:
+            key: of `source`.
+            numbers: of `source`.
+
+        Raises:
+            SiteError: as `hits`.
+        """
+        if self.site.setting.hw_units is not None:
+            return torch.full((len(numbers),), self._broken_places(CPU).numel() > 0)
+        if self.fault.num_faults is not None:
+            share, count = self._share(), self.fault.num_faults
+            return samples_hit_exactly(self._joint_key, numbers, share, count)
+        targets = self.layout.elements * self.width
+        return samples_hit_at_random(key, numbers, targets, self.probability)
+
+    @property
+    def _joint_key(self) -> int:
+        """The key of what is drawn for several sites together."""
+        clock, number = self.site.clock, self.fault.number
+        stream = clock.hardware_stream if self.fixed else clock.stream
+        key = stream("num_faults\x1f")
+        return key if number == 0 else known_key(key, number)
+
+    def _broken_places(self, device: torch.device) -> Tensor:
+        """The elements of a sample that broken units compute, found once for a layout."""
+        layout, clock, parallel = self.layout, self.site.clock, self.site.setting.hw_units
+        assert parallel is not None
+        run = (clock.seed, clock.trial)
+        wanted = (run, parallel, layout.rows, layout.row_shape, self.probability, device)
+        known, places = self.site.caches.get("broken units", (None, None))
+        if known != wanted:
+            units = faulty_units(stream_key("units", *run), parallel, self.probability, device)
+            places = unit_positions(units, parallel, layout)
+            self.site.caches["broken units"] = (wanted, places)
+        return places
+
+    def _share(self) -> Share:
+        """The part of this site in what is drawn for several together."""
+        parts = sorted((s.name, _extent(s)) for s in self.site.peers if _has(s, self.fault))
+        sizes = {name: self._size(extent) for name, extent in parts}
+        self._check_extent()
+        low = sum(size for name, size in sizes.items() if name < self.site.name)
+        total = sum(sizes.values())
+        assert self.fault.num_faults is not None
+        if self.fault.num_faults > total:
+            kind = "bits" if self.fault.rate_unit == "bit" else "elements"
+            plural = "one site" if len(parts) == 1 else f"{len(parts)} sites"
+            raise SiteError(
+                f"num_faults: got {self.fault.num_faults}, allowed: up to the {total} {kind} that "
+                f"one sample has at the {plural} that it is spread over"
+            )
+        return Share(low, low + sizes[self.site.name], total, self.width)
+
+    def _size(self, extent: Extent) -> int:
+        return extent.elements * (extent.bits if self.fault.rate_unit == "bit" else 1)
+
+    def _check_extent(self) -> None:
+        """See whether there is as much to hit as was measured."""
+        elements, bits, calls = _extent(self.site)
+        if calls > 1:
+            self._refuse(f"a container calls it {calls} times in a forward")
+        if elements != self.layout.elements:
+            lies = self.site.seen.arrangement
+            if lies is not None and lies.why_batch is not None:
+                self._refuse(
+                    f"its activation belongs to the batch, not to samples ({lies.why_batch})"
+                )
+            self._refuse(
+                f"it has {self.layout.elements} elements for each sample, where "
+                f"{elements} were measured"
+            )
+        if self.fault.rate_unit == "bit" and self.width != bits:
+            self._refuse(f"its word has {self.width} bits, where {bits} were measured")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise SiteError(
+            f"site {self.site.name}: {why}, so that `num_faults` cannot be spread; leave the site "
+            "out by `layers`, measure anew by `model.faults.measure(inputs)`, or give a "
+            "probability"
+        )
+
+
+def spread_of(site: FaultSite, fault: SiteFault, layout: Layout, bits: int | None) -> Spread:
+    """How one fault of a site is spread.
+
+    Args:
+        site: the place.
+        fault: one of those that strike there.
+        layout: of the activation.
+        bits: of the word; None where only a device knows: then those that were measured count.
+
+    Raises:
+        SiteError: bits are hit, and it is not known how many there are.
+    """
+    width = 1
+    if fault.rate_unit == "bit":
+        width = _extent(site).bits if bits is None else bits
+    by_element = fault.num_faults is None and site.setting.hw_units is None and width == 1
+    return Spread(site, fault, layout, width, by_element, fault.is_fixed)
+
+
+def _sources(
+    site: FaultSite, key: int, numbers: Numbers, layout: Layout
+) -> Iterator[tuple[Spread, int, Numbers]]:
+    """The faults of a site, without an activation, and what the hits of each follow from."""
+    layout = dataclasses.replace(layout, samples=len(numbers))
+    for fault in site.faults if site.strikes else ():
+        spread = spread_of(site, fault, layout, site.bit_width)
+        yield (spread, *spread.source(key, numbers))
+
+
+def samples_hit(
+    site: FaultSite, numbers: Numbers, layout: Layout, key: int | None = None
+) -> Tensor:
+    """Which samples the faults of a site hit, without an activation.
+
+    Args:
+        site: the place.
+        numbers: of the samples, int64, one dimension.
+        layout: of the site's activation; its number of samples is not looked at.
+        key: of the site's random numbers, whether it is armed or not; None: those of the next
+            evaluation.
+
+    Returns:
+        bool, on the CPU, one for each number; all false where the site is not armed.
+
+    Raises:
+        SiteError: a container may call the site more than once in a forward, so that it draws for
+            each of its calls; or it is not known yet how much there is to hit (see
+            `FaultSites.measure`).
+    """
+    hit = torch.zeros(len(numbers), dtype=torch.bool)
+    if key is None:
+        if site.counts_calls:
+            raise SiteError(
+                f"site {site.name}: a container calls it, so its faults are not known ahead"
+            )
+        if not site.armed:
+            return hit
+        key = site.stream()
+    for spread, own_key, own_numbers in _sources(site, key, numbers, layout):
+        hit |= spread.samples_hit(own_key, own_numbers)
+    return hit
+
+
+def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
+    """Count the elements that the faults of a site hit in the next evaluation.
+
+    Args:
+        site: of the graph itself; whether it is armed is not looked at.
+        numbers: of the samples.
+        layout: of the site's activation; its number of samples is not looked at.
+
+    Raises:
+        SiteError: it is not known how much there is to hit.
+    """
+    parts = [
+        hits.index
+        for spread, key, own_numbers in _sources(site, site.stream(), numbers, layout)
+        for hits in spread.hits(key, own_numbers, CPU)
+    ]
+    if len(site.faults) == 1:  # No element is hit twice.
+        return sum(map(len, parts))
+    return torch.cat(parts).unique().numel() if parts else 0
+
+
+def _has(site: FaultSite, fault: SiteFault) -> bool:
+    """Whether a site is one of those that a fault is spread over."""
+    strikes = site.selected and site.strikes
+    return strikes and any(own.number == fault.number for own in site.faults)
+
+
+def _extent(site: FaultSite) -> Extent:
+    extent = site.seen.extent
+    if extent is None:
+        raise SiteError(
+            f"site {site.name}: it is not known yet how many elements and bits there are to hit; "
+            "call `model.faults.measure(inputs)`, or run the model, first"
+        )
+    return extent

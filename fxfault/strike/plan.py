@@ -1,0 +1,270 @@
+"""What strikes at one site have in common, worked out once.
+
+From forward to forward only the moment changes: the key of the random numbers and the numbers of
+the samples. All else follows from the setting of the site and from what its activation is like, and
+a plan holds it until one of these is another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxfault.errors import SiteError
+from fxfault.faults import kernels
+from fxfault.faults.codes import Parameter, Word, fits, tolerance
+from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
+from fxfault.faults.layouts import Layout
+from fxfault.faults.sampling import gap_scale, room_for
+from fxfault.sites.settings import SiteFault
+from fxfault.sites.site import FaultSite
+from fxfault.strike.contracts import is_ours
+from fxfault.strike.draws import Spread, spread_of
+
+_LOOP_TYPES = (torch.float32, torch.float64)
+_LOOP_EFFECTS = {"flip": kernels.FLIP, "clear": kernels.CLEAR, "set": kernels.SET}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One fault of a plan.
+
+    Attributes:
+        spread: where it hits.
+        model: what a hit does.
+        loop: what it does, as the loops take it; None where they do not take it.
+        draws_in_loop: whether the loop that strikes also draws.
+        expected: hits of a forward, where the loop draws.
+        gap_scale: what turns ln u into a gap, where the loop draws.
+        room: how many hits to work on together, where the loop draws.
+    """
+
+    spread: Spread
+    model: FaultModel
+    loop: kernels.Fault | None
+    draws_in_loop: bool = False
+    expected: float = 0.0
+    gap_scale: float = 0.0
+    room: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a site is struck as long as its setting and what its activation is like stay the same.
+
+    Attributes:
+        made_from: the facts that it follows from; None where some of them may change unseen
+            (tensors, fault models of the user's), so that it serves one strike.
+        word: that codes are stored in.
+        limit: how far from a code a value may lie, in codes.
+        layout: samples and elements of the activation.
+        order: how the values lie in memory, as the loops take it; None where they do not take it.
+        parts: what strikes, in this order; none at 0 %.
+    """
+
+    made_from: tuple[Any, ...] | None
+    word: Word
+    limit: Parameter
+    layout: Layout
+    order: kernels.Order | None
+    parts: tuple[Part, ...]
+
+
+def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Parameter]:
+    """The plan for an activation: the one that was made before, if it still holds.
+
+    Takes note of what the activation shows of the site.
+
+    Args:
+        site: the place.
+        x: IntQuantTensor of at least one element.
+        batch: samples of the forward.
+
+    Returns:
+        The plan; scale and zero point, as `one_number` gives them.
+
+    Raises:
+        SiteError: the dtype cannot hold the codes, or the word lacks bits that are struck.
+    """
+    value, scale, zero_point, seen = x.value, x.scale, x.zero_point, site.seen
+    seen.scale = scale.detach() if scale.requires_grad else scale
+    seen.signed = signed = x.signed_t.item()
+    # What nearly all are: numbers that nobody waits for.
+    scale = scale.item() if scale.is_cpu and scale.numel() == 1 else one_number(scale)
+    if zero_point.is_cpu and zero_point.numel() == 1:
+        zero_point = zero_point.item()
+    else:
+        zero_point = one_number(zero_point)
+    constant = site.quantiser.bit_width
+    width = _learned_width(x) if constant is None else constant
+    facts = (
+        *(site.setting, seen.arrangement, batch, value.shape, value.stride()),
+        *(value.dtype, value.device, signed, isinstance(scale, float)),
+        zero_point if isinstance(zero_point, float) else None,
+        width if isinstance(width, int) else None,
+    )
+    plan: Plan | None = site.caches.get("plan")
+    if plan is None or plan.made_from != facts:
+        plan = site.caches["plan"] = _made(site, x, facts, batch, width, scale, zero_point)
+    seen.elements, seen.word_bits = plan.layout.elements, width
+    return plan, scale, zero_point
+
+
+def _made(
+    site: FaultSite,
+    x: Any,
+    facts: tuple[Any, ...],
+    batch: int,
+    width: int | Tensor,
+    scale: Parameter,
+    zero_point: Parameter,
+) -> Plan:
+    """Make the plan for an activation; what is no part of the facts may change unseen."""
+    value, signed = x.value, x.signed_t.item()
+    known = isinstance(width, int) and isinstance(zero_point, float)
+    lasting = known and all(is_ours(fault.model) for fault in site.faults)
+    word, limit = _word_and_limit(site, value.dtype, width, signed, zero_point)
+    layout = site.layout_of(tuple(value.shape), batch)
+    order = order_for_loops(value, scale, zero_point)
+    parts = _parts(site, word, layout, order is not None)
+    return Plan(facts if lasting else None, word, limit, layout, order, parts)
+
+
+def one_number(parameter: Tensor) -> Parameter:
+    """A quantisation parameter as a number where it is one and no device must be waited for."""
+    if parameter.numel() != 1:
+        return parameter.detach()
+    return parameter.item() if parameter.is_cpu else parameter.detach().reshape(())
+
+
+def order_for_loops(values: Tensor, scale: Parameter, zero_point: Parameter) -> Any:
+    """How values lie in memory, if the loops can strike them; None if they cannot."""
+    simple = isinstance(scale, float) and isinstance(zero_point, float)
+    if not simple or values.dtype not in _LOOP_TYPES or not values.is_cpu:
+        return None
+    if values.is_contiguous():
+        return kernels.ROW_MAJOR
+    if values.dim() > 2 and values.movedim(1, -1).is_contiguous():
+        return kernels.Order(values.shape[1], values[0, 0].numel())
+    return None
+
+
+def _parts(site: FaultSite, word: Word, layout: Layout, looping: bool) -> tuple[Part, ...]:
+    """What strikes, if anything does at all."""
+    if not site.strikes:
+        return ()
+    known = word.bit_width if isinstance(word.bit_width, int) else None
+    parts = []
+    for fault in site.faults:
+        spread = spread_of(site, fault, layout, known)
+        _check_word(site, fault.model, word, spread.width)
+        if fault.strikes:
+            parts.append(_part(fault, spread, word, looping))
+    return tuple(parts)
+
+
+def _part(fault: SiteFault, spread: Spread, word: Word, looping: bool) -> Part:
+    loop = fault_for_loops(fault.model, word) if looping else None
+    if loop is None or not spread.by_element:
+        return Part(spread, fault.model, loop)
+    layout, probability = spread.layout, spread.probability
+    return Part(
+        spread,
+        fault.model,
+        loop,
+        draws_in_loop=True,
+        expected=layout.samples * layout.elements * probability,
+        gap_scale=gap_scale(probability),
+        room=room_for(layout, probability),
+    )
+
+
+def fault_for_loops(model: FaultModel, word: Word) -> kernels.Fault | None:
+    """What a fault model does, as the loops take it; None if they do not know it.
+
+    Args:
+        model: the fault model.
+        word: whose width is an int.
+    """
+    if type(model) is RandomStrategy:
+        return (kernels.UNIFORM, 0, 0)
+    if isinstance(model, BitMaskModel) and type(model).corrupt is BitMaskModel.corrupt:
+        keep, flip = model.masks(word)
+        return (kernels.MASKS, int(keep), int(flip))
+    if isinstance(model, BitModel) and _is_built_in(type(model)):
+        return _fault_of_bits(model, word)
+    return None
+
+
+def _is_built_in(kind: type[BitModel]) -> bool:
+    """Whether a class does what the loops do, and no more."""
+    return kind.corrupt is BitModel.corrupt and kind.corrupt_bits is BitModel.corrupt_bits
+
+
+def _fault_of_bits(model: BitModel, word: Word) -> kernels.Fault:
+    """What it does to the bits of a word whose width is an int, as the loops take it."""
+    if model.is_drawn:
+        return (_LOOP_EFFECTS[model.effect], model.span, int(model.places(word)))
+    ones, struck = int(word.all_ones), model.span
+    if model.effect == "flip":
+        return (kernels.MASKS, ones, struck)
+    return (kernels.MASKS, ones ^ struck, struck if model.effect == "set" else 0)
+
+
+def _check_word(site: FaultSite, model: FaultModel, word: Word, drawn_bits: int) -> None:
+    """Refuse a word of other bits than are struck; off the CPU see `FaultSites.check`.
+
+    Args:
+        site: the place.
+        model: strikes it.
+        word: that is struck.
+        drawn_bits: so many bits are drawn from; 1 where elements are.
+
+    Raises:
+        SiteError: the word has too few.
+    """
+    width = word.bit_width
+    if isinstance(width, int):
+        site.check_word(model, width)
+        return
+    fewest = getattr(model, "fewest_bits", 1)
+    if fewest > 1:
+        note_sound(site, width >= fewest)
+    if drawn_bits > 1:
+        note_sound(site, width == drawn_bits)
+
+
+def note_sound(site: FaultSite, sound: Tensor) -> None:
+    """Keep on the device whether all was sound, which `FaultSites.check` looks at."""
+    before = site.seen.sound
+    site.seen.sound = sound if before is None else before.logical_and_(sound)
+
+
+def _learned_width(x: Any) -> int | Tensor:
+    """The bit width of this activation. Reading it costs nothing on the CPU."""
+    if x.bit_width.is_cpu:
+        return round(x.bit_width.item())
+    learned: Tensor = x.bit_width.detach().round().long().reshape(())
+    return learned
+
+
+def _word_and_limit(
+    site: FaultSite,
+    dtype: torch.dtype,
+    bit_width: int | Tensor,
+    signed: bool,
+    zero_point: Parameter,
+) -> tuple[Word, Parameter]:
+    """The word of an activation, and how far from a code a value may lie."""
+    if isinstance(bit_width, int) and not fits(bit_width, dtype):
+        raise SiteError(
+            f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 "
+            "bits that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider "
+            "dtype"
+        )
+    word = Word(bit_width, signed, site.quantiser.narrow_range, site.quantiser.binary)
+    limit = tolerance(dtype, zero_point, word)
+    return word, limit.max() if isinstance(limit, Tensor) else limit

@@ -1,0 +1,177 @@
+"""What a strike changed: summed up for statistics, and where gradients end."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxfault.faults.sampling import Hits
+from fxfault.sites.site import FaultSite
+from fxfault.strike.gradients import stopped_at
+from fxfault.strike.moments import recomputing
+from fxfault.strike.plan import one_number
+
+
+class Change(NamedTuple):
+    """What happened to some of the elements that were hit.
+
+    Attributes:
+        hits: the elements; their `bits` are missing where a loop has used them.
+        codes: before the fault, int64, one for each.
+        corrupted: after it.
+    """
+
+    hits: Hits
+    codes: Tensor
+    corrupted: Tensor
+
+
+def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
+    """What is to take the changes of a strike; None where nobody asks for them.
+
+    Args:
+        x: IntQuantTensor, not struck yet.
+        site: the place.
+        stopping: whether gradients end at what is hit.
+    """
+    recorded = site.statistics is not None and not recomputing()
+    return Notes(x, site, recorded, stopping) if recorded or stopping else None
+
+
+class Notes:
+    """Takes the changes of one strike, part by part."""
+
+    def __init__(self, x: Any, site: FaultSite, recorded: bool, stopping: bool) -> None:
+        """Begin.
+
+        Args:
+            x: IntQuantTensor, not struck yet.
+            site: the place.
+            recorded: whether statistics are kept of the site.
+            stopping: whether gradients end at what is hit.
+        """
+        self._value, self._site, self._stopping = x.value, site, stopping
+        self._sums: Sums | None = None
+        if recorded and site.statistics is not None:
+            self._sums = Sums(x, site.statistics.cosine)
+        self._hits: list[Hits] = []
+        self._changes: list[Change] = []
+
+    def add(self, part: Change) -> None:
+        """Take a part of the changes."""
+        if self._sums is not None and len(self._site.faults) > 1:
+            self._changes.append(part)  # Two of the faults may hit the same element.
+        elif self._sums is not None:
+            self._sums.add(part)
+        if self._stopping:
+            self._hits.append(part.hits)
+
+    def finish(self) -> None:
+        """Let the statistics of the site have them."""
+        if self._sums is None:
+            return
+        if self._changes:
+            self._sums.add(merged(self._changes))
+        self._sums.record(self._site)
+
+    @property
+    def stopped(self) -> tuple[Tensor, Tensor] | None:
+        """Where gradients end; see `fxfault.strike.gradients.Struck`."""
+        return stopped_at(self._hits, self._value) if self._hits else None
+
+
+def merged(parts: list[Change]) -> Change:
+    """Give the changes of several faults as one, from the first code of an element to its last.
+
+    Two faults of one forward may hit the same element; it is one hit then.
+
+    Args:
+        parts: in the order in which they struck; at least one.
+
+    Returns:
+        One entry for each of the parts', of which those that are `real` say it all.
+    """
+    index = torch.cat([part.hits.index for part in parts])
+    codes = torch.cat([part.codes for part in parts])
+    change = torch.cat([part.corrupted for part in parts]) - codes
+    real = torch.cat([_real(part.hits) for part in parts])
+    index, order = index.sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    group = first.cumsum(0) - 1
+
+    def total(of_each: Tensor) -> Tensor:
+        return torch.zeros_like(of_each).scatter_add_(0, group, of_each)
+
+    before = total(codes[order] * first)
+    after = before + total((change * real)[order])
+    hit = total(real[order].long()) > 0
+    return Change(Hits(index, real=hit), before, after)
+
+
+def _real(hits: Hits) -> Tensor:
+    return torch.ones_like(hits.index, dtype=torch.bool) if hits.real is None else hits.real
+
+
+class Sums:
+    """What the statistics of one forward are made of; exact, in float64.
+
+    With the clean codes c and their change d, the sum over all elements of (c + d)² is
+    Σc² + 2Σcd + Σd², and only the hits have a d.
+    """
+
+    def __init__(self, x: Any, cosine: bool) -> None:
+        """Read the activation, before it is struck, if cosine similarity is measured."""
+        self.elements = x.value.numel()
+        self.clean_square = _sum_of_squares(x) if cosine else None
+        zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
+        self.injected, self.product, self.change_square = zero, zero, zero
+
+    def add(self, part: Change) -> None:
+        """Add a part of the hits and their codes before and after."""
+        hits, codes, corrupted = part
+        change = (corrupted - codes).double()
+        if hits.real is None:
+            self.injected = self.injected + codes.numel()
+        else:
+            change = change * hits.real
+            self.injected = self.injected + hits.real.sum()
+        self.product = self.product + torch.dot(codes.double(), change)
+        self.change_square = self.change_square + torch.dot(change, change)
+
+    def record(self, site: FaultSite) -> None:
+        """Add one forward to the statistics of a site."""
+        assert site.statistics is not None
+        clean, squares = self.clean_square, None
+        if clean is not None:
+            faulty = clean + 2 * self.product + self.change_square
+            squares = (clean, faulty, clean + self.product)
+        site.statistics.record_sums(
+            site.index,
+            elements=self.elements,
+            injected=self.injected,
+            squared_change=self.change_square,
+            squares=squares,
+        )
+
+
+def _sum_of_squares(x: Any) -> Tensor:
+    """Sum of code² over the whole activation.
+
+    Where codes are values by one factor, the values are read once and nothing is made of
+    them; their roundings, of 2**-24 each, stay below what the statistics show. A 16-bit
+    float has too few digits for that, and a zero point leaves a rest where all codes are 0.
+    """
+    value = x.value.detach()
+    scale, zero_point = one_number(x.scale), one_number(x.zero_point)
+    short = value.dtype in (torch.float16, torch.bfloat16)
+    if not short and isinstance(scale, float) and zero_point == 0:
+        length = torch.linalg.vector_norm(value, dtype=torch.float64)
+        return (length / scale).square().round()
+    if short:
+        value, scale = value.float(), x.scale.detach().float()
+    codes = value / scale
+    codes = codes.add_(zero_point).round_()
+    return torch.linalg.vector_norm(codes, dtype=torch.float64).square().round()

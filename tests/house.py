@@ -1,0 +1,190 @@
+"""The rooms of the house, from the top to the ground, and what imports what.
+
+`python -m tests.house` prints the count; `tests/test_architecture.py` holds the rule.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A file imports only files of its own room and of rooms below. A module is in the room with the
+# longest name that it starts with.
+ROOMS = (
+    "fxfault.cli",
+    "fxfault.cli.page",
+    "fxfault.cli.pictures",
+    "fxfault.cli.reports",
+    "fxfault.cli.terminal",
+    "fxfault.lightning",
+    "fxfault.training",
+    "fxfault.campaign",
+    "fxfault.campaign.workers",
+    "fxfault.campaign.records",
+    "fxfault.campaign.estimates",
+    "fxfault.campaign.studies",
+    "fxfault.experiment",
+    "fxfault.models",
+    "fxfault.data",
+    "fxfault.evaluation",
+    "fxfault.evaluation.incremental",
+    "fxfault.evaluation.full",
+    "fxfault.passes",
+    "fxfault.passes.tracing",
+    "fxfault.functional",
+    "fxfault.strike",
+    "fxfault.sites",
+    "fxfault.quantisers",
+    "fxfault.config",
+    "fxfault.faults",
+    "fxfault.files",
+    "fxfault.bundled",
+    "fxfault",  # What lies loose: errors, messages, factories; and the front door, which is lazy.
+)
+FRONT_DOOR = "fxfault"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One file that imports another, at its start or within a function.
+
+    Attributes:
+        importer: the module.
+        imported: the module.
+        types_only: whether only type checkers see it.
+    """
+
+    importer: str
+    imported: str
+    types_only: bool
+
+
+def room_of(module: str) -> str:
+    """The room that a module is in.
+
+    >>> room_of("fxfault.campaign.workers.engines"), room_of("fxfault.errors")
+    ('fxfault.campaign.workers', 'fxfault')
+    """
+    fitting = [room for room in ROOMS if module == room or module.startswith(f"{room}.")]
+    return max(fitting, key=len)
+
+
+def modules() -> dict[str, Path]:
+    """The files of the package, by the names that they are imported under."""
+    found = {}
+    for folder, prefix in (("fxfault", ""), ("passes", "fxfault."), ("cli", "fxfault.")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[prefix + name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports() -> list[Import]:
+    """Every import of one file of the package by another; packages that are only faces are none."""
+    files = modules()
+    found = set()
+    for importer, path in files.items():
+        for name, types_only in _imported(path):
+            imported = name if name in files else name.rpartition(".")[0]
+            is_face = files.get(imported, path).name == "__init__.py"
+            if imported in files and imported != importer and not is_face:
+                found.add(Import(importer, imported, types_only))
+    return sorted(found, key=lambda i: (i.importer, i.imported, i.types_only))
+
+
+def _imported(path: Path) -> Iterator[tuple[str, bool]]:
+    """What a file imports, as `module` or `module.name`; whether only for type checkers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in typing) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from ((name, id(node) in typing) for name in names)
+
+
+def upward(arrows: list[Import]) -> list[Import]:
+    """The imports that lead to a room above; the front door's own are lazy and may."""
+    place = {room: number for number, room in enumerate(ROOMS)}
+    return [
+        arrow
+        for arrow in arrows
+        if arrow.importer != FRONT_DOOR
+        and place[room_of(arrow.imported)] < place[room_of(arrow.importer)]
+    ]
+
+
+def circles(edges: set[tuple[str, str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other.
+
+    >>> circles({("a", "b"), ("b", "a"), ("b", "c")})
+    [['a', 'b']]
+    """
+    reached = {node: {node} for edge in edges for node in edge}
+    grew = True
+    while grew:
+        grew = False
+        for start, end in edges:
+            missing = reached[end] - reached[start]
+            reached[start] |= missing
+            grew = grew or bool(missing)
+    groups = {
+        tuple(sorted(other for other in reached[node] if node in reached[other]))
+        for node in reached
+    }
+    return sorted(list(group) for group in groups if len(group) > 1)
+
+
+def levels(edges: set[tuple[str, str]]) -> int:
+    """How many storeys there are: rooms on the longest way down, with the rooms within them.
+
+    >>> levels({("fxfault.cli.page", "fxfault.cli.terminal"), ("fxfault.cli", "fxfault.files")})
+    2
+    """
+    below: dict[str, set[str]] = {}
+    for start, end in edges:
+        below.setdefault(_outer(start), set()).add(_outer(end))
+
+    def depth(room: str) -> int:
+        return 1 + max(map(depth, below.get(room, set()) - {room}), default=0)
+
+    return max(map(depth, below))
+
+
+def _outer(room: str) -> str:
+    return ".".join(room.split(".")[:2])
+
+
+def main() -> int:
+    """Print the count; 1 where the rule is broken."""
+    arrows = [arrow for arrow in imports() if arrow.importer != FRONT_DOOR]
+    real = [arrow for arrow in arrows if not arrow.types_only]
+    files = {(arrow.importer, arrow.imported) for arrow in real}
+    rooms = {(room_of(a), room_of(b)) for a, b in files if room_of(a) != room_of(b)}
+    wrong, loops = upward(arrows), circles(files)
+    loose = [name for name, path in modules().items() if path.parent == ROOT / "fxfault"]
+    print(
+        f"{len(ROOMS)} rooms, {levels(rooms) if not circles(rooms) else '?'} levels, "
+        f"{len(rooms)} arrows, circles = {len(loops)}, upward = {len(wrong)}, "
+        f"{len(loose)} files loose in fxfault/"
+    )
+    for arrow in wrong:
+        print(f"upward: {arrow.importer} imports {arrow.imported}" + arrow.types_only * " (types)")
+    for loop in loops:
+        print("circle: " + ", ".join(loop))
+    return 1 if wrong or loops else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
