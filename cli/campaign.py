@@ -255,16 +255,16 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _measured(plan: Plan) -> Measured:
     """Run a trial of the first and of the last cell, the cheapest and the most expensive place."""
-    from fxfault.campaign.workers.trial_runner import Bench
+    from fxfault.campaign.workers.trial_runner import TrialRunner
     from fxfault.cli.reports.campaign_plan import Measured
 
-    bench = Bench(plan, on_note=lambda text: print(f"Note: {text}"))
-    facts = bench.facts()
-    cells = facts.cells(bench.study)
+    trial_runner = TrialRunner(plan, on_note=lambda text: print(f"Note: {text}"))
+    facts = trial_runner.facts()
+    cells = facts.cells(trial_runner.study)
     rows = []
     for cell in (cells[0], cells[-1]):
-        bench.run(cell, 1)  # It warms up, and finds which way of running is faster.
-        rows.append(bench.run(cell, 0))
+        trial_runner.run(cell, 1)  # It warms up, and finds which way of running is faster.
+        rows.append(trial_runner.run(cell, 0))
     return Measured(cells, rows, dict(facts.bit_widths))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.records.store import Store
-from fxfault.campaign.workers.trial_runner import Bench
+from fxfault.campaign.workers.trial_runner import TrialRunner
 from fxfault.campaign.workers.worker import work
 from fxfault.evaluation.rows import TrialRow
 
@@ -50,13 +50,13 @@ def stopped_at_half_a_message(connection: Connection, plan: str, number: int) ->
 
 def slow_at_trial_2(connection: Connection, plan: str, number: int) -> None:
     """A worker for which no trial of that number ends."""
-    run = Bench.run
+    run = TrialRunner.run
 
-    def slow(self: Bench, cell: Cell, trial: int) -> TrialRow:
+    def slow(self: TrialRunner, cell: Cell, trial: int) -> TrialRow:
         time.sleep(600 if trial == 2 else 0)
         return run(self, cell, trial)
 
-    Bench.run = slow  # type: ignore[method-assign]
+    TrialRunner.run = slow  # type: ignore[method-assign]
     work(connection, plan, number)
 
 

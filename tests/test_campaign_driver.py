@@ -23,11 +23,11 @@ from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, states, summar
 from fxfault.campaign.records import fingerprint
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.trial_queue import TrialQueue
-from fxfault.campaign.workers import trial_runner as bench
+from fxfault.campaign.workers import trial_runner
 from fxfault.campaign.workers.engine import Batch
 from fxfault.campaign.workers.engines import LocalEngine, make_engine
 from fxfault.campaign.workers.plan import Plan
-from fxfault.campaign.workers.trial_runner import Bench
+from fxfault.campaign.workers.trial_runner import TrialRunner
 from fxfault.errors import DataError, ForeignCodeError, FxFaultError, SiteError, StoreError
 from fxfault.evaluation import FullRunner
 from fxfault.evaluation.exposure import Exposure
@@ -667,7 +667,7 @@ def refusal_of(path: Path, study: Study) -> str:
 def test_a_store_of_another_study_is_refused_before_anything_is_built(
     undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "open_test_data", None)
+    monkeypatch.setattr(trial_runner, "open_test_data", None)
     message = refusal_of(undisturbed, small_study(seed=8, stop=None, trials=3))
     assert "1 difference: study.fault_injection.seed: 7 in the store, 8 now; name" in message
 
@@ -679,7 +679,7 @@ def test_a_store_of_other_data_is_refused(
     other = {"name": "fake", "kwargs": {**SMALL["dataset"]["kwargs"], "seed": 2}}
     with Store.open(undisturbed) as store:
         stored = store.fingerprint
-    now = Bench(Plan(study=small_study(dataset=other).to_dict())).facts().fingerprint
+    now = TrialRunner(Plan(study=small_study(dataset=other).to_dict())).facts().fingerprint
     names = [line.rpartition(" in the")[0] for line in fingerprint.differences(stored, now)]
     names = [name.rpartition(": ")[0] for name in names]
     assert "data.inputs" in names
@@ -720,7 +720,7 @@ def test_the_same_is_the_same_to_a_fingerprint(undisturbed: Path) -> None:
     with Store.open(undisturbed) as store:
         stored = store.fingerprint
     plan = Plan(study=small_study().to_dict(), freeze=False, incremental=False)
-    assert fingerprint.differences(stored, Bench(plan).facts().fingerprint) == []
+    assert fingerprint.differences(stored, TrialRunner(plan).facts().fingerprint) == []
 
 
 def test_a_large_data_set_is_hashed_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -788,7 +788,7 @@ def test_what_cannot_be_run_leaves_no_store(
 def test_a_store_that_cannot_be_written_is_found_out_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "open_test_data", None)
+    monkeypatch.setattr(trial_runner, "open_test_data", None)
     with pytest.raises(StoreError, match="there is no folder"):
         run_study(small_study(), tmp_path / "absent" / "study.sqlite")
     (tmp_path / "notes.txt").write_text("not a store")

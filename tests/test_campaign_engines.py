@@ -21,15 +21,14 @@ from campaign_tools import (
 )
 
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.workers import handshake, patience, process_engine
-from fxfault.campaign.workers import worker_pool as crew
+from fxfault.campaign.workers import patience, process_engine, worker_engine, worker_history
 from fxfault.campaign.workers.engine import Batch
 from fxfault.campaign.workers.engines import LocalEngine, make_engine
-from fxfault.campaign.workers.handshake import Muster
 from fxfault.campaign.workers.plan import Plan
 from fxfault.campaign.workers.process_engine import ProcessEngine
-from fxfault.campaign.workers.trial_runner import Bench
+from fxfault.campaign.workers.trial_runner import TrialRunner
 from fxfault.campaign.workers.worker import plain_error, retold
+from fxfault.campaign.workers.worker_history import WorkerHistory
 from fxfault.errors import ConfigError, DataError, EngineError, ForeignCodeError, InvalidConfigError
 
 needs_ray = pytest.mark.skipif(
@@ -146,7 +145,7 @@ def test_an_error_of_a_worker_is_the_error_of_the_run(tmp_path: Path) -> None:
 def test_a_worker_that_always_dies_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshake, "MOST_DEATHS", 2)
+    monkeypatch.setattr(worker_history, "MOST_DEATHS", 2)
     monkeypatch.setattr(process_engine, "work", os._exit)
     # `_exit` takes one argument and gets three: the process ends with status 1.
     with pytest.raises(EngineError, match=r"died 2 times while it was set up \(status 1\)"):
@@ -209,7 +208,7 @@ def test_a_worker_gets_no_interrupt_of_the_terminal() -> None:
 
 
 def test_workers_that_disagree_are_refused() -> None:
-    workers = Muster()
+    workers = WorkerHistory()
     workers.enlist(0, {"fingerprint": {"code": {"torch": "2.13.0"}}})
     with pytest.raises(
         EngineError,
@@ -219,19 +218,19 @@ def test_workers_that_disagree_are_refused() -> None:
 
 
 def test_deaths_are_counted_for_each_trial() -> None:
-    workers = Muster()
+    workers = WorkerHistory()
     for number in range(20):
         workers.lose(("cell", number), "killed by SIGKILL")
-    for _ in range(handshake.MOST_DEATHS - 2):
+    for _ in range(worker_history.MOST_DEATHS - 2):
         workers.lose(("cell", 3), "killed by SIGKILL")
     with pytest.raises(EngineError, match=r"5 times at trial 3 of cell \(killed by SIGKILL\)"):
         workers.lose(("cell", 3), "killed by SIGKILL")
 
 
 def test_deaths_before_a_worker_was_ready_are_counted_in_a_row() -> None:
-    workers = Muster()
+    workers = WorkerHistory()
     for _ in range(4):
-        for _ in range(handshake.MOST_DEATHS - 1):
+        for _ in range(worker_history.MOST_DEATHS - 1):
             workers.lose(None, "killed by SIGKILL")
         workers.enlist(0, {"fingerprint": {}})
 
@@ -281,10 +280,10 @@ def test_an_engine_gives_what_a_bench_gives() -> None:
     cell = small_study().cells(facts.sites, facts.bit_widths)[0]
     engine.submit(Batch(cell.key, (3, 1)))
     rows = [*engine.receive(), *engine.receive()]
-    bench = Bench(plan)
-    bench.run(cell, 2)  # What was run before does not matter.
+    trial_runner = TrialRunner(plan)
+    trial_runner.run(cell, 2)  # What was run before does not matter.
     assert [row.trial for row in rows] == [3, 1]
-    assert all(bench.run(cell, row.trial).same_counts(row) for row in rows)
+    assert all(trial_runner.run(cell, row.trial).same_counts(row) for row in rows)
     assert Plan.from_json(plan.to_json()) == plan
 
 
@@ -294,7 +293,7 @@ def test_an_engine_gives_what_a_bench_gives() -> None:
 def test_a_stopped_worker_is_named_and_its_trials_go_to_others(
     tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "SAY_AFTER", 2.0)
+    monkeypatch.setattr(worker_engine, "SAY_AFTER", 2.0)
     monkeypatch.setattr(patience, "_LEAST", 4.0)
     monkeypatch.setattr(patience, "_SET_UPS", 0)
     monkeypatch.setattr(patience, "_TRIALS", 0)  # However busy the machine is.
@@ -325,7 +324,7 @@ def test_a_worker_that_is_stopped_at_half_a_message_keeps_nobody_waiting(
 ) -> None:
     monkeypatch.setenv("STOPPED", str(tmp_path / "stopped"))
     monkeypatch.setattr(process_engine, "work", stopped_at_half_a_message)
-    monkeypatch.setattr(crew, "SAY_AFTER", 1.0)
+    monkeypatch.setattr(worker_engine, "SAY_AFTER", 1.0)
     monkeypatch.setattr(patience, "_FIRST_SET_UP", 2.0)
     path = tmp_path / "study.sqlite"
     engine, notes = ProcessEngine(1), list[str]()
@@ -343,13 +342,13 @@ def test_a_worker_that_is_stopped_at_half_a_message_keeps_nobody_waiting(
 
 
 def test_a_trial_that_takes_too_long_twice_ends_the_study() -> None:
-    workers = Muster()
+    workers = WorkerHistory()
     for number in range(5):
-        workers.lose(("cell", number), "not done after 5 s", handshake.MOST_TIMEOUTS)
+        workers.lose(("cell", number), "not done after 5 s", worker_history.MOST_TIMEOUTS)
     with pytest.raises(
         EngineError, match=r"trial 3 of cell was not done in time 2 times .*raise --trial-timeout"
     ):
-        workers.lose(("cell", 3), "not done after 5 s", handshake.MOST_TIMEOUTS)
+        workers.lose(("cell", 3), "not done after 5 s", worker_history.MOST_TIMEOUTS)
 
 
 def test_a_timeout_that_a_trial_never_meets_ends_the_study_and_keeps_the_others(
@@ -390,9 +389,9 @@ def test_a_stall_of_this_process_is_told_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_slow_trial_of_the_local_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    notes, run = list[str](), Bench.run
+    notes, run = list[str](), TrialRunner.run
 
-    def slow(self: Bench, cell: Any, trial: int) -> Any:
+    def slow(self: TrialRunner, cell: Any, trial: int) -> Any:
         monkeypatch.setattr(patience, "SAY_AFTER", 0.0)
         monkeypatch.setattr(patience, "_FAR", 0.0)
         until = time.monotonic() + 20
@@ -404,7 +403,7 @@ def test_a_slow_trial_of_the_local_engine_is_told(monkeypatch: pytest.MonkeyPatc
     facts = engine.start(Plan(study=small_study().to_dict()), notes.append)
     cell = small_study().cells(facts.sites, facts.bit_widths)[0]
     engine.submit(Batch(cell.key, (3,)))
-    monkeypatch.setattr(Bench, "run", slow)
+    monkeypatch.setattr(TrialRunner, "run", slow)
     assert [row.trial for row in engine.receive()] == [3]
     engine.close()
     assert notes[-1].startswith("this process: not done for ")

@@ -14,9 +14,9 @@ from campaign_tools import outcome, small_study
 import fxfault
 from fxfault import passes
 from fxfault.campaign.driver import run_study
-from fxfault.campaign.workers.handshake import Muster
 from fxfault.campaign.workers.plan import Plan
 from fxfault.campaign.workers.process_engine import ProcessEngine
+from fxfault.campaign.workers.worker_history import WorkerHistory
 from fxfault.errors import ConfigError, FxFaultError
 from fxfault.evaluation import make_runner
 from fxfault.evaluation.compiled_runner import USED
@@ -78,21 +78,21 @@ def test_rows_do_not_depend_on_what_is_done_for_speed(
 
 
 def test_compiled_code_is_used_where_every_sample_is_struck(quick_compiler: None) -> None:
-    from fxfault.campaign.workers.trial_runner import Bench
+    from fxfault.campaign.workers.trial_runner import TrialRunner
 
     def slow(runner: Any) -> None:
         # On a network of this size either may be faster.
         runner._least_seconds = 0.0
         runner._is_faster = dict.fromkeys([runner._setting()], True)
 
-    bench = Bench(Plan(study=small_study().to_dict(), compile=True))
-    cell = small_study().cells(bench.facts().sites, {})[-1]
-    expected = bench.run(cell, 0)
-    assert bench._network is not None
-    runner: Any = bench._network.trials.runner
+    trial_runner = TrialRunner(Plan(study=small_study().to_dict(), compile=True))
+    cell = small_study().cells(trial_runner.facts().sites, {})[-1]
+    expected = trial_runner.run(cell, 0)
+    assert trial_runner._network is not None
+    runner: Any = trial_runner._network.trials.runner
     slow(runner)
     runner.runner.run = None  # Whoever calls it fails.
-    assert bench.run(cell, 0).same_counts(expected)
+    assert trial_runner.run(cell, 0).same_counts(expected)
 
 
 def test_a_prediction_that_is_not_verified_ends_the_study(
@@ -185,8 +185,8 @@ def test_why_batches_are_run_whole_is_said(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_all_workers_say_is_said_once() -> None:
     said: list[str] = []
-    crew = Muster()
-    crew.on_note = said.append
+    history = WorkerHistory()
+    history.on_note = said.append
     for text in ("compiled", "compiled", "not used any more", "compiled"):
-        crew.note(text)
+        history.note(text)
     assert said == ["compiled", "not used any more"]

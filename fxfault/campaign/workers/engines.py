@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fxfault.campaign.studies.cell import Cell
     from fxfault.campaign.workers.facts import Facts
     from fxfault.campaign.workers.plan import Plan
-    from fxfault.campaign.workers.trial_runner import Bench
+    from fxfault.campaign.workers.trial_runner import TrialRunner
 
 ENGINES = ("local", "processes", "ray")
 
@@ -32,18 +32,18 @@ class LocalEngine:
     slots = 1
 
     def __init__(self) -> None:
-        self._bench: Bench | None = None
+        self._trial_runner: TrialRunner | None = None
         self._watch: Watch | None = None
         self._waiting: deque[tuple[Cell, int]] = deque()
 
     def start(self, plan: Plan, on_note: OnNote) -> Facts:
         """See `Engine.start`."""
-        from fxfault.campaign.workers.trial_runner import Bench
+        from fxfault.campaign.workers.trial_runner import TrialRunner
 
         self._watch = Watch(on_note)
         with self._watch.at("while it was set up"):
-            self._bench = Bench(plan, on_note=on_note)
-            return self._bench.facts()
+            self._trial_runner = TrialRunner(plan, on_note=on_note)
+            return self._trial_runner.facts()
 
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`."""
@@ -54,17 +54,17 @@ class LocalEngine:
 
     def receive(self) -> list[TrialRow]:
         """See `Engine.receive`."""
-        assert self._bench is not None
+        assert self._trial_runner is not None
         assert self._watch is not None
         cell, trial = self._waiting.popleft()
         with self._watch.at(f"at trial {trial} of {cell.key}"):
-            return [self._bench.run(cell, trial)]
+            return [self._trial_runner.run(cell, trial)]
 
     def close(self) -> None:
         """See `Engine.close`."""
         if self._watch is not None:
             self._watch.close()
-        self._bench = self._watch = None
+        self._trial_runner = self._watch = None
         self._waiting.clear()
 
 

@@ -1,6 +1,7 @@
 """What a driver is told of a network that only workers build.
 
-It is apart from the bench, as a driver that needs no Brevitas starts seconds earlier without it.
+It stands apart from the trial runner: a driver that does not import Brevitas starts seconds
+earlier.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fxfault.campaign.workers.patience import TICK
 from fxfault.campaign.workers.worker import work
-from fxfault.campaign.workers.worker_pool import BATCHES_EACH, Crew, Worker
+from fxfault.campaign.workers.worker_engine import BATCHES_EACH, Worker, WorkerEngine
 from fxfault.evaluation.rows import TrialRow
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Process(Worker):
     reader: threading.Thread = field(init=False)
 
 
-class ProcessEngine(Crew[_Process]):
+class ProcessEngine(WorkerEngine[_Process]):
     """Runs trials in several processes, which are started anew (`spawn`), not forked.
 
     As everywhere with `spawn`, a script that uses it needs `if __name__ == "__main__":`.

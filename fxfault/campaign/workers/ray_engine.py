@@ -19,13 +19,13 @@ from ray.exceptions import (  # type: ignore[import-not-found]
 
 from fxfault.campaign.workers.patience import TICK
 from fxfault.campaign.workers.worker import plain_error, set_up
-from fxfault.campaign.workers.worker_pool import Crew, Worker
+from fxfault.campaign.workers.worker_engine import Worker, WorkerEngine
 from fxfault.errors import EngineError
 from fxfault.evaluation.rows import TrialRow
 
 if TYPE_CHECKING:
     from fxfault.campaign.workers.plan import Plan
-    from fxfault.campaign.workers.trial_runner import Bench
+    from fxfault.campaign.workers.trial_runner import TrialRunner
 
 
 class _Trials:
@@ -33,15 +33,15 @@ class _Trials:
 
     def __init__(self, plan: str) -> None:
         self._plan = plan
-        self._bench: Bench | None = None
+        self._trial_runner: TrialRunner | None = None
         self._messages: list[tuple[str, Any]] = []
 
     def facts(self) -> str:
         """Set up, and say what was found."""
         try:
             # As worker 0: Ray shows each worker only the GPUs that are its own.
-            self._bench = set_up(self._plan, 0, self._note)
-            self._messages.append(("facts", asdict(self._bench.facts())))
+            self._trial_runner = set_up(self._plan, 0, self._note)
+            self._messages.append(("facts", asdict(self._trial_runner.facts())))
         except (Exception, SystemExit) as error:  # whatever it is, the driver is to know
             self._messages.append(("error", plain_error(error)))
         return self._told()
@@ -50,11 +50,11 @@ class _Trials:
         """Run some trials of a cell."""
         from fxfault.campaign.studies.cell import Cell
 
-        assert self._bench is not None
+        assert self._trial_runner is not None
         try:
             made = Cell.from_key(cell)
             for trial in trials:
-                self._messages.append(("row", self._bench.run(made, trial).to_list()))
+                self._messages.append(("row", self._trial_runner.run(made, trial).to_list()))
         except (Exception, SystemExit) as error:  # whatever it is, the driver is to know
             self._messages.append(("error", plain_error(error)))
         return self._told()
@@ -74,7 +74,7 @@ class _Actor(Worker):
     actor: Any
 
 
-class RayEngine(Crew[_Actor]):
+class RayEngine(WorkerEngine[_Actor]):
     """Runs trials on a Ray cluster.
 
     An actor that dies, or whose machine does, costs the batch that it was at: about a quarter of

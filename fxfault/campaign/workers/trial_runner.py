@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fxfault.evaluation.full.predictions import OnNote
 
 
-class Bench:
+class TrialRunner:
     """Runs the trials of a study in this process.
 
     One network is held at a time, that of the last cell's checkpoint.
@@ -136,18 +136,22 @@ class _Network:
     """The network with one of the checkpoints."""
 
     def __init__(
-        self, bench: Bench, checkpoint: str | None, data: EvaluationData, batches: Batches
+        self,
+        owner: TrialRunner,
+        checkpoint: str | None,
+        data: EvaluationData,
+        batches: Batches,
     ) -> None:
-        plan, study, device = bench.plan, bench.study, bench.device
+        plan, study, device = owner.plan, owner.study, owner.device
         self.checkpoint = checkpoint
-        model, info = load_model(study.experiment, checkpoint, data.facts, bench.folder)
+        model, info = load_model(study.experiment, checkpoint, data.facts, owner.folder)
         self.file = None if info is None else info.sha256
-        bench.note_file(checkpoint, self.file)
+        owner.note_file(checkpoint, self.file)
         self.state = fingerprint.of_state(model)
         try_model(model.to(device), batches, device)
         given, model = model, transform(model, _open_config(study))
         for note in check_model(model, given, batches, device, most=1):
-            bench.on_note(note)
+            owner.on_note(note)
         self.model = (freeze(model) if plan.freeze else model).eval()
         self.faults = faults_of(self.model)
         self.structure = fingerprint.of_structure(model, self.faults)
@@ -155,10 +159,10 @@ class _Network:
             self.model,
             batches,
             device,
-            bench.on_note,
+            owner.on_note,
             **plan.runner_options(device),
         )
-        run_golden(runner, bench.on_note)
+        run_golden(runner, owner.on_note)
         self.trials = Trials(runner, named=words_of)
         self._cell: Cell | None = None
         seen = background_of(model, self.faults, self.trials.exposure.elements, device)
@@ -167,11 +171,11 @@ class _Network:
             seen, classes=golden.classes, never_called=never_called
         ).to_dict()
         if never_called:
-            bench.say_once(f"never called in this evaluation: {', '.join(never_called)}")
+            owner.say_once(f"never called in this evaluation: {', '.join(never_called)}")
         doubt = doubt_of(golden)
         if doubt is not None:
             several = len(study.axes.checkpoint) > 1
-            bench.say_once(f"{checkpoint}: {doubt}" if several else doubt)
+            owner.say_once(f"{checkpoint}: {doubt}" if several else doubt)
 
     def facts(self) -> dict[str, Any]:
         """The part of the fingerprint that is of this network."""

@@ -1,4 +1,4 @@
-"""A worker process of a campaign: a bench, and a pipe to the driver.
+"""A worker process of a campaign: a trial runner, and a pipe to the driver.
 
 What goes through the pipe is JSON, not pickles. The driver sends batches; the worker answers with
 its facts, with notes for the user, with each row as it finishes, with signs of life, or with an
@@ -35,7 +35,7 @@ from fxfault.errors import (
 from fxfault.foreign import told
 
 if TYPE_CHECKING:
-    from fxfault.campaign.workers.trial_runner import Bench
+    from fxfault.campaign.workers.trial_runner import TrialRunner
     from fxfault.evaluation.full.predictions import OnNote
 
 _SIGN_EVERY = 5.0  # seconds
@@ -81,21 +81,21 @@ def work(connection: Connection, plan: str, number: int) -> None:
 
 def _work(connection: Connection, plan: str, number: int) -> None:
     # Imported late: the sooner the driver's end is watched, the better.
-    bench = set_up(plan, number, lambda text: send(connection, "note", text))
+    trial_runner = set_up(plan, number, lambda text: send(connection, "note", text))
     from fxfault.campaign.studies.cell import Cell
 
-    send(connection, "facts", asdict(bench.facts()))
+    send(connection, "facts", asdict(trial_runner.facts()))
     while True:
         with _to_driver():
             received = connection.recv_bytes()
         batch = json.loads(received)
         cell = Cell.from_key(batch["cell"])
         for trial in batch["trials"]:
-            send(connection, "row", bench.run(cell, trial).to_list())
+            send(connection, "row", trial_runner.run(cell, trial).to_list())
 
 
-def set_up(plan: str, number: int, on_note: OnNote) -> Bench:
-    """Make a worker's bench.
+def set_up(plan: str, number: int, on_note: OnNote) -> TrialRunner:
+    """Make a worker's trial runner.
 
     Args:
         plan: of `fxfault.campaign.workers.plan.Plan.to_json`.
@@ -105,13 +105,13 @@ def set_up(plan: str, number: int, on_note: OnNote) -> Bench:
     import torch
 
     from fxfault.campaign.workers.plan import Plan
-    from fxfault.campaign.workers.trial_runner import Bench
+    from fxfault.campaign.workers.trial_runner import TrialRunner
 
     made = Plan.from_json(plan)
     if made.folder is not None and os.path.isdir(made.folder):  # Not on each machine of a cluster.
         os.chdir(made.folder)
     torch.set_num_threads(made.threads or 1)
-    return Bench(made, number, on_note)
+    return TrialRunner(made, number, on_note)
 
 
 def _follow_the_driver() -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fxfault.campaign.workers.engine import Batch
-from fxfault.campaign.workers.handshake import MOST_TIMEOUTS, Muster
 from fxfault.campaign.workers.patience import SAY_AFTER, Clock, Patience
 from fxfault.campaign.workers.worker import retold
+from fxfault.campaign.workers.worker_history import MOST_TIMEOUTS, WorkerHistory
 from fxfault.errors import EngineError
 from fxfault.evaluation.rows import TrialRow
 
@@ -34,7 +34,7 @@ class Worker:
         number: 0 and up; one that takes the place of another has its number.
         ready: whether it is set up.
         batches: keys of cells, and the trials of them that are not finished.
-        since: when it began what it is at, by the crew's clock.
+        since: when it began what it is at, by the engine's clock.
         heard: when it gave the last sign of life.
         is_told_of: whether the user knows that it stands still.
     """
@@ -55,7 +55,7 @@ class Worker:
 W = TypeVar("W", bound=Worker)
 
 
-class Crew(ABC, Generic[W]):
+class WorkerEngine(ABC, Generic[W]):
     """An engine whose workers answer with messages: a kind and plain values.
 
     The kinds are `facts` (it is ready), `note` (for the user), `row`, `alive` and `error`.
@@ -75,7 +75,7 @@ class Crew(ABC, Generic[W]):
         self._clock = Clock()
         self._patience = Patience(trial_timeout)
         self._plan: Plan | None = None
-        self._muster = Muster()
+        self._history = WorkerHistory()
         self._workers: list[W] = []
         self._waiting: deque[tuple[str, deque[int]]] = deque()
 
@@ -83,7 +83,7 @@ class Crew(ABC, Generic[W]):
         """See `Engine.start`; returns as soon as one worker is ready."""
         from fxfault.campaign.workers.facts import Facts
 
-        self._muster.on_note = on_note
+        self._history.on_note = on_note
         self._plan = self._prepared(plan)
         self.slots = self.workers * BATCHES_EACH
         try:
@@ -94,9 +94,9 @@ class Crew(ABC, Generic[W]):
                 f"worker {len(self._workers)} of {self.workers} cannot be started: "
                 f"{error.strerror or error}; try fewer workers"
             ) from error
-        while self._muster.facts is None:
+        while self._history.facts is None:
             self._hear_all()
-        return Facts(**self._muster.facts)
+        return Facts(**self._history.facts)
 
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`."""
@@ -162,12 +162,12 @@ class Crew(ABC, Generic[W]):
         if kind == "row":
             return [self._noted(worker, TrialRow.from_list(content))]
         if kind == "facts":
-            self._muster.enlist(worker.number, content)
+            self._history.enlist(worker.number, content)
             worker.ready = True
             self._patience.set_up(self._clock.now - worker.since)
             self._goes_on(worker)
         else:
-            self._muster.note(content)
+            self._history.note(content)
         return []
 
     def _noted(self, worker: W, row: TrialRow) -> TrialRow:
@@ -202,7 +202,7 @@ class Crew(ABC, Generic[W]):
             return
         still, mute = now - worker.since, now - worker.heard
         silent = self.tells_all and mute >= min(SAY_AFTER, still)
-        again = self._muster.deaths(trial)
+        again = self._history.deaths(trial)
         limit = self._patience.limit(at_trial=trial is not None, silent=silent, again=again)
         if limit is not None and trial is not None and not self.tells_all:
             limit *= len(worker.batches[0][1])
@@ -213,7 +213,7 @@ class Crew(ABC, Generic[W]):
             how = f"not done after {still:.0f} s"
             if silent and not timed_out:
                 how = f"no sign of life for {mute:.0f} s"
-            self._muster.note(f"worker {worker.number}: {how} {at}; another one gets its trials")
+            self._history.note(f"worker {worker.number}: {how} {at}; another one gets its trials")
             self._end(worker)
             most = MOST_TIMEOUTS if timed_out else None
             self._replace(worker, how, most)
@@ -221,7 +221,7 @@ class Crew(ABC, Generic[W]):
             worker.is_told_of = True
             how = "no sign of life" if silent else "it is alive and not done"
             until = "" if limit is None else f"; another one gets its trials after {limit:.0f} s"
-            self._muster.note(f"worker {worker.number}: {how} for {still:.0f} s {at}{until}")
+            self._history.note(f"worker {worker.number}: {how} for {still:.0f} s {at}{until}")
 
     def _replace(self, worker: W, how: str, most: int | None = None) -> None:
         """Start another worker in the place of a dead one, and hand its trials out again.
@@ -234,6 +234,6 @@ class Crew(ABC, Generic[W]):
         place = self._workers.index(worker)
         del self._workers[place]
         if worker.batches or not worker.ready:
-            self._muster.lose(worker.trial, how, most)
+            self._history.lose(worker.trial, how, most)
         self._waiting.extendleft(reversed(worker.batches))
         self._workers.insert(place, self._begun(worker.number))

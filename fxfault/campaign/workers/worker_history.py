@@ -20,7 +20,7 @@ Trial = tuple[str, int]
 """Key of the cell and number."""
 
 
-class Muster:
+class WorkerHistory:
     """Keeps count of the workers of an engine.
 
     Attributes:
