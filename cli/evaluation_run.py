@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fxfault.bundled.files import BUNDLED
 from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.fault_evaluation import with_num_faults, with_probability
 from fxfault.cli.pictures.plots import check_plot
@@ -17,7 +18,6 @@ from fxfault.errors import ConfigError, DataError
 from fxfault.experiment.parts import check_sections
 from fxfault.experiment.sections import ExperimentConfig, load_experiment
 from fxfault.files.access import expanded
-from fxfault.models.checkpoints import BUNDLED
 
 
 def read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:

@@ -115,9 +115,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """Read the configuration, change it as the command line says, and give notes on that."""
+    from fxfault.bundled.files import BUNDLED
     from fxfault.experiment.sections import load_experiment
     from fxfault.files.access import expanded
-    from fxfault.models.checkpoints import BUNDLED
 
     experiment = load_experiment(options.config)
     notes: list[str] = []

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fxfault.config.yaml_files import is_bundled
 from fxfault.errors import ConfigError
 from fxfault.experiment.parts import check_sections
-from fxfault.experiment.sections import ExperimentConfig, is_bundled, load_experiment
+from fxfault.experiment.sections import ExperimentConfig, load_experiment
 from fxfault.files.access import expanded
 from fxfault.messages import flat
 from fxfault.training.run_folder import CONFIG, LAST, RunFolder
@@ -82,7 +83,9 @@ def plan_run(options: argparse.Namespace) -> Run:
         experiment = _without_path(load_experiment(source, changes), changes, is_own=True)
         return _resumed(experiment, source, folder)
     experiment = load_experiment(options.config, changes)
-    experiment = _without_path(experiment, changes, is_own=is_bundled(options.config))
+    experiment = _without_path(
+        experiment, changes, is_own=is_bundled("experiments", options.config)
+    )
     check_sections(experiment, ["dataset", "model"], options.config)
     resumed = None if options.dry_run else _folder_to_resume(options, experiment)
     if resumed is not None:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from fxfault.data import build_dataset
 from fxfault.errors import DataError
 from fxfault.models import build_model
-from fxfault.models.checkpoints import CheckpointInfo, bundled_names, load_checkpoint
+from fxfault.models.checkpoints import CheckpointInfo, bundled_checkpoints, load_checkpoint
 
 # brevitas 0.12 drops the names of tensors, of which torch warns once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:Named tensors and all their:UserWarning")
@@ -191,7 +191,7 @@ def test_bundled_digits_reach_the_accuracy_that_is_claimed() -> None:
 
 
 def test_an_unknown_bundled_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    assert bundled_names() == ("bundled:digits", "bundled:digits_fat")
+    assert bundled_checkpoints() == ("bundled:digits", "bundled:digits_fat")
     for name in ("bundled:digit", "bundled:", "bundled:../digits"):
         with pytest.raises(DataError, match=r"no such weights come with fxfault.*bundled:digits"):
             load_checkpoint(name, digits_net())

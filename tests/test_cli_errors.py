@@ -129,7 +129,7 @@ def test_a_bad_configuration(fails: Fails, text: str, parts: list[str]) -> None:
 
 
 def test_a_configuration_that_is_not_there(fails: Fails) -> None:
-    assert "did you mean the bundled 'digits'?" in fails("--config", "digts")
+    assert "(did you mean 'digits'?)" in fails("--config", "digts")
     assert "no such file" in fails("--config", "configs/absent.yaml")
 
 

@@ -387,7 +387,7 @@ def test_missing_file_lists_the_bundled_experiments(
     with pytest.raises(ConfigError) as caught:
         load_experiment(name)
     assert "no such file" in str(caught.value)
-    assert f"bundled: {', '.join(BUNDLED)}" in str(caught.value)
+    assert f"bundled experiments: {', '.join(BUNDLED)}" in str(caught.value)
 
 
 def test_missing_file_gets_the_nearest_bundled_experiment(
@@ -398,7 +398,7 @@ def test_missing_file_gets_the_nearest_bundled_experiment(
     with pytest.raises(ConfigError) as caught:
         load_experiment("configs/fault_eval.yaml")
     assert str(caught.value).startswith(
-        "configs/fault_eval.yaml: no such file; did you mean the bundled 'fault_eval'? bundled: "
+        "configs/fault_eval.yaml: no such file (did you mean 'fault_eval'?); bundled experiments: "
     )
 
 

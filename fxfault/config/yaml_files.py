@@ -12,12 +12,15 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fxfault.bundled.files import bundled_content, bundled_names
 from fxfault.errors import InvalidConfigError
 from fxfault.files.access import UnfitFileError, read_limited, size_text
+from fxfault.messages import nearest
 
 # A configuration of a megabyte takes seconds to read, and none that people write has a tenth of it.
 MOST_BYTES = 2**20
@@ -62,6 +65,41 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidConfigError([f"cannot be read: {reason}"], source) from error
     return parse_yaml(data, source)
+
+
+def is_bundled(kind: str, name: str) -> bool:
+    """Whether `load_named` takes a name for that of a bundled file.
+
+    >>> is_bundled("experiments", "digits"), is_bundled("experiments", "./digits.yaml")
+    (True, False)
+    """
+    names = bundled_names(kind)
+    is_file = os.path.exists(name) and not (os.path.isdir(name) and name in names)
+    return not is_file and name.removesuffix(".yaml") in names
+
+
+def load_named(kind: str, name: str) -> tuple[dict[Any, Any], str]:
+    """Read a YAML file, or one that comes with the package.
+
+    Args:
+        kind: `experiments` or `studies`.
+        name: the path of a file, or the name of a bundled one.
+
+    Returns:
+        The content, and what messages call its source.
+
+    Raises:
+        InvalidConfigError: as `load_yaml`.
+    """
+    if is_bundled(kind, name):
+        bundled = name.removesuffix(".yaml")
+        source = f"{bundled}.yaml (bundled)"
+        return parse_yaml(bundled_content(kind, bundled), source), source
+    if not os.path.exists(name):
+        names = bundled_names(kind)
+        hint = nearest(Path(name).stem, names)
+        raise InvalidConfigError([f"no such file{hint}; bundled {kind}: {', '.join(names)}"], name)
+    return load_yaml(name), name
 
 
 def parse_yaml(data: bytes, source: str) -> dict[Any, Any]:

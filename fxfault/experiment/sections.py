@@ -7,17 +7,15 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from fxfault.bundled.files import bundled_names
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig, contradictions
 from fxfault.config.schema import (
     parse_section,
@@ -26,7 +24,7 @@ from fxfault.config.schema import (
     tuple_from_list,
     unknown_key,
 )
-from fxfault.config.yaml_files import load_yaml, parse_yaml
+from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
 from fxfault.messages import got
 
@@ -339,19 +337,7 @@ def bundled_experiments() -> tuple[str, ...]:
     >>> "digits" in bundled_experiments()
     True
     """
-    files = resources.files("fxfault.bundled").joinpath("experiments").iterdir()
-    return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml")))
-
-
-def is_bundled(path_or_bundled_name: str | os.PathLike[str]) -> bool:
-    """Whether `load_experiment` takes a name for that of a bundled experiment.
-
-    >>> is_bundled("digits"), is_bundled("./digits.yaml")
-    (True, False)
-    """
-    name = os.fspath(path_or_bundled_name)
-    is_file = os.path.exists(name) and not (os.path.isdir(name) and name in bundled_experiments())
-    return not is_file and name.removesuffix(".yaml") in bundled_experiments()
+    return bundled_names("experiments")
 
 
 def load_experiment(
@@ -370,21 +356,10 @@ def load_experiment(
     Raises:
         InvalidConfigError: no such file, or all that is wrong with it and the changes.
     """
-    content, source = _read(os.fspath(path_or_bundled_name))
+    content, source = load_named("experiments", os.fspath(path_or_bundled_name))
     for path, value in (changes or {}).items():
         _set(content, path, value)
     return ExperimentConfig.from_dict(content, source)
-
-
-def _read(name: str) -> tuple[dict[Any, Any], str]:
-    bundled = name.removesuffix(".yaml")
-    if not is_bundled(name):
-        if not os.path.exists(name):
-            raise InvalidConfigError([_no_such_file(name)], name)
-        return load_yaml(name), name
-    file = resources.files("fxfault.bundled").joinpath("experiments").joinpath(f"{bundled}.yaml")
-    source = f"{bundled}.yaml (bundled)"
-    return parse_yaml(file.read_bytes(), source), source
 
 
 def _set(content: dict[Any, Any], path: str, value: Any) -> None:
@@ -399,10 +374,3 @@ def _set(content: dict[Any, Any], path: str, value: Any) -> None:
             raise InvalidConfigError([f"{path}: cannot be set, as {where} is {got(inner)}"])
         content = content[parent]
     content[key] = value
-
-
-def _no_such_file(name: str) -> str:
-    names = bundled_experiments()
-    near = difflib.get_close_matches(Path(name).stem, names, n=1)
-    hint = f"did you mean the bundled {near[0]!r}? " if near else ""
-    return f"no such file; {hint}bundled: {', '.join(names)}"

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fxfault.bundled.files import BUNDLED
 from fxfault.errors import DataError, FxFaultError, TrainingError
 from fxfault.files.access import expanded
-
-BUNDLED = "bundled:"
 
 
 class Activity(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.resources
 import io
 import pickle
 import re
@@ -19,12 +18,12 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from fxfault.bundled.files import BUNDLED, bundled_content, bundled_names
 from fxfault.errors import DataError
 from fxfault.files.access import UnfitFileError, expanded, read_limited, size_text
 from fxfault.messages import nearest, quote_error
 from fxfault.models.checkpoint_tensors import is_finite, own_tensors, why_unusable
 
-BUNDLED = "bundled:"
 WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
 
 # Added to every key by DataParallel and DistributedDataParallel, and by torch.compile.
@@ -97,16 +96,14 @@ def load_checkpoint(
     return CheckpointInfo(label, hashlib.sha256(content).hexdigest(), tuple(state))
 
 
-def bundled_names() -> tuple[str, ...]:
+def bundled_checkpoints() -> tuple[str, ...]:
     """The weights that come with fxfault, as `load_checkpoint` takes them.
 
     Example:
-        >>> bundled_names()
+        >>> bundled_checkpoints()
         ('bundled:digits', 'bundled:digits_fat')
     """
-    folder = importlib.resources.files("fxfault.bundled") / "weights"
-    stems = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".pt"))
-    return tuple(f"{BUNDLED}{stem}" for stem in stems)
+    return tuple(f"{BUNDLED}{name}" for name in bundled_names("weights"))
 
 
 def most_bytes(model: nn.Module) -> int:
@@ -167,19 +164,18 @@ def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
     except FileNotFoundError as error:
         raise DataError(
             f"{prefix}: there is no such file; check the path, or name one of "
-            f"{', '.join(bundled_names())}"
+            f"{', '.join(bundled_checkpoints())}"
         ) from error
 
 
 def _read_bundled(label: str, prefix: str) -> bytes:
-    names = bundled_names()
+    names = bundled_checkpoints()
     if label not in names:
         raise DataError(
             f"{prefix}: no such weights come with fxfault{nearest(label, names)}; "
             f"there are: {', '.join(names)}"
         )
-    folder = importlib.resources.files("fxfault.bundled") / "weights"
-    return (folder / f"{label.removeprefix(BUNDLED)}.pt").read_bytes()
+    return bundled_content("weights", label.removeprefix(BUNDLED))
 
 
 def _unpickle(content: bytes, prefix: str) -> Any:

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from fxfault.training.lightning_import import Callback, Trainer  # isort: skip
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
+from fxfault.bundled.files import BUNDLED
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError, DataError, FxFaultError
 from fxfault.evaluation.full.predictions import accuracy
@@ -32,7 +33,7 @@ from fxfault.experiment.sections import ExperimentConfig
 from fxfault.files.access import expanded
 from fxfault.files.sources import TRAINING, Sources
 from fxfault.foreign import told
-from fxfault.models.checkpoints import BUNDLED, CheckpointInfo, load_checkpoint, most_bytes
+from fxfault.models.checkpoints import CheckpointInfo, load_checkpoint, most_bytes
 from fxfault.passes.transform import transform
 from fxfault.training.batch_norm import batch_norms, calibrate_batch_norm
 from fxfault.training.batches import Shard, TrainingLoader, evaluation_loader, split_validation

@@ -16,13 +16,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib import resources
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from fxfault.bundled.files import bundled_names
 from fxfault.campaign.studies.axes import (
     AXES,
     Axes,
@@ -35,10 +34,10 @@ from fxfault.campaign.studies.axes import (
 from fxfault.campaign.studies.cell import Cell
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig
 from fxfault.config.schema import known_keys, parse_section, section_to_dict, unknown_key
-from fxfault.config.yaml_files import load_yaml, parse_yaml
+from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
 from fxfault.experiment.sections import ExperimentConfig
-from fxfault.messages import got, nearest
+from fxfault.messages import got
 
 MOST_TRIALS = 10**9
 MOST_CELLS = 200_000  # Of which each takes a kilobyte, and no study that ends has as many.
@@ -101,7 +100,7 @@ class Study:
         Raises:
             InvalidConfigError: no such file, or all problems in it.
         """
-        content, source = _read(os.fspath(path_or_bundled_name))
+        content, source = load_named("studies", os.fspath(path_or_bundled_name))
         return cls.from_dict(content, source)
 
     @classmethod
@@ -252,21 +251,7 @@ def bundled_studies() -> tuple[str, ...]:
     >>> bundled_studies()
     ('digits_study',)
     """
-    files = resources.files("fxfault.bundled").joinpath("studies").iterdir()
-    return tuple(sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml")))
-
-
-def _read(name: str) -> tuple[dict[Any, Any], str]:
-    if os.path.isfile(name) or (os.path.exists(name) and name not in bundled_studies()):
-        return load_yaml(name), name
-    bundled = name.removesuffix(".yaml")
-    if bundled not in bundled_studies():
-        names = bundled_studies()
-        hint = nearest(Path(name).stem, names)
-        raise InvalidConfigError([f"no such file{hint}; bundled studies: {', '.join(names)}"], name)
-    file = resources.files("fxfault.bundled").joinpath("studies").joinpath(f"{bundled}.yaml")
-    source = f"{bundled}.yaml (bundled)"
-    return parse_yaml(file.read_bytes(), source), source
+    return bundled_names("studies")
 
 
 # -- checking -------------------------------------------------------------------------------

@@ -1,0 +1,31 @@
+"""Find the experiments, studies and weights that come with the package."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+BUNDLED = "bundled:"
+"""What the name of a checkpoint begins with if it comes with the package."""
+
+_ENDING = {"experiments": ".yaml", "studies": ".yaml", "weights": ".pt"}
+
+
+def bundled_names(kind: str) -> tuple[str, ...]:
+    """The names of all files of a kind, sorted.
+
+    >>> bundled_names("studies")
+    ('digits_study',)
+
+    Args:
+        kind: `experiments`, `studies` or `weights`.
+    """
+    files = resources.files("fxfault.bundled").joinpath(kind).iterdir()
+    ending = _ENDING[kind]
+    names = (file.name.removesuffix(ending) for file in files if file.name.endswith(ending))
+    return tuple(sorted(names))
+
+
+def bundled_content(kind: str, name: str) -> bytes:
+    """The content of one of them."""
+    folder = resources.files("fxfault.bundled").joinpath(kind)
+    return folder.joinpath(f"{name}{_ENDING[kind]}").read_bytes()
