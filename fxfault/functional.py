@@ -14,7 +14,7 @@ from torch.fx.node import has_side_effect
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 from fxfault.strike.calls import inject_compiled
-from fxfault.strike.moments import begin, moment_of
+from fxfault.strike.moments import begin, moment_of, refuse_recording
 from fxfault.strike.operators import begin_compiled
 from fxfault.strike.strikes import strike_values, with_value
 
@@ -29,6 +29,8 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
             dimensions among them is the batch.
     """
     if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_exporting():
+            refuse_recording(sites)
         begin_compiled(sites.clock.handle.number, inputs)
     else:
         begin(sites, inputs)

@@ -118,3 +118,9 @@ def test_a_quantiser_that_only_observes_is_named() -> None:
     model = fxfault.transform(net.eval(), CONFIG)
     with pytest.raises(SiteError, match=r"site 0: .* quantiser of its QuantReLU only observes"):
         model(IMAGES)
+
+
+def test_a_strict_export_with_faults_is_refused_in_our_words() -> None:
+    # Dynamo wraps what is raised while it records.
+    with pytest.raises(Exception, match="its faults are drawn anew in each forward"):
+        torch.export.export(transformed(), (IMAGES,), strict=True)

@@ -79,7 +79,7 @@ class _Strikes:
 def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
     """What `begin_forward` does, in compiled code too."""
     if not recomputing():
-        _refuse_recording(sites)
+        refuse_recording(sites)
         sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(batch_size_of(inputs))
@@ -87,8 +87,8 @@ def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
             sites.say_if_quiet()
 
 
-def _refuse_recording(sites: FaultSites) -> None:
-    """Refuse to be traced or exported with faults: a recording has those of one forward, or none.
+def refuse_recording(sites: FaultSites) -> None:
+    """Refuse to be recorded with faults: a recording has the faults of one forward, or none.
 
     Raises:
         TransformError: it would.
