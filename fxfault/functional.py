@@ -1,7 +1,7 @@
 """The operations that the insert pass puts into a graph.
 
-`fault_inject` strikes one activation; `begin_forward` moves the clock. Work follows
-the number of hits: only the elements that are hit are read, converted and written.
+`fault_inject` strikes one activation; `begin_forward` moves the clock. The cost follows the
+number of hits: only elements that are hit are read, converted and written.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fxfault.strike.strikes import strike_values, with_value
 
 @has_side_effect  # type: ignore[untyped-decorator]
 def begin_forward(sites: FaultSites, *inputs: Any) -> None:
-    """Move the clock of a model's sites: one forward of the whole model starts.
+    """Move the clock of a model's sites at the start of a forward of the whole model.
 
     Args:
         sites: the model's sites.
-        inputs: the model's inputs; the leading dimension of the tensor with most
-            dimensions among them is the batch.
+        inputs: the model's inputs; the batch size is the leading dimension of the tensor that
+            has most dimensions.
     """
     if torch.compiler.is_dynamo_compiling():
         if torch.compiler.is_exporting():
@@ -39,16 +39,16 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
 def fault_inject(x: Any, site: FaultSite) -> Any:
     """Strike a quantised activation with the faults of a site.
 
-    Where the site is not armed, the very object that came in goes on.
+    If the site is not armed, the function returns `x` itself.
 
     Args:
-        x: what the activation layer returned: an `IntQuantTensor` of any shape, in
-            float16, bfloat16, float32 or float64, or the plain value of one that the
-            layer handed over (`fxfault.passes.layer_outputs`).
-        site: state and settings of the place.
+        x: the output of the activation layer: an `IntQuantTensor` of any shape in float16,
+            bfloat16, float32 or float64, or its plain value if the layer has handed the
+            `IntQuantTensor` over (`fxfault.passes.layer_outputs`).
+        site: the site to strike.
 
     Returns:
-        What came in, of the same type and memory format, with faults.
+        The faulty activation, with the type and memory format of `x`.
 
     Raises:
         SiteError: the value has no integer word, or its dtype cannot hold the codes.
@@ -57,7 +57,7 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
         return inject_compiled(x, site)
     activation = x if site.output is None else site.output.take(x)
     moment = None if activation is None else moment_of(site)
-    if moment is None:  # Not armed; or the layer has struck it, before its hooks.
+    if moment is None:  # Not armed, or the layer has struck it before its hooks ran.
         return x
     value = strike_values(activation, site, moment)
     return x if value is activation.value else with_value(x, activation, value)

@@ -1,12 +1,13 @@
 """The loops of a strike on the CPU, compiled by Numba.
 
-Few elements are hit, so a strike is many small steps, and as calls of torch or NumPy most of
-its time would go into calling. What is done for each hit has its counterpart in torch, which
-serves other devices and what a loop does not take; tests hold the two together, bit for bit. What
-is drawn ahead (which samples are struck, exact numbers of faults) is drawn here for all devices.
+Few elements are hit, so a strike consists of many small steps. As calls of torch or NumPy they
+would cost more to call than to run. Every step has a counterpart in torch for other devices and
+for faults that the loops do not support; tests compare the two bit for bit. Draws made ahead (which
+samples are hit, exact numbers of faults) use these loops for every device.
 
-The first call on a machine compiles (a second or two); the result is kept on disk, beside this
-file or in the user's cache, where either can be written.
+The first call on a machine compiles for a second or two. Numba keeps the result on disk, beside
+this file or in the user's cache, if it can write there. All loops stay in this one file, because
+Numba does not notice a change in another file that a cached loop calls.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ STEP = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 SHIFTS = (30, 27, 31)
 
-# The counters of a sample start at its number, shifted by so many bits: no two of 2**32 samples
-# with up to 2**32 elements share one.
+# The counters of a sample start at its number shifted by this many bits, so that no two of 2**32
+# samples with up to 2**32 elements share one.
 SAMPLE_SHIFT = 32
 
-# What a fault does, as the loops know it: MASKS with the bits that it keeps and those that it then
-# flips; UNIFORM; or FLIP, CLEAR or SET with the bits that it strikes together, at bit 0, and how
-# many places they can have. With no place at all, the bits that come with a hit are those struck.
+# The effect of a fault: MASKS with the bits to keep and the bits to flip afterwards; UNIFORM with
+# two zeros; or FLIP, CLEAR or SET with the group of bits to strike, shifted to bit 0, and the
+# number of places it can have. If that number is 0, each hit comes with the bits to strike.
 MASKS, UNIFORM, FLIP, CLEAR, SET = range(5)
 Fault: TypeAlias = tuple[int, int, int]
 
-# Hits that are drawn, then read, then struck together.
+# Hits to draw, read and strike together.
 BLOCK = 256
 
-# Where a loop goes on: row of the sample, position of its last hit in the tensor, draws of the
-# sample so far. All is drawn when the row is the number of samples.
+# Where a loop continues: row of the sample, position of the last hit in the tensor, draws of the
+# sample so far. The loop is done when the row equals the number of samples.
 Place: TypeAlias = tuple[int, int, int]
 START: Place = (0, -1, 0)
 
@@ -58,10 +59,10 @@ _ELEVEN, _TWELVE = np.uint64(11), np.uint64(12)
 _SIGN_OFF = np.int64((1 << 63) - 1)
 
 
-# Numba looks at a tuple's every field before each call, and at numbers and arrays hardly at all:
-# `strike`, which every site calls, takes a word as an array and the rest as plain numbers.
+# Before each call Numba inspects every field of a tuple, but plain numbers and arrays are cheap. So
+# `strike`, which every site calls, takes the word as an array and the rest as plain numbers.
 class Word(NamedTuple):
-    """A word as the loops know it, all in one array of int64; see `fxfault.faults.codes.Word`."""
+    """A word for the loops, passed as an int64 array; see `fxfault.faults.codes.Word`."""
 
     lowest: int
     highest: int
@@ -76,11 +77,10 @@ class Word(NamedTuple):
 
 
 class Order(NamedTuple):
-    """How the elements of a sample lie in memory.
+    """The memory order of a sample's elements.
 
     Attributes:
-        channels: of a sample where they lie beside each other (channels last); 1 where elements
-            lie as they are counted, row-major.
+        channels: number of channels if memory is channels-last; 1 if it is row-major.
         places: elements of one channel.
     """
 
@@ -92,13 +92,13 @@ ROW_MAJOR = Order(1, 1)
 
 
 class Stream(NamedTuple):
-    """Where the hits of a tensor come from.
+    """What determines the hits of a tensor.
 
     Attributes:
-        key: of the site's random numbers, the 64 bits as a signed number.
-        numbers: of the samples, uint64.
-        elements: of one sample, at least 1.
-        scale: 1 / ln(1 - p), what turns ln u into a gap.
+        key: key of the random numbers, 64 bits as a signed number.
+        numbers: sample numbers, uint64.
+        elements: elements of one sample, at least 1.
+        scale: 1 / ln(1 - p), the factor from ln u to a gap.
         outer: pieces of a sample; see `fxfault.faults.layouts.Layout`.
     """
 
@@ -110,10 +110,10 @@ class Stream(NamedTuple):
 
 
 def _compiled(function: Function) -> Function:
-    """Compile at the first call, without Python's lock while it runs."""
+    """Compile at the first call; the compiled function runs without Python's global lock."""
     try:
         return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # No folder for the cache can be written.
+    except RuntimeError:  # There is no writable folder for the cache.
         return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
 
 
@@ -126,7 +126,7 @@ def _mix(x: Any) -> Any:
 
 @_compiled
 def mix64(numbers: UInts) -> None:
-    """Scramble in place; see `fxfault.faults.random_numbers.mix64`."""
+    """Hash numbers in place; see `fxfault.faults.random_numbers.mix64`."""
     for i in range(numbers.size):
         numbers[i] = _mix(numbers[i])
 
@@ -140,19 +140,19 @@ def _rehash(bits: Any) -> int:
 
 @_compiled
 def _start(stream: Stream, row: int) -> Any:
-    """The counter of a sample, hashed as far as all its draws have in common."""
+    """The counter at which a sample starts, times the step, plus the key."""
     return (stream.numbers[row] << _SAMPLE_SHIFT) * _STEP + np.uint64(stream.key)
 
 
 @_compiled
 def _gap(bits: Any, scale: float) -> float:
-    # An odd multiple of 2**-53: neither 0 nor 1 occurs.
+    # u is an odd multiple of 2**-53, so neither 0 nor 1 occurs.
     return math.log((np.float64(np.int64(bits >> _TWELVE)) + 0.5) * 2.0**-52) * scale
 
 
 @_compiled
 def _place(index: Ints, count: int, samples: int, elements: int, outer: int) -> None:
-    """Turn elements, counted sample after sample, into positions; see `Layout.place`."""
+    """Turn element numbers, counted sample after sample, into positions; see `Layout.place`."""
     if outer == 1:
         return
     piece = elements // outer
@@ -168,13 +168,13 @@ def draw_hits(given: tuple[Any, ...], place: Place, index: Ints, bits: Ints) -> 
     """Draw hits until every sample is spanned or the arrays are full.
 
     Args:
-        given: the fields of `Stream`, where they come from.
-        place: where to go on; `START` at first.
-        index: takes the positions, sample after sample, ascending within each of its pieces.
-        bits: takes the 64 random bits of each; same length.
+        given: the fields of `Stream`.
+        place: where to continue; `START` at first.
+        index: output: positions, sample after sample, ascending within each piece.
+        bits: output: 64 random bits of each hit; as long as `index`.
 
     Returns:
-        How many hits were written, and the place to go on from.
+        The number of hits, and the place to continue from.
     """
     stream = Stream(*given)
     count, place = _draw_in_order(stream, place, index, bits)
@@ -184,7 +184,7 @@ def draw_hits(given: tuple[Any, ...], place: Place, index: Ints, bits: Ints) -> 
 
 @_compiled
 def _draw_in_order(stream: Stream, place: Place, index: Ints, bits: Ints) -> tuple[int, Place]:
-    """`draw_hits` with elements counted sample after sample."""
+    """Do what `draw_hits` does, with elements numbered sample after sample."""
     row, position, drawn = place
     count = 0
     while row < stream.numbers.size:
@@ -207,11 +207,11 @@ def _draw_in_order(stream: Stream, place: Place, index: Ints, bits: Ints) -> tup
 
 @_compiled
 def samples_hit(given: tuple[Any, ...], hit: Bools) -> None:
-    """Say which samples have a hit at all: those whose first gap ends within them.
+    """Say which samples have a hit: those in which the first gap ends.
 
     Args:
-        given: the fields of `Stream`, where the hits come from.
-        hit: takes the answers, one for each sample.
+        given: the fields of `Stream`.
+        hit: output: one answer for each sample.
     """
     stream = Stream(*given)
     for row in range(stream.numbers.size):
@@ -230,7 +230,7 @@ def _upset(pattern: int, bits: Any, fault: Fault) -> int:
 
 @_compiled
 def _corrupt(code: int, bits: Any, word: Word, fault: Fault) -> int:
-    """The code that is read back after a fault; `bits` are the hit's 64 random ones."""
+    """The code after a fault; `bits` are the hit's 64 random bits, or the bits to strike."""
     kind, keep, flip = fault
     pattern = (code + 1) // 2 if word.binary else code & word.all_ones
     if kind == MASKS:
@@ -266,7 +266,7 @@ def _word_of(fields: Ints) -> Word:
 
 @_compiled
 def _in_memory(position: int, channels: int, places: int) -> int:
-    """Where an element lies, by its row-major position; see `Order`."""
+    """The memory offset of an element, by its row-major position; see `Order`."""
     if channels == 1:
         return position
     within = position % (channels * places)
@@ -274,7 +274,7 @@ def _in_memory(position: int, channels: int, places: int) -> int:
     return position - within + (within - channel * places) * channels + channel
 
 
-# Left to itself, LLVM keeps a call here, which makes the loops a quarter slower.
+# Without this, LLVM keeps a call here, which makes the loops a quarter slower.
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _strike_one(
     values: Floats,
@@ -285,7 +285,7 @@ def _strike_one(
     word: Word,
     fault: Fault,
 ) -> tuple[int, int, bool]:
-    """Corrupt one value and write it; its code before and after, and whether it had one."""
+    """Corrupt one value; return its code before and after, and whether the value was a code."""
     scale, zero_point, limit = quantiser
     exact = np.float64(value) / scale + zero_point
     rounded = min(max(np.rint(exact), np.float64(word.lowest)), np.float64(word.highest))
@@ -294,9 +294,9 @@ def _strike_one(
     code = np.int64(rounded)
     new = _corrupt(code, np.uint64(bits), word, fault)
     kind = values.dtype.type
-    # Always written, as a branch that nobody foretells takes longer.
+    # Always write: a branch that cannot be predicted takes longer.
     values[at] = value if new == code else (kind(new) - kind(zero_point)) * kind(scale)
-    return code, new, abs(exact - rounded) <= limit  # Not so for a NaN.
+    return code, new, abs(exact - rounded) <= limit  # False for a NaN.
 
 
 @_compiled
@@ -321,24 +321,23 @@ def strike(
     drawn: int,
     record: Ints,
 ) -> tuple[int, int, Place]:
-    """Draw hits, read their codes, corrupt and write them, in one go.
+    """Draw hits, read their codes, corrupt and write them, in one pass.
 
     Args:
-        values: of the whole tensor, as they lie in memory, float32 or float64, one dimension;
-            changed in place.
-        channels, places: of `Order`.
-        key, numbers, elements, gap_scale, outer: of `Stream`, where the hits come from.
-        scale, zero_point: of the quantiser.
-        limit: how far from a code a value may lie, in codes.
-        fields: of `Word`, what the codes are stored in.
-        effect, keep, flip: of `Fault`, what becomes of them.
-        row, position, drawn: of `Place`, where to go on; `START` at first.
-        record: takes the positions and the codes before and after, shape (3, n), until it is full;
-            where n is 0 nothing is recorded and nothing stops the loop.
+        values: all values in memory order, float32 or float64, one dimension; changed in place.
+        channels, places: the fields of `Order`.
+        key, numbers, elements, gap_scale, outer: the fields of `Stream`.
+        scale, zero_point: the parameters of the quantiser.
+        limit: largest distance of a value from its code, in codes.
+        fields: the fields of `Word`.
+        effect, keep, flip: the fields of `Fault`.
+        row, position, drawn: the fields of `Place`, where to continue; `START` at first.
+        record: output: positions, codes before and codes after, shape (3, n). The loop stops when
+            it is full; if n is 0, nothing is recorded and the loop runs to the end.
 
     Returns:
-        How many hits there were, how many of their values are no codes, and the place to go on
-        from.
+        The number of hits, the number of values among them that are not codes, and the place to
+        continue from.
     """
     word, fault = _word_of(fields), (effect, keep, flip)
     stream, place = (key, numbers, elements, gap_scale, outer), (row, position, drawn)
@@ -353,7 +352,7 @@ def strike(
         count, place = draw_hits(stream, place, index[:block], bits[:block])
         if room > 0:
             record[0, total : total + count] = index[:count]
-        for i in range(count):  # By itself, so that these wait for memory together.
+        for i in range(count):  # A loop of its own, so that the reads wait for memory together.
             index[i] = _in_memory(index[i], channels, places)
             clean[i] = values[index[i]]
         for i in range(count):
@@ -382,16 +381,16 @@ def strike_at(
 
     Args:
         values: as for `strike`.
-        order: the fields of `Order`, how they lie in memory.
+        order: the fields of `Order`.
         index: row-major positions, each once.
-        bits: 64 random bits of each, or the bits of its word that are struck; same length.
-        quantiser: scale, zero point, and how far from a code a value may lie, in codes.
-        fields: as for `strike`.
-        fault: what becomes of them.
-        record: takes the codes before and after, shape (2, hits).
+        bits: 64 random bits of each hit, or the bits to strike; as long as `index`.
+        quantiser: scale, zero point, and largest distance of a value from its code, in codes.
+        fields: the fields of `Word`.
+        fault: the effect of a hit.
+        record: output: codes before and codes after, shape (2, hits).
 
     Returns:
-        How many of the values are no codes.
+        The number of values that are not codes.
     """
     word = _word_of(fields)
     channels, places = order
@@ -408,18 +407,17 @@ def strike_at(
 def draw_upsets(
     given: tuple[Any, ...], width: int, place: Place, index: Ints, struck: Ints
 ) -> tuple[int, Place]:
-    """Draw bits that are hit, and put those of one word together.
+    """Draw hits of single bits, and join those of one word.
 
     Args:
-        given: the fields of `Stream`, where the hits come from; its elements are bits, those of
-            a word beside each other.
+        given: the fields of `Stream`; its elements are bits, numbered word after word.
         width: bits of a word.
-        place: where to go on; `START` at first.
-        index: takes the positions of the words, as `draw_hits` has them.
-        struck: takes which bits of each; same length.
+        place: where to continue; `START` at first.
+        index: output: positions of the words, in the order of `draw_hits`.
+        struck: output: the bits to strike in each word; as long as `index`.
 
     Returns:
-        How many words were written, and the place to go on from.
+        The number of words, and the place to continue from.
     """
     stream = Stream(*given)
     elements = stream.elements // width
@@ -450,7 +448,7 @@ def draw_upsets(
 
 @_compiled
 def _put(table: Ints, number: int) -> bool:
-    """Put a number into an open hash table; false if it is there already."""
+    """Put a number into an open hash table; return false if it is already there."""
     last = table.size - 1
     place = np.int64((np.uint64(number) * _STEP) >> _SHIFTS[0]) & last
     while table[place] >= 0:
@@ -463,13 +461,13 @@ def _put(table: Ints, number: int) -> bool:
 
 @_compiled
 def draw_distinct(key: int, numbers: UInts, total: int, drawn: Ints) -> None:
-    """Draw distinct numbers from 0 to `total` - 1, every set of them equally likely.
+    """Draw distinct numbers from 0 to `total` - 1; every set of them is equally likely.
 
     Args:
-        key: of the random numbers, the 64 bits as a signed number.
-        numbers: of the samples, each of which has a draw of its own.
-        total: at least as many as are drawn.
-        drawn: takes them, ascending, shape (samples, how many).
+        key: key of the random numbers, 64 bits as a signed number.
+        numbers: sample numbers; each sample has its own draw.
+        total: how many numbers there are, at least as many as are drawn.
+        drawn: output: the numbers, ascending, shape (samples, draws).
 
     Reference: Floyd's algorithm; Bentley and Floyd, "Programming pearls: a sample of brilliance",
         Communications of the ACM 30(9), 1987.
@@ -495,18 +493,18 @@ def draw_distinct(key: int, numbers: UInts, total: int, drawn: Ints) -> None:
 
 @_compiled
 def take_between(drawn: Ints, low: int, high: int, width: int, index: Ints, struck: Ints) -> int:
-    """Take the part of one site out of numbers drawn for several.
+    """Select the numbers of one site from numbers drawn over several sites.
 
     Args:
-        drawn: ascending, shape (samples, how many).
-        low: first of the site's numbers.
-        high: one after the last.
-        width: numbers that one element has: 1, or the bits of its word.
-        index: takes the positions of the elements in the tensor, ascending.
-        struck: takes which bits of each; same length.
+        drawn: the numbers, ascending, shape (samples, draws).
+        low: the site's first number.
+        high: the number after the site's last one.
+        width: numbers of one element: 1, or the bits of its word.
+        index: output: positions of the elements in the tensor, ascending.
+        struck: output: the bits to strike in each element; as long as `index`.
 
     Returns:
-        How many elements were written.
+        The number of elements.
     """
     elements = (high - low) // width
     count = 0

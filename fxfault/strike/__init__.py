@@ -1,13 +1,14 @@
-"""From an armed site and the word of its activation to the faulty word.
+"""Turns the word of an armed site's activation into the faulty word.
 
-The way of one activation, outside compiled code:
+One activation takes this path outside compiled code:
 
     fxfault.functional.fault_inject    takes the word that the layer has handed over
-    moments.moment_of                  whether the site is armed, and what its faults follow from
-    strikes.strike_values              strikes with each fault of the plan, and sees to gradients
-        plan.plan_of                   the plan: as before, or made anew where something changed
-    fxfault.faults.kernels.strike      the compiled loop: draws, reads, corrupts and writes
+    moments.moment_of                  says whether the site is armed, and which draws it uses
+    strikes.strike_values              strikes with each fault of the plan; handles gradients
+        plan.plan_of                   gives the plan; makes a new one only after a change
+    fxfault.faults.kernels.strike      draws, reads, corrupts and writes in one compiled loop
 
-What the loop does not take (other devices, fault models of the user's, exact numbers of faults) is
-drawn first (`draws`) and then written by torch. `calls` and `operators` are for compiled code.
+The loop does not support other devices, a user's own fault models or exact numbers of faults.
+For these, `draws` draws the hits and torch writes them. `calls` and `operators` serve compiled
+code.
 """

@@ -1,4 +1,4 @@
-"""Strike one call, in compiled code or outside it."""
+"""Strikes one call, in compiled code or outside it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fxfault.strike.strikes import strike_values, with_value
 
 
 def strike_call(x: Any, site: FaultSite, extra: int = 0) -> Any:
-    """Strike what a layer has quantised, in the layer itself; see `fxfault.passes.layer_outputs`.
+    """Strike an activation inside the layer that makes it; see `fxfault.passes.layer_outputs`.
 
     Args:
-        x: an `IntQuantTensor`; nobody else has it.
-        site: state and settings of the place.
-        extra: how many calls this is after the one that the site is of.
+        x: an `IntQuantTensor` that nothing else refers to.
+        site: the site to strike.
+        extra: calls of the layer since the one that the site stands for.
 
     Returns:
-        What came in, of the same type, with faults.
+        The faulty activation, of the type of `x`.
     """
     if torch.compiler.is_dynamo_compiling():
         value = _strike_compiled(x, site)
@@ -33,19 +33,19 @@ def strike_call(x: Any, site: FaultSite, extra: int = 0) -> Any:
 
 
 def inject_compiled(x: Any, site: FaultSite) -> Any:
-    """`fault_inject` in code that is being compiled."""
+    """Do what `fault_inject` does, in code that is being compiled."""
     activation, struck = (x, False) if site.output is None else site.output.take_compiled(x)
     if struck:
         return x
     value = _strike_compiled(activation, site)
     if value is None:
         return x
-    # torch 2.13 loses track of what `_replace` gives.
+    # torch 2.13 cannot trace `_replace`.
     return value if activation is not x else type(x)(value, *x[1:])
 
 
 def _strike_compiled(x: Any, site: FaultSite) -> Any:
-    """Leave the strike to an operator, which a compiler takes as it is."""
+    """Strike by an operator, which the compiler does not look into."""
     if not isinstance(x, IntQuantTensor):
         return _strike_out_of_graph(x, site)
     zero_faulty = site.gradient_mode == "zero_faulty"
@@ -54,6 +54,6 @@ def _strike_compiled(x: Any, site: FaultSite) -> Any:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _strike_out_of_graph(x: Any, site: FaultSite) -> Tensor | None:
-    """Refuse what has no integer word if the site is armed by then, as without a compiler."""
+    """Refuse a value without an integer word if the site is armed, as uncompiled code does."""
     moment = moment_of(site)
     return None if moment is None else strike_values(x, site, moment)

@@ -1,4 +1,4 @@
-"""What a fault model of the user's must keep to, looked at when it first strikes a site."""
+"""Checks that a user's fault model keeps the rules of `corrupt` when it first strikes a site."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _CHECKED = "contracts"
 
 
 def is_checked(site: FaultSite, model: FaultModel) -> bool:
-    """Whether a fault model kept to the rules at a site already, or is one of ours."""
+    """Say whether a fault model has passed the check at a site, or is one of fxfault's own."""
     return is_ours(model) or site.caches.get(_CHECKED, {}).get(id(model)) is model
 
 
 def is_ours(model: FaultModel) -> bool:
-    """Whether a fault model is one of fxfault's own, which keep to the rules and never change."""
+    """Say whether a fault model is one of fxfault's own; those keep the rules and never change."""
     return type(model).__module__ == FaultModel.__module__
 
 
 def checked(
     site: FaultSite, model: FaultModel, codes: Tensor, word: Word, corrupt: Callable[[], Tensor]
 ) -> Tensor:
-    """Let a fault model corrupt codes, and see that it keeps to the rules of `corrupt`.
+    """Have a fault model corrupt codes, and check that it keeps the rules of `corrupt`.
 
     Args:
-        site: that it strikes.
+        site: the site that is struck.
         model: the fault model.
-        codes: that it gets.
-        word: that they are stored in.
-        corrupt: calls it.
+        codes: the codes that the model gets, int64.
+        word: the word that stores the codes.
+        corrupt: a function that calls the model.
 
     Returns:
-        What it returned.
+        The codes that the model returned.
 
     Raises:
-        SiteError: it breaks a rule; the message says which.
+        SiteError: the model breaks a rule; the message says which.
     """
     before = codes.clone()
     found = corrupt()
@@ -50,7 +50,7 @@ def checked(
         raise SiteError(
             f"site {site.name}: fault model {label_of(model)!r} ({type(model).__qualname__}) {why}"
         )
-    # The object is kept, too, so that no other one gets its identity.
+    # Keep the object, too, so that no other object gets its id.
     site.caches.setdefault(_CHECKED, {})[id(model)] = model
     return found
 

@@ -1,9 +1,9 @@
-"""Where one fault strikes one site: which elements, of which samples.
+"""Draws where one fault strikes one site: which elements of which samples.
 
-Everything follows from the seed, the trial, the site, the fault and the numbers of the samples.
-A fault that sits in the hardware (`SiteFault.is_fixed`) is drawn for all samples as for one that
-has the number 0. `num_faults` is one draw for all selected sites, whose elements stand in it one
-after the other by the names of the sites, so that each site finds its own part by itself.
+A draw depends on the seed, the trial, the site, the fault and the sample numbers only. A fault of
+the hardware (`SiteFault.is_fixed`) is drawn as for sample 0 and strikes all samples alike.
+`num_faults` is one draw over all selected sites. Their elements are numbered site after site,
+sorted by site name, so that each site finds its own part without the others.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Spread:
     """How the hits of one fault are spread over the elements of a site.
 
     Attributes:
-        site: the place.
-        fault: one of those that strike there.
+        site: the site.
+        fault: one of the site's faults.
         layout: samples and elements of the activation.
-        width: bits of the word, where they are what a rate counts; else 1.
-        by_element: whether each element is hit by itself, with some probability.
+        width: bits of the word if the rate counts bits, else 1.
+        by_element: whether each element is hit independently, with some probability.
         fixed: whether the same elements are hit in every sample.
     """
 
@@ -59,37 +59,36 @@ class Spread:
 
     @property
     def probability(self) -> float:
-        """Of a hit, 0 to 1."""
+        """Probability of a hit, 0 to 1."""
         return self.fault.probability / 100
 
     def source(self, key: int, numbers: Numbers) -> tuple[int, Numbers]:
-        """What the hits follow from.
+        """The key and the sample numbers that determine the hits.
 
         Args:
-            key: of the site's random numbers in this forward.
-            numbers: of the samples.
+            key: key of the site's random numbers in this forward.
+            numbers: the sample numbers.
 
         Returns:
-            The key of the fault's own random numbers, and the numbers of the samples as they are
-            drawn.
+            The key of the fault's own random numbers, and the sample numbers to draw for.
         """
         if self.fixed:
             key = self.site.clock.hardware_stream(self.site.name)
             device = numbers.device if isinstance(numbers, Tensor) else CPU
             numbers = torch.zeros(len(numbers), dtype=torch.int64, device=device)
-        number = self.fault.number  # Each has random numbers of its own, the first the site's.
+        number = self.fault.number  # The first fault uses the site's own random numbers.
         return key if number == 0 else known_key(key, number), numbers
 
     def hits(self, key: int, numbers: Numbers, device: torch.device) -> Iterator[Hits]:
-        """The hits, in parts; never an empty one.
+        """Draw the hits, in parts; no part is empty.
 
         Args:
-            key: of `source`.
-            numbers: of `source`.
-            device: where they are wanted.
+            key: the key that `source` returns.
+            numbers: the sample numbers that `source` returns.
+            device: the device for the hits.
 
         Raises:
-            SiteError: it is not known how much there is to hit, or there is too little.
+            SiteError: the number of elements is not known yet, or there are too few.
         """
         if self.site.setting.hw_units is not None:
             places = self._broken_places(device)
@@ -104,14 +103,14 @@ class Spread:
         return random_hits(*where, self.probability, device)
 
     def samples_hit(self, key: int, numbers: Numbers) -> Tensor:
-        """Which samples have a hit at all; bool on the CPU, one for each number.
+        """Say which samples have a hit; bool on the CPU, one for each number.
 
         Args:
-            key: of `source`.
-            numbers: of `source`.
+            key: the key that `source` returns.
+            numbers: the sample numbers that `source` returns.
 
         Raises:
-            SiteError: as `hits`.
+            SiteError: as for `hits`.
         """
         if self.site.setting.hw_units is not None:
             return torch.full((len(numbers),), self._broken_places(CPU).numel() > 0)
@@ -123,14 +122,14 @@ class Spread:
 
     @property
     def _joint_key(self) -> int:
-        """The key of what is drawn for several sites together."""
+        """The key of a draw over several sites."""
         clock, number = self.site.clock, self.fault.number
         stream = clock.hardware_stream if self.fixed else clock.stream
         key = stream("num_faults\x1f")
         return key if number == 0 else known_key(key, number)
 
     def _broken_places(self, device: torch.device) -> Tensor:
-        """The elements of a sample that broken units compute, found once for a layout."""
+        """The elements of a sample that broken units compute; cached for a layout."""
         layout, clock, parallel = self.layout, self.site.clock, self.site.setting.hw_units
         assert parallel is not None
         run = (clock.seed, clock.trial)
@@ -143,7 +142,7 @@ class Spread:
         return places
 
     def _share(self) -> Share:
-        """The part of this site in what is drawn for several together."""
+        """The part of this site in a draw over several sites."""
         parts = sorted((s.name, _extent(s)) for s in self.site.peers if _has(s, self.fault))
         sizes = {name: self._size(extent) for name, extent in parts}
         self._check_extent()
@@ -163,7 +162,7 @@ class Spread:
         return extent.elements * (extent.bits if self.fault.rate_unit == "bit" else 1)
 
     def _check_extent(self) -> None:
-        """See whether there is as much to hit as was measured."""
+        """Check the elements and bits against those that were measured."""
         elements, bits, calls = _extent(self.site)
         if calls > 1:
             self._refuse(f"a container calls it {calls} times in a forward")
@@ -174,16 +173,16 @@ class Spread:
                     f"its activation belongs to the batch, not to samples ({lies.why_batch})"
                 )
             self._refuse(
-                f"it has {self.layout.elements} elements for each sample, where "
+                f"it has {self.layout.elements} elements for each sample, but "
                 f"{elements} were measured"
             )
         if self.fault.rate_unit == "bit" and self.width != bits:
-            self._refuse(f"its word has {self.width} bits, where {bits} were measured")
+            self._refuse(f"its word has {self.width} bits, but {bits} were measured")
 
     def _refuse(self, why: str) -> NoReturn:
         raise SiteError(
-            f"site {self.site.name}: {why}, so that `num_faults` cannot be spread; leave the site "
-            "out by `layers`, measure anew by `model.faults.measure(inputs)`, or give a "
+            f"site {self.site.name}: {why}, so `num_faults` cannot be spread over it; leave the "
+            "site out by `layers`, measure again by `model.faults.measure(inputs)`, or give a "
             "probability"
         )
 
@@ -192,13 +191,13 @@ def spread_of(site: FaultSite, fault: SiteFault, layout: Layout, bits: int | Non
     """How one fault of a site is spread.
 
     Args:
-        site: the place.
-        fault: one of those that strike there.
-        layout: of the activation.
-        bits: of the word; None where only a device knows: then those that were measured count.
+        site: the site.
+        fault: one of the site's faults.
+        layout: samples and elements of the activation.
+        bits: bits of the word; None if only a device knows them, then the measured ones count.
 
     Raises:
-        SiteError: bits are hit, and it is not known how many there are.
+        SiteError: the rate counts bits, and their number is not known yet.
     """
     width = 1
     if fault.rate_unit == "bit":
@@ -210,7 +209,7 @@ def spread_of(site: FaultSite, fault: SiteFault, layout: Layout, bits: int | Non
 def _sources(
     site: FaultSite, key: int, numbers: Numbers, layout: Layout
 ) -> Iterator[tuple[Spread, int, Numbers]]:
-    """The faults of a site, without an activation, and what the hits of each follow from."""
+    """The faults of a site, with the key and the sample numbers of each, without an activation."""
     layout = dataclasses.replace(layout, samples=len(numbers))
     for fault in site.faults if site.strikes else ():
         spread = spread_of(site, fault, layout, site.bit_width)
@@ -220,22 +219,21 @@ def _sources(
 def samples_hit(
     site: FaultSite, numbers: Numbers, layout: Layout, key: int | None = None
 ) -> Tensor:
-    """Which samples the faults of a site hit, without an activation.
+    """Say which samples the faults of a site hit, without an activation.
 
     Args:
-        site: the place.
-        numbers: of the samples, int64, one dimension.
-        layout: of the site's activation; its number of samples is not looked at.
-        key: of the site's random numbers, whether it is armed or not; None: those of the next
-            evaluation.
+        site: the site.
+        numbers: sample numbers, int64, one dimension.
+        layout: layout of the site's activation; its number of samples is ignored.
+        key: key of the site's random numbers, even if the site is not armed; None: the key of the
+            next evaluation.
 
     Returns:
-        bool, on the CPU, one for each number; all false where the site is not armed.
+        bool, on the CPU, one for each number; all false if the site is not armed.
 
     Raises:
-        SiteError: a container may call the site more than once in a forward, so that it draws for
-            each of its calls; or it is not known yet how much there is to hit (see
-            `FaultSites.measure`).
+        SiteError: a container may call the site more than once in a forward, and each call has
+            its own draw; or the number of elements is not known yet (see `FaultSites.measure`).
     """
     hit = torch.zeros(len(numbers), dtype=torch.bool)
     if key is None:
@@ -255,25 +253,25 @@ def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
     """Count the elements that the faults of a site hit in the next evaluation.
 
     Args:
-        site: of the graph itself; whether it is armed is not looked at.
-        numbers: of the samples.
-        layout: of the site's activation; its number of samples is not looked at.
+        site: a site that the graph itself calls, armed or not.
+        numbers: the sample numbers.
+        layout: layout of the site's activation; its number of samples is ignored.
 
     Raises:
-        SiteError: it is not known how much there is to hit.
+        SiteError: the number of elements is not known yet.
     """
     parts = [
         hits.index
         for spread, key, own_numbers in _sources(site, site.stream(), numbers, layout)
         for hits in spread.hits(key, own_numbers, CPU)
     ]
-    if len(site.faults) == 1:  # No element is hit twice.
+    if len(site.faults) == 1:  # One fault hits no element twice.
         return sum(map(len, parts))
     return torch.cat(parts).unique().numel() if parts else 0
 
 
 def _has(site: FaultSite, fault: SiteFault) -> bool:
-    """Whether a site is one of those that a fault is spread over."""
+    """Say whether a fault is spread over a site."""
     strikes = site.selected and site.strikes
     return strikes and any(own.number == fault.number for own in site.faults)
 

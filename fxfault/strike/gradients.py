@@ -1,4 +1,4 @@
-"""How gradients pass an activation that was struck."""
+"""The gradient of an activation that was struck."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Struck(NamedTuple):
 
     Attributes:
         values: the values with faults.
-        stopped: None where every gradient passes; else the flat row-major positions that were
-            hit (int64, one dimension) and the factor of the gradient there, which is 0, or 1
-            at positions that only fill the index up.
+        stopped: None if every gradient passes; otherwise the flat row-major positions of the hits
+            (int64, one dimension) and the factor of the gradient at each: 0, or 1 at positions
+            that only pad the index.
     """
 
     values: Tensor
@@ -26,21 +26,21 @@ class Struck(NamedTuple):
 
 
 class FaultInject(torch.autograd.Function):
-    """Put the faulty values in the place of the clean ones, with a choice of gradients.
+    """Replace clean values by faulty ones, with a choice of gradients.
 
-    `ste` (straight-through) passes every gradient on; `zero_faulty` stops it exactly at
-    the elements that were hit. A gradient towards the written values does not exist.
+    `ste` (straight-through) passes every gradient; `zero_faulty` stops the gradient at exactly
+    the elements that were hit. The written values get no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, faults: Struck) -> Tensor:
-        """Give the values with faults.
+        """Return the values with faults.
 
         Args:
-            ctx: of autograd.
+            ctx: the context of autograd.
             value: the clean values, any shape and memory format.
-            faults: what became of them; no tensor itself, as autograd takes an output that is
-                an input for a view and forbids to change it in place.
+            faults: the result of the strike. It is not a plain tensor, because autograd treats an
+                output that is also an input as a view and forbids changes in place.
         """
         ctx.zero_faulty = faults.stopped is not None
         if faults.stopped is not None:
@@ -49,26 +49,26 @@ class FaultInject(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """Pass the gradient on, without the hit elements if so asked."""
+        """Pass the gradient; with `zero_faulty`, stop it at the elements that were hit."""
         if ctx.zero_faulty:
             index, factor = ctx.saved_tensors
             grad_output = grad_output.clone()
             if factor.dim() == 0 and grad_output.is_contiguous():
                 grad_output.view(-1).index_fill_(0, index, 0.0)
             else:
-                # No product with the factor: infinity times 0 is not 0.
+                # Not a product with the factor: infinity times 0 is not 0.
                 kept = torch.where(factor == 0, 0.0, read(grad_output, index))
                 write(grad_output, index, kept)
         return grad_output, None
 
 
 def stopped_at(hits: list[Hits], values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where gradients end, and which of them pass all the same; see `Struck`."""
+    """Positions where gradients end, and the factor at each; see `Struck`."""
     index = torch.cat([part.index for part in hits])
-    if all(part.writes is None for part in hits):  # Only hits of a fixed size have them.
+    if all(part.writes is None for part in hits):  # Only padded hits have `writes`.
         return index, torch.zeros((), dtype=values.dtype, device=index.device)
     stops = torch.cat([_writes(part) for part in hits])
-    if len(hits) > 1:  # What fills one fault up may stand where another one hits.
+    if len(hits) > 1:  # Padding of one fault may lie at a hit of another one.
         anywhere = torch.zeros(values.numel(), dtype=torch.uint8, device=index.device)
         stops = anywhere.scatter_reduce_(0, index, stops.byte(), "amax")[index].bool()
     return index, (~stops).to(values.dtype)

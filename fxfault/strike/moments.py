@@ -1,15 +1,14 @@
-"""When an activation is struck, and what the strike follows from.
+"""Decides when an activation is struck, and which random numbers the strike uses.
 
-Gradient checkpointing: a part that runs again in the backward meets the same faults.
+Gradient checkpointing runs a part of the forward again during the backward. That part must meet
+the same faults. By then the clock may have moved (two forwards, then one backward), and the last
+call of a shared layer is repeated first. So each strike stores its moment with the checkpoint
+that it happened in, and a repetition looks it up there.
 
-By then the clock may have moved on (two forwards, then one backward), and of the calls of a
-shared layer the last one is repeated first. So what a strike followed from is kept with the
-checkpoint that it happened in, and looked up there when that checkpoint is run again.
-
-torch tells the function that it repeats neither that this is a repetition nor of what
-(`context_fn` belongs to the caller, and only one of the two kinds of checkpoint takes it). Both
-are read off the Python stack, where torch's own frames hold the checkpoint. This can go once
-`torch.utils.checkpoint` lets others keep something with a checkpoint.
+torch does not tell a function that it is being repeated, or for which checkpoint: `context_fn`
+belongs to the caller, and only one of the two kinds of checkpoint accepts it. So both facts are
+read from the Python stack, where frames of torch hold the checkpoint. This code can go once
+`torch.utils.checkpoint` lets others attach data to a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
 from fxfault.sites.site import FaultSite
 
-# The number of the backward that runs in this thread; -1 for none.
+# Returns the number of the backward that runs in this thread, or -1.
 _backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]
 
 _FILE = torch.utils.checkpoint.__file__
@@ -37,13 +36,13 @@ _ATTRIBUTE = "_fxfault_strikes"
 
 
 class Moment(NamedTuple):
-    """What a strike follows from, besides the settings of its site.
+    """What determines a strike, besides the settings of its site.
 
     Attributes:
-        key: of the random numbers.
-        batch: samples of the forward; None before any.
+        key: key of the random numbers, 64 bits.
+        batch: samples in the forward; None before the first forward.
         first_sample: number of the first sample of the batch.
-        given: the numbers of the samples where somebody gave them (`FaultSites.samples`).
+        given: numbers of all samples if the caller gave them (`FaultSites.samples`), else None.
     """
 
     key: int
@@ -54,11 +53,11 @@ class Moment(NamedTuple):
 
 @dataclass
 class _Strikes:
-    """The strikes within one checkpoint, site by site in the order of their calls.
+    """The strikes within one checkpoint.
 
     Attributes:
-        moments: of each call.
-        repeated: how many of them a backward, by its number, has repeated.
+        moments: moments of each site's calls, in order.
+        repeated: calls that each backward (by its number) has repeated at each site.
     """
 
     moments: dict[FaultSite, list[Moment]] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class _Strikes:
         self.moments.setdefault(site, []).append(moment)
 
     def next(self, site: FaultSite) -> Moment | None:
-        """The moment of the next call in this backward; None where it was not struck."""
+        """The moment of the next call in this backward; None if it was not struck."""
         turn = (_backward(), site)
         done = self.repeated.get(turn, 0)
         self.repeated[turn] = done + 1
@@ -77,7 +76,7 @@ class _Strikes:
 
 
 def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
-    """What `begin_forward` does, in compiled code too."""
+    """Do the work of `begin_forward`; compiled code calls it, too."""
     if not recomputing():
         refuse_recording(sites)
         sites.look_at_layers()
@@ -88,44 +87,44 @@ def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
 
 
 def refuse_recording(sites: FaultSites) -> None:
-    """Refuse to be recorded with faults: a recording has the faults of one forward, or none.
+    """Refuse to be recorded with faults: a recording would repeat those of one forward, or none.
 
     Raises:
-        TransformError: it would.
+        TransformError: a tracer or exporter records an enabled model.
     """
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     recording = is_tracing or torch.compiler.is_exporting()
     if recording and sites.clock.enabled:
         raise TransformError(
             "a model with faults cannot be traced by torch.jit or exported (torch.export, ONNX): "
-            "its faults are drawn anew in each forward; set model.faults.enabled = False to export "
+            "each forward draws new faults; set model.faults.enabled = False to export "
             "it without faults, or export the model as given (fxfault.strip gives it back)"
         )
 
 
 def recomputing() -> bool:
-    """Whether a backward runs: gradient checkpointing then repeats a forward."""
+    """Say whether a backward runs; a forward during a backward repeats a checkpoint."""
     return _backward() != -1
 
 
 def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
-    """What the strike of a site that is reached now follows from; None: it is not struck.
+    """The moment of a strike at this call of a site; None if the site is not struck.
 
     Args:
-        site: that is reached.
-        extra: how many calls this is after the one that the site is of.
+        site: the site that the forward has reached.
+        extra: calls of the layer since the one that the site stands for.
     """
     clock, armed, again = site.clock, site.armed, _backward() != -1
-    if not (armed or again):  # What a backward repeats may have been armed.
+    if not (armed or again):  # A call that a backward repeats may have been armed.
         return None
     training = clock.training
     if not (training or again or torch.is_grad_enabled()):
-        # An evaluation; looking for checkpoints takes time.
+        # An evaluation has no checkpoints; to look for some would take time.
         return Moment(site.stream(extra=extra), clock.batch, clock.first_sample, clock.given)
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
         moment = _strikes(repeated).next(site)
-    else:  # If repeated, then not seen before: as good as the clock knows.
+    else:  # A repetition of a call that was not seen uses the clock as it is now.
         moment = _moment_now(site, again, extra) if armed else None
     if moment is not None:
         for checkpoint in running:
@@ -145,22 +144,23 @@ def _strikes(checkpoint: Any) -> _Strikes:
 
 
 def _checkpoints() -> tuple[list[Any], Any]:
-    """The checkpoints that run for the first time around the caller, and the one that repeats.
+    """Find the checkpoints around the caller.
 
-    A checkpoint within one that is repeated runs for the first time itself: torch makes a
-    new one for it.
+    A checkpoint inside a repeated one counts as running for the first time, because torch makes a
+    new object for it.
 
     Returns:
-        The objects that torch keeps for them; None for the second where nothing is repeated.
+        torch's objects for the checkpoints that run for the first time, and for the checkpoint
+        that is being repeated, or None.
     """
     running: list[Any] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename == _FILE:
             names, name = frame.f_locals, frame.f_code.co_name
-            if name == "unpack_hook":  # Without reentrant autograd.
+            if name == "unpack_hook":  # use_reentrant=False
                 return running, names["frame"]
-            if name == "backward":  # With it.
+            if name == "backward":  # use_reentrant=True
                 return running, names["ctx"]
             if name == "forward":
                 running.append(names["ctx"])

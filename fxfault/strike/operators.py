@@ -1,17 +1,17 @@
-"""What stands for `fault_inject` and `begin_forward` in compiled code.
+"""Operators that replace `fault_inject` and `begin_forward` in compiled code.
 
-`torch.compile` meets these operators instead of our Python code, and looks into none of them. What
-they do follows from the state of the fault sites at the time of the call: no setting is a
-constant of the compiled code, so none makes it out of date.
+`torch.compile` calls these operators and does not look into them. They read the state of the fault
+sites when they are called. No setting is a constant of the compiled code, so a changed setting
+needs no new compilation.
 
-    begin_forward_(handle!, inputs)     the clock moves
-    strike_(values!, ..., handle!, i)   site number i writes its faults, where it is armed
-    strike(values, ..., handle, i)      the same as a new tensor, where gradients are wanted
-    keep_(handle!, hits)                a `strike` took place, whether its values are used or not
+    begin_forward_(handle!, inputs)     moves the clock
+    strike_(values!, ..., handle!, i)   writes the faults of site i in place, if it is armed
+    strike(values, ..., handle, i)      returns a faulty copy, for values that need a gradient
+    keep_(handle!, hits)                keeps a `strike` alive even if its values are not used
 
-`handle` (`fxfault.sites.handles`) leads to the sites. All are declared to write to it, though none
-does: neither compiler nor autograd may drop or swap what writes to an input, so that all are
-called, and in order.
+`handle` (`fxfault.sites.handles`) leads to the sites. All but `strike` are declared to write to it,
+though none does: compiler and autograd may neither drop nor reorder operators that write to an
+input, so all of them run, in order.
 """
 
 from __future__ import annotations
@@ -39,39 +39,39 @@ _SCHEMAS = (
 
 _library = torch.library.Library("fxfault", "DEF")
 for _schema in _SCHEMAS:
-    # Positions are those of the shape in row-major order, whatever the strides are.
+    # Positions are row-major by shape, whatever the strides are.
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
 
 
 def begin_compiled(handle: Tensor, inputs: Sequence[Any]) -> None:
-    """Call the operator that moves the clock, as code that is being compiled.
+    """Call the operator that moves the clock, in code that is being compiled.
 
     Args:
-        handle: number of the handle of the model's sites.
-        inputs: of the model; what is no tensor, or holds none, is left out.
+        handle: the number of the sites' handle.
+        inputs: the model's inputs; only the tensors among them are passed on.
     """
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     torch.ops.fxfault.begin_forward_(handle, tensors)
 
 
 def strike_compiled(x: Any, handle: Tensor, index: int, zero_faulty: bool) -> Tensor:
-    """Call the operators for one activation, as code that is being compiled.
+    """Call the operators for one activation, in code that is being compiled.
 
     Args:
-        x: IntQuantTensor of any shape.
-        handle: number of the handle of the model's sites.
-        index: of the site.
+        x: an `IntQuantTensor` of any shape.
+        handle: the number of the sites' handle.
+        index: the index of the site.
         zero_faulty: whether gradients end at hit elements.
 
     Returns:
-        The values with faults; a tensor that nothing else sees.
+        The values with faults, in a tensor that nothing else refers to.
     """
     parameters = [p.detach() for p in (x.scale, x.zero_point, x.bit_width, x.signed_t)]
     if torch.is_grad_enabled() and x.value.requires_grad:
         values, hits = torch.ops.fxfault.strike(x.value, *parameters, handle, index, zero_faulty)
         torch.ops.fxfault.keep_(handle, hits)
         return values  # type: ignore[no-any-return]
-    # Inductor makes the copy where the clean values are needed later, and nowhere else.
+    # Inductor copies only if the clean values are needed later.
     values = x.value.clone()
     torch.ops.fxfault.strike_(values, *parameters, handle, index)
     return values  # type: ignore[no-any-return]
@@ -124,7 +124,7 @@ def _fake_strike(values: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _do_nothing(*arguments: Any) -> None:
-    """What `keep_` does, and what operators without a result do to a compiler's eyes."""
+    """Implements `keep_`, and the fake kernel of each operator without a result."""
 
 
 def _keep_hits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Some of the elements of a tensor, by their flat row-major positions."""
+"""Reads and writes elements of a tensor by their flat row-major positions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def read(values: Tensor, index: Tensor) -> Tensor:
-    """`values.take(index)`, which is five times faster on a view where there is one."""
+    """Return `values.take(index)`; on a contiguous tensor a view makes it five times faster."""
     if values.is_contiguous():
         return values.view(-1).index_select(0, index)
     return values.take(index)
 
 
 def write(values: Tensor, index: Tensor, new: Tensor) -> None:
-    """`values.put_(index, new)`, which is twice as fast on a view where there is one."""
+    """Do `values.put_(index, new)`; on a contiguous tensor a view makes it twice as fast."""
     if values.is_contiguous():
         values.view(-1).scatter_(0, index, new)
     else:

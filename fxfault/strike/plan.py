@@ -1,8 +1,8 @@
-"""What strikes at one site have in common, worked out once.
+"""The plan of a site: all that stays the same from strike to strike.
 
-From forward to forward only the moment changes: the key of the random numbers and the numbers of
-the samples. All else follows from the setting of the site and from what its activation is like, and
-a plan holds it until one of these is another.
+From forward to forward only the moment changes: the key of the random numbers and the sample
+numbers. Everything else depends on the site's setting and on the shape, dtype, memory layout and
+word of its activation. A plan holds it until one of these changes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Part:
     """One fault of a plan.
 
     Attributes:
-        spread: where it hits.
-        model: what a hit does.
-        loop: what it does, as the loops take it; None where they do not take it.
-        draws_in_loop: whether the loop that strikes also draws.
-        expected: hits of a forward, where the loop draws.
-        gap_scale: what turns ln u into a gap, where the loop draws.
-        room: how many hits to work on together, where the loop draws.
+        spread: where the fault hits.
+        model: the fault model: the effect of a hit.
+        loop: the effect of a hit in the form of the compiled loops; None if they cannot apply it.
+        draws_in_loop: whether the loop that strikes also draws; the rest is set only then.
+        expected: expected hits of a forward.
+        gap_scale: factor from ln u to a gap, in elements.
+        room: hits to process together.
     """
 
     spread: Spread
@@ -53,16 +53,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How a site is struck as long as its setting and what its activation is like stay the same.
+    """How a site is struck while its setting and the form of its activation stay the same.
 
     Attributes:
-        made_from: the facts that it follows from; None where some of them may change unseen
-            (tensors, fault models of the user's), so that it serves one strike.
-        word: that codes are stored in.
-        limit: how far from a code a value may lie, in codes.
+        made_from: the facts that the plan depends on; None if it serves one strike only, because
+            some of them may change unseen (tensors, a user's fault models).
+        word: the word that stores the codes.
+        limit: largest distance of a value from its code, in codes.
         layout: samples and elements of the activation.
-        order: how the values lie in memory, as the loops take it; None where they do not take it.
-        parts: what strikes, in this order; none at 0 %.
+        order: memory order of the values for the compiled loops; None if they cannot strike them.
+        parts: the faults, in the order in which they strike; empty at 0 %.
     """
 
     made_from: tuple[Any, ...] | None
@@ -74,17 +74,17 @@ class Plan:
 
 
 def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Parameter]:
-    """The plan for an activation: the one that was made before, if it still holds.
+    """The plan for an activation: the site's last plan if it still holds, else a new one.
 
-    Takes note of what the activation shows of the site.
+    Updates `site.seen` by what the activation shows.
 
     Args:
-        site: the place.
-        x: IntQuantTensor of at least one element.
-        batch: samples of the forward.
+        site: the site.
+        x: an `IntQuantTensor` of at least one element.
+        batch: samples in the forward.
 
     Returns:
-        The plan; scale and zero point, as `one_number` gives them.
+        The plan, and the scale and the zero point as `one_number` returns them.
 
     Raises:
         SiteError: the dtype cannot hold the codes, or the word lacks bits that are struck.
@@ -92,7 +92,7 @@ def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Param
     value, scale, zero_point, seen = x.value, x.scale, x.zero_point, site.seen
     seen.scale = scale.detach() if scale.requires_grad else scale
     seen.signed = signed = x.signed_t.item()
-    # What nearly all are: numbers that nobody waits for.
+    # Nearly all are numbers on the CPU; `one_number` handles the rest.
     scale = scale.item() if scale.is_cpu and scale.numel() == 1 else one_number(scale)
     if zero_point.is_cpu and zero_point.numel() == 1:
         zero_point = zero_point.item()
@@ -122,7 +122,7 @@ def _made(
     scale: Parameter,
     zero_point: Parameter,
 ) -> Plan:
-    """Make the plan for an activation; what is no part of the facts may change unseen."""
+    """Make the plan for an activation; it lasts if all that it depends on is in the facts."""
     value, signed = x.value, x.signed_t.item()
     known = isinstance(width, int) and isinstance(zero_point, float)
     lasting = known and all(is_ours(fault.model) for fault in site.faults)
@@ -134,14 +134,14 @@ def _made(
 
 
 def one_number(parameter: Tensor) -> Parameter:
-    """A quantisation parameter as a number where it is one and no device must be waited for."""
+    """A quantisation parameter as a number if it is one on the CPU, else as a tensor."""
     if parameter.numel() != 1:
         return parameter.detach()
     return parameter.item() if parameter.is_cpu else parameter.detach().reshape(())
 
 
 def order_for_loops(values: Tensor, scale: Parameter, zero_point: Parameter) -> Any:
-    """How values lie in memory, if the loops can strike them; None if they cannot."""
+    """The memory order of values that the loops can strike; None if they cannot."""
     simple = isinstance(scale, float) and isinstance(zero_point, float)
     if not simple or values.dtype not in _LOOP_TYPES or not values.is_cpu:
         return None
@@ -153,7 +153,7 @@ def order_for_loops(values: Tensor, scale: Parameter, zero_point: Parameter) -> 
 
 
 def _parts(site: FaultSite, word: Word, layout: Layout, looping: bool) -> tuple[Part, ...]:
-    """What strikes, if anything does at all."""
+    """The faults that strike a site, in order."""
     if not site.strikes:
         return ()
     known = word.bit_width if isinstance(word.bit_width, int) else None
@@ -183,11 +183,11 @@ def _part(fault: SiteFault, spread: Spread, word: Word, looping: bool) -> Part:
 
 
 def fault_for_loops(model: FaultModel, word: Word) -> kernels.Fault | None:
-    """What a fault model does, as the loops take it; None if they do not know it.
+    """A fault model in the form of the compiled loops; None if they cannot apply it.
 
     Args:
         model: the fault model.
-        word: whose width is an int.
+        word: a word of an int width.
     """
     if type(model) is RandomStrategy:
         return (kernels.UNIFORM, 0, 0)
@@ -200,12 +200,12 @@ def fault_for_loops(model: FaultModel, word: Word) -> kernels.Fault | None:
 
 
 def _is_built_in(kind: type[BitModel]) -> bool:
-    """Whether a class does what the loops do, and no more."""
+    """Say whether a class leaves the methods alone that the loops replace."""
     return kind.corrupt is BitModel.corrupt and kind.corrupt_bits is BitModel.corrupt_bits
 
 
 def _fault_of_bits(model: BitModel, word: Word) -> kernels.Fault:
-    """What it does to the bits of a word whose width is an int, as the loops take it."""
+    """A `BitModel` in the form of the compiled loops, for a word of an int width."""
     if model.is_drawn:
         return (_LOOP_EFFECTS[model.effect], model.span, int(model.places(word)))
     ones, struck = int(word.all_ones), model.span
@@ -215,16 +215,16 @@ def _fault_of_bits(model: BitModel, word: Word) -> kernels.Fault:
 
 
 def _check_word(site: FaultSite, model: FaultModel, word: Word, drawn_bits: int) -> None:
-    """Refuse a word of other bits than are struck; off the CPU see `FaultSites.check`.
+    """Refuse a word that lacks bits to strike; off the CPU, `FaultSites.check` does it later.
 
     Args:
-        site: the place.
-        model: strikes it.
-        word: that is struck.
-        drawn_bits: so many bits are drawn from; 1 where elements are.
+        site: the site.
+        model: the fault model.
+        word: the word that is struck.
+        drawn_bits: bits of a word to draw from; 1 if elements are drawn.
 
     Raises:
-        SiteError: the word has too few.
+        SiteError: the word has too few bits.
     """
     width = word.bit_width
     if isinstance(width, int):
@@ -238,13 +238,13 @@ def _check_word(site: FaultSite, model: FaultModel, word: Word, drawn_bits: int)
 
 
 def note_sound(site: FaultSite, sound: Tensor) -> None:
-    """Keep on the device whether all was sound, which `FaultSites.check` looks at."""
+    """Keep a verdict on the device until `FaultSites.check` reads it."""
     before = site.seen.sound
     site.seen.sound = sound if before is None else before.logical_and_(sound)
 
 
 def _learned_width(x: Any) -> int | Tensor:
-    """The bit width of this activation. Reading it costs nothing on the CPU."""
+    """The bit width of this activation: a number on the CPU, a tensor elsewhere."""
     if x.bit_width.is_cpu:
         return round(x.bit_width.item())
     learned: Tensor = x.bit_width.detach().round().long().reshape(())
@@ -258,7 +258,7 @@ def _word_and_limit(
     signed: bool,
     zero_point: Parameter,
 ) -> tuple[Word, Parameter]:
-    """The word of an activation, and how far from a code a value may lie."""
+    """The word of an activation, and the largest distance of a value from its code, in codes."""
     if isinstance(bit_width, int) and not fits(bit_width, dtype):
         raise SiteError(
             f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 "

@@ -1,7 +1,7 @@
-"""Strike an activation, outside compiled code.
+"""Strikes an activation, outside compiled code.
 
-Only the elements that are hit are read, converted, corrupted and written. What does not change
-from forward to forward is in the plan of the site (`fxfault.strike.plan`).
+Only elements that are hit are read, converted, corrupted and written. The plan of the site
+(`fxfault.strike.plan`) holds all that stays the same from forward to forward.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from fxfault.strike.plan import Part, Plan, note_sound, plan_of
 from fxfault.strike.sums import Change, Notes, notes_of
 
 Quantiser: TypeAlias = tuple[Parameter, Parameter, Parameter]
-"""Scale and zero point, and how far from a code a value may lie, in codes."""
+"""Scale, zero point, and the largest distance of a value from its code, in codes."""
 
-# Elements up to which a copy is made without asking whether it is needed.
+# A tensor of fewer elements is copied without asking whether the copy is needed.
 SMALL = 1 << 16
 
-# Hits up to which it is likely enough that there is none.
+# With fewer expected hits than this, a forward without any is likely enough to look first.
 FEW = 5
 
 _SIGN = 1 << 63
@@ -41,27 +41,28 @@ _NOTHING = np.empty((3, 0), np.int64)
 
 
 def with_value(x: Any, activation: Any, value: Tensor | None) -> Any:
-    """What goes on in the place of an activation that was struck."""
+    """The output that replaces `x`: of its type, with the struck values of its activation."""
     if value is None or value is activation.value:  # Struck in place, or not at all.
         return x
-    if activation is not x:  # A plain value, of which the layer handed the QuantTensor over.
+    if activation is not x:  # `x` is a plain value; the layer handed its QuantTensor over.
         return value
     return x._replace(value=value)
 
 
 def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
-    """Strike the values of an activation and see to their gradient.
+    """Strike the values of an activation, with the gradient that the site asks for.
 
     Args:
-        x: IntQuantTensor of any shape.
-        site: state and settings of the place.
-        moment: what the strike follows from.
+        x: an `IntQuantTensor` of any shape.
+        site: the site.
+        moment: the moment of the strike.
 
     Returns:
-        The values with faults; those that came in, where nothing is hit or nobody else sees them.
+        The values with faults. This is the tensor of `x` itself if nothing is hit, or if nothing
+        else refers to it.
 
     Raises:
-        SiteError: `x` has no integer word, or a value that is hit is no code of it.
+        SiteError: `x` has no integer word, or a value that is hit is not a code.
     """
     if site.observer is not None:
         return site.observer(x)
@@ -89,9 +90,9 @@ def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
     """Strike an activation in place, if the site is armed.
 
     Args:
-        x: IntQuantTensor; its values are part of no gradient's graph.
-        site: state and settings of the place.
-        hits: None, or bool in the shape of the values, all false: takes note of what is hit.
+        x: an `IntQuantTensor` outside the autograd graph.
+        site: the site.
+        hits: None, or a mask to fill: bool in the shape of the values, all false; true at hits.
     """
     moment = moment_of(site)
     if moment is None:
@@ -117,28 +118,28 @@ def _faulty(
     notes: Notes | None,
     in_place: bool = False,
 ) -> Tensor | None:
-    """Strike a copy of the values, or the values themselves where nobody else sees them.
+    """Strike a copy of the values, or the values themselves if nothing else refers to them.
 
     Args:
-        x: IntQuantTensor.
-        site: state and settings of the place.
-        moment: what the strike follows from.
-        clean: the values, part of no gradient's graph.
-        notes: takes what is changed; None where nobody asks.
-        in_place: strike the values themselves in any case.
+        x: an `IntQuantTensor`.
+        site: the site.
+        moment: the moment of the strike.
+        clean: the values, outside the autograd graph.
+        notes: collects the changes; None if nobody asks for them.
+        in_place: whether to strike the values themselves in any case.
 
     Returns:
-        The values with faults; None where nothing was written.
+        The values with faults; None if nothing was written.
     """
     batch = moment.batch
-    if batch is None:  # No forward has begun: by the tensor's own leading dimension.
+    if batch is None:  # No forward has begun: take the tensor's own leading dimension.
         batch = clean.shape[0] if clean.dim() else 1
     if clean.numel() == 0:
         site.seen.elements = site.layout_of(tuple(clean.shape), batch).elements
         return None
     plan, scale, zero_point = plan_of(site, x, batch)
     quantiser, samples = (scale, zero_point, plan.limit), plan.layout.samples
-    # Small tensors are copied faster than it is asked whether anybody else sees them.
+    # For a small tensor, a copy takes less time than the question who else refers to it.
     in_place = in_place or (
         site.layer is not None
         and bool(plan.parts)
@@ -172,32 +173,32 @@ def _by_loop(
     """Draw the hits of a fault and strike them, in one compiled loop.
 
     Args:
-        plan: of the site, which the loops take.
-        part: of the plan, whose hits the loop draws.
+        plan: a plan of the site with a memory order.
+        part: a part of the plan that draws in the loop.
         clean: the values, any shape.
-        written: those with faults so far, changed in place; None: there are none yet.
-        quantiser: scale, zero point and limit, all of them numbers.
-        source: key and numbers that the hits follow from.
-        notes: takes what is changed; None where nobody asks.
+        written: the values with the faults so far, changed in place; None if there are none yet.
+        quantiser: scale, zero point and limit, all numbers.
+        source: the key and the sample numbers that determine the hits.
+        notes: collects the changes; None if nobody asks for them.
 
     Returns:
-        The values with faults; None where there still are none.
+        The values with faults; None if there are still none.
 
     Raises:
-        SiteError: a value is no code.
+        SiteError: a value is not a code.
     """
     key, numbers = source
     assert plan.order is not None
     assert part.loop is not None
     where = (
-        (key ^ _SIGN) - _SIGN,  # The 64 bits as a signed number.
+        (key ^ _SIGN) - _SIGN,  # the 64 bits as a signed number
         on_host(numbers),
         plan.layout.elements,
         part.gap_scale,
         plan.layout.outer,
     )
     if written is None:
-        if part.expected < FEW:  # Looked at twice rather than copied for nothing.
+        if part.expected < FEW:  # Look twice rather than copy for nothing.
             hit = np.zeros(len(numbers), bool)
             kernels.samples_hit(where, hit)
             if np.count_nonzero(hit) == 0:
@@ -216,7 +217,7 @@ def _by_loop(
 
 
 def _note_by_loop(part: Part, given: tuple[Any, ...], samples: int, notes: Notes) -> None:
-    """Let the loop of `_by_loop` tell what it changes; `given` is all but where it goes on."""
+    """Run the loop of `_by_loop` piece by piece and note its changes; `given` lacks the place."""
     place = kernels.START
     while place[0] < samples:
         record = np.empty((3, part.room), np.int64)
@@ -237,7 +238,7 @@ def _hit_by_hit(
     source: tuple[int, Numbers],
     notes: Notes | None,
 ) -> Tensor | None:
-    """Draw the hits of a fault first, then strike them; as `_by_loop`, but for any plan."""
+    """Draw the hits of a fault, then strike them; like `_by_loop`, but for any plan."""
     for hits in part.spread.hits(*source, clean.device):
         written = clean.clone() if written is None else written
         if part.loop is None:
@@ -250,7 +251,7 @@ def _hit_by_hit(
 
 
 def _at_by_loop(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: Hits) -> Change:
-    """Strike hits that are drawn already, by a compiled loop."""
+    """Strike given hits by a compiled loop."""
     bits, fault = hits.bits, part.loop
     assert fault is not None
     assert plan.order is not None
@@ -264,7 +265,7 @@ def _at_by_loop(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hi
         tuple(plan.order),
         hits.index.numpy(),
         bits.numpy(),
-        quantiser,  # type: ignore[arg-type]  # All numbers, where there is an order.
+        quantiser,  # type: ignore[arg-type]  # All are numbers if there is an order.
         plan.word.for_loops,
         fault,
         record,
@@ -276,18 +277,18 @@ def _at_by_loop(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hi
 
 
 def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: Hits) -> Change:
-    """Corrupt the values that are hit, in place: on any device, with any fault model.
+    """Corrupt the values that are hit, in place, on any device and with any fault model.
 
     Args:
-        plan: of the site.
-        part: of the plan, whose hits they are.
-        values: any shape, dtype and memory format; an element is in the hits of one call only.
+        plan: the plan of the site.
+        part: the part of the plan that the hits belong to.
+        values: the values, any shape, dtype and memory format.
         quantiser: scale, zero point and limit.
-        hits: at least one.
+        hits: at least one hit; each element occurs once.
 
     Raises:
-        SiteError: a value is no code (on the CPU; elsewhere see `FaultSites.check`), or a fault
-            model of the user's breaks a rule.
+        SiteError: a value is not a code (on the CPU; elsewhere `FaultSites.check` says so), or a
+            user's fault model breaks a rule.
     """
     site, model, word = part.spread.site, part.model, plan.word
     scale, zero_point = (_at(parameter, values, hits.index) for parameter in quantiser[:2])
@@ -309,28 +310,28 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     if hits.writes is not None:
         corrupted = torch.where(hits.writes, corrupted, codes)
     faulty = to_values(corrupted, scale, zero_point, values.dtype)
-    # What a fault leaves as it was keeps its bits, a -0.0 too.
+    # A value whose code stays keeps its bits, even -0.0.
     write(values, hits.index, torch.where(corrupted == codes, original, faulty))
     return Change(hits, codes, corrupted)
 
 
 def _at(parameter: Parameter, values: Tensor, index: Tensor) -> Parameter:
-    """A quantisation parameter at some elements: one number, or one for each of them."""
+    """A quantisation parameter at some elements: one number, or one for each element."""
     if isinstance(parameter, Tensor) and parameter.dim() > 0:
         return parameter.expand(values.shape).take(index)
     return parameter
 
 
 def _check(site: FaultSite, distance: Tensor, limit: Parameter, hits: Hits) -> None:
-    """Refuse values that are no codes, and draws that did not span a sample.
+    """Refuse values that are not codes, and draws that did not span a sample.
 
-    On the CPU at once. Elsewhere looking would wait for the device, so the verdict is
-    kept there until somebody asks for it (`FaultSites.check`).
+    On the CPU this happens at once. To look at another device would mean to wait for it, so the
+    verdict stays there until `FaultSites.check` reads it.
     """
     if not distance.is_cpu:
         sound = (distance <= limit).all()
         note_sound(site, sound if hits.complete is None else sound & hits.complete)
-    elif not distance.max() <= limit:  # So that a NaN is refused.
+    elif not distance.max() <= limit:  # Written so that a NaN is refused.
         _refuse(site, int((~(distance <= limit)).sum()), distance.numel())
 
 

@@ -1,4 +1,4 @@
-"""What a strike changed: summed up for statistics, and where gradients end."""
+"""Collects what a strike changed, for statistics and for gradients that end at hits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fxfault.strike.plan import one_number
 
 
 class Change(NamedTuple):
-    """What happened to some of the elements that were hit.
+    """The change of some elements that were hit.
 
     Attributes:
-        hits: the elements; their `bits` are missing where a loop has used them.
-        codes: before the fault, int64, one for each.
-        corrupted: after it.
+        hits: the elements, without `bits` if a loop has used them.
+        codes: the codes before the fault, int64, one for each hit.
+        corrupted: the codes after the fault.
     """
 
     hits: Hits
@@ -29,28 +29,28 @@ class Change(NamedTuple):
 
 
 def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
-    """What is to take the changes of a strike; None where nobody asks for them.
+    """A collector for the changes of a strike; None if nobody asks for them.
 
     Args:
-        x: IntQuantTensor, not struck yet.
-        site: the place.
-        stopping: whether gradients end at what is hit.
+        x: an `IntQuantTensor` before the strike.
+        site: the site.
+        stopping: whether gradients end at hits.
     """
     recorded = site.statistics is not None and not recomputing()
     return Notes(x, site, recorded, stopping) if recorded or stopping else None
 
 
 class Notes:
-    """Takes the changes of one strike, part by part."""
+    """Collects the changes of one strike, part by part."""
 
     def __init__(self, x: Any, site: FaultSite, recorded: bool, stopping: bool) -> None:
-        """Begin.
+        """Start a collection.
 
         Args:
-            x: IntQuantTensor, not struck yet.
-            site: the place.
-            recorded: whether statistics are kept of the site.
-            stopping: whether gradients end at what is hit.
+            x: an `IntQuantTensor` before the strike.
+            site: the site.
+            recorded: whether the site's statistics want the changes.
+            stopping: whether gradients end at hits.
         """
         self._value, self._site, self._stopping = x.value, site, stopping
         self._sums: Sums | None = None
@@ -60,16 +60,16 @@ class Notes:
         self._changes: list[Change] = []
 
     def add(self, part: Change) -> None:
-        """Take a part of the changes."""
+        """Add a part of the changes."""
         if self._sums is not None and len(self._site.faults) > 1:
-            self._changes.append(part)  # Two of the faults may hit the same element.
+            self._changes.append(part)  # Two faults may hit the same element.
         elif self._sums is not None:
             self._sums.add(part)
         if self._stopping:
             self._hits.append(part.hits)
 
     def finish(self) -> None:
-        """Let the statistics of the site have them."""
+        """Hand the changes to the site's statistics."""
         if self._sums is None:
             return
         if self._changes:
@@ -78,20 +78,20 @@ class Notes:
 
     @property
     def stopped(self) -> tuple[Tensor, Tensor] | None:
-        """Where gradients end; see `fxfault.strike.gradients.Struck`."""
+        """Positions where gradients end; see `fxfault.strike.gradients.Struck`."""
         return stopped_at(self._hits, self._value) if self._hits else None
 
 
 def merged(parts: list[Change]) -> Change:
-    """Give the changes of several faults as one, from the first code of an element to its last.
+    """Merge the changes of several faults, from the first code of an element to its last.
 
-    Two faults of one forward may hit the same element; it is one hit then.
+    An element that two faults of one forward hit counts as one hit.
 
     Args:
-        parts: in the order in which they struck; at least one.
+        parts: at least one change, in the order of the strikes.
 
     Returns:
-        One entry for each of the parts', of which those that are `real` say it all.
+        As many entries as the parts have; those that are `real` hold the merged changes.
     """
     index = torch.cat([part.hits.index for part in parts])
     codes = torch.cat([part.codes for part in parts])
@@ -116,21 +116,21 @@ def _real(hits: Hits) -> Tensor:
 
 
 class Sums:
-    """What the statistics of one forward are made of; exact, in float64.
+    """The sums behind the statistics of one forward; exact, in float64.
 
-    With the clean codes c and their change d, the sum over all elements of (c + d)² is
-    Σc² + 2Σcd + Σd², and only the hits have a d.
+    With clean codes c and changes d, the sum of (c + d)² over all elements is
+    Σc² + 2Σcd + Σd², and d is 0 except at hits.
     """
 
     def __init__(self, x: Any, cosine: bool) -> None:
-        """Read the activation, before it is struck, if cosine similarity is measured."""
+        """Read the activation before the strike, if the cosine similarity is measured."""
         self.elements = x.value.numel()
         self.clean_square = _sum_of_squares(x) if cosine else None
         zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
         self.injected, self.product, self.change_square = zero, zero, zero
 
     def add(self, part: Change) -> None:
-        """Add a part of the hits and their codes before and after."""
+        """Add a part of the changes."""
         hits, codes, corrupted = part
         change = (corrupted - codes).double()
         if hits.real is None:
@@ -142,7 +142,7 @@ class Sums:
         self.change_square = self.change_square + torch.dot(change, change)
 
     def record(self, site: FaultSite) -> None:
-        """Add one forward to the statistics of a site."""
+        """Add the forward to the statistics of a site."""
         assert site.statistics is not None
         clean, squares = self.clean_square, None
         if clean is not None:
@@ -160,9 +160,9 @@ class Sums:
 def _sum_of_squares(x: Any) -> Tensor:
     """Sum of code² over the whole activation.
 
-    Where codes are values by one factor, the values are read once and nothing is made of
-    them; their roundings, of 2**-24 each, stay below what the statistics show. A 16-bit
-    float has too few digits for that, and a zero point leaves a rest where all codes are 0.
+    With one scale and no zero point, the values are read once and not converted to codes; their
+    rounding errors of 2**-24 stay below what the statistics show. A 16-bit float has too few
+    digits for that, and a zero point leaves a remainder even if all codes are 0.
     """
     value = x.value.detach()
     scale, zero_point = one_number(x.scale), one_number(x.zero_point)
