@@ -156,9 +156,9 @@ def by_loop(codes: Tensor, word: Word, fault: kernels.Fault, bits: Tensor) -> li
     """What the compiled loop makes of codes of scale 1; binary ones are -1 and 1."""
     values, record = codes.double().numpy(), np.empty((2, len(codes)), np.int64)
     index, limits = np.arange(len(codes)), (1.0, 0.0, 0.25)
-    wrong = kernels.strike_at(
-        values, tuple(kernels.ROW_MAJOR), index, bits.numpy(), limits, word.for_loops, fault, record
-    )
+    memory = (values.ctypes.data, kernels.LIKE["float64"])
+    what = (tuple(kernels.ROW_MAJOR), index, bits.numpy(), limits, word.for_loops, fault, record)
+    wrong = kernels.strike_at(*memory, *what)
     assert wrong == 0
     assert record[0].tolist() == codes.tolist()
     assert values.tolist() == record[1].tolist()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -299,9 +300,31 @@ def _strike_one(
     return code, new, abs(exact - rounded) <= limit  # False for a NaN.
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(_: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to elements of the dtype of the array `like`."""
+    kind = numba.types.CPointer(like.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(address, like), generate
+
+
+@_compiled
+def _values_at(address: int, like: Floats, count: int) -> Any:
+    return numba.carray(_pointer(address, like), count)
+
+
+# With a cold cache, torch takes longer to make an array of a tensor than the loop takes to strike
+# it. So the loops get the tensor's address; `LIKE` tells them its dtype.
+LIKE = {kind: np.empty(0, kind) for kind in ("float32", "float64")}
+
+
 @_compiled
 def strike(
-    values: Floats,
+    address: int,
+    like: Floats,
     channels: int,
     places: int,
     key: int,
@@ -324,7 +347,8 @@ def strike(
     """Draw hits, read their codes, corrupt and write them, in one pass.
 
     Args:
-        values: all values in memory order, float32 or float64, one dimension; changed in place.
+        address: where the values lie, without gaps; the caller keeps them alive. They change.
+        like: the array of `LIKE` that has their dtype.
         channels, places: the fields of `Order`.
         key, numbers, elements, gap_scale, outer: the fields of `Stream`.
         scale, zero_point: the parameters of the quantiser.
@@ -342,6 +366,7 @@ def strike(
     word, fault = _word_of(fields), (effect, keep, flip)
     stream, place = (key, numbers, elements, gap_scale, outer), (row, position, drawn)
     quantiser = (scale, zero_point, limit)
+    values = _values_at(address, like, numbers.size * elements)
     index, bits = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     clean = np.empty(BLOCK, values.dtype)
     total, wrong, room = 0, 0, record.shape[1]
@@ -368,7 +393,8 @@ def strike(
 
 @_compiled
 def strike_at(
-    values: Floats,
+    address: int,
+    like: Floats,
     order: tuple[int, ...],
     index: Ints,
     bits: Ints,
@@ -380,7 +406,7 @@ def strike_at(
     """Read the codes at given positions, corrupt and write them.
 
     Args:
-        values: as for `strike`.
+        address, like: as for `strike`.
         order: the fields of `Order`.
         index: row-major positions, each once.
         bits: 64 random bits of each hit, or the bits to strike; as long as `index`.
@@ -395,6 +421,7 @@ def strike_at(
     word = _word_of(fields)
     channels, places = order
     wrong = 0
+    values = _values_at(address, like, 1)  # Any count will do: nothing checks bounds.
     for i in range(index.size):
         at = _in_memory(index[i], channels, places)
         code, new, sound = _strike_one(values, at, values[at], bits[i], quantiser, word, fault)

@@ -62,6 +62,7 @@ class Plan:
         limit: largest distance of a value from its code, in codes.
         layout: samples and elements of the activation.
         order: memory order of the values for the compiled loops; None if they cannot strike them.
+        like: an array of the dtype of the values, for the compiled loops.
         parts: the faults, in the order in which they strike; empty at 0 %.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     limit: Parameter
     layout: Layout
     order: kernels.Order | None
+    like: Any
     parts: tuple[Part, ...]
 
 
@@ -130,7 +132,8 @@ def _made(
     layout = site.layout_of(tuple(value.shape), batch)
     order = order_for_loops(value, scale, zero_point)
     parts = _parts(site, word, layout, order is not None)
-    return Plan(facts if lasting else None, word, limit, layout, order, parts)
+    like = kernels.LIKE.get(str(value.dtype).removeprefix("torch."))
+    return Plan(facts if lasting else None, word, limit, layout, order, like, parts)
 
 
 def one_number(parameter: Tensor) -> Parameter:

@@ -204,9 +204,11 @@ def _by_loop(
             if np.count_nonzero(hit) == 0:
                 return None
         written = clean.clone()
-    memory = written if plan.order == kernels.ROW_MAJOR else written.movedim(1, -1)
-    flat, word = memory.view(-1).numpy(), plan.word.for_loops
-    given: tuple[Any, ...] = (flat, *plan.order, *where, *quantiser, word, *part.loop)
+    memory = (written.data_ptr(), plan.like)
+    given: tuple[Any, ...] = (
+        *(*memory, *plan.order, *where, *quantiser),
+        *(plan.word.for_loops, *part.loop),
+    )
     if notes is None:
         count, wrong, _ = kernels.strike(*given, *kernels.START, _NOTHING)  # type: ignore[call-arg]
         if wrong:
@@ -259,9 +261,9 @@ def _at_by_loop(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hi
         bits, fault = hits.struck, (fault[0], 0, 0)
     assert bits is not None
     record = np.empty((2, hits.index.numel()), np.int64)
-    memory = values if plan.order == kernels.ROW_MAJOR else values.movedim(1, -1)
     wrong = kernels.strike_at(
-        memory.view(-1).numpy(),
+        values.data_ptr(),
+        plan.like,
         tuple(plan.order),
         hits.index.numpy(),
         bits.numpy(),
