@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fxfault.config import FaultInjectionConfig, config_reference
-from fxfault.config.fault_injection import FaultEntry
+from fxfault.config.entries import FaultEntry
 from fxfault.config.schema import section_reference
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import ExperimentConfig

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fxfault.config import FaultInjectionConfig, epoch_plan
 from fxfault.config.curriculum import EpochPlan, governed_settings
-from fxfault.config.fault_injection import CurriculumPoint
+from fxfault.config.entries import CurriculumPoint
 from fxfault.config.schema import section_reference
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import ExperimentConfig, load_experiment

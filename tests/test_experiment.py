@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fxfault.config import FaultInjectionConfig
-from fxfault.config.fault_injection import CurriculumPoint
+from fxfault.config.entries import CurriculumPoint
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import (
     ExperimentConfig,

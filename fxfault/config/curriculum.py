@@ -37,12 +37,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxfault.config.fault_injection import (
-    CURRICULUM_SETTINGS,
-    CurriculumPoint,
-    FaultEntry,
-    FaultInjectionConfig,
-)
+from fxfault.config.entries import CURRICULUM_SETTINGS, CurriculumPoint, FaultEntry
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
 from fxfault.messages import got
 
@@ -105,11 +101,26 @@ class EpochPlan:
 
 
 def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
-    """Give the schedule of an epoch: the curriculum's, and the configuration's where it has none.
+    """Return the schedule of an epoch, from the curriculum and the configuration.
 
     Args:
-        config: the faults; `enabled` is not looked at.
+        config: the faults; `enabled` is ignored.
         epoch: the epoch, counted from 0.
+
+    Raises:
+        ConfigError: `epoch` is not an integer of at least 0.
+        InvalidConfigError: the curriculum is not valid.
+    """
+    now = config_at(config, epoch)
+    plan = EpochPlan(epoch, **{name: getattr(now, name) for name in CURRICULUM_SETTINGS})
+    said = (config.faults, config.num_faults, config.bit, config.burst_length, config.rate_unit)
+    if said == (None, None, None, None, "element"):
+        return plan
+    return dataclasses.replace(plan, several=now.entries())
+
+
+def config_at(config: FaultInjectionConfig, epoch: int) -> FaultInjectionConfig:
+    """Return the configuration with the values that its curriculum has in an epoch.
 
     Raises:
         ConfigError: `epoch` is not an integer of at least 0.
@@ -122,14 +133,7 @@ def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
         name: _value(points, name, getattr(config, name), epoch, config.interpolate)
         for name in CURRICULUM_SETTINGS
     }
-    plan = EpochPlan(epoch=epoch, **values)
-    said = (config.faults, config.num_faults, config.bit, config.burst_length, config.rate_unit)
-    if said == (None, None, None, None, "element"):
-        return plan
-    now = dataclasses.replace(
-        config, probability=plan.probability, injection_type=plan.injection_type
-    )
-    return dataclasses.replace(plan, several=now.entries())
+    return dataclasses.replace(config, **values)
 
 
 def governed_settings(config: FaultInjectionConfig) -> frozenset[str]:

@@ -38,13 +38,13 @@ class SectionList:
 
     Attributes:
         item: the dataclass of an item.
-        check: looks at the items together. It gets them in order, with None for one that has a
-            problem already, and returns one text per problem, each from the index of the item on
-            (`[1].epoch: ...`).
+        check: looks at the items together. It gets them in order, with None for an item that has
+            a problem already, and returns one text for each problem, which starts with the index
+            of the item (`[1].epoch: ...`).
     """
 
     item: type[Any]
-    check: Callable[[Sequence[Any]], list[str]]
+    check: Callable[[Sequence[Any]], Iterable[str]]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,12 +67,12 @@ class FaultSites(RunningSites):
 
     @property
     def seed(self) -> int:
-        """The seed of all draws; where the configuration gave none, the one drawn."""
+        """The seed of all draws; the one drawn if the configuration gives none."""
         return self.clock.seed
 
     @property
     def trial(self) -> int:
-        """Number of the current trial."""
+        """The number of the current trial."""
         return self.clock.trial
 
     @property
@@ -84,15 +85,14 @@ class FaultSites(RunningSites):
         self.clock.enabled = bool(enabled)
 
     def reset(self, trial: int | None = None, first_sample: int = 0) -> None:
-        """Start a new pass over the data.
+        """Start a new pass over the data: number samples and steps from the start again.
 
-        Samples and steps are numbered anew; what statistics recorded stays.
+        Recorded statistics stay.
 
         Args:
-            trial: number of the trial, 0 and up; each has its own faults. None keeps it.
-            first_sample: number of the first sample that this process will see (the offset
-                of a worker that has a part of the data); after `shard`, that the processes
-                together will see.
+            trial: number of the trial, from 0; each has its own faults. None keeps it.
+            first_sample: number of the first sample of this process, or after `shard`, of all
+                processes together. A worker that has a part of the data gives its offset.
         """
         if trial is not None:
             self.clock.trial = trial
@@ -100,7 +100,7 @@ class FaultSites(RunningSites):
         self._draw_layer()
 
     def start_epoch(self, epoch: int) -> None:
-        """Start an epoch of training: `set_epoch`, and samples and steps numbered anew.
+        """Start an epoch of training: `set_epoch`, then `reset`.
 
         Raises:
             ConfigError: `epoch` is not an integer of at least 0.
@@ -109,10 +109,10 @@ class FaultSites(RunningSites):
         self.reset()
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch, which `epoch_interval` and the faults of training follow.
+        """Set the epoch, on which `epoch_interval` and the faults of training depend.
 
-        What the configuration's curriculum names is set to its values for the epoch, at every
-        site; all else stays, so that what was set by hand without a curriculum is kept.
+        Settings that the curriculum changes get their values for the epoch, at every site. All
+        other settings stay, also those set by hand.
 
         Raises:
             ConfigError: `epoch` is not an integer of at least 0.
@@ -131,7 +131,7 @@ class FaultSites(RunningSites):
             logger.info("Curriculum, %s", plan)
 
     def _follow_clock(self) -> None:
-        """Do what another seed, trial or epoch asks for, once the clock was moved there."""
+        """Follow the clock to another seed, trial or epoch."""
         self.set_epoch(self.clock.epoch)
         self._draw_layer()
 
@@ -142,10 +142,9 @@ class FaultSites(RunningSites):
     def shard(self, rank: int, world_size: int) -> None:
         """Number samples as one of several processes that train or evaluate together.
 
-        In each forward every process has an equal part of a joined batch, one after the other
-        in the order of their ranks; from now on its samples get the numbers, and so the faults,
-        that they would have there. All processes need the same seed. Without `shard`, a model
-        has the whole batch.
+        In each forward the processes have equal parts of one joined batch, in the order of their
+        ranks. Their samples get the numbers, and so the faults, that they have in that batch. All
+        processes need the same seed. Without `shard`, a model has the whole batch.
 
         >>> import torch, fxfault
         >>> from brevitas.nn import QuantReLU
@@ -156,11 +155,11 @@ class FaultSites(RunningSites):
         >>> for batch in torch.ones(2, 8, 3):
         ...     _ = net(batch)
         ...     numbers.append(net.faults.clock.first_sample)
-        >>> numbers  # 0 to 7 and 16 to 23 are those of rank 0
+        >>> numbers  # rank 0 has 0 to 7 and 16 to 23
         [8, 24]
 
         Args:
-            rank: number of this process, 0 and up.
+            rank: number of this process, from 0.
             world_size: number of processes.
 
         Raises:
@@ -176,10 +175,10 @@ class FaultSites(RunningSites):
 
     @contextmanager
     def samples(self, numbers: Tensor) -> Iterator[None]:
-        """Run forwards on samples that are told by number instead of counted.
+        """Run forwards on samples with given numbers, instead of counting samples and steps.
 
-        The faults of a sample follow from its number alone, so any samples can be run again,
-        in any batch, with the faults that they had. The count of samples and steps rests.
+        The faults of a sample depend on its number alone, so any samples can run again, in any
+        batch, with the faults that they had.
 
         >>> import torch, fxfault
         >>> from brevitas.nn import QuantReLU
@@ -194,11 +193,10 @@ class FaultSites(RunningSites):
         True
 
         Args:
-            numbers: int64, 0 and up, one dimension; one for each sample of a batch.
+            numbers: the numbers of a batch's samples, int64, from 0, one dimension.
 
         Raises:
-            SiteError: they are none; or, by a forward inside, their number is not that of its
-                batch's samples.
+            SiteError: `numbers` has another type, or a forward has another number of samples.
         """
         if numbers.dtype != torch.int64 or numbers.dim() != 1 or (numbers < 0).any():
             raise SiteError(
@@ -212,31 +210,30 @@ class FaultSites(RunningSites):
             self.clock.given = before
 
     def check(self) -> None:
-        """Wait for the device and see whether everything that was struck was sound.
+        """Wait for the device, and check that all struck values were integer codes.
 
-        On the CPU an unsound value raises in its forward; elsewhere the forward does not
-        wait, and this is where one learns of it.
+        On the CPU a forward raises this error itself. Forwards on other devices do not wait.
 
         Raises:
-            SiteError: values that were to be hit were no codes, or (with a probability below
-                1e-17 for each sample) the draws did not span a sample.
+            SiteError: values to be hit were not codes, or (with a probability below 1e-17 for
+                each sample) the draws did not span a sample.
         """
-        for site in self._sites:
+        for site in self:
             if site.seen.sound is not None and not bool(site.seen.sound):
                 raise SiteError(
                     f"site {site.name}: values that were to be hit {why_no_codes(site)}"
                 )
 
     def set_probability(self, probability: float) -> None:
-        """Set the probability of every site, in percent."""
-        for site in self._sites:
+        """Set the probability of a hit at every site, in percent."""
+        for site in self:
             site.set_probability(probability)
 
     def set_faults(self, config: FaultInjectionConfig) -> None:
-        """Let that strike which another configuration says, at every site that it says.
+        """Replace the fault models, rates and `faults` of all sites by another configuration's.
 
-        Its fault models, rates and, of `faults`, the layers of each count; what it says of times,
-        seeds and statistics does not, nor which sites its own `layers` selects (see `select`).
+        Its schedule, seed and statistics are ignored, and so is its own `layers` (see `select`);
+        the layers of each entry of `faults` count.
 
         >>> import fxfault
         >>> from brevitas.nn import QuantReLU
@@ -254,51 +251,46 @@ class FaultSites(RunningSites):
 
         Raises:
             ConfigError: the configuration has errors.
-            SiteError: the layers of one of the `faults` match no site.
+            SiteError: the layers of an entry of `faults` match no site.
         """
         config.validate()
-        if config.faults is None:
-            settings = [setting_of(config)] * len(self)
-        else:
-            struck = [
-                self.matching(entry.layers, f"faults[{number}].layers")
-                for number, entry in enumerate(config.entries())
-            ]
-            settings = [
-                setting_of(config, [n for n, indices in enumerate(struck) if index in indices])
-                for index in range(len(self))
-            ]
-        for site, setting in zip(self._sites, settings, strict=True):
-            site.setting = setting
+        setting = setting_of(config)
+        struck = [
+            self.matching(None if config.faults is None else entry.layers, f"faults[{n}].layers")
+            for n, entry in enumerate(config.entries())
+        ]
+        for site in self:
+            here = tuple(fault for fault in setting.faults if site.index in struck[fault.number])
+            site.setting = replace(setting, faults=here)
 
     def check_words(self) -> None:
-        """See that the words of the selected sites have the bits that are to be struck.
+        """Check that the words of the selected sites have the bits that faults strike.
 
-        Learned widths are seen by the forward that strikes.
+        The forward that strikes checks learned bit widths.
 
         Raises:
-            SiteError: one of them has not.
+            SiteError: a word has too few bits.
         """
-        for site in self._sites:
+        for site in self:
             for fault in site.faults if site.selected else ():
                 site.check_word(fault.model, site.bit_width)
 
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
         """Set the fault model of every site, by name or by instance."""
-        for site in self._sites:
+        for site in self:
             site.set_fault_model(fault_model)
 
     def select(
         self, layers: str | int | Iterable[str | int] | None, without: Collection[str] = ()
     ) -> None:
-        """Select sites by name pattern (`layer1.*`), index, or a list of them; None: all.
+        """Select sites by name pattern (`layer1.*`), index, or a list of them; None selects all.
 
-        In `layer` mode, the one site of the configuration is taken out of those: the
-        given index, or for -1 one drawn by seed and trial.
+        In `layer` mode only one of these is selected: `injection_layer`, or for -1 one that seed
+        and trial draw.
 
         Args:
             layers: patterns and indices.
-            without: names of sites that are left out, such as those that are never called.
+            without: names of sites to leave out, such as those that are never called.
 
         Raises:
             SiteError: a pattern or an index matches no site.
@@ -306,7 +298,7 @@ class FaultSites(RunningSites):
         chosen = [index for index in self.matching(layers) if self[index].name not in without]
         if self.config.mode == "layer":
             chosen = [self._single(chosen)]
-        for site in self._sites:
+        for site in self:
             site.selected = site.index in chosen
 
     def _draw_layer(self) -> None:
@@ -317,7 +309,7 @@ class FaultSites(RunningSites):
         wanted = self.config.injection_layer
         if wanted >= 0:
             if wanted not in candidates:
-                raise SiteError(f"injection_layer: no site {wanted} to select; {self.describe()}")
+                raise SiteError(f"injection_layer: no site {wanted} to select; {self._listed()}")
             return wanted
         draw = uniform_float(self.clock.seed, "layer", self.clock.trial)
         layer = candidates[int(draw * len(candidates))]
@@ -326,15 +318,15 @@ class FaultSites(RunningSites):
         return layer
 
     def __repr__(self) -> str:
-        armed = sum(site.armed for site in self._sites)
+        armed = sum(site.armed for site in self)
         return f"FaultSites({len(self)} sites, {armed} armed, seed {self.seed})"
 
 
 def faults_of(model: nn.Module) -> FaultSites:
-    """The sites of a transformed model.
+    """Return the sites of a transformed model.
 
     Raises:
-        SiteError: the model was not transformed.
+        SiteError: the model is not transformed.
     """
     for name in ATTRIBUTE_NAMES:
         sites = vars(model).get(name)

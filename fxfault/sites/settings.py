@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from fxfault.config.fault_injection import rate_text
+from fxfault.config.entries import rate_text
 from fxfault.faults.fault_models import (
     FaultModel,
     RandomStrategy,
@@ -94,12 +93,8 @@ class Setting:
 AT_ZERO = Setting((SiteFault(RandomStrategy(), probability=0.0),))
 
 
-def setting_of(config: FaultInjectionConfig, chosen: Collection[int] | None = None) -> Setting:
-    """What strikes a site as a configuration has it.
-
-    Args:
-        config: what it says of fault models and rates counts.
-        chosen: which of its `entries` strike the site, by number; None: all.
+def setting_of(config: FaultInjectionConfig) -> Setting:
+    """Make the setting that all `entries` of a configuration give.
 
     Raises:
         ConfigError: there is no such fault model.
@@ -114,7 +109,6 @@ def setting_of(config: FaultInjectionConfig, chosen: Collection[int] | None = No
                 number=number,
             )
             for number, entry in enumerate(config.entries())
-            if chosen is None or number in chosen
         ),
         listed=config.faults is not None,
         hw_units=config.frequency_value if config.hw_mask else None,

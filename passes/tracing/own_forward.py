@@ -121,7 +121,7 @@ def _forward_of(source: type[nn.Module]) -> Callable[..., Any]:
         if torch.compiler.is_dynamo_compiling():
             begin_forward(sites, *bound.arguments.values())
             return own(*args, **kwargs)
-        with sites.forward_of_thread():
+        with sites.running_graph(None):
             begin_forward(sites, *bound.arguments.values())
             return own(*args, **kwargs)
 
