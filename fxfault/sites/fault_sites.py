@@ -8,10 +8,10 @@ module, so `state_dict` and the module tree do not change.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,9 +20,12 @@ from fxfault.errors import ConfigError, SiteError
 from fxfault.faults.fault_models import FaultModel
 from fxfault.faults.random_numbers import uniform_float
 from fxfault.sites.handles import Handle
+from fxfault.sites.measuring import Extents
 from fxfault.sites.running_sites import RunningSites
+from fxfault.sites.sample_layouts import SampleLayouts
 from fxfault.sites.settings import setting_of
-from fxfault.sites.site import why_no_codes
+from fxfault.sites.site import FaultSite
+from fxfault.sites.site_names import listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,6 +67,13 @@ class FaultSites(RunningSites):
         super().__init__(config)
         self.clock.on_move(self._follow_clock)
         self.clock.handle = Handle(self)
+        self._extents = Extents()
+        self._layouts = SampleLayouts()
+
+    def clear(self) -> list[FaultSite]:
+        """Remove and return all sites and what was measured; the clock and its settings stay."""
+        self._extents, self._layouts = Extents(), SampleLayouts()
+        return super().clear()
 
     @property
     def seed(self) -> int:
@@ -209,21 +219,6 @@ class FaultSites(RunningSites):
         finally:
             self.clock.given = before
 
-    def check(self) -> None:
-        """Wait for the device, and check that all struck values were integer codes.
-
-        On the CPU a forward raises this error itself. Forwards on other devices do not wait.
-
-        Raises:
-            SiteError: values to be hit were not codes, or (with a probability below 1e-17 for
-                each sample) the draws did not span a sample.
-        """
-        for site in self:
-            if site.seen.sound is not None and not bool(site.seen.sound):
-                raise SiteError(
-                    f"site {site.name}: values that were to be hit {why_no_codes(site)}"
-                )
-
     def set_probability(self, probability: float) -> None:
         """Set the probability of a hit at every site, in percent."""
         for site in self:
@@ -263,18 +258,6 @@ class FaultSites(RunningSites):
             here = tuple(fault for fault in setting.faults if site.index in struck[fault.number])
             site.setting = replace(setting, faults=here)
 
-    def check_words(self) -> None:
-        """Check that the words of the selected sites have the bits that faults strike.
-
-        The forward that strikes checks learned bit widths.
-
-        Raises:
-            SiteError: a word has too few bits.
-        """
-        for site in self:
-            for fault in site.faults if site.selected else ():
-                site.check_word(fault.model, site.bit_width)
-
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
         """Set the fault model of every site, by name or by instance."""
         for site in self:
@@ -301,6 +284,72 @@ class FaultSites(RunningSites):
         for site in self:
             site.selected = site.index in chosen
 
+    def prepare(self, inputs: Sequence[Any]) -> None:
+        """Measure if `num_faults` is spread over sites that were not measured for such inputs.
+
+        Args:
+            inputs: the inputs of the model.
+        """
+        self._extents.prepare(self, inputs)
+
+    def measure(self, *inputs: Any) -> None:
+        """Run the model without faults and measure how its samples lie at each site.
+
+        A few of the samples are run in another order, and in a smaller batch, which shows which
+        elements of an activation belong to which sample (`fxfault.sites.sample_layouts`). The
+        faults of a sample then do not depend on its batch, even if its rows are not consecutive
+        (two views joined by `torch.cat`, time steps first). `fxfault.inspect` shows the result.
+        Without a measurement the shape decides: a leading dimension of k times the batch holds k
+        consecutive rows for each sample, and any other activation is one sample.
+
+        The number of elements and bits at each site is what `num_faults` needs. A forward
+        measures it if its inputs have a new shape; call this method first if code asks ahead of
+        any forward (`fxfault.strike.draws.samples_hit`).
+
+        The model runs in evaluation mode and without gradients. Afterwards modes, settings,
+        clock, statistics, buffers and the states of random generators are as before.
+
+        Args:
+            inputs: the inputs of the model, a batch. Use real samples that differ from each
+                other: if an activation is the same for all of them, any layout explains it, and
+                rows are taken to be consecutive.
+        """
+        self.measure_layouts(*inputs)
+        self.measure_extents(*inputs)
+
+    def measure_layouts(self, *inputs: Any) -> None:
+        """Measure which elements belong to which sample, as part of `measure`."""
+        if self._layouts.measure(self, inputs) and any(
+            s.seen.extent is not None for s in self._sites
+        ):
+            self.measure_extents(*inputs)
+
+    def measure_extents(self, *inputs: Any) -> None:
+        """Measure how much there is to hit, as part of `measure`."""
+        self._extents.measure(self, inputs)
+
+    @property
+    def why_unmeasured(self) -> str | None:
+        """Why the samples' elements could not be measured; None if they could."""
+        return self._layouts.why_not
+
+    @property
+    def layouts_note(self) -> str | None:
+        """A sentence on where faults depend on the batch, and why; None if nowhere."""
+        if self.why_unmeasured is not None:
+            why = self.why_unmeasured
+            return f"which elements belong to which sample could not be measured: {why}"
+        by_batch = [
+            (site.name, lies.why_batch)
+            for site in self._sites
+            if (lies := site.seen.arrangement) is not None and lies.why_batch is not None
+        ]
+        if not by_batch:
+            return None
+        (name, why), *more = by_batch
+        others = f" and {len(more)} more" if more else ""
+        return f"the faults of {name}{others} belong to the batch, not to its samples: {why}"
+
     def _draw_layer(self) -> None:
         if self.config.mode == "layer" and self.config.injection_layer == -1:
             self.select(self.config.layers)
@@ -309,7 +358,9 @@ class FaultSites(RunningSites):
         wanted = self.config.injection_layer
         if wanted >= 0:
             if wanted not in candidates:
-                raise SiteError(f"injection_layer: no site {wanted} to select; {self._listed()}")
+                raise SiteError(
+                    f"injection_layer: no site {wanted} to select; {listed(self.names)}"
+                )
             return wanted
         draw = uniform_float(self.clock.seed, "layer", self.clock.trial)
         layer = candidates[int(draw * len(candidates))]

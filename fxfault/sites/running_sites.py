@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fxfault.errors import ConfigError, SiteError
-from fxfault.sites.measuring import Extents
-from fxfault.sites.sample_layouts import SampleLayouts
-from fxfault.sites.site import FaultSite, Handover
+from fxfault.sites.site import FaultSite, Handover, why_no_codes
 from fxfault.sites.site_list import SiteList
 from fxfault.sites.statistics import FaultStatistics
 
@@ -48,13 +46,10 @@ class RunningSites(SiteList):
         self._tree: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []
         self._on_surgery: Callable[[Any, nn.Module, Any], None] | None = None
         self._original: list[nn.Module] = []
-        self._extents = Extents()
-        self._layouts = SampleLayouts()
 
     def clear(self) -> list[FaultSite]:
-        """Remove and return all sites and what was seen of them; clock and settings stay."""
+        """Remove and return all sites; the clock and its settings stay."""
         self.outputs, self.skipped, self._tree, self.running = [], {}, [], None
-        self._extents, self._layouts = Extents(), SampleLayouts()
         return super().clear()
 
     def take_over(self, before: Iterable[FaultSite]) -> None:
@@ -143,73 +138,32 @@ class RunningSites(SiteList):
             self.told_quiet = True
             logger.warning("no fault strikes in this evaluation: %s", self.clock.why_quiet)
 
-    # -- measuring ----------------------------------------------------------------------
+    def check_words(self) -> None:
+        """Check that the words of the selected sites have the bits that faults strike.
 
-    def prepare(self, inputs: Sequence[Any]) -> None:
-        """Measure if `num_faults` is spread over sites that were not measured for such inputs.
+        The forward that strikes checks learned bit widths.
 
-        Args:
-            inputs: the inputs of the model.
+        Raises:
+            SiteError: a word has too few bits.
         """
-        self._extents.prepare(self, inputs)
+        for site in self:
+            for fault in site.faults if site.selected else ():
+                site.check_word(fault.model, site.bit_width)
 
-    def measure(self, *inputs: Any) -> None:
-        """Run the model without faults and measure how its samples lie at each site.
+    def check(self) -> None:
+        """Wait for the device, and check that all struck values were integer codes.
 
-        A few of the samples are run in another order, and in a smaller batch, which shows which
-        elements of an activation belong to which sample (`fxfault.sites.sample_layouts`). The
-        faults of a sample then do not depend on its batch, even if its rows are not consecutive
-        (two views joined by `torch.cat`, time steps first). `fxfault.inspect` shows the result.
-        Without a measurement the shape decides: a leading dimension of k times the batch holds k
-        consecutive rows for each sample, and any other activation is one sample.
+        On the CPU a forward raises this error itself. Forwards on other devices do not wait.
 
-        The number of elements and bits at each site is what `num_faults` needs. A forward
-        measures it if its inputs have a new shape; call this method first if code asks ahead of
-        any forward (`fxfault.strike.draws.samples_hit`).
-
-        The model runs in evaluation mode and without gradients. Afterwards modes, settings,
-        clock, statistics, buffers and the states of random generators are as before.
-
-        Args:
-            inputs: the inputs of the model, a batch. Use real samples that differ from each
-                other: if an activation is the same for all of them, any layout explains it, and
-                rows are taken to be consecutive.
+        Raises:
+            SiteError: values to be hit were not codes, or (with a probability below 1e-17 for
+                each sample) the draws did not span a sample.
         """
-        self.measure_layouts(*inputs)
-        self.measure_extents(*inputs)
-
-    def measure_layouts(self, *inputs: Any) -> None:
-        """Measure which elements belong to which sample, as part of `measure`."""
-        if self._layouts.measure(self, inputs) and any(
-            s.seen.extent is not None for s in self._sites
-        ):
-            self.measure_extents(*inputs)
-
-    def measure_extents(self, *inputs: Any) -> None:
-        """Measure how much there is to hit, as part of `measure`."""
-        self._extents.measure(self, inputs)
-
-    @property
-    def why_unmeasured(self) -> str | None:
-        """Why the samples' elements could not be measured; None if they could."""
-        return self._layouts.why_not
-
-    @property
-    def layouts_note(self) -> str | None:
-        """A sentence on where faults depend on the batch, and why; None if nowhere."""
-        if self.why_unmeasured is not None:
-            why = self.why_unmeasured
-            return f"which elements belong to which sample could not be measured: {why}"
-        by_batch = [
-            (site.name, lies.why_batch)
-            for site in self._sites
-            if (lies := site.seen.arrangement) is not None and lies.why_batch is not None
-        ]
-        if not by_batch:
-            return None
-        (name, why), *more = by_batch
-        others = f" and {len(more)} more" if more else ""
-        return f"the faults of {name}{others} belong to the batch, not to its samples: {why}"
+        for site in self:
+            if site.seen.sound is not None and not bool(site.seen.sound):
+                raise SiteError(
+                    f"site {site.name}: values that were to be hit {why_no_codes(site)}"
+                )
 
     # -- statistics ---------------------------------------------------------------------
 

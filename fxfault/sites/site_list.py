@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import keyword
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from fxfault.messages import nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
 from fxfault.sites.site import FaultSite
+from fxfault.sites.site_names import indices_of, listed
 
 if TYPE_CHECKING:
     from fxfault.config.fault_injection import FaultInjectionConfig
@@ -39,17 +39,12 @@ class SiteList(Sequence[FaultSite]):
             for site in self._sites:
                 if site.name == key:
                     return site
-            raise SiteError(f"no site {key!r}{nearest(key, self.names)}; {self._listed()}")
+            hint = nearest(key, self.names)
+            raise SiteError(f"no site {key!r}{hint}; {listed(self.names)}")
         try:
             return self._sites[key]
         except IndexError:
-            raise SiteError(f"no site {key}; {self._listed()}") from None
-
-    def _listed(self) -> str:
-        names = self.names
-        shown = ", ".join(f"{i} {name}" for i, name in enumerate(names[:12]))
-        more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-        return f"the {len(names)} sites are: {shown}{more}"
+            raise SiteError(f"no site {key}; {listed(self.names)}") from None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,19 +59,10 @@ class SiteList(Sequence[FaultSite]):
         Raises:
             SiteError: one of them matches no site; the message calls them `where`.
         """
-        if layers is None:
-            return list(range(len(self)))
-        chosen: set[int] = set()
-        for item in [layers] if isinstance(layers, (str, int)) else layers:
-            if isinstance(item, int):
-                chosen.add(self[item].index)
-                continue
-            found = [s.index for s in self._sites if fnmatch.fnmatchcase(s.name, item)]
-            if not found:
-                hint = nearest(item, self.names)
-                raise SiteError(f"{where}: {item!r} matches no site{hint}; {self._listed()}")
-            chosen.update(found)
-        return sorted(chosen)
+        if layers is not None:
+            wanted = [layers] if isinstance(layers, (str, int)) else layers
+            layers = [self[item].index if isinstance(item, int) else item for item in wanted]
+        return indices_of(layers, self.names, where)
 
     def add(
         self, name: str, module_path: str, module_type: str, quantiser: Quantiser
