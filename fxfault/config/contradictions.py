@@ -53,7 +53,7 @@ def point_problems(points: Sequence[CurriculumPoint | None]) -> Iterator[str]:
         if point.epoch <= last:
             yield (
                 f"[{index}].epoch: got {got(point.epoch)}, allowed: an integer above {last}, "
-                "as the points are in ascending order"
+                "because the points ascend"
             )
         last = max(last, point.epoch)
         if all(getattr(point, name) is None for name in CURRICULUM_SETTINGS):
@@ -88,8 +88,8 @@ def _word_problems(fault: Any, models: Sequence[str | FaultModel]) -> Iterator[s
             yield f"rate_unit: got 'bit' (str), {allowed('rate_unit')}"
         elif fault.bit not in (None, "random", "each"):
             yield (
-                f"bit: got {got(fault.bit)}, allowed with rate_unit: bit: null or 'random', as "
-                "every bit is drawn by itself"
+                f"bit: got {got(fault.bit)}, allowed with rate_unit: bit: null or 'random', "
+                "because every bit is drawn by itself"
             )
 
 
@@ -99,11 +99,11 @@ def _of_one_fault(config: FaultInjectionConfig, points: Sequence[CurriculumPoint
     if config.num_faults is not None:
         if config.probability != _defaults_of(config)["probability"]:
             yield (
-                f"probability: got {got(config.probability)} beside num_faults, which takes its "
-                "place; leave one out"
+                f"probability: got {got(config.probability)} beside num_faults, which replaces "
+                "it; leave one out"
             )
         if any(point.probability is not None for point in points):
-            yield "curriculum: changes probability, in whose place num_faults is"
+            yield "curriculum: changes probability, which num_faults replaces"
         if config.hw_mask:
             yield (
                 f"num_faults: got {got(config.num_faults)}, allowed with hw_mask: null; "
@@ -123,10 +123,10 @@ def _beside_entries(
     defaults = _defaults_of(config)
     for key in (*(field.name for field in fields(FaultEntry)), "hw_mask"):
         if getattr(config, key) != defaults[key]:
-            yield f"{key}: got {got(getattr(config, key))} beside faults; say it in their entries"
+            yield f"{key}: got {got(getattr(config, key))} beside faults; set it in their entries"
     for key in ("probability", "injection_type"):
         if any(getattr(point, key) is not None for point in points):
-            yield f"curriculum: changes {key}, which each entry of faults has for itself"
+            yield f"curriculum: changes {key}, which each entry of faults sets itself"
 
 
 def _defaults_of(config: FaultInjectionConfig) -> dict[str, Any]:

@@ -6,7 +6,6 @@ messages and the tables of the documentation follow from them.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -27,6 +26,7 @@ from fxfault.messages import did_you_mean, got, key_text
 
 _Section = TypeVar("_Section")
 _PLAIN_VALUE = "text, a finite number, true, false, null, or lists and mappings of these"
+_SCHEMAS: dict[type[Any], type[BaseModel]] = {}
 _YAML_BOOLEANS = "YAML reads no, off, yes and on as booleans: put the text in quotes"
 
 
@@ -172,9 +172,10 @@ def unknown_key(key: object, prefix: str, known: Iterable[str]) -> str:
     return f"{prefix}{key_text(key)}: unknown key{hint}{note}"
 
 
-@functools.cache
-def _schema(section: Any) -> type[BaseModel]:
-    """Make the pydantic model that checks a section."""
+def _schema(section: type[Any]) -> type[BaseModel]:
+    """The pydantic model that checks a section, made at its first use."""
+    if section in _SCHEMAS:
+        return _SCHEMAS[section]
     # strict: "5" and true are not numbers, and 0 is not a boolean
     rules = ConfigDict(strict=True, allow_inf_nan=False)
     hints = get_type_hints(section, include_extras=True)
@@ -182,7 +183,8 @@ def _schema(section: Any) -> type[BaseModel]:
     for field in fields(section):
         required = field.default is MISSING and field.default_factory is MISSING
         definitions[field.name] = (hints[field.name], ... if required else _default(field))
-    return create_model(section.__name__, __config__=rules, **definitions)
+    _SCHEMAS[section] = create_model(section.__name__, __config__=rules, **definitions)
+    return _SCHEMAS[section]
 
 
 def _default(field: Any) -> Any:

@@ -60,7 +60,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     except IsADirectoryError:
         raise InvalidConfigError(["is a folder, expected a YAML file"], source) from None
     except UnfitFileError as error:
-        raise InvalidConfigError([f"{error}: it is no configuration"], source) from error
+        raise InvalidConfigError([f"{error}: not a configuration"], source) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidConfigError([f"cannot be read: {reason}"], source) from error
@@ -160,7 +160,8 @@ def _count_values(node: yaml.Node, counts: dict[int, int], source: str) -> int:
     """
     known = counts.get(id(node))
     if known == 0:
-        raise InvalidConfigError([f"{_at(node)}: an alias stands in what it stands for"], source)
+        problem = f"{_at(node)}: an alias is part of the value that it repeats"
+        raise InvalidConfigError([problem], source)
     if known is not None:
         return known
     counts[id(node)] = 0
@@ -171,7 +172,7 @@ def _count_values(node: yaml.Node, counts: dict[int, int], source: str) -> int:
                 number += _count_values(part, counts, source)
     if number > MOST_VALUES:
         problem = (
-            f"{_at(node)}: more than {MOST_VALUES} values, aliases followed, which is the most"
+            f"{_at(node)}: more than {MOST_VALUES} values, counted wherever an alias repeats them"
         )
         raise InvalidConfigError([problem], source)
     counts[id(node)] = number

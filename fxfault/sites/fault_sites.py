@@ -379,10 +379,17 @@ def faults_of(model: nn.Module) -> FaultSites:
     Raises:
         SiteError: the model is not transformed.
     """
+    sites = sites_or_none(model)
+    if sites is None:
+        kind = type(model).__name__
+        raise SiteError(f"{kind} has no fault sites; call fxfault.transform(model, config) first")
+    return sites
+
+
+def sites_or_none(model: nn.Module) -> FaultSites | None:
+    """Return the sites of a model or of a traced part of it; None if it has none."""
     for name in ATTRIBUTE_NAMES:
-        sites = vars(model).get(name)
+        sites = model.__dict__.get(name)
         if isinstance(sites, FaultSites):
             return sites
-    raise SiteError(
-        f"{type(model).__name__} has no fault sites; call fxfault.transform(model, config) first"
-    )
+    return None
