@@ -59,6 +59,7 @@ class BitMaskModel(FaultModel):
 
     A fault model that does not draw its bits only needs `masks`:
 
+    >>> import torch
     >>> class StuckAtOne(BitMaskModel):
     ...     '''The least significant bit reads as 1.'''
     ...
@@ -144,6 +145,7 @@ class BitModel(FaultModel):
     def corrupt_bits(self, codes: Tensor, word: Word, struck: int | Tensor) -> Tensor:
         """Return the codes that are read back after given bits were struck.
 
+        >>> import torch
         >>> StuckAt1Strategy().corrupt_bits(torch.tensor([4, -8]), Word(4, signed=True), 0b0011)
         tensor([ 7, -5])
 
@@ -193,6 +195,7 @@ class _OneBit(BitModel):
 class BitFlipStrategy(_OneBit):
     """One bit flips: a single-event upset.
 
+    >>> import torch
     >>> BitFlipStrategy(bit=2).corrupt(torch.tensor([0, -1]), Word(4, signed=True), draw=None)
     tensor([ 4, -5])
     """
@@ -204,6 +207,7 @@ class BitFlipStrategy(_OneBit):
 class StuckAt0Strategy(_OneBit):
     """One bit reads as 0, in the same elements of every sample: a broken cell.
 
+    >>> import torch
     >>> StuckAt0Strategy(bit=3).corrupt(torch.tensor([7, -1]), Word(4, signed=True), draw=None)
     tensor([7, 7])
     """
@@ -225,6 +229,7 @@ class StuckAt1Strategy(_OneBit):
 class BurstStrategy(BitModel):
     """Adjacent bits of the word flip; each hit draws the first one uniformly.
 
+    >>> import torch
     >>> BurstStrategy(length=4).corrupt(torch.tensor([5]), Word(4, False), lambda stream: 12345)
     tensor([10])
 

@@ -166,31 +166,14 @@ def gather(parts: Sequence[Rows], role: SampleRows) -> Tensor:
         return first.clone()
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     dim = order.index(role.dim)
-    if role.outer > 1:
-        return _gather_pieces(parts, role, order, dim)
-    taken = [
-        leaf.permute(order).index_select(dim, _rows(samples, role.each).to(leaf.device))
-        for leaf, samples in parts
-    ]
-    together = taken[0] if len(taken) == 1 else torch.cat(taken, dim)
-    return together.permute([order.index(d) for d in range(first.dim())])
-
-
-def _gather_pieces(parts: Sequence[Rows], role: SampleRows, order: list[int], dim: int) -> Tensor:
-    """`gather` for samples that lie in several pieces."""
     sizes = (role.outer, -1, role.each)
     taken = [
         leaf.permute(order).unflatten(dim, sizes).index_select(dim + 1, samples.to(leaf.device))
         for leaf, samples in parts
     ]
-    together = torch.cat(taken, dim + 1).flatten(dim, dim + 2)
+    together = taken[0] if len(taken) == 1 else torch.cat(taken, dim + 1)
+    together = together.flatten(dim, dim + 2)
     return together.permute([order.index(d) for d in range(together.dim())])
-
-
-def _rows(samples: Tensor, each: int) -> Tensor:
-    if each == 1:
-        return samples
-    return (samples[:, None] * each + torch.arange(each)).flatten()
 
 
 def equal_samples(a: Tensor, b: Tensor, role: SampleRows) -> Tensor:
@@ -199,9 +182,6 @@ def equal_samples(a: Tensor, b: Tensor, role: SampleRows) -> Tensor:
     >>> equal_samples(torch.tensor([[0.0], [1.0]]), torch.tensor([[-0.0], [1.0]]), SampleRows(0, 1))
     tensor([False,  True])
     """
-    same = bits_of(a) == bits_of(b)
-    same = same.movedim(role.dim, 0)
-    if role.outer > 1:
-        same = same.unflatten(0, (role.outer, -1, role.each)).movedim(1, 0)
-        return same.reshape(same.shape[0], -1).all(1)
-    return same.reshape(same.shape[0] // role.each, -1).all(1)
+    same = (bits_of(a) == bits_of(b)).movedim(role.dim, 0)
+    same = same.unflatten(0, (role.outer, -1, role.each)).movedim(1, 0)
+    return same.reshape(same.shape[0], -1).all(1)

@@ -20,6 +20,10 @@ from fxfault.errors import FxFaultError
 from fxfault.files.access import write_atomically
 
 _SUMS = ("injected", "rmse", "rmse_forwards", "cosine")
+_ENTRY = (
+    "layer_id name total_activations injected_count injection_rate avg_rmse avg_cosine_similarity "
+    "sample_count rmse_count"
+).split()
 
 
 @dataclass
@@ -86,18 +90,10 @@ class LayerStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON entry of the specification, plus the name and `rmse_count`."""
-        cosine = self.avg_cosine_similarity
-        return {
-            "layer_id": self.layer_id,
-            "name": self.name,
-            "total_activations": self.total_activations,
-            "injected_count": self.injected_count,
-            "injection_rate": self.injection_rate,
-            "avg_rmse": self.avg_rmse,
-            "avg_cosine_similarity": None if math.isnan(cosine) else cosine,
-            "sample_count": self.sample_count,
-            "rmse_count": self.rmse_count,
-        }
+        entry = {key: getattr(self, key) for key in _ENTRY}
+        if math.isnan(self.avg_cosine_similarity):
+            entry["avg_cosine_similarity"] = None
+        return entry
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> LayerStatistics:
