@@ -7,16 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from fxfault.errors import SiteError
-from fxfault.sites.fault_sites import FaultSites, faults_of
-
-
-def sites_or_none(model: nn.Module) -> FaultSites | None:
-    """The sites of a model; None if it was not transformed."""
-    try:
-        return faults_of(model)
-    except SiteError:
-        return None
+from fxfault.sites.fault_sites import sites_or_none as sites_or_none
 
 
 @contextmanager

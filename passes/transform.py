@@ -65,9 +65,10 @@ def transform(
         SiteError: `layers` or `injection_layer` names a site that does not exist, or a selected
             site's word has fewer bits than the fault model strikes.
     """
-    if not isinstance(config, FaultInjectionConfig):
+    if isinstance(config, FaultInjectionConfig):
+        config.validate()
+    else:
         config = FaultInjectionConfig.from_dict(config)
-    config.validate()
     if not config.enabled:
         return model
     insert: Any = InsertFaults(config)

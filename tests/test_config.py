@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fxfault.config import FaultInjectionConfig, config_reference
-from fxfault.config.fault_injection import FaultEntry
+from fxfault.config.entries import FaultEntry
 from fxfault.config.schema import section_reference
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import ExperimentConfig
@@ -239,8 +239,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"rate_unit": "bit", "injection_type": "stuck_at_0", "bit": 2},
         [
-            "bit: got 2 (int), allowed with rate_unit: bit: null or 'random', as every bit is "
-            "drawn by itself"
+            "bit: got 2 (int), allowed with rate_unit: bit: null or 'random', because every bit "
+            "is drawn by itself"
         ],
     ),
     (
@@ -253,14 +253,14 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"num_faults": 3, "probability": 1.0, "hw_mask": True},
         [
-            "probability: got 1.0 (float) beside num_faults, which takes its place; leave one out",
+            "probability: got 1.0 (float) beside num_faults, which replaces it; leave one out",
             "num_faults: got 3 (int), allowed with hw_mask: null; `probability` says how many "
             "units are broken",
         ],
     ),
     (
         {"num_faults": 3, "curriculum": [{"epoch": 1, "probability": 2.0}]},
-        ["curriculum: changes probability, in whose place num_faults is"],
+        ["curriculum: changes probability, which num_faults replaces"],
     ),
     (
         {
@@ -270,9 +270,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
             "curriculum": [{"epoch": 1, "injection_type": "msb_flip"}],
         },
         [
-            "probability: got 2.0 (float) beside faults; say it in their entries",
-            "layers: got 'a' (str) beside faults; say it in their entries",
-            "curriculum: changes injection_type, which each entry of faults has for itself",
+            "probability: got 2.0 (float) beside faults; set it in their entries",
+            "layers: got 'a' (str) beside faults; set it in their entries",
+            "curriculum: changes injection_type, which each entry of faults sets itself",
         ],
     ),
 ]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fxfault.config import FaultInjectionConfig, epoch_plan
 from fxfault.config.curriculum import EpochPlan, governed_settings
-from fxfault.config.fault_injection import CurriculumPoint
+from fxfault.config.entries import CurriculumPoint
 from fxfault.config.schema import section_reference
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import ExperimentConfig, load_experiment
@@ -166,7 +166,7 @@ def test_points_that_do_not_ascend_are_refused(epochs: tuple[int, ...]) -> None:
     last = len(epochs) - 1
     assert problem == (
         f"fault_injection.curriculum[{last}].epoch: got {epochs[-1]} (int), allowed: an integer "
-        f"above {epochs[-2]}, as the points are in ascending order"
+        f"above {epochs[-2]}, because the points ascend"
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fxfault.config import FaultInjectionConfig
-from fxfault.config.fault_injection import CurriculumPoint
+from fxfault.config.entries import CurriculumPoint
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import (
     ExperimentConfig,
@@ -284,7 +284,7 @@ def test_kwargs_that_contain_themselves_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "loop.yaml"
     path.write_text("model: {name: m, kwargs: &a {self: *a}}\n", encoding="utf-8")
 
-    with pytest.raises(ConfigError, match="an alias stands in what it stands for"):
+    with pytest.raises(ConfigError, match="an alias is part of the value that it repeats"):
         load_experiment(path)
 
 

@@ -365,7 +365,7 @@ def test_inject_gives_in_parts_what_it_gives_at_once(
     mask = (torch.rand(600, generator=torch.Generator().manual_seed(1)) < share).view(30, 20)
     strategy = get_strategy(name)
     at_once = strategy.inject(codes, mask, 4, True, seed=5)
-    monkeypatch.setattr(fault_models, "_PART", 7)
+    monkeypatch.setattr("fxfault.faults.fault_model._PART", 7)
     assert torch.equal(strategy.inject(codes, mask, 4, True, seed=5), at_once)
     # As the specification has it: the codes of the mask, one after the other.
     elements = torch.arange(int(mask.sum()))

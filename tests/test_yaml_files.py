@@ -251,7 +251,7 @@ def test_aliases_may_repeat_but_not_without_end() -> None:
 
 
 def test_an_alias_within_itself_is_refused() -> None:
-    with pytest.raises(InvalidConfigError, match="line 1, column 4: an alias stands in what it"):
+    with pytest.raises(InvalidConfigError, match="line 1, column 4: an alias is part of the value"):
         parse_yaml(b"a: &a [1, *a]", "x.yaml")
 
 

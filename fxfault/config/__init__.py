@@ -1,6 +1,6 @@
-"""What a user writes about faults, read and checked.
+"""The configuration of faults: read from files and mappings, and checked.
 
-Plain values: importing this package imports no torch.
+Importing this package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What a training's fault schedule is in each epoch: the plan of a curriculum.
+"""The fault schedule of a training in each epoch: the plan of a curriculum.
 
-A curriculum is a list of points. Each setting has a course of its own, through the points that
-name it: before the first of them it has the value that the configuration gives, after the last one
-that point's. Between two points, of the epochs e0 and e1 with the values a and b, at epoch e and
-with t = (e - e0) / (e1 - e0), the value is
+A curriculum is a list of points. Each setting follows the points that name it: before the first of
+them it has the value of the configuration, after the last one the value of that point. Between two
+points, at epochs e0 and e1 with the values a and b, the value at epoch e is, with
+t = (e - e0) / (e1 - e0),
 
     step      a
     linear    a + (b - a) * t
     cosine    a + (b - a) * (1 - cos(pi * t)) / 2
 
-for `probability` and `step_interval`; `epoch_interval` and `injection_type` always step.
+for `probability` and `step_interval`. `epoch_interval` and `injection_type` always step.
 
 >>> from fxfault.config import FaultInjectionConfig
 >>> config = FaultInjectionConfig.from_dict(
@@ -26,7 +26,8 @@ for `probability` and `step_interval`; `epoch_interval` and `injection_type` alw
 >>> [epoch for epoch in range(8) if epoch_plan(config, epoch).noisy]
 [0, 1, 2, 4, 6, 7]
 
-Only training has epochs: with `apply_during: eval` every epoch has the configuration's values.
+Only training has epochs: with `apply_during: eval`, every epoch has the values of the
+configuration.
 """
 
 from __future__ import annotations
@@ -37,12 +38,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxfault.config.fault_injection import (
-    CURRICULUM_SETTINGS,
-    CurriculumPoint,
-    FaultEntry,
-    FaultInjectionConfig,
-)
+from fxfault.config.entries import CURRICULUM_SETTINGS, CurriculumPoint, FaultEntry
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
 from fxfault.messages import got
 
@@ -50,7 +47,7 @@ if TYPE_CHECKING:
     from fxfault.faults.fault_models import FaultModel
 
 _INTERPOLATED = ("probability", "step_interval")
-# How much of the way to the next point is done, at a share of 0 to 1 of the epochs until there.
+# The fraction of the change to the next point that is done at a fraction of the epochs until it.
 _COURSES: dict[str, Callable[[float], float]] = {
     "step": lambda share: 0.0,
     "linear": lambda share: share,
@@ -71,11 +68,11 @@ class EpochPlan:
 
     Attributes:
         epoch: the epoch, counted from 0.
-        probability: of a hit, in percent.
-        step_interval: chance that a training step is noisy, 0 to 1.
-        epoch_interval: faults strike in every such epoch.
+        probability: probability of a hit, in percent.
+        step_interval: probability that a training step is noisy, 0 to 1.
+        epoch_interval: n, if faults strike in every n-th epoch.
         injection_type: the fault model, by name or as an object.
-        several: what strikes, where that is not just this fault model with this probability.
+        several: the faults, if they are not just this fault model with this probability.
     """
 
     epoch: int
@@ -93,7 +90,7 @@ class EpochPlan:
 
     @property
     def entries(self) -> tuple[FaultEntry, ...]:
-        """What strikes in a noisy step."""
+        """The faults of a noisy step."""
         own = FaultEntry(injection_type=self.injection_type, probability=self.probability)
         return self.several or (own,)
 
@@ -105,11 +102,26 @@ class EpochPlan:
 
 
 def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
-    """Give the schedule of an epoch: the curriculum's, and the configuration's where it has none.
+    """Return the schedule of an epoch, from the curriculum and the configuration.
 
     Args:
-        config: the faults; `enabled` is not looked at.
+        config: the faults; `enabled` is ignored.
         epoch: the epoch, counted from 0.
+
+    Raises:
+        ConfigError: `epoch` is not an integer of at least 0.
+        InvalidConfigError: the curriculum is not valid.
+    """
+    now = config_at(config, epoch)
+    plan = EpochPlan(epoch, **{name: getattr(now, name) for name in CURRICULUM_SETTINGS})
+    said = (config.faults, config.num_faults, config.bit, config.burst_length, config.rate_unit)
+    if said == (None, None, None, None, "element"):
+        return plan
+    return dataclasses.replace(plan, several=now.entries())
+
+
+def config_at(config: FaultInjectionConfig, epoch: int) -> FaultInjectionConfig:
+    """Return the configuration with the values that its curriculum has in an epoch.
 
     Raises:
         ConfigError: `epoch` is not an integer of at least 0.
@@ -122,18 +134,11 @@ def epoch_plan(config: FaultInjectionConfig, epoch: int) -> EpochPlan:
         name: _value(points, name, getattr(config, name), epoch, config.interpolate)
         for name in CURRICULUM_SETTINGS
     }
-    plan = EpochPlan(epoch=epoch, **values)
-    said = (config.faults, config.num_faults, config.bit, config.burst_length, config.rate_unit)
-    if said == (None, None, None, None, "element"):
-        return plan
-    now = dataclasses.replace(
-        config, probability=plan.probability, injection_type=plan.injection_type
-    )
-    return dataclasses.replace(plan, several=now.entries())
+    return dataclasses.replace(config, **values)
 
 
 def governed_settings(config: FaultInjectionConfig) -> frozenset[str]:
-    """Give the names of the settings that the curriculum changes.
+    """Return the names of the settings that the curriculum changes.
 
     >>> config = FaultInjectionConfig(curriculum=[{"epoch": 3, "step_interval": 0.5}])
     >>> sorted(governed_settings(config)), sorted(governed_settings(FaultInjectionConfig()))
@@ -150,7 +155,7 @@ def governed_settings(config: FaultInjectionConfig) -> frozenset[str]:
 def _points(config: FaultInjectionConfig) -> Sequence[CurriculumPoint]:
     if config.curriculum is None or config.apply_during == "eval":
         return ()
-    # Checked here, as nothing is on construction, where mappings may stand for points.
+    # Construction checks nothing, and points may be mappings.
     given = {"curriculum": config.curriculum, "interpolate": config.interpolate}
     checked: Any = FaultInjectionConfig.from_dict(given).curriculum
     return checked

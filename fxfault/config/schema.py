@@ -1,7 +1,7 @@
 """Check a section of a configuration file against a dataclass, and say what is wrong.
 
-The fields of a section, with their types, limits and meanings, are written once, as annotations
-of a dataclass. Checking, messages and the tables of the documentation are derived from there.
+The annotations of the dataclass give the types, limits and meanings of its fields. The checks, the
+messages and the tables of the documentation follow from them.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _YAML_BOOLEANS = "YAML reads no, off, yes and on as booleans: put the text in qu
 class SectionList:
     """Annotation of a field that holds null or a list of sections of one kind.
 
-    Each item may be a mapping, which is checked as a section of its own, or the dataclass itself.
+    An item is a mapping, which is checked as a section of its own, or an object of the dataclass.
 
     Attributes:
         item: the dataclass of an item.
-        check: looks at the items together. It gets them in order, with None for one that has a
-            problem already, and returns one text per problem, each from the index of the item on
-            (`[1].epoch: ...`).
+        check: looks at the items together. It gets them in order, with None for an item that has
+            a problem already, and returns one text for each problem, which starts with the index
+            of the item (`[1].epoch: ...`).
     """
 
     item: type[Any]
-    check: Callable[[Sequence[Any]], list[str]]
+    check: Callable[[Sequence[Any]], Iterable[str]]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -76,7 +76,7 @@ class SectionList:
 
 
 class _ItemProblemsError(ValueError):
-    """What is wrong with the items of a list, for pydantic to carry to `_value_problems`."""
+    """The problems of a list's items, which pydantic carries to `_complaints`."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(problems)
@@ -88,16 +88,12 @@ def _fields_of(section: Any) -> dict[str, Any]:
 
 
 def tuple_from_list(value: Any) -> Any:
-    """Let a field that holds a tuple be given as a list, the only sequence that YAML has."""
+    """Turn a list, the only sequence that YAML has, into a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def section_reference(section: type[Any]) -> str:
-    """Give the keys of a section as a Markdown table: key, allowed values, default, meaning.
-
-    Args:
-        section: a dataclass whose fields are annotated as those of `FaultInjectionConfig`.
-    """
+    """Return the keys of a section as a Markdown table: key, allowed values, default, meaning."""
     rows = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
     required = _json_schema(section).get("required", [])
     for key, schema in _json_schema(section)["properties"].items():
@@ -108,7 +104,7 @@ def section_reference(section: type[Any]) -> str:
 
 
 def section_to_dict(section: Any) -> dict[str, Any]:
-    """Give the fields of a section as plain values; tuples become lists, containers are copies."""
+    """Return the fields of a section as plain values: copies, with lists in place of tuples."""
     return {key: _plain(value) for key, value in _fields_of(section).items()}
 
 
@@ -123,15 +119,15 @@ def _plain(value: Any) -> Any:
 def parse_section(
     section: type[_Section], values: object, where: str
 ) -> tuple[_Section | None, list[str]]:
-    """Make a section from a mapping, or list all that is wrong in it.
+    """Make a section from a mapping, or list all of its problems.
 
     Args:
-        section: a dataclass whose fields are annotated as those of `FaultInjectionConfig`.
-        values: the mapping, as it came from a user.
-        where: path of the section in its file, for the messages; empty for the top level.
+        section: a dataclass with fields annotated like those of `FaultInjectionConfig`.
+        values: the mapping, as a user wrote it.
+        where: path of the section in its file, for messages; empty for the top level.
 
     Returns:
-        The section and no problem, or None and one text per problem, in the order of the keys.
+        The section and an empty list, or None and one text per problem, in the order of the keys.
     """
     if not isinstance(values, Mapping):
         return None, [f"{where}: got {got(values)}, allowed: a mapping of keys to values"]
@@ -158,18 +154,18 @@ def known_keys(section: type[Any]) -> tuple[str, ...]:
 
 
 def unknown_key(key: object, prefix: str, known: Iterable[str]) -> str:
-    """Say that a key is unknown, and which one may be meant.
+    """Say that a key is unknown, and suggest another.
 
     >>> unknown_key("epoch", "training.", ["batch_size", "epochs"])
     "training.epoch: unknown key; did you mean 'epochs'?"
 
     Args:
-        key: what the user wrote.
-        prefix: path of the section with its dot, or empty.
+        key: the key, as a user wrote it.
+        prefix: path of the section with a dot at the end, or empty.
         known: the keys of the section.
     """
     names = list(known)
-    # YAML's `no` is not meant as a name that looks like `False`.
+    # A boolean is a `no` or the like in YAML, and not a misspelt name.
     meant = [] if isinstance(key, bool) else [key]
     hint = did_you_mean(meant, names) or f"; known keys: {', '.join(names)}"
     note = f"; {_YAML_BOOLEANS}" if isinstance(key, bool) else ""
@@ -177,21 +173,18 @@ def unknown_key(key: object, prefix: str, known: Iterable[str]) -> str:
 
 
 def _schema(section: type[Any]) -> type[BaseModel]:
-    """Give the pydantic model that checks a section dataclass, made at its first use."""
-    if section not in _SCHEMAS:
-        _SCHEMAS[section] = _make_schema(section)
-    return _SCHEMAS[section]
-
-
-def _make_schema(section: type[Any]) -> type[BaseModel]:
-    # strict: neither "5" nor true is a number, and 0 is no boolean
+    """The pydantic model that checks a section, made at its first use."""
+    if section in _SCHEMAS:
+        return _SCHEMAS[section]
+    # strict: "5" and true are not numbers, and 0 is not a boolean
     rules = ConfigDict(strict=True, allow_inf_nan=False)
     hints = get_type_hints(section, include_extras=True)
     definitions: dict[str, Any] = {}
     for field in fields(section):
         required = field.default is MISSING and field.default_factory is MISSING
         definitions[field.name] = (hints[field.name], ... if required else _default(field))
-    return create_model(section.__name__, __config__=rules, **definitions)
+    _SCHEMAS[section] = create_model(section.__name__, __config__=rules, **definitions)
+    return _SCHEMAS[section]
 
 
 def _default(field: Any) -> Any:
@@ -205,10 +198,10 @@ def _json_schema(section: type[Any]) -> dict[str, Any]:
 def _value_problems(
     section: type[Any], error: ValidationError, values: Mapping[Any, Any], prefix: str
 ) -> dict[Any, list[str]]:
-    """Give the problems of each key that pydantic complains about: one, but for a `SectionList`.
+    """Return the problems of each key: one, or one for each item of a `SectionList`.
 
-    A field with alternatives has one pydantic error per alternative; the one that got deepest into
-    the value (to an element of a list) tells the most.
+    A field with alternatives has one pydantic error per alternative. The one that got deepest into
+    the value (to an item of a list) says the most.
     """
     by_key: dict[Any, ErrorDetails] = {}
     for detail in error.errors(include_url=False):
@@ -232,7 +225,7 @@ def _complaints(
 
 
 def _complaint(detail: ErrorDetails, value: Any, schema: dict[str, Any]) -> str:
-    """Say what is wrong with the value of a key, from the element in question on."""
+    """Say what is wrong with the value of a key, starting at the item in question."""
     if detail["type"] == "missing":
         return f": missing, allowed: {_allowed(schema)}"
     steps = detail["loc"][1:]
@@ -270,7 +263,7 @@ def _fixed_texts(schema: dict[str, Any]) -> list[str]:
 
 
 def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The alternatives of a schema, those of an alternative among them."""
+    """The alternatives of a schema, with nested ones."""
     if "anyOf" not in schema:
         return [schema]
     return [option for alternative in schema["anyOf"] for option in _options(alternative)]

@@ -1,7 +1,7 @@
-"""YAML files read strictly: what a user wrote is what the program sees, or an error says why not.
+"""Read YAML files strictly.
 
-PyYAML alone keeps the last of two equal keys without a word, and reads `1e-3` as text because it
-follows YAML 1.1. Here the first is an error that names both lines, and the second is a number.
+PyYAML silently keeps the last of two equal keys, and it reads `1e-3` as text because it follows
+YAML 1.1. Here equal keys are an error that names both lines, and `1e-3` is a number.
 
 >>> parse_yaml(b"learning_rate: 1e-3", "example.yaml")
 {'learning_rate': 0.001}
@@ -20,15 +20,15 @@ import yaml
 from fxfault.bundled.files import bundled_content, bundled_names
 from fxfault.errors import InvalidConfigError
 from fxfault.files.access import UnfitFileError, read_limited, size_text
-from fxfault.messages import nearest
+from fxfault.messages import nearest, one_line
 
-# A configuration of a megabyte takes seconds to read, and none that people write has a tenth of it.
+# A configuration of 1 MiB takes seconds to read, and people write less than a tenth of that.
 MOST_BYTES = 2**20
-MOST_VALUES = 100_000  # After aliases are followed: each is looked at wherever it stands.
+MOST_VALUES = 100_000  # Counted wherever an alias repeats them.
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 
-# The YAML 1.2 core schema; a dot or an exponent is asked for, so that `5` stays an integer.
+# The floats of the YAML 1.2 core schema. They have a dot or an exponent, so `5` stays an integer.
 _FLOAT = re.compile(
     r"""^(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?
          |[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?
@@ -46,11 +46,11 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
         path: the file.
 
     Returns:
-        Its content; values are plain Python values.
+        The content, as plain Python values.
 
     Raises:
         InvalidConfigError: the file is missing, unreadable, a folder, not text, not YAML, not a
-            mapping, or gives a key twice.
+            mapping, or repeats a key.
     """
     source = str(path)
     try:
@@ -60,7 +60,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     except IsADirectoryError:
         raise InvalidConfigError(["is a folder, expected a YAML file"], source) from None
     except UnfitFileError as error:
-        raise InvalidConfigError([f"{error}: it is no configuration"], source) from error
+        raise InvalidConfigError([f"{error}: not a configuration"], source) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidConfigError([f"cannot be read: {reason}"], source) from error
@@ -68,7 +68,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
 
 
 def is_bundled(kind: str, name: str) -> bool:
-    """Whether `load_named` takes a name for that of a bundled file.
+    """Whether `load_named` reads a bundled file for a name.
 
     >>> is_bundled("experiments", "digits"), is_bundled("experiments", "./digits.yaml")
     (True, False)
@@ -79,14 +79,14 @@ def is_bundled(kind: str, name: str) -> bool:
 
 
 def load_named(kind: str, name: str) -> tuple[dict[Any, Any], str]:
-    """Read a YAML file, or one that comes with the package.
+    """Read a YAML file, or a bundled one.
 
     Args:
         kind: `experiments` or `studies`.
-        name: the path of a file, or the name of a bundled one.
+        name: the path of a file, or the name of a bundled file.
 
     Returns:
-        The content, and what messages call its source.
+        The content, and the name of its source for messages.
 
     Raises:
         InvalidConfigError: as `load_yaml`.
@@ -107,10 +107,10 @@ def parse_yaml(data: bytes, source: str) -> dict[Any, Any]:
 
     Args:
         data: UTF-8 text, or UTF-16 with a byte order mark.
-        source: what an error calls the document.
+        source: name of the document for errors.
 
     Returns:
-        Its content; values are plain Python values.
+        The content, as plain Python values.
 
     Raises:
         InvalidConfigError: as `load_yaml`.
@@ -141,7 +141,7 @@ def _construct(data: bytes, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise InvalidConfigError([_syntax_problem(error)], source) from error
     except yaml.YAMLError as error:  # bytes that are no text, control characters
-        reason = _one_line(str(error)).replace(' in "<byte string>",', " at")
+        reason = one_line(str(error)).replace(' in "<byte string>",', " at")
         raise InvalidConfigError([f"not a YAML text file: {reason}"], source) from error
     except RecursionError as error:
         raise InvalidConfigError(["not usable: nested too deeply"], source) from error
@@ -151,16 +151,17 @@ def _construct(data: bytes, source: str) -> Any:
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int], source: str) -> int:
-    """Count the values in a node as often as aliases repeat them, before anything looks at them.
+    """Count the values in a node, as often as aliases repeat them.
 
     Args:
-        node: of the document.
-        counts: of the nodes that were counted, by `id`; 0 while one is being counted.
-        source: what an error calls the document.
+        node: a node of the document.
+        counts: the counts of nodes by `id`; 0 while a node is being counted.
+        source: name of the document for errors.
     """
     known = counts.get(id(node))
     if known == 0:
-        raise InvalidConfigError([f"{_at(node)}: an alias stands in what it stands for"], source)
+        problem = f"{_at(node)}: an alias is part of the value that it repeats"
+        raise InvalidConfigError([problem], source)
     if known is not None:
         return known
     counts[id(node)] = 0
@@ -171,7 +172,7 @@ def _count_values(node: yaml.Node, counts: dict[int, int], source: str) -> int:
                 number += _count_values(part, counts, source)
     if number > MOST_VALUES:
         problem = (
-            f"{_at(node)}: more than {MOST_VALUES} values, aliases followed, which is the most"
+            f"{_at(node)}: more than {MOST_VALUES} values, counted wherever an alias repeats them"
         )
         raise InvalidConfigError([problem], source)
     counts[id(node)] = number
@@ -186,15 +187,11 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     parts = [part for part in (error.context, error.problem) if part]
-    return f"not valid YAML: {where}{_one_line(', '.join(parts))}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return f"not valid YAML: {where}{one_line(', '.join(parts))}"
 
 
 class _UnreadableValueError(Exception):
-    """A value that PyYAML cannot make, in one line."""
+    """A value that PyYAML cannot read, in one line."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -205,7 +202,7 @@ class _StrictLoader(yaml.SafeLoader):
         self.duplicates: list[str] = []
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        # Looked at before `<<` merges are resolved: those may override a key on purpose.
+        # Before `<<` merges are resolved, because these may override a key on purpose.
         node = super().compose_mapping_node(anchor)
         self.duplicates += _repeated_keys(node)
         return node
@@ -215,14 +212,14 @@ class _StrictLoader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (yaml.YAMLError, _UnreadableValueError, RecursionError):
             raise
-        # `2024-13-45`, an endless row of digits, or `!!bool maybe`, for which it has a KeyError.
+        # `2024-13-45`, too many digits, or `!!bool maybe`, which raises a KeyError.
         except Exception as error:
             if not isinstance(node, yaml.ScalarNode):
                 raise
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            # Of a KeyError the text is only the key again.
-            reason = f" ({_one_line(str(error))})" if isinstance(error, ValueError) else ""
-            text = f"{_at(node)}: {_one_line(reprlib.repr(node.value))} is no {tag}{reason}"
+            # The text of a KeyError only repeats the value.
+            reason = f" ({one_line(str(error))})" if isinstance(error, ValueError) else ""
+            text = f"{_at(node)}: {one_line(reprlib.repr(node.value))} is no {tag}{reason}"
             raise _UnreadableValueError(text) from error
 
 

@@ -1,6 +1,6 @@
 """Words, fault models, random numbers, hits, and the loops that strike.
 
-Arithmetic on integers and counters. Nothing here knows of networks, layers or configurations.
+Arithmetic on integers and counters, without networks, layers or configurations.
 """
 
 from __future__ import annotations

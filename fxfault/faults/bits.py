@@ -11,7 +11,7 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Whether two tensors or two plain values are the same, to the last bit.
+    """Whether two tensors, or two plain values, are equal bit for bit.
 
     >>> same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
     False

@@ -1,8 +1,7 @@
-"""Integer codes: the words that a quantised activation is stored in.
+"""Integer codes and the words that store them.
 
-Bit 0 is the least significant. All arithmetic is written with plain operators,
-so that a code may be a Python integer or an int64 tensor, and a bit width may be
-a Python integer or a tensor that never leaves its device.
+Bit 0 is the least significant. All arithmetic uses plain operators, so a code may be a Python
+integer or an int64 tensor, and a bit width a Python integer or a tensor that stays on its device.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ Code = TypeVar("Code", int, Tensor)
 
 MAX_BIT_WIDTH = 32
 
-# A float64 of this size has no binary places: adding and subtracting it rounds to the nearest
-# whole number, to even between two, as `round` does.
+# A float64 of this size has no binary places, so adding and subtracting it rounds like `round`: to
+# the nearest whole number, and halves to even.
 _ROUNDING = 1.5 * 2.0**52
 
 
 @dataclass(frozen=True)
 class Word:
-    """The word that holds one code: `bit_width` bits, two's complement where signed.
+    """The word that holds one code: `bit_width` bits, two's complement if signed.
 
-    A bit operation acts on the bit pattern and its result is read back as the same
-    word, so a signed 4-bit 7 whose most significant bit flips is -1, never 15:
+    A bit operation acts on the bit pattern, and the result is read back as the same word. If the
+    most significant bit of a signed 4-bit 7 flips, the code is -1, never 15:
 
     >>> word = Word(bit_width=4, signed=True)
     >>> word.from_pattern(word.to_pattern(7) ^ 0b1000)
@@ -48,10 +47,10 @@ class Word:
     1
 
     Attributes:
-        bit_width: number of bits, 1 to 32; an int, or an int64 tensor of no dimension.
-        signed: whether the word is read as two's complement.
-        narrow_range: whether the quantiser leaves out one extreme code (the lowest
-            of a signed word, the highest of an unsigned one), as Brevitas defines it.
+        bit_width: number of bits, 1 to 32; an int, or an int64 tensor without dimensions.
+        signed: whether the word is two's complement.
+        narrow_range: whether the quantiser leaves out one extreme code, as Brevitas defines it:
+            the lowest of a signed word, the highest of an unsigned one.
         binary: whether the codes are -1 and +1.
     """
 
@@ -88,7 +87,7 @@ class Word:
 
     @functools.cached_property
     def lowest(self) -> int | Tensor:
-        """The lowest code that the word can hold: a fault may leave the quantiser's range.
+        """The lowest code that the word can hold, which may be outside the quantiser's range.
 
         >>> Word(4, signed=True, narrow_range=True).lowest
         -8
@@ -132,7 +131,7 @@ class Word:
         return np.array(kernels.Word(*fields, **kinds), np.int64)
 
     def to_pattern(self, code: Code) -> Code:
-        """The bits of a code as a number from 0 to 2**bit_width - 1.
+        """Return the bits of a code as a number from 0 to 2**bit_width - 1.
 
         >>> bin(Word(4, signed=True).to_pattern(-2))
         '0b1110'
@@ -142,7 +141,7 @@ class Word:
         return code & self.all_ones  # type: ignore[return-value]
 
     def from_pattern(self, pattern: Code) -> Code:
-        """The code that a bit pattern stands for: the inverse of `to_pattern`.
+        """Return the code of a bit pattern: the inverse of `to_pattern`.
 
         >>> Word(4, signed=True).from_pattern(0b1110)
         -2
@@ -151,22 +150,21 @@ class Word:
             return 2 * pattern - 1
         if not self.signed:
             return pattern
-        # Sign extension: flip the sign bit, then take its weight off.
+        # Sign extension: flip the sign bit, then subtract its weight.
         return (pattern ^ self.msb) - self.msb  # type: ignore[return-value]
 
 
 Parameter: TypeAlias = "Tensor | float"
-"""A scale or zero point: one number, or a tensor with one for each value."""
+"""A scale or zero point: one number, or a tensor that broadcasts to the values."""
 
 
 def to_codes(
     values: Tensor, scale: Parameter, zero_point: Parameter, word: Word
 ) -> tuple[Tensor, Tensor]:
-    """Read the integer codes that dequantised values stand for.
+    """Compute the integer codes of dequantised values.
 
-    `code = round(value / scale + zero_point)`, in float64 and kept in the word's
-    range: in a 16-bit float two neighbouring codes may share one value, and the
-    nearer one is taken.
+    `code = round(value / scale + zero_point)`, in float64 and clamped to the word. In a 16-bit
+    float two neighbouring codes may share one value; the nearer one is taken.
 
     >>> values = torch.tensor([-0.5, 0.25, 0.375])
     >>> codes, distance = to_codes(values, 0.25, 0.0, Word(4, signed=True))
@@ -177,12 +175,12 @@ def to_codes(
         values: dequantised values, any shape, floating point.
         scale: positive, broadcastable to `values`.
         zero_point: broadcastable to `values`.
-        word: the word that the codes are stored in.
+        word: the word that stores the codes.
 
     Returns:
-        The codes (int64, shape of `values`) and how far each value was from its code, in
-        codes (float64, same shape): beyond `tolerance`, or NaN, where it was no code of the
-        word. The code of a NaN is any.
+        The codes (int64, shape of `values`), and the distance of each value from its code, in
+        codes (float64, same shape). A value is not a code of the word if the distance is above
+        `tolerance` or NaN. The code of a NaN is arbitrary.
     """
     exact = values.double() / _double(scale)
     if not _is_zero(zero_point):
@@ -190,16 +188,16 @@ def to_codes(
     if word.binary:
         codes = torch.where(exact > 0, 1.0, -1.0).double()
     else:
-        # `round` starts all threads for a few thousand values, which costs more than it saves.
+        # `round` starts all threads even for a few thousand values, which costs more than it saves.
         codes = exact.add(_ROUNDING).sub_(_ROUNDING)
         codes.clamp_(word.lowest, word.highest)  # type: ignore[arg-type]
     return codes.long(), exact.sub_(codes).abs_()
 
 
 def tolerance(dtype: torch.dtype, zero_point: Parameter, word: Word) -> Parameter:
-    """How far from a code a dequantised value may lie.
+    """The largest distance of a dequantised value from its code, in codes.
 
-    It carries one rounding, of at most eps/2 of its size.
+    The value was rounded once, by at most eps/2 of its size.
 
     >>> tolerance(torch.float32, 0.0, Word(4, signed=True))
     0.25
@@ -230,7 +228,7 @@ def _double(parameter: Parameter) -> Parameter:
 
 
 def _is_zero(parameter: Parameter) -> bool:
-    """Whether a number is known to be 0; a tensor is not asked, it may be on a device."""
+    """Whether a parameter is the number 0; tensors are not read, as they may be on a device."""
     return not isinstance(parameter, Tensor) and parameter == 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Why an activation belongs to no sample though samples are independent.
+# Why an activation does not belong to samples, although the samples are independent.
 CONSTANT = "it is the same for every batch"
 
 
@@ -16,21 +16,21 @@ CONSTANT = "it is the same for every batch"
 class Layout:
     """How the elements of a tensor belong to the samples of a batch.
 
-    In row-major order a sample's elements are `outer` pieces of the same size; in the tensor the
-    first pieces of all samples come first, then their second ones, and so on. With one piece its
-    rows are consecutive; two views of each sample that `torch.cat` joins are two pieces; a tensor
-    of T time steps, (T, batch, features), has T.
+    A sample consists of `outer` pieces of the same size. The tensor holds the first pieces of all
+    samples, then their second pieces, and so on. If there is one piece, the rows of a sample are
+    consecutive. Two views of each sample that `torch.cat` joins are two pieces. A tensor of T time
+    steps, (T, batch, features), has T pieces.
 
     >>> import torch
     >>> views = Layout(samples=3, rows=2, row_shape=(5,), outer=2)
-    >>> views.place(torch.tensor([0, 4, 5, 10])).tolist()  # of sample 0, and the first of sample 1
+    >>> views.place(torch.tensor([0, 4, 5, 10])).tolist()  # three of sample 0, one of sample 1
     [0, 4, 15, 5]
 
     Attributes:
-        samples: number of samples that the tensor holds.
-        rows: of one sample; its row-major elements are those of row after row.
-        row_shape: shape of one row, channels first: the dimensions behind that of the samples.
-        outer: pieces in which a sample lies.
+        samples: number of samples in the tensor.
+        rows: rows of one sample.
+        row_shape: shape of one row, channels first: the dimensions after that of the samples.
+        outer: pieces of a sample.
     """
 
     samples: int
@@ -41,11 +41,11 @@ class Layout:
     @classmethod
     @functools.lru_cache(maxsize=1024)
     def of(cls, shape: tuple[int, ...], batch: int) -> Layout:
-        """Lay a tensor's shape out over a batch, as far as one sees by the shape.
+        """Guess the layout of a tensor from its shape and the batch size.
 
-        A leading dimension of k times the batch is taken to hold k consecutive rows (windows,
-        tokens) for each sample; any other tensor is one sample. What is true is measured, see
-        `fxfault.sites.sample_layouts`.
+        A leading dimension of k times the batch is taken as k consecutive rows (windows, tokens)
+        for each sample. Any other tensor is one sample. `fxfault.sites.sample_layouts` measures
+        the true layout.
 
         >>> Layout.of((12, 3, 8, 8), batch=4)
         Layout(samples=4, rows=3, row_shape=(3, 8, 8), outer=1)
@@ -64,13 +64,13 @@ class Layout:
         return self.rows * math.prod(self.row_shape)
 
     def place(self, index: Tensor) -> Tensor:
-        """Where elements lie in the tensor, which are counted sample after sample.
+        """Return the positions in the tensor of elements that are counted sample after sample.
 
         Args:
-            index: element e of sample n is n * elements + e; int64, any shape.
+            index: n * elements + e for element e of sample n; int64, any shape.
 
         Returns:
-            Flat row-major positions; `index` itself where each sample is one piece.
+            Flat row-major positions; `index` itself if each sample is one piece.
         """
         if self.outer == 1 or self.samples == 1 or self.elements == 0:
             return index
@@ -81,9 +81,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How the samples of any batch lie in an activation, as it was measured.
+    """How the samples of any batch lie in an activation.
 
-    Along one dimension, of size outer * batch * each. See `fxfault.sites.sample_layouts`.
+    They lie along one dimension, of size outer * batch * each, which
+    `fxfault.sites.sample_layouts` measures.
 
     >>> views = Arrangement(dim=0, outer=2)
     >>> views.over((14, 5), batch=7)
@@ -97,13 +98,13 @@ class Arrangement:
 
     Attributes:
         dim: the dimension.
-        outer: how often all samples follow each other in it; 1 where they do so once.
-        each: neighbouring entries of one sample in it.
-        pieces: of a sample in the activation that was measured, see `Layout.outer`.
-        why_batch: why the activation belongs to the batch as a whole, so that it has one draw of
-            faults; None: it belongs to samples.
-        why_shared: how samples influence each other all the same; None: they do not.
-        why_guessed: why other ways in which samples may lie explain as much; None: none does.
+        outer: how many times the dimension runs through all samples.
+        each: neighbouring entries of one sample along the dimension.
+        pieces: pieces of a sample in the measured activation, see `Layout.outer`.
+        why_batch: why the activation belongs to the batch as a whole and has one draw of faults;
+            None if it belongs to samples.
+        why_shared: how samples influence each other nevertheless; None if they do not.
+        why_guessed: why other arrangements explain the measurement as well; None if none does.
     """
 
     dim: int = 0
@@ -115,9 +116,9 @@ class Arrangement:
     why_guessed: str | None = None
 
     def over(self, shape: tuple[int, ...], batch: int) -> Layout:
-        """The layout of an activation of some shape, from a batch of `batch` samples.
+        """Return the layout of an activation of some shape, from a batch of `batch` samples.
 
-        A shape that does not fit what was measured is one sample.
+        A shape that does not fit the measurement is one sample.
         """
         if self.why_batch is None and self.dim == 0 and self.outer == 1:
             return Layout.of(shape, batch)
@@ -125,13 +126,13 @@ class Arrangement:
 
     @property
     def mixing(self) -> bool:
-        """Whether samples meet each other there, or may; what no sample makes does not count."""
+        """Whether samples influence each other there, or may; constants do not count."""
         shared = self.why_shared is not None or self.why_guessed is not None
         return shared or self.why_batch not in (None, CONSTANT)
 
     @property
     def consecutive(self) -> bool:
-        """Whether each sample's rows follow each other."""
+        """Whether the rows of each sample are consecutive."""
         return self.why_batch is None and self.pieces == 1
 
     def __str__(self) -> str:
@@ -154,7 +155,7 @@ def _layout_over(arrangement: Arrangement, shape: tuple[int, ...], batch: int) -
         return one
     outer = arrangement.outer
     if arrangement.each == 1 and outer > 1:
-        outer = each  # As many views, or time steps, as there are here.
+        outer = each  # The number of views or time steps may differ from the measured one.
     elif each % outer:
         return one
     before = math.prod(shape[:dim])

@@ -1,8 +1,8 @@
 """Which elements of a tensor are hit.
 
-Work follows the number of hits, not of elements: the gaps between hits are drawn
-(geometric), never a mask. Each sample has its own stream of random numbers, so its
-hits do not depend on the batch that it comes in.
+The work grows with the number of hits, not of elements: the (geometric) gaps between hits are
+drawn, never a mask. Each sample has its own stream of random numbers, so its hits do not depend on
+its batch.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from fxfault.faults.random_numbers import counter_hash, signed, uniform_open
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# Hits that are worked on together: what is made of them fits a core's L2 cache.
+# Work on this many hits at once, so that their temporaries fit a core's L2 cache.
 PART = 3 << 13
 
-# Numbers drawn for several sites together that are kept from site to site (32 MiB).
+# Keep up to this many numbers that are drawn for several sites together (32 MiB).
 MOST_KEPT = 1 << 22
 
 Numbers: TypeAlias = "range | Tensor"
-"""The numbers of a batch's samples, 0 and up: a range, or int64 of one dimension."""
+"""The numbers of a batch's samples, from 0: a range, or int64 with one dimension."""
 
 
 class Hits(NamedTuple):
-    """Elements that are hit: all of a tensor's, or a part of them.
+    """Elements of a tensor that are hit, or a part of them.
 
     Attributes:
-        index: flat positions in row-major order of the shape, int64, one dimension.
-        bits: 64 random bits for each, that its fault may be drawn from; int64, same length. None
-            where it is drawn already.
-        real: None where every entry is a hit; otherwise bool, false for an entry that
-            only fills the tensor up to its fixed length. A filler repeats a hit of its
-            sample, or stands at element 0 of a sample without hits and must not change it.
-        writes: None, or bool: the entry is a hit or repeats one.
-        complete: None, or a bool tensor that is false in the (astronomically rare) case
-            that the fixed number of draws did not reach the end of a sample.
-        struck: None, or which bits of each word are struck, as a pattern; int64, same length.
+        index: flat row-major positions, int64, one dimension.
+        bits: 64 random bits for each hit, from which its fault is drawn; int64, same length. None
+            if nothing is left to draw.
+        real: bool, same length; false for entries that only fill the tensor up to its fixed
+            length. Such an entry repeats a hit of its sample, or is at element 0 of a sample
+            without hits and must not change it. None if every entry is a hit.
+        writes: bool, same length; true for hits and their repetitions. None if `real` is None.
+        complete: a bool tensor, false in the (astronomically rare) case that the fixed number of
+            draws did not reach the end of a sample; or None.
+        struck: the pattern of the struck bits of each word, int64, same length; or None.
     """
 
     index: Tensor  # type: ignore[assignment]
@@ -70,39 +70,26 @@ def random_hits(
 ) -> Iterator[Hits]:
     """Hit every element independently with the same probability.
 
-    The gap before each hit is geometric, floor(ln u / ln(1 - p)), so a rate of 1e-9 is
-    as exact as one of 0.5 and no rate is rounded to "none" or "at least one".
+    The gap before each hit is geometric, floor(ln u / ln(1 - p)). So a rate of 1e-9 is as exact as
+    one of 0.5, and no rate is rounded to "none" or "at least one".
 
     Args:
         key: stream of the site (seed, trial and site).
-        numbers: of the samples, one for each of the layout's; their faults follow from them.
+        numbers: numbers of the samples, on which their faults depend; one for each in the layout.
         layout: samples and elements of the tensor.
-        probability: 0 to 1, for each element.
-        device: where the positions are wanted.
-        fixed_size: draw a number of gaps that is known beforehand, so that no size has to
-            be read back from a device; default: only off the CPU. The hits are the same.
+        probability: probability of a hit for each element, 0 to 1.
+        device: device of the positions.
+        fixed_size: whether to draw a number of gaps that is known beforehand, so that no size has
+            to be read back from a device; default: unless on the CPU. The hits are the same.
 
     Yields:
-        The hits, in parts that stay in the processor's cache; never an empty one. Those of
-        a fixed size are one part.
+        Hits, in parts that fit the processor's cache and are never empty; hits of a fixed size
+        are one part.
 
     Reference: Devroye, "Non-Uniform Random Variate Generation", 1986, X.2 (geometric
         variates by inversion).
     """
-    if probability <= 0 or layout.elements == 0:
-        return
-    if fixed_size or (fixed_size is None and device.type != "cpu"):
-        hits = _fixed_hits(key, numbers, layout, probability, device)
-        yield hits._replace(index=layout.place(hits.index))
-        return
-    stream = _stream_of(key, numbers, layout, probability)
-    room = room_for(layout, probability)
-    place = kernels.START
-    while place[0] < layout.samples:
-        index, bits = np.empty((2, room), np.int64)
-        count, place = kernels.draw_hits(tuple(stream), place, index, bits)
-        if count:
-            yield Hits(torch.from_numpy(index[:count]), torch.from_numpy(bits[:count]))
+    return _random(key, numbers, layout, layout, None, probability, device, fixed_size)
 
 
 def random_upsets(
@@ -117,44 +104,59 @@ def random_upsets(
 ) -> Iterator[Hits]:
     """Hit every bit independently with the same probability.
 
-    Bits are drawn as `random_hits` draws elements, with those of a word beside each other, bit 0
-    first.
+    Bits are drawn as `random_hits` draws elements: word after word, bit 0 first.
 
     Args:
-        key: as for `random_hits`.
-        numbers: as for `random_hits`.
-        layout: samples and elements of the tensor.
+        key, numbers, layout, device, fixed_size: as for `random_hits`.
         width: bits of a word.
-        probability: 0 to 1, for each bit.
-        device: where the positions are wanted.
-        fixed_size: as for `random_hits`.
+        probability: probability of a hit for each bit, 0 to 1.
 
     Yields:
-        The elements of which at least one bit is hit, with these bits; as `random_hits`.
+        The elements with at least one hit bit, and these bits; in parts as `random_hits`.
     """
     outer = layout.outer
     bits = Layout(layout.samples, outer, (layout.elements // outer * width,), outer)
-    if probability <= 0 or bits.elements == 0:
+    return _random(key, numbers, layout, bits, width, probability, device, fixed_size)
+
+
+def _random(
+    key: int,
+    numbers: Numbers,
+    layout: Layout,
+    targets: Layout,
+    width: int | None,
+    probability: float,
+    device: torch.device,
+    fixed_size: bool | None,
+) -> Iterator[Hits]:
+    """Hit every element of `targets` (elements of `layout`, or with a `width` their bits)."""
+    if probability <= 0 or targets.elements == 0:
         return
     if fixed_size or (fixed_size is None and device.type != "cpu"):
-        hits = _words_of(_fixed_hits(key, numbers, bits, probability, device), bits, width)
+        hits = _fixed_hits(key, numbers, targets, probability, device)
+        hits = hits if width is None else _words_of(hits, targets, width)
         yield hits._replace(index=layout.place(hits.index))
         return
-    stream = _stream_of(key, numbers, bits, probability)
-    room = room_for(bits, probability)
+    stream = _stream_of(key, numbers, targets, probability)
+    room = room_for(targets, probability)
     place = kernels.START
     while place[0] < layout.samples:
-        index, struck = np.empty((2, room), np.int64)
-        count, place = kernels.draw_upsets(tuple(stream), width, place, index, struck)
+        index, bits = np.empty((2, room), np.int64)
+        if width is None:
+            count, place = kernels.draw_hits(tuple(stream), place, index, bits)
+        else:
+            count, place = kernels.draw_upsets(tuple(stream), width, place, index, bits)
         if count:
-            yield Hits(torch.from_numpy(index[:count]), struck=torch.from_numpy(struck[:count]))
+            drawn = torch.from_numpy(bits[:count])
+            found = torch.from_numpy(index[:count])
+            yield Hits(found, drawn) if width is None else Hits(found, struck=drawn)
 
 
 def _words_of(hits: Hits, bits: Layout, width: int) -> Hits:
-    """Put the bits of one word together, in hits of a fixed size, which it stays.
+    """Join the bits of each word, in hits of a fixed size, which stays.
 
-    The bits of a word follow each other within their sample, and what fills a sample up comes
-    last; it takes the place of the sample's last word, whose bits it repeats.
+    The bits of a word are neighbours within their sample. Fillers come last; they repeat the last
+    word of the sample, with its bits.
     """
     assert hits.real is not None
     index, real = (part.view(bits.samples, -1) for part in (hits.index, hits.real))
@@ -177,14 +179,12 @@ def _words_of(hits: Hits, bits: Layout, width: int) -> Hits:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of one site in numbers that are drawn for several sites together.
-
-    The elements (or bits) of the first site have the first numbers, and so on.
+    """The range of one site among the elements (or bits) of several sites, numbered together.
 
     Attributes:
-        low: the first of the site's numbers.
-        high: one after the last.
-        total: of all sites together.
+        low: the first number of the site.
+        high: one after its last number.
+        total: the number of elements (or bits) of all sites.
         width: numbers of one element: 1, or the bits of its word.
     """
 
@@ -203,32 +203,33 @@ def exact_hits(
     device: torch.device,
     layout: Layout | None = None,
 ) -> Iterator[Hits]:
-    """Hit exactly so many elements (or bits) of each sample, at several sites together.
+    """Hit an exact number of elements (or bits) of each sample, at several sites together.
 
-    Every set of them is equally likely. All is drawn on the host, whose positions follow from
-    nothing on the device, so that no forward waits for it.
+    Every set of them is equally likely. The host draws them without reading from the device, so
+    that no forward waits.
 
     Args:
-        joint_key: stream that all these sites have in common.
-        key: stream of the site, which random bits come from.
-        numbers: of the samples.
-        share: the site's part.
+        joint_key: stream that all these sites share.
+        key: stream of the site, for the random bits.
+        numbers: numbers of the samples.
+        share: the range of the site.
         count: hits of each sample, at most `share.total`.
-        device: where the positions are wanted.
+        device: device of the positions.
         layout: samples and elements of the tensor; default: each sample is one piece.
 
     Yields:
-        The hits of the site, all at once, sample after sample; nothing where it has none.
+        All hits of the site at once, sample after sample; nothing if there are none.
     """
     drawn = _drawn_together(joint_key, numbers, share.total, count)
-    index, struck = np.empty((2, _room_between(drawn, share)), np.int64)
+    room = int(((drawn >= share.low) & (drawn < share.high)).sum())
+    index, struck = np.empty((2, room), np.int64)
     found = kernels.take_between(drawn, share.low, share.high, share.width, index, struck)
     if found == 0:
         return
     placed = torch.from_numpy(index[:found])
     placed = placed if layout is None else layout.place(placed)
     if share.width > 1:
-        yield Hits(_moved(placed, device), struck=_sent(struck[:found], device))
+        yield Hits(_moved(placed, device), struck=_moved(torch.from_numpy(struck[:found]), device))
         return
     elements = share.high - share.low
     of_sample = on_host(numbers).view(np.int64)[index[:found] // elements]
@@ -243,14 +244,10 @@ def samples_hit_exactly(joint_key: int, numbers: Numbers, share: Share, count: i
     return torch.from_numpy(((drawn >= share.low) & (drawn < share.high)).any(1))
 
 
-def _room_between(drawn: npt.NDArray[np.int64], share: Share) -> int:
-    return int(((drawn >= share.low) & (drawn < share.high)).sum())
-
-
 def _drawn_together(
     joint_key: int, numbers: Numbers, total: int, count: int
 ) -> npt.NDArray[np.int64]:
-    """What is drawn for all sites, ascending for each sample; shape (samples, count)."""
+    """The hits at all sites, ascending for each sample; shape (samples, count)."""
     host = on_host(numbers)
     find = _draw_distinct.__wrapped__ if host.size * count > MOST_KEPT else _draw_distinct
     drawn: npt.NDArray[np.int64] = find(joint_key, host.tobytes(), total, count)
@@ -259,33 +256,29 @@ def _drawn_together(
 
 @functools.lru_cache(maxsize=4)
 def _draw_distinct(joint_key: int, numbers: bytes, total: int, count: int) -> npt.NDArray[np.int64]:
-    """Kept, as every site of a forward asks for it."""
+    """Draw, or return the cached draw, which every site of a forward uses."""
     given = np.frombuffer(numbers, np.uint64)
     drawn = np.empty((given.size, count), np.int64)
     kernels.draw_distinct(signed(joint_key), given, total, drawn)
     return drawn
 
 
-def _sent(host: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    return _moved(torch.from_numpy(host), device)
-
-
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, which the host does not wait for."""
+    """Copy a tensor to a device without waiting for it."""
     if device.type != "cuda" or not tensor.is_cpu:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _stream_of(key: int, numbers: Numbers, layout: Layout, probability: float) -> kernels.Stream:
-    """Where the hits of a tensor come from, as the loops take it; see `random_hits`."""
+    """The source of a tensor's hits for the compiled loops; see `random_hits`."""
     return kernels.Stream(
         signed(key), on_host(numbers), layout.elements, gap_scale(probability), layout.outer
     )
 
 
 def room_for(layout: Layout, probability: float) -> int:
-    """How many hits to work on together."""
+    """How many hits to work on at once."""
     return min(_draws(layout.samples * layout.elements, probability, deviations=4, more=4), PART)
 
 
@@ -299,7 +292,7 @@ def samples_hit_at_random(key: int, numbers: Numbers, elements: int, probability
 
 
 def on_host(numbers: Numbers) -> npt.NDArray[np.uint64]:
-    """The numbers of samples as the loops take them."""
+    """The numbers of samples for the compiled loops."""
     if isinstance(numbers, range):
         return _counted(numbers.start, numbers.stop)
     return numbers.cpu().numpy().view(np.uint64)
@@ -307,7 +300,7 @@ def on_host(numbers: Numbers) -> npt.NDArray[np.uint64]:
 
 @functools.lru_cache(maxsize=8)
 def _counted(first: int, end: int) -> npt.NDArray[np.uint64]:
-    """The numbers of a batch, which all sites of a forward ask for."""
+    """The numbers of a batch, cached for all sites of a forward."""
     return np.arange(first, end, dtype=np.uint64)
 
 
@@ -320,11 +313,10 @@ def _on_device(numbers: Numbers, device: torch.device) -> Tensor:
 def _fixed_hits(
     key: int, numbers: Numbers, layout: Layout, probability: float, device: torch.device
 ) -> Hits:
-    """Draw as many gaps as surely span every sample, and fill up what is too many.
+    """Draw enough gaps to span every sample, and turn the surplus into fillers.
 
-    With 9 standard deviations and 60 more than the mean, a binomial count exceeds the
-    number with a probability under 1e-17 for each sample (Chernoff's bound, worst where
-    the normal tail is, at large counts).
+    A binomial count exceeds its mean by 9 standard deviations and 60 with a probability below
+    1e-17 for each sample (Chernoff's bound, which is worst at large counts, in the normal tail).
     """
     elements = layout.elements
     draws = _draws(elements, probability, deviations=9, more=60)
@@ -346,28 +338,28 @@ def _fixed_hits(
 
 
 def _draws(elements: int, probability: float, deviations: int, more: int) -> int:
-    """How many gaps to draw: more than the mean number of hits, but no more than elements."""
+    """The number of gaps to draw: above the mean number of hits, up to the number of elements."""
     mean = elements * probability
     spread = math.sqrt(mean * (1 - probability))
     return min(elements, math.ceil(mean + deviations * spread) + more)
 
 
 def gap_scale(probability: float) -> float:
-    """What turns ln u into the gap before a hit, which is 0 where all are hit."""
+    """The factor that turns ln u into the gap before a hit; 0 if every element is hit."""
     return 1 / math.log1p(-probability) if probability < 1 else 0.0
 
 
 def hits_at(positions: Tensor, key: int, numbers: Numbers, layout: Layout) -> Iterator[Hits]:
-    """Hits at the same places of every sample, with random bits of each sample's own.
+    """Hit the same places of every sample, each sample with its own random bits.
 
     Args:
         positions: row-major positions in a sample, int64, one dimension.
         key: stream of the site.
-        numbers: of the samples, one for each of the layout's.
+        numbers: numbers of the samples, one for each in the layout.
         layout: samples and elements of the tensor.
 
     Yields:
-        The hits, in parts of whole samples; never an empty one.
+        Hits, in parts of whole samples that are never empty.
     """
     if positions.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""Where, when and how often faults strike, and what was seen of it.
+"""The state of a transformed model: where, when and how often faults strike, and statistics.
 
-The state of a transformed model is here. Nothing here strikes a value.
+Nothing here strikes a value.
 """

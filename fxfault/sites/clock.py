@@ -1,4 +1,4 @@
-"""When faults strike, and which random numbers they are drawn from."""
+"""When faults strike, and the random numbers that draw them."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
     from fxfault.sites.fault_sites import FaultSites
     from fxfault.sites.handles import Handle
 
-# What a clock knows of where it is, rather than of when.
+# Attributes that belong to one process or model, and not to a point in time.
 _NOT_IN_STATE = (
     *("_model", "_on_move", "forward", "given", "handle", "rank", "world_size"),
     "warned",
 )
 
-# What a clock follows before it has a model.
+# Stands for the model before `follow`.
 _NO_MODEL = SimpleNamespace(training=False)
 
 
 class FaultClock:
-    """When faults strike, and which stream of random numbers they are drawn from.
+    """When faults strike, and the stream of random numbers that draws them.
 
-    It moves once for each forward of the whole model: samples are numbered from the last
-    reset, separately while training and while evaluating, and a training forward is one
-    step, which is noisy or clean as a whole.
+    The clock moves once for each forward of the whole model. Samples are numbered from the last
+    reset, in training and in evaluation separately. A training forward is one step, which is noisy
+    or clean as a whole.
 
     Attributes:
         enabled: the master switch.
         apply_during: `train`, `eval` or `both`.
-        epoch_interval: faults strike while training in every such epoch.
+        epoch_interval: n, if faults strike in every n-th epoch of training.
         step_interval: probability that a training step is noisy, 0 to 1.
-        seed: where all draws follow from.
+        seed: seed of all draws.
         trial: number of the evaluation under this seed; each has its own faults.
-        epoch: the epoch; while training, each has its own faults.
+        epoch: the epoch; in training, each has its own faults.
         step: training steps since the last reset.
-        batch: samples of the current forward.
-        first_sample: number of the first one.
-        given: the numbers of all of them where somebody gave them; see `FaultSites.samples`.
-        rank, world_size: which of how many processes this is; see `FaultSites.shard`.
-        warned: whether it was said that layouts were not measured; see `FaultSite.layout_of`.
-        handle: by which compiled code finds the sites.
+        batch: number of samples of the current forward.
+        first_sample: number of the first sample of the current forward.
+        given: the numbers of the samples, if `FaultSites.samples` sets them.
+        rank, world_size: number of this process, and of all processes; see `FaultSites.shard`.
+        warned: whether `FaultSite.layout_of` has warned that layouts were not measured.
+        handle: the handle through which compiled code finds the sites.
     """
 
     handle: Handle[FaultSites]
@@ -64,11 +64,11 @@ class FaultClock:
         self.seed = secrets.randbits(63) if config.seed is None else config.seed
         self.trial = 0
         self.epoch = 0
-        # A list keeps nn.Module from taking the model for a child of whatever holds the clock;
-        # a strong reference survives copy.deepcopy, where a weak one would keep the original.
+        # In a list, because nn.Module would take the model for a child of the clock's holder. Not
+        # a weak reference, because a deep copy would keep the original.
         self._model: list[Any] = [_NO_MODEL]
         self._on_move: Callable[[], None] | None = None
-        self.forward = 0  # Counts on over resets: no two forwards share a number.
+        self.forward = 0  # Resets keep it, so no two forwards share a number.
         self.given: Tensor | None = None
         self.warned = False
         self.reset()
@@ -86,7 +86,7 @@ class FaultClock:
         self._model = [model]
 
     def on_move(self, react: Callable[[], None]) -> None:
-        """Have a function called where `restore` leads to another seed, trial or epoch."""
+        """Register a function to call when `restore` leads to another seed, trial or epoch."""
         self._on_move = react
 
     @property
@@ -102,21 +102,21 @@ class FaultClock:
         return training
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on from here: plain numbers, texts and a mapping.
+        """Return the state that `restore` needs: plain numbers, texts and a mapping.
 
-        Any of several processes that share the data can go on from the state of any other.
+        A process can restore the state of any process that shares its data.
         """
         kept = {k: v for k, v in vars(self).items() if k not in _NOT_IN_STATE}
         return {**kept, "_next_sample": dict(self._next_sample)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state` gave.
+        """Restore what `state` returned.
 
-        The sites follow to another epoch of the curriculum, and with `injection_layer: -1` to
-        the layer that another seed or trial draws.
+        The sites then have the values of the curriculum for that epoch and, with
+        `injection_layer: -1`, the layer that the seed and trial draw.
 
         Raises:
-            ConfigError: `state` does not come from `state`.
+            ConfigError: the mapping does not come from `state`.
         """
         expected = self.state().keys()
         if not isinstance(state, Mapping) or state.keys() != expected:
@@ -148,10 +148,10 @@ class FaultClock:
 
     @property
     def why_quiet(self) -> str | None:
-        """Why no site strikes in the current forward; None if the selected ones do."""
+        """Why no site strikes in the current forward; None if the selected sites do."""
         if not self.enabled:
             return "injection is disabled"
-        training = self._model[0].training  # Each strike asks: a property takes longer.
+        training = self._model[0].training  # Not `self.training`, which is slower.
         mode = "train" if training else "eval"
         if self.apply_during not in (mode, "both"):
             return f"apply_during is {self.apply_during}, the model is in {mode} mode"
@@ -162,10 +162,10 @@ class FaultClock:
         return None
 
     def stream(self, site: str) -> int:
-        """The key of a site's random numbers in the current forward."""
+        """Return the key of a site's random numbers in the current forward."""
         when = self.epoch if self._model[0].training else "eval"
         return known_key(self.seed, self.trial, when, site)
 
     def hardware_stream(self, site: str) -> int:
-        """The key of what is broken in a site's hardware: the same for the whole trial."""
+        """Return the key of a site's broken hardware, the same for the whole trial."""
         return known_key("hardware", self.seed, self.trial, site)

@@ -1,9 +1,9 @@
-"""Numbers by which compiled code finds Python objects again.
+"""Numbers through which compiled code finds Python objects.
 
-A compiled graph handles tensors and numbers only. A handle is a tensor that holds a number, and
-whoever gets the tensor finds the object. The tensor is an input of the graph, read from the
-object itself at each call: neither compiled code nor what a compiler keeps on disk contains a
-number that could mean another object in another model or process.
+A compiled graph handles only tensors and numbers. A handle is a tensor with a number that stands
+for an object. The graph reads the tensor from the object at each call, so neither compiled code nor
+a compiler's cache on disk contains a number that could mean another object in another model or
+process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _handles: weakref.WeakValueDictionary[int, Handle[Any]] = weakref.WeakValueDicti
 
 
 class Handle(Generic[Owner]):
-    """The number of one object; a copy of the object gets one of its own.
+    """The number of one object; a copy of the object gets its own number.
 
     >>> import copy
     >>> shelf = [1, 2]
@@ -57,5 +57,5 @@ class Handle(Generic[Owner]):
 
 
 def owner_of(number: Tensor) -> Any:
-    """The object that a handle's number stands for."""
+    """Return the object that a handle's number stands for."""
     return _handles[int(number)].owner

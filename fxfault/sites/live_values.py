@@ -1,9 +1,9 @@
-"""The values that are alive in the middle of a forward, and the samples' shares of them.
+"""The values of a forward at one place, and the samples' shares of them.
 
-A state is what a forward has at one place: a tuple of tensors, QuantTensors (named tuples of
-tensors), numbers and containers of these. Its *leaves* are the tensors and numbers in it. A leaf
-either holds rows for each sample of the batch along one of its dimensions, or is a number that
-grows with the batch (a size), or is the same for every batch (a scale).
+Such a state is a tuple of tensors, QuantTensors (named tuples of tensors), numbers and containers
+of these. Its *leaves* are the tensors and numbers in it. A leaf holds rows for each sample of the
+batch along one of its dimensions, or is a number that grows with the batch (a size), or is the same
+for every batch (a scale).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fxfault.faults.bits import bits_of
 from fxfault.faults.bits import same_bits as same_bits  # Others import it from here.
 
 Rows = tuple[Tensor, Tensor]
-"""A leaf of some batch, and numbers of samples in it (int64, one dimension)."""
+"""A leaf of a batch, and the numbers of samples in it (int64, one dimension)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SampleRows:
     Attributes:
         dim: the dimension along which samples lie.
         each: consecutive rows of one sample.
-        outer: how often all samples follow each other along the dimension.
+        outer: how many times the dimension runs through all samples.
     """
 
     dim: int
@@ -43,18 +43,18 @@ class SampleCount:
     """A number that is a multiple of the batch.
 
     Attributes:
-        each: what one sample adds.
+        each: the number for one sample.
     """
 
     each: int
 
 
 Role = SampleRows | SampleCount | None
-"""How a leaf belongs to the samples of a batch; None: it does not."""
+"""How a leaf belongs to the samples of a batch; None if it does not."""
 
 
 def leaves_of(state: Any) -> list[Any]:
-    """The leaves of a state, in a fixed order.
+    """Return the leaves of a state, in a fixed order.
 
     >>> leaves_of((1, [2, {"a": 3}]))
     [1, 2, 3]
@@ -67,7 +67,7 @@ def leaves_of(state: Any) -> list[Any]:
 
 
 def with_leaves(state: Any, leaves: Iterator[Any]) -> Any:
-    """A state of the same structure with other leaves.
+    """Return a state of the same structure with other leaves.
 
     >>> with_leaves((1, [2, {"a": 3}]), iter("xyz"))
     ('x', ['y', {'a': 'z'}])
@@ -85,14 +85,14 @@ def with_leaves(state: Any, leaves: Iterator[Any]) -> Any:
 
 
 def structure_of(state: Any) -> Any:
-    """The state with None for every leaf, which keeps no tensor alive."""
+    """Return the state with None for every leaf, which keeps no tensor alive."""
     return with_leaves(state, iter([None] * len(leaves_of(state))))
 
 
 def role_of(leaf: Any, batch: int, other: Any, other_batch: int) -> Role:
     """Find out how a leaf belongs to samples, from two batches of different sizes.
 
-    Rows are taken to be consecutive; see `roles_of`.
+    This assumes consecutive rows; see `roles_of`.
 
     >>> role_of(torch.zeros(12, 5), 4, torch.zeros(6, 5), 2)
     SampleRows(dim=0, each=3, outer=1)
@@ -100,7 +100,7 @@ def role_of(leaf: Any, batch: int, other: Any, other_batch: int) -> Role:
     (SampleCount(each=2), None)
 
     Raises:
-        ValueError: the two do not fit any of these.
+        ValueError: the two leaves fit no role.
     """
     if isinstance(leaf, Tensor):
         return _role_of_tensor(leaf, batch, other, other_batch)
@@ -129,16 +129,16 @@ def _role_of_tensor(leaf: Tensor, batch: int, other: Any, other_batch: int) -> R
 
 
 def roles_of(leaf: Any, batch: int, other: Any, other_batch: int) -> list[Role]:
-    """Every way in which a leaf may belong to samples, by two batches of different sizes.
+    """Find every way in which a leaf may belong to samples, from two batches of different sizes.
 
     >>> roles_of(torch.zeros(8, 5), 4, torch.zeros(4, 5), 2)[1]
     SampleRows(dim=0, each=1, outer=2)
 
     Returns:
-        At least one; where rows follow each other comes first.
+        At least one role; consecutive rows come first.
 
     Raises:
-        ValueError: the two fit none.
+        ValueError: the two leaves fit no role.
     """
     role = role_of(leaf, batch, other, other_batch)
     if not isinstance(role, SampleRows):
@@ -152,7 +152,7 @@ def roles_of(leaf: Any, batch: int, other: Any, other_batch: int) -> list[Role]:
 
 
 def gather(parts: Sequence[Rows], role: SampleRows) -> Tensor:
-    """Put samples of some batches together; in a copy, with the memory format of the first.
+    """Join samples of several batches, in a copy with the memory format of the first batch.
 
     >>> leaf = torch.arange(6).reshape(3, 2)
     >>> gather([(leaf, torch.tensor([2, 0])), (leaf, torch.tensor([1]))], SampleRows(0, 1))
@@ -166,42 +166,22 @@ def gather(parts: Sequence[Rows], role: SampleRows) -> Tensor:
         return first.clone()
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     dim = order.index(role.dim)
-    if role.outer > 1:
-        return _gather_pieces(parts, role, order, dim)
-    taken = [
-        leaf.permute(order).index_select(dim, _rows(samples, role.each).to(leaf.device))
-        for leaf, samples in parts
-    ]
-    together = taken[0] if len(taken) == 1 else torch.cat(taken, dim)
-    return together.permute([order.index(d) for d in range(first.dim())])
-
-
-def _gather_pieces(parts: Sequence[Rows], role: SampleRows, order: list[int], dim: int) -> Tensor:
-    """`gather` for samples that lie in several pieces."""
     sizes = (role.outer, -1, role.each)
     taken = [
         leaf.permute(order).unflatten(dim, sizes).index_select(dim + 1, samples.to(leaf.device))
         for leaf, samples in parts
     ]
-    together = torch.cat(taken, dim + 1).flatten(dim, dim + 2)
+    together = taken[0] if len(taken) == 1 else torch.cat(taken, dim + 1)
+    together = together.flatten(dim, dim + 2)
     return together.permute([order.index(d) for d in range(together.dim())])
 
 
-def _rows(samples: Tensor, each: int) -> Tensor:
-    if each == 1:
-        return samples
-    return (samples[:, None] * each + torch.arange(each)).flatten()
-
-
 def equal_samples(a: Tensor, b: Tensor, role: SampleRows) -> Tensor:
-    """Which samples of two leaves of one shape are the same, bit for bit; bool, on their device.
+    """Compare the samples of two leaves of one shape bit for bit; bool, on their device.
 
     >>> equal_samples(torch.tensor([[0.0], [1.0]]), torch.tensor([[-0.0], [1.0]]), SampleRows(0, 1))
     tensor([False,  True])
     """
-    same = bits_of(a) == bits_of(b)
-    same = same.movedim(role.dim, 0)
-    if role.outer > 1:
-        same = same.unflatten(0, (role.outer, -1, role.each)).movedim(1, 0)
-        return same.reshape(same.shape[0], -1).all(1)
-    return same.reshape(same.shape[0] // role.each, -1).all(1)
+    same = (bits_of(a) == bits_of(b)).movedim(role.dim, 0)
+    same = same.unflatten(0, (role.outer, -1, role.each)).movedim(1, 0)
+    return same.reshape(same.shape[0], -1).all(1)

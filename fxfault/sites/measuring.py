@@ -1,6 +1,6 @@
-"""How much there is to hit at each site, which `num_faults` is spread over.
+"""Measure how much there is to hit at each site, over which `num_faults` is spread.
 
-Elements of an activation are known once the model has run, so it is run once without faults.
+The model runs once without faults, because only a forward shows the elements of an activation.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _Versions = list[tuple[int, int]]
 
 @contextmanager
 def armed_at_zero(sites: FaultSites) -> Iterator[FaultStatistics]:
-    """Arm all sites at 0 % for a while; settings and the clock are as before afterwards.
+    """Arm all sites at 0 %; restore their settings and the clock at the end.
 
     Yields:
-        What is recorded of each site meanwhile: that it ran, and its elements.
+        The statistics of the time between: which sites ran, and their elements.
     """
     clock = sites.clock
     before = {**vars(clock), "_next_sample": dict(clock._next_sample)}
@@ -52,20 +52,20 @@ def run_without_faults(
 ) -> FaultStatistics:
     """Run a model once so that each site that it reaches shows what there is to hit.
 
-    It runs in evaluation mode and without gradients; afterwards modes, settings, clock and
-    statistics are as before. What a site has `seen` is that of this run.
+    The model runs in evaluation mode and without gradients. Afterwards modes, settings, clock and
+    statistics are as before, but `seen` of each site is that of this run.
 
     Args:
-        sites: of the model.
-        inputs: what it is called with.
-        named_inputs: the same, by name.
+        sites: the sites of the model.
+        inputs: the inputs of the model.
+        named_inputs: inputs that are given by name.
 
     Returns:
-        What was recorded of each site: how often it ran, and its elements.
+        The statistics of the run: how often each site ran, and its elements.
     """
     model = sites.clock.model
     modes = {module: module.training for module in model.modules()}
-    # Torch runs operators, from which compiled code calls us, without looking at QuantTensors.
+    # Compiled code calls us from an operator, in which torch ignores QuantTensors by default.
     with armed_at_zero(sites) as statistics, torch.no_grad(), torch._C._EnableTorchFunction():
         try:
             model.eval()(*inputs, **(named_inputs or {}))
@@ -76,21 +76,21 @@ def run_without_faults(
 
 
 class Extents:
-    """Measures the sites of a model when that is needed."""
+    """Measures the sites of a model when needed."""
 
     def __init__(self) -> None:
         self._shapes: _Shapes | None = None
         self._versions: _Versions = []
 
     def prepare(self, sites: FaultSites, inputs: Sequence[Any]) -> None:
-        """Measure, if faults are spread over sites whose extent for such inputs is not known.
+        """Measure if faults are spread over sites whose extent for such inputs is unknown.
 
         Args:
-            sites: of the model.
-            inputs: what it is called with.
+            sites: the sites of the model.
+            inputs: the inputs of the model.
 
         Raises:
-            SiteError: it cannot be called with these inputs.
+            SiteError: the model cannot be called with these inputs.
         """
         needed = {_needed_at(site) for site in sites} - {None}
         # Learned widths change when parameters do.
@@ -101,7 +101,7 @@ class Extents:
             return
         try:
             self.measure(sites, inputs)
-        except TypeError as error:  # Compiled code hands over what are tensors only.
+        except TypeError as error:  # Compiled code only passes tensors.
             raise SiteError(
                 "num_faults: the model cannot be measured with the tensors among its inputs "
                 f"({error}); call model.faults.measure(...) with all of them first"
@@ -124,14 +124,14 @@ class Extents:
 
 
 def _needed_at(site: FaultSite) -> str | None:
-    """What faults need to know of a site: how much of `all` there is, its `word`, or None."""
+    """What faults need to know about a site: its `word`, the extent of `all` sites, or None."""
     if site.bit_width is None and any(fault.rate_unit == "bit" for fault in site.faults):
         return "word"
     return "all" if any(fault.num_faults is not None for fault in site.faults) else None
 
 
 def _shapes_of(inputs: Sequence[Any]) -> _Shapes:
-    """What the inputs of a model look like, but for the number of samples."""
+    """The types and shapes of a model's inputs, without the number of samples."""
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)]
     return [(x.dtype, tuple(x.shape[1:])) for x in leaves]
 
@@ -142,7 +142,7 @@ def _versions_of(sites: FaultSites) -> _Versions:
 
 
 def _extent_of(site: FaultSite, calls: int) -> Extent:
-    """What a run without faults, which has just ended, showed of a site."""
+    """The extent that a run without faults, which has just ended, showed."""
     elements, bits = site.seen.elements, site.seen.word_bits
     if elements is None or bits is None:  # It was not reached.
         return Extent(0, 0, 0)

@@ -1,12 +1,11 @@
-"""What strikes at a site, as it was set."""
+"""What strikes at a site."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from fxfault.config.fault_injection import rate_text
+from fxfault.config.entries import rate_text
 from fxfault.faults.fault_models import (
     FaultModel,
     RandomStrategy,
@@ -26,12 +25,13 @@ class SiteFault(NamedTuple):
     bit_flip 3 at 0.5 %
 
     Attributes:
-        model: what a hit does.
-        probability: of a hit, in percent, for each element or bit; not used with `num_faults`.
-        rate_unit: `element` or `bit`: what the rate counts.
-        num_faults: hits of each sample, at all sites with this fault together; None: the
-            probability says how many.
-        number: 0 and up, among the faults of a run; each has random numbers of its own.
+        model: the fault model.
+        probability: probability of a hit in percent, for each element or bit; not used with
+            `num_faults`.
+        rate_unit: what the rate counts, `element` or `bit`.
+        num_faults: hits of each sample, at all sites with this fault together; None if the
+            probability is used.
+        number: number of the fault among those of a run, from 0; each has its own random numbers.
     """
 
     model: FaultModel
@@ -42,7 +42,7 @@ class SiteFault(NamedTuple):
 
     @property
     def strikes(self) -> bool:
-        """Whether it hits anything at its rate."""
+        """Whether the fault hits anything at its rate."""
         return self.probability > 0 if self.num_faults is None else self.num_faults > 0
 
     @property
@@ -56,16 +56,16 @@ class SiteFault(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What strikes a site. It never changes; another one takes its place.
+    """What strikes a site; immutable.
 
     Attributes:
-        faults: what strikes, in this order; none: nothing strikes here.
-        listed: whether they come of a list (`faults` of a configuration). Such a list as a whole
-            says what strikes: no rate and no fault model of it is set by itself.
-        hw_units: parallel units of the hardware, of which the probability says how many are
-            broken; None: elements are hit by themselves.
-        bit: which bit a fault model that is set by name strikes, if it takes one.
-        burst_length: how many bits, likewise.
+        faults: the faults, in the order in which they strike; empty if nothing strikes.
+        listed: whether the faults come from the `faults` of a configuration; then no rate or fault
+            model can be set by itself.
+        hw_units: number of parallel hardware units, of which the probability gives the broken
+            fraction; None if elements are hit independently.
+        bit: the bit of fault models that are set by name and take one.
+        burst_length: the length of bursts that are set by name.
     """
 
     faults: tuple[SiteFault, ...]
@@ -75,12 +75,12 @@ class Setting:
     burst_length: int | None = None
 
     def with_probability(self, probability: float) -> Setting:
-        """The same with another probability of its one fault, in percent."""
+        """Return the setting with another probability of its only fault, in percent."""
         (fault,) = self.faults
         return replace(self, faults=(fault._replace(probability=float(probability)),))
 
     def with_fault_model(self, fault_model: str | FaultModel) -> Setting:
-        """The same with another model of its one fault.
+        """Return the setting with another model of its only fault.
 
         Raises:
             ConfigError: there is no such fault model.
@@ -90,16 +90,12 @@ class Setting:
         return replace(self, faults=(fault._replace(model=model),))
 
 
-# Armed, so that a forward shows what there is to hit, and nothing is hit.
+# A site that is armed at 0 %: a forward shows what there is to hit, and nothing is hit.
 AT_ZERO = Setting((SiteFault(RandomStrategy(), probability=0.0),))
 
 
-def setting_of(config: FaultInjectionConfig, chosen: Collection[int] | None = None) -> Setting:
-    """What strikes a site as a configuration has it.
-
-    Args:
-        config: what it says of fault models and rates counts.
-        chosen: which of its `entries` strike the site, by number; None: all.
+def setting_of(config: FaultInjectionConfig) -> Setting:
+    """Make the setting that all `entries` of a configuration give.
 
     Raises:
         ConfigError: there is no such fault model.
@@ -114,7 +110,6 @@ def setting_of(config: FaultInjectionConfig, chosen: Collection[int] | None = No
                 number=number,
             )
             for number, entry in enumerate(config.entries())
-            if chosen is None or number in chosen
         ),
         listed=config.faults is not None,
         hw_units=config.frequency_value if config.hw_mask else None,

@@ -1,4 +1,4 @@
-"""One place where faults can strike, and what strikes there."""
+"""One place that faults can strike, and what strikes there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ONLY_OBSERVED = (
 
 
 def why_no_codes(site: FaultSite) -> str:
-    """Why values of a site are no codes, as the end of a message."""
+    """Why the values of a site are not codes, as the end of a message."""
     layer = None if site.output is None else site.output.layer[0]
     return ONLY_OBSERVED.format(site.module_type) if only_observes(layer) else NOT_CODES
 
@@ -43,9 +43,9 @@ class Extent(NamedTuple):
     """How much there is to hit at a site.
 
     Attributes:
-        elements: of one sample.
-        bits: of the word.
-        calls: of the site in one forward.
+        elements: elements of one sample.
+        bits: bits of the word.
+        calls: calls of the site in one forward.
     """
 
     elements: int
@@ -55,17 +55,17 @@ class Extent(NamedTuple):
 
 @dataclass
 class Observed:
-    """What forwards showed of a site.
+    """What forwards showed of a site; attributes are None before the first armed forward.
 
     Attributes:
-        signed: whether the word of the last armed forward was two's complement; None before any.
-        scale: of the last armed forward, detached.
-        elements: of one sample, in the last armed forward.
-        word_bits: of the last armed forward (a tensor where only a device knows).
-        sound: off the CPU, whether all forwards so far were sound (bool tensor), see
+        signed: whether the word of the last armed forward was two's complement.
+        scale: scale of the last armed forward, detached.
+        elements: elements of one sample in the last armed forward.
+        word_bits: bits of the word in the last armed forward; a tensor if only a device knows.
+        sound: whether all forwards on a device were sound so far (bool tensor); see
             `FaultSites.check`.
-        extent: how much there is to hit; None before somebody measured it.
-        arrangement: how the samples of a batch lie in the activation; None before it was measured.
+        extent: how much there is to hit; None if not measured.
+        arrangement: how the samples of a batch lie in the activation; None if not measured.
     """
 
     signed: bool | None = None
@@ -81,9 +81,9 @@ class Handover(Protocol):
     """The last step of an activation layer, which hands its word over to the graph's strike.
 
     Attributes:
-        layer: the layer, alone in a list.
-        sites: of the layer's calls, by where it is called.
-        kept: what was handed over and not taken yet.
+        layer: a list with the layer.
+        sites: sites of the layer's calls, by the place of the call.
+        kept: the word that was handed over and not taken yet.
     """
 
     layer: list[Any]
@@ -92,7 +92,7 @@ class Handover(Protocol):
 
     @property
     def returns_quant_tensor(self) -> bool:
-        """Whether the layer returns a QuantTensor, and not its plain value."""
+        """Whether the layer returns a QuantTensor, and not a plain value."""
 
     @property
     def strikes_itself(self) -> bool:
@@ -102,43 +102,40 @@ class Handover(Protocol):
         """Keep a word for the graph's strike."""
 
     def take(self, value: Any) -> Any:
-        """What is to be struck for a value; None if the layer has struck it."""
+        """Return what to strike for a value; None if the layer has struck it."""
 
     def take_compiled(self, value: Any) -> tuple[Any, bool]:
-        """What is to be struck for a value; whether the layer has struck it."""
+        """Return what to strike for a value, and whether the layer has struck it."""
 
     def forget(self) -> None:
-        """Forget what a forward that was broken off has left."""
+        """Forget what an interrupted forward left."""
 
 
 @dataclass(eq=False)
 class FaultSite:
-    """One place in the network where faults can strike.
-
-    What strikes is its `setting`, what forwards showed of it is what it has `seen`, and what
-    strikes work out once lies in its `caches`.
+    """One place in the network that faults can strike.
 
     Attributes:
-        name: stable and readable: the module's path, and `@2` for its second call.
+        name: the path of the layer, with `@2` for its second call and so on.
         index: place in the order of execution.
         module_path: path of the activation layer.
         module_type: class name of the activation layer.
-        quantiser: its constants.
-        clock: that the sites of the model share.
+        quantiser: constants of the quantiser.
+        clock: the clock that the sites of a model share.
         gradient_mode: `ste` or `zero_faulty`.
-        peers: all sites of the model, this one too.
+        peers: all sites of the model, with this one.
         setting: what strikes here.
         selected: whether the configuration selects the site.
-        output: what the layer ends its forward with; see `fxfault.passes.layer_outputs`.
-        layer: where no other node of the graph uses the activation, the layer that makes
-            it; None elsewhere. See `makes_private_tensor`.
-        counts_calls: whether one forward of the model may reach the site more than once,
-            because a container calls it by its own Python code or is called again itself.
-        statistics: where armed forwards are recorded, or None.
+        output: the last step of the layer; see `fxfault.passes.layer_outputs`.
+        layer: the layer that makes the activation, if no other node of the graph uses it; else
+            None. See `makes_private_tensor`.
+        counts_calls: whether one forward of the model may reach the site more than once, because
+            Python code calls the layer or its container is called again.
+        statistics: the record of armed forwards, or None.
         seen: what forwards showed.
-        observer: while samples are looked for, gets each activation and gives the values that go
-            on.
-        caches: of strikes; they may be emptied at any time.
+        observer: while layouts are measured, gets each activation and returns the values that the
+            forward continues with.
+        caches: results that strikes reuse; they may be emptied at any time.
     """
 
     name: str
@@ -162,22 +159,22 @@ class FaultSite:
 
     @property
     def bit_width(self) -> int | None:
-        """The constant bit width; None where it is learned."""
+        """The constant bit width; None if it is learned."""
         return self.quantiser.bit_width
 
     @property
     def faults(self) -> tuple[SiteFault, ...]:
-        """What strikes here, in this order."""
+        """The faults that strike here, in this order."""
         return self.setting.faults
 
     @property
     def probability(self) -> float:
-        """Of a hit by the first fault, in percent, for each element or bit."""
+        """The probability of a hit by the first fault in percent, for each element or bit."""
         return self.faults[0].probability if self.faults else 0.0
 
     @property
     def fault_model(self) -> FaultModel:
-        """What a hit by the first fault does.
+        """The model of the first fault.
 
         Raises:
             SiteError: nothing strikes here.
@@ -203,8 +200,8 @@ class FaultSite:
 
     @property
     def armed(self) -> bool:
-        """Whether faults strike here in the current forward, if at 0 % only."""
-        # As `why_unarmed`, in one step: each strike asks.
+        """Whether faults strike here in the current forward, even if only at 0 %."""
+        # Like `why_unarmed`, but faster, because each strike asks.
         return self.selected and bool(self.setting.faults) and self.clock.why_quiet is None
 
     @property
@@ -218,37 +215,32 @@ class FaultSite:
         return any(fault.strikes for fault in self.setting.faults)
 
     def layout_of(self, shape: tuple[int, ...], batch: int) -> Layout:
-        """How the elements of this activation belong to samples.
+        """Return how the elements of this activation belong to samples.
 
-        As it was measured (`FaultSites.measure`); before, as the shape suggests, of which the
-        first strike that cannot be sure warns once.
+        Without a measurement (`FaultSites.measure`) the shape decides; if that is a guess, the
+        first strike warns.
 
         Args:
-            shape: of the activation.
-            batch: samples of the forward.
+            shape: shape of the activation.
+            batch: number of samples of the forward.
         """
         if self.seen.arrangement is not None:
             return self.seen.arrangement.over(shape, batch)
         if shape[:1] != (batch,) and not self.clock.warned and self.strikes:
-            self._warn(shape, batch)
+            self.clock.warned = True
+            logger.warning(
+                "site %s: which of its rows belong to which sample was not measured; its "
+                "activation of shape %s for a batch of %d is taken as its shape suggests, and "
+                "faults may depend on the batch size; call model.faults.measure(inputs) first",
+                *(self.name, shape, batch),
+            )
         return Layout.of(shape, batch)
 
-    def _warn(self, shape: tuple[int, ...], batch: int) -> None:
-        self.clock.warned = True
-        logger.warning(
-            "site %s: which of its rows belong to which sample was not measured; its activation of "
-            "shape %s for a batch of %d is taken as its shape suggests, and faults may depend on "
-            "the batch size; call model.faults.measure(inputs) first",
-            self.name,
-            shape,
-            batch,
-        )
-
     def check_word(self, model: FaultModel, width: int | None) -> None:
-        """See that a word has the bits that a fault model strikes.
+        """Check that a word has the bits that a fault model strikes.
 
         Raises:
-            SiteError: it has not.
+            SiteError: the word has too few bits.
         """
         fewest = getattr(model, "fewest_bits", 1)
         if width is not None and width < fewest:
@@ -261,7 +253,7 @@ class FaultSite:
         """Set the probability of a hit, in percent.
 
         Raises:
-            ConfigError: it is not a number from 0 to 100, or here no probability counts.
+            ConfigError: it is not a number from 0 to 100, or the site has no single probability.
         """
         counts = [f.num_faults for f in self.faults if f.num_faults is not None]
         if self.setting.listed or counts:
@@ -278,12 +270,12 @@ class FaultSite:
         self.setting = self.setting.with_probability(probability)
 
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
-        """Set what a hit does, by name or by instance.
+        """Set the fault model, by name or by instance.
 
-        One that is set by name strikes the `bit` of the configuration, and so on.
+        A named model gets the `bit` or `burst_length` of the configuration.
 
         Raises:
-            ConfigError: there is no such fault model, or here several strike.
+            ConfigError: there is no such fault model, or several faults strike here.
         """
         if self.setting.listed:
             raise ConfigError(
@@ -293,14 +285,14 @@ class FaultSite:
         self.setting = self.setting.with_fault_model(fault_model)
 
     def stream(self, again: bool = False, extra: int = 0) -> int:
-        """The key of the random numbers of this call of the site.
+        """Return the key of the random numbers of this call of the site.
 
-        A site of the graph is called once in a forward. One that a container calls by its
-        own code may be called again (time steps): each call has its own faults.
+        A forward calls a site of the graph once. Python code may call a site again (time steps);
+        each call has its own faults.
 
         Args:
             again: whether a backward repeats the call.
-            extra: how many calls this is after the one that the graph would make.
+            extra: number of calls since the one that the graph makes.
         """
         if not self.counts_calls:
             return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)

@@ -1,7 +1,7 @@
-"""What was injected and how far it moved the activations, per site.
+"""Counts of hits at each site, and how far they moved the activations.
 
-Everything is measured on integer codes. Sums are kept on the device of the
-activations and read only when somebody asks, so that a forward never waits for it.
+All figures are about integer codes. Sums stay on the device of the activations until they are
+read, so that a forward never waits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from fxfault.errors import FxFaultError
 from fxfault.files.access import write_atomically
 
 _SUMS = ("injected", "rmse", "rmse_forwards", "cosine")
+_ENTRY = (
+    "layer_id name total_activations injected_count injection_rate avg_rmse avg_cosine_similarity "
+    "sample_count rmse_count"
+).split()
 
 
 @dataclass
@@ -28,9 +32,9 @@ class LayerStatistics:
 
     Attributes:
         layer_id: index of the site.
-        name: name of the site, where known.
-        total_activations: elements of all armed forwards.
-        sample_count: armed forwards.
+        name: name of the site; empty if unknown.
+        total_activations: number of elements in all armed forwards.
+        sample_count: number of armed forwards.
     """
 
     layer_id: int
@@ -44,68 +48,59 @@ class LayerStatistics:
 
     @property
     def injected_count(self) -> int:
-        """Elements that were hit (a hit may leave a code as it was)."""
+        """The number of hit elements, even if a hit did not change the code."""
         return round(self._sum("injected"))
 
     @property
     def injection_rate(self) -> float:
-        """Elements hit, in percent of all elements of armed forwards; 0 without any."""
-        total = self.total_activations
-        return 100.0 * self.injected_count / total if total else 0.0
+        """Hit elements in percent of the elements of armed forwards; 0 without any."""
+        return _rate(self.injected_count, self.total_activations)
 
     @property
     def rmse_count(self) -> int:
-        """Forwards in which at least one element was hit."""
+        """The number of forwards with at least one hit."""
         return round(self._sum("rmse_forwards"))
 
     @property
     def avg_rmse(self) -> float:
-        """Root mean square change of the hit codes, averaged over forwards that had any; else 0."""
+        """Root mean square change of the hit codes, averaged over forwards with hits; else 0."""
         return self._sum("rmse") / self.rmse_count if self.rmse_count else 0.0
 
     @property
     def avg_cosine_similarity(self) -> float:
         """Cosine between clean and faulty codes, averaged over armed forwards.
 
-        NaN without any, and where it was not measured.
+        NaN if there are none, or if it was not measured.
         """
         return self._sum("cosine") / self.sample_count if self.sample_count else math.nan
 
     def add(self, elements: int, injected: Tensor, rmse: Tensor, cosine: Tensor) -> None:
-        """Add one armed forward; the tensors are float64 without dimensions, on one device."""
+        """Add one armed forward; the tensors are float64 scalars on one device."""
         row = torch.stack([injected, rmse, (injected > 0).double(), cosine])
         self._sums = self._sums.to(row.device) + row
         self.total_activations += elements
         self.sample_count += 1
 
     def merge(self, other: LayerStatistics) -> None:
-        """Add what another worker recorded for the same site."""
+        """Add another record of the same site."""
         self._sums = self._sums.cpu() + other._sums.cpu()
         self.total_activations += other.total_activations
         self.sample_count += other.sample_count
         self.name = self.name or other.name
 
     def to_dict(self) -> dict[str, Any]:
-        """The specification's JSON entry, with the site's name and `rmse_count` beside it."""
-        cosine = self.avg_cosine_similarity
-        return {
-            "layer_id": self.layer_id,
-            "name": self.name,
-            "total_activations": self.total_activations,
-            "injected_count": self.injected_count,
-            "injection_rate": self.injection_rate,
-            "avg_rmse": self.avg_rmse,
-            "avg_cosine_similarity": None if math.isnan(cosine) else cosine,
-            "sample_count": self.sample_count,
-            "rmse_count": self.rmse_count,
-        }
+        """Return the JSON entry of the specification, plus the name and `rmse_count`."""
+        entry = {key: getattr(self, key) for key in _ENTRY}
+        if math.isnan(self.avg_cosine_similarity):
+            entry["avg_cosine_similarity"] = None
+        return entry
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> LayerStatistics:
         """The inverse of `to_dict`."""
         cosine = entry["avg_cosine_similarity"]
         counts = ("layer_id", "total_activations", "injected_count", "sample_count", "rmse_count")
-        # The specification's own files have no `rmse_count` and no names.
+        # Files that only follow the specification have no `rmse_count` and no names.
         entry = {"rmse_count": entry["sample_count"], "name": "", **entry}
         for key in counts:
             if not isinstance(entry[key], int):
@@ -137,8 +132,8 @@ class FaultStatistics:
     (50.0, 8.0, -0.28)
 
     Attributes:
-        layer_stats: the statistics of each site, by its index.
-        cosine: whether a recording model measures cosine similarity.
+        layer_stats: the statistics of each site, by index.
+        cosine: whether to measure cosine similarity.
     """
 
     def __init__(
@@ -148,9 +143,9 @@ class FaultStatistics:
 
         Args:
             num_layers: number of sites.
-            names: their names, where known.
-            cosine: also measure cosine similarity, the one figure for which every activation
-                must be read as a whole; the others follow from the elements that are hit.
+            names: names of the sites, if known.
+            cosine: whether to measure cosine similarity. It is the only figure that needs whole
+                activations; the others only need the hit elements.
         """
         self.cosine = cosine
         padded = (*names, *[""] * (num_layers - len(names)))
@@ -161,8 +156,8 @@ class FaultStatistics:
 
         Args:
             clean_int: codes before the faults, any shape.
-            faulty_int: codes after them, same shape.
-            mask: bool, same shape; true where an element was hit.
+            faulty_int: codes after the faults, same shape.
+            mask: bool, same shape; true for hit elements.
             layer_id: index of the site.
 
         Raises:
@@ -187,15 +182,15 @@ class FaultStatistics:
         squared_change: Tensor,
         squares: tuple[Tensor, Tensor, Tensor] | None,
     ) -> None:
-        """Record one forward of a site from its sums (float64 tensors without dimensions).
+        """Record one forward of a site from its sums (float64 scalars).
 
         Args:
             layer_id: index of the site.
-            elements: elements of the tensor.
+            elements: number of elements.
             injected: number of hits.
             squared_change: sum of (faulty - clean)² over the hits.
-            squares: sums of clean², of faulty² and of clean · faulty over all elements; None
-                where cosine similarity is not measured.
+            squares: sums of clean², faulty² and clean · faulty over all elements; None if cosine
+                similarity is not measured.
         """
         if layer_id not in self.layer_stats:
             raise FxFaultError(
@@ -207,15 +202,15 @@ class FaultStatistics:
         self.layer_stats[layer_id].add(elements, injected, rmse, cosine)
 
     def reset(self) -> None:
-        """Forget everything that was recorded."""
+        """Delete everything that was recorded."""
         for index, layer in self.layer_stats.items():
             self.layer_stats[index] = LayerStatistics(index, layer.name)
 
     def merge(self, other: FaultStatistics) -> FaultStatistics:
-        """Add what another worker recorded; returns self.
+        """Add the statistics of another worker; return self.
 
         Raises:
-            FxFaultError: the two were not made for the same sites.
+            FxFaultError: the two are about different sites.
         """
         if self.layer_stats.keys() != other.layer_stats.keys():
             raise FxFaultError(
@@ -228,22 +223,21 @@ class FaultStatistics:
 
     @property
     def total_injections(self) -> int:
-        """Elements hit at all sites."""
+        """The number of hit elements at all sites."""
         return sum(layer.injected_count for layer in self.layer_stats.values())
 
     @property
     def total_activations(self) -> int:
-        """Elements of all armed forwards of all sites."""
+        """The number of elements in all armed forwards of all sites."""
         return sum(layer.total_activations for layer in self.layer_stats.values())
 
     @property
     def overall_injection_rate(self) -> float:
-        """Elements hit, in percent of all elements of armed forwards; 0 without any."""
-        total = self.total_activations
-        return 100.0 * self.total_injections / total if total else 0.0
+        """Hit elements in percent of the elements of armed forwards; 0 without any."""
+        return _rate(self.total_injections, self.total_activations)
 
     def to_dict(self) -> dict[str, Any]:
-        """The specification's JSON form."""
+        """Return the JSON form of the specification."""
         return {
             "num_layers": len(self.layer_stats),
             "total_injections": self.total_injections,
@@ -257,7 +251,7 @@ class FaultStatistics:
         """The inverse of `to_dict`.
 
         Raises:
-            FxFaultError: the mapping is not of that form.
+            FxFaultError: the mapping has another form.
         """
         try:
             layers = [LayerStatistics.from_dict(entry) for entry in content["layers"].values()]
@@ -271,7 +265,7 @@ class FaultStatistics:
         return statistics
 
     def save_to_file(self, path: str | Path) -> None:
-        """Write the JSON form; an existing file is replaced at once or not at all.
+        """Write the JSON form; an existing file is replaced atomically.
 
         Raises:
             FxFaultError: the file cannot be written.
@@ -286,7 +280,7 @@ class FaultStatistics:
         """Read what `save_to_file` wrote.
 
         Raises:
-            FxFaultError: the file is missing or is not of that form.
+            FxFaultError: the file is missing or has another form.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -294,7 +288,7 @@ class FaultStatistics:
             raise FxFaultError(f"{path}: cannot read fault statistics: {error}") from error
 
     def report(self) -> str:
-        """The table of the specification; names stand last where they are known."""
+        """Return the table of the specification, with a last column for names if known."""
         named = any(layer.name for layer in self.layer_stats.values())
         wide, thin = "=" * 90, "-" * 90
         head = (
@@ -319,17 +313,21 @@ class FaultStatistics:
         )
 
     def print_report(self) -> None:
-        """Print `report()`; the specification asks for this one function that prints."""
+        """Print `report()`, as the specification asks."""
         print(self.report())
 
 
 def _cosine(clean_square: Tensor, faulty_square: Tensor, product: Tensor) -> Tensor:
-    """Cosine of two vectors from their sums; 1 where both are 0, and 0 where only one is."""
+    """Cosine of two vectors from their sums; 1 if both are 0, and 0 if only one is."""
     lengths = (clean_square * faulty_square).sqrt()
     both_zero = (clean_square == 0) & (faulty_square == 0)
     return torch.where(lengths > 0, product / lengths, both_zero.double())
 
 
+def _rate(hits: int, elements: int) -> float:
+    return 100.0 * hits / elements if elements else 0.0
+
+
 def _percent(rate: float) -> str:
-    """Four decimals, as the specification has it, unless these would hide a low rate."""
+    """Four decimals, as in the specification, unless these would hide a low rate."""
     return f"{rate:.4f}" if rate == 0 or rate >= 0.01 else f"{rate:.4g}"

@@ -19,7 +19,7 @@ from torch.fx.proxy import TraceError
 from torch.overrides import TorchFunctionMode
 
 from fxfault.passes.tracing.guards import TABLES
-from fxfault.passes.tracing.symbolic_values import is_library
+from fxfault.passes.tracing.symbolic_values import first_argument, is_library
 
 # Attributes that all modules have; reads of these are not noted.
 _OWN = frozenset(vars(nn.Module())) - set(TABLES) | {"training", "T_destination"}
@@ -44,8 +44,7 @@ def attributes_noted(note: Callable[[nn.Module, str, bool], None]) -> Iterator[N
         if is_asked and threading.get_ident() == thread:
             caller = _asks(sys._getframe(1), name)
             if caller is not None:
-                first = caller.f_code.co_varnames[:1]
-                note(module, name, bool(first) and caller.f_locals.get(first[0]) is module)
+                note(module, name, first_argument(caller) is module)
         return object.__getattribute__(module, name)
 
     nn.Module.__getattribute__ = read  # type: ignore[method-assign, assignment]

@@ -29,7 +29,7 @@ from fxfault.passes.tracing.outside_reads import (
     is_of_library,
     is_trusted,
 )
-from fxfault.passes.tracing.symbolic_values import StandIn, is_library
+from fxfault.passes.tracing.symbolic_values import StandIn, first_argument, is_library
 
 # Attributes of a class that Python itself looks up.
 _IMPLIED = ("__init__", "__new__", "__call__")
@@ -285,10 +285,7 @@ def _serves_library(frame: FrameType) -> bool:
 
 def _is_installed(frame: FrameType) -> bool:
     """Whether code belongs to Python or a package, and is not a method of a module."""
-    if is_library(frame):
-        return False
-    first = frame.f_code.co_varnames[:1]
-    if first and issubclass(type(frame.f_locals.get(first[0])), nn.Module):
+    if is_library(frame) or issubclass(type(first_argument(frame)), nn.Module):
         return False
     root = _root_of(frame)
     # The methods of a named tuple have globals of their own.

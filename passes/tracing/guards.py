@@ -370,13 +370,18 @@ def contents_of(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from contents_of(item)
 
 
+def same_contents(now: Any, before: Any) -> bool:
+    """Whether two lists, sets or dicts hold the same objects."""
+    if isinstance(now, list):
+        return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+    if isinstance(now, dict):
+        return list(now) == list(before) and all(now[key] is before[key] for key in before)
+    return bool(now == before)
+
+
 def put_back(now: Any, before: Any) -> None:
     """Give a list, set or dict the contents of its copy, if they differ."""
-    items, old = (list(x.items()) if isinstance(x, dict) else list(x) for x in (now, before))
-    if len(items) == len(old) and all(
-        a is b or (isinstance(now, dict) and a[0] is b[0] and a[1] is b[1])
-        for a, b in zip(items, old, strict=True)
-    ):
+    if same_contents(now, before):
         return
     if isinstance(now, list):
         now[:] = before

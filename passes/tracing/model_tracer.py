@@ -24,7 +24,13 @@ from fxfault.passes.tracing.guards import contents_of, freeze_value
 from fxfault.passes.tracing.refusals import is_layer, why_kept, why_no_code, why_untraceable
 from fxfault.passes.tracing.sharing import holds
 from fxfault.passes.tracing.side_effects import Snapshot, copied_values
-from fxfault.passes.tracing.symbolic_values import StandIn, ValueAttribute, ValueProxy, is_library
+from fxfault.passes.tracing.symbolic_values import (
+    StandIn,
+    ValueAttribute,
+    ValueProxy,
+    first_argument,
+    is_library,
+)
 from fxfault.quantisers.quant_tensors import output_type
 
 # Functions that make a tensor from nothing. The graph calls them in each forward, as the model's
@@ -343,9 +349,7 @@ class _TrainingFlag(StandIn):
 
 def _is_method_of_module(frame: Any) -> bool:
     """Whether code is a method of a user's module, and not a helper that may have a cache."""
-    first = frame.f_code.co_varnames[:1]
-    owner = frame.f_locals.get(first[0]) if first else None
-    return isinstance(owner, nn.Module) and not is_library(frame)
+    return isinstance(first_argument(frame), nn.Module) and not is_library(frame)
 
 
 def _contexts() -> tuple[bool, ...]:

@@ -15,7 +15,7 @@ from fxfault.errors import TransformError
 from fxfault.functional import begin_forward
 from fxfault.passes.tracing.sharing import replace_modules, shell
 from fxfault.quantisers.quant_tensors import OWN_FORWARD
-from fxfault.sites.fault_sites import ATTRIBUTE_NAMES, FaultSites
+from fxfault.sites.fault_sites import FaultSites, sites_or_none
 
 
 class Transformed(nn.Module):
@@ -24,11 +24,7 @@ class Transformed(nn.Module):
     @property
     def _sites(self) -> FaultSites | None:
         """The fault sites of the model that the module is a part of; None: it has none."""
-        for name in ATTRIBUTE_NAMES:
-            sites = self.__dict__.get(name)
-            if isinstance(sites, FaultSites):
-                return sites
-        return None
+        return sites_or_none(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse to be pickled, as `torch.save` of a whole model does.
@@ -121,7 +117,7 @@ def _forward_of(source: type[nn.Module]) -> Callable[..., Any]:
         if torch.compiler.is_dynamo_compiling():
             begin_forward(sites, *bound.arguments.values())
             return own(*args, **kwargs)
-        with sites.forward_of_thread():
+        with sites.running_graph(None):
             begin_forward(sites, *bound.arguments.values())
             return own(*args, **kwargs)
 

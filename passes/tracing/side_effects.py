@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx.proxy import TraceError
 
-from fxfault.passes.tracing.guards import put_back
+from fxfault.passes.tracing.guards import put_back, same_contents
 
 
 class Snapshot:
@@ -52,18 +52,19 @@ class Snapshot:
                     del module.__dict__[name]
             for name, value in attributes.items():
                 current: Any = module.__dict__.get(name)
-                if type(value) in (list, dict, set) and type(current) is type(value):
+                if type(value) in _CONTAINERS and type(current) is type(value):
                     put_back(current, value)
                 else:
                     module.__dict__[name] = value
 
 
 _IGNORED = frozenset({"training"})
+_CONTAINERS = (list, dict, set)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     plain = {k: v for k, v in module.__dict__.items() if k not in _IGNORED}
-    copies = {k: v.copy() for k, v in plain.items() if type(v) in (list, dict, set)}
+    copies = {k: v.copy() for k, v in plain.items() if type(v) in _CONTAINERS}
     return {**plain, **copies}
 
 
@@ -119,14 +120,8 @@ def _alike(value: Any, copied: Any) -> bool:
 
 
 def _same(before: Any, now: Any) -> bool:
-    if type(before) is not type(now):
-        return False
-    if type(before) is list:
-        return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
-    if type(before) is dict:
-        return list(before) == list(now) and all(before[k] is now[k] for k in before)
-    if type(before) is set:
-        return before == now
+    if type(before) in _CONTAINERS and type(now) is type(before):
+        return same_contents(now, before)
     return before is now
 
 

@@ -96,6 +96,12 @@ def _current_instruction(frame: Any) -> str:
     return ""
 
 
+def first_argument(frame: Any) -> Any:
+    """The first variable of running code, which is `self` in a method; None if it has none."""
+    first = frame.f_code.co_varnames[:1]
+    return frame.f_locals.get(first[0]) if first else None
+
+
 def is_library(frame: Any) -> bool:
     """Whether code belongs to torch or to us, and may see that a value is a proxy."""
     name = frame.f_globals.get("__name__", "")

@@ -1,0 +1,192 @@
+"""What forwards of a model need of its sites, and what they leave there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fxfault.errors import ConfigError, SiteError
+from fxfault.sites.site import FaultSite, Handover, why_no_codes
+from fxfault.sites.site_list import SiteList
+from fxfault.sites.statistics import FaultStatistics
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fxfault.config.fault_injection import FaultInjectionConfig
+
+logger = logging.getLogger(__name__)
+
+
+class _ThreadLock:
+    """The lock of the thread that runs forwards; a copy of the sites has a lock of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ThreadLock:
+        return _ThreadLock()
+
+
+class RunningSites(SiteList):
+    """The sites of a model that runs; see `FaultSites` for the attributes."""
+
+    def __init__(self, config: FaultInjectionConfig) -> None:
+        super().__init__(config)
+        self.skipped: dict[str, str] = {}
+        self.running: int | None = None
+        self.outputs: list[Handover] = []
+        self.checked = ""
+        self.told_quiet = False
+        self.statistics: FaultStatistics | None = None
+        self._thread = _ThreadLock()
+        self._tree: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []
+        self._on_surgery: Callable[[Any, nn.Module, Any], None] | None = None
+        self._original: list[nn.Module] = []
+
+    def clear(self) -> list[FaultSite]:
+        """Remove and return all sites; the clock and its settings stay."""
+        self.outputs, self.skipped, self._tree, self.running = [], {}, [], None
+        return super().clear()
+
+    def take_over(self, before: Iterable[FaultSite]) -> None:
+        """Give the sites the settings of earlier sites of the same names.
+
+        Recorded statistics go on if the number of sites is the same, and start again otherwise.
+        """
+        known = {site.name: site for site in before}
+        for site in self:
+            if site.name in known:
+                site.setting = known[site.name].setting
+                site.selected = known[site.name].selected
+        if self.statistics is not None and len(self.statistics.layer_stats) == len(self):
+            self.set_statistics(self.statistics)
+        elif self.statistics is not None:
+            self.new_statistics()
+
+    # -- forwards -----------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, original: nn.Module) -> None:
+        """Remember the model whose mode the clock follows, and the one it was made from."""
+        self.clock.follow(model)
+        self._original = [original]
+
+    @property
+    def original(self) -> nn.Module:
+        """The model that the transformed one was made from."""
+        return self._original[0]
+
+    @contextmanager
+    def running_graph(self, number: int | None) -> Iterator[None]:
+        """Note that the graph of a traced module runs, or Python code (None).
+
+        The clock, the counts of calls and the words that layers hand over belong to one forward.
+        Two threads would mix them up, and outputs would have the faults of other samples.
+
+        Raises:
+            SiteError: another thread runs a forward of the model.
+        """
+        if not self._thread.lock.acquire(blocking=False):
+            raise SiteError(
+                "a forward of this model runs in another thread; its sites and their clock serve "
+                "one forward at a time: give each thread a copy (copy.deepcopy), or a process"
+            )
+        before, self.running = self.running, number
+        try:
+            yield
+        finally:
+            self.running = before
+            self._thread.lock.release()
+
+    def watch_layers(
+        self, modules: Iterable[nn.Module], react: Callable[[Any, nn.Module, Any], None]
+    ) -> None:
+        """Remember the children of modules, and react if a later forward finds others.
+
+        Args:
+            modules: modules of the transformed model.
+            react: called with the sites, a module, and its former children.
+        """
+        self._tree = [(module, tuple(module._modules.values())) for module in modules]
+        self._on_surgery = react
+
+    def look_at_layers(self) -> None:
+        """React to replaced layers; forget what an interrupted forward left.
+
+        Raises:
+            SiteError: a new layer cannot be struck without another `transform`.
+        """
+        for output in self.outputs:
+            if output.kept is not None:
+                output.forget()
+        for place, (module, children) in enumerate(self._tree):
+            if tuple(module._modules.values()) != children and self._on_surgery is not None:
+                self._on_surgery(self, module, children)
+                self._tree[place] = (module, tuple(module._modules.values()))
+
+    def say_if_quiet(self) -> None:
+        """Warn once if an evaluation runs without faults because they are for training.
+
+        After a training forward there is no warning: evaluating without faults is then meant.
+        """
+        if self.clock.training:
+            self.told_quiet = True
+        elif not self.told_quiet and self.clock.enabled and self.clock.why_quiet is not None:
+            self.told_quiet = True
+            logger.warning("no fault strikes in this evaluation: %s", self.clock.why_quiet)
+
+    def check_words(self) -> None:
+        """Check that the words of the selected sites have the bits that faults strike.
+
+        The forward that strikes checks learned bit widths.
+
+        Raises:
+            SiteError: a word has too few bits.
+        """
+        for site in self:
+            for fault in site.faults if site.selected else ():
+                site.check_word(fault.model, site.bit_width)
+
+    def check(self) -> None:
+        """Wait for the device, and check that all struck values were integer codes.
+
+        On the CPU a forward raises this error itself. Forwards on other devices do not wait.
+
+        Raises:
+            SiteError: values to be hit were not codes, or (with a probability below 1e-17 for
+                each sample) the draws did not span a sample.
+        """
+        for site in self:
+            if site.seen.sound is not None and not bool(site.seen.sound):
+                raise SiteError(
+                    f"site {site.name}: values that were to be hit {why_no_codes(site)}"
+                )
+
+    # -- statistics ---------------------------------------------------------------------
+
+    def set_statistics(self, statistics: FaultStatistics | None) -> None:
+        """Record armed forwards in `statistics`; None stops recording.
+
+        Raises:
+            ConfigError: the statistics are for another number of sites.
+        """
+        if statistics is not None and len(statistics.layer_stats) != len(self):
+            raise ConfigError(
+                f"statistics for {len(statistics.layer_stats)} layers, but the model has "
+                f"{len(self)} sites; make them with FaultStatistics(num_layers={len(self)})"
+            )
+        self.statistics = statistics
+        for site in self._sites:
+            site.statistics = statistics
+            if statistics is not None:
+                layer = statistics.layer_stats[site.index]
+                layer.name = layer.name or site.name
+
+    def new_statistics(self) -> FaultStatistics:
+        """Make empty statistics for these sites, and record in them from now on."""
+        statistics = FaultStatistics(len(self), self.names)
+        self.set_statistics(statistics)
+        return statistics
