@@ -6,7 +6,7 @@
 >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
 >>> faulty = fxfault.transform(model, {"enabled": True, "probability": 5.0, "seed": 0})
 
-Names are imported when they are first used, so that `import fxfault` stays cheap.
+fxfault imports each name on first use, so that `import fxfault` stays cheap.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ __all__ = [
     "thaw",
     "transform",
 ]
-
 
 _lazy, __dir__ = lazy_names(__name__, _HOMES)
 
