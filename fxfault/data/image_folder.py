@@ -1,8 +1,8 @@
 """Pictures in folders, one folder for each class: root/train/CLASS/*.png and root/test/CLASS/*.png.
 
-`root/val` is taken where there is no `root/test`. Options (kwargs): image_size (224), a side or
-a height and a width. With a side, the shorter side of a picture is resized to it and the middle
-is cut out; with a height and a width, the picture is resized to them.
+`root/val` stands in for a missing `root/test`. Options (kwargs): image_size (224), a side or a
+height and a width. A side resizes the shorter side of a picture and cuts out the middle; a height
+and a width resize the whole picture.
 
 Pixels are scaled to [0, 1] and then normalised with ImageNet's means (0.485, 0.456, 0.406) and
 standard deviations (0.229, 0.224, 0.225).
@@ -43,15 +43,12 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> Labelled
             f"data set {name!r}: {folder} cannot be used ({quote_error(error)}): it must hold "
             f"{_LAYOUT}"
         ) from error
-    return LabelledImages(
-        inner,
-        DatasetFacts(len(inner.classes), 3, options["image_size"]),
-        f"data set {name!r}",
-    )
+    sizes = DatasetFacts(len(inner.classes), 3, options["image_size"])
+    return LabelledImages(inner, sizes, f"data set {name!r}")
 
 
 def facts(name: str, root: Path, kwargs: dict[str, Any]) -> DatasetFacts:
-    """As many classes as there are folders, three channels, and the size that was asked for."""
+    """One class for each folder, three channels, and the image size from the options."""
     options = read_options(name, kwargs, _DEFAULTS)
     _check_same_classes(name, root)
     for split, names in _FOLDERS.items():
@@ -81,7 +78,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _check_same_classes(name: str, root: Path) -> None:
-    """Labels are places in the sorted list of folders: the lists must be the same."""
+    """Check that all splits have the same folders: a label is a position in their sorted list."""
     present = [folder for folder in ("train", "test", "val") if (root / folder).is_dir()]
     for folder in present[1:]:
         differing = sorted(set(_classes(root / folder)) ^ set(_classes(root / present[0])))

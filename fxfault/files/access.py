@@ -33,9 +33,7 @@ def expanded(path: str | Path) -> Path:
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:  # an unpaired surrogate, from YAML for instance
-        raise ConfigError(
-            f"{text!r} is no path: no file name can have its characters"
-        ) from error
+        raise ConfigError(f"{text!r} is no path: no file name can have its characters") from error
     return Path(text)
 
 
