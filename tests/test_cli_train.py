@@ -661,7 +661,7 @@ def test_folders_that_cannot_be_used(fails: Callable[..., str], command: Any) ->
     assert "file" in fails(*FAST, "--out", "file")
     assert "checkpoint.dir" in fails(*FAST, "--set", "checkpoint.dir=file")
     command(*FAST, "--set", "training.epochs=1", "--out", "run")
-    assert "run holds a run: go on with it by --resume" in fails(*FAST, "--out", "run")
+    assert "run holds a run: continue it with --resume" in fails(*FAST, "--out", "run")
 
 
 def test_resuming_what_cannot_be_resumed(fails: Callable[..., str], command: Any) -> None:
@@ -674,7 +674,7 @@ def test_resuming_what_cannot_be_resumed(fails: Callable[..., str], command: Any
     Path("run/last.ckpt").write_bytes(Path("run/last.ckpt").read_bytes()[:1000])
     assert "checkpoint 'run/last.ckpt' cannot be read" in fails(*resume)
     Path("run/last.ckpt").unlink()
-    assert "run has no last.ckpt to go on from" in fails(*resume)
+    assert "run has no last.ckpt to continue from" in fails(*resume)
 
 
 def unpacking_to(path: Path, size: int) -> None:

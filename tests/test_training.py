@@ -506,9 +506,9 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
         accelerator="cpu", limit_val_batches=0,
     )  # fmt: skip
-    from fxfault.training.run import _quiet_lightning
+    from fxfault.training.lightning_fit import quiet_lightning
 
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer.fit(module, datamodule=TrainingBatches(experiment, digits("train"), None))
     assert trainer.global_step == 7
     assert module.epoch_metrics()["steps"] == 7
@@ -517,7 +517,7 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
 def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from fxfault.training.run import _quiet_lightning
+    from fxfault.training.lightning_fit import quiet_lightning
 
     best = ModelCheckpoint(tmp_path, "best", monitor="val_accuracy", mode="max")
     trainer = Trainer(
@@ -527,7 +527,7 @@ def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -
     experiment = config(**{"fault_injection.enabled": False})
     module = Classifier(Net(), experiment)
     batches = TrainingBatches(experiment, digits("train"), digits("test", 100))
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer.fit(module, datamodule=batches)
     assert Path(best.best_model_path).is_file()
     metrics = module.epoch_metrics()

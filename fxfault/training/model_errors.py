@@ -1,0 +1,35 @@
+"""Quote the errors that a network raises while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fxfault.errors import FOREIGN, DataError, FxFaultError
+from fxfault.messages import quote_error
+
+
+@contextmanager
+def quoting_model(during: str, inputs: Any) -> Iterator[None]:
+    """Raise a `DataError` that quotes what the network raises in the block.
+
+    A `StopIteration`, for instance, would end an epoch early without an error.
+
+    Args:
+        during: what the network is used for, such as "a training step".
+        inputs: inputs of the network, whose shape the message gives.
+    """
+    try:
+        yield
+    except FxFaultError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DataError("out of memory: lower training.batch_size") from error
+    except FOREIGN as error:
+        raise DataError(
+            f"the model fails in {during}, on inputs of shape {tuple(inputs.shape)}: "
+            f"{quote_error(error)}"
+        ) from error
