@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +31,12 @@ from fxfault.cli.training_run import resume_command
 from fxfault.errors import ConfigError, DataError
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import load_model
+from fxfault.training import callbacks
 from fxfault.training import run as training
-from fxfault.training.callbacks import AtomicCheckpointIO, read_checkpoint
+from fxfault.training.callbacks import AtomicCheckpointIO
 from fxfault.training.run_folder import RunFolder
+
+read_checkpoint = partial(callbacks.read_checkpoint, most=2**25)
 
 # Digits with faults, two epochs of four steps; whatever else is tuned in the bundled file.
 FAST = [

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fxfault.errors import ConfigError, DataError, TrainingError
 from fxfault.experiment import ExperimentConfig, load_experiment
 from fxfault.experiment.sections import SchedulerConfig, TrainingConfig
 from fxfault.models.checkpoints import load_checkpoint
-from fxfault.training import Classifier, TrainingBatches, train
+from fxfault.training import Classifier, TrainingBatches, callbacks, train
 from fxfault.training.batches import (
     Augmented,
     EpochOrder,
@@ -36,11 +37,13 @@ from fxfault.training.batches import (
     split_validation,
 )
 from fxfault.training.calibration import calibration_state, restore_calibration
-from fxfault.training.callbacks import AtomicCheckpointIO, read_checkpoint
+from fxfault.training.callbacks import AtomicCheckpointIO
 from fxfault.training.lightning_import import Callback, Trainer
 from fxfault.training.optimizers import build_optimizer, build_scheduler, learning_rate, rate_factor
 from fxfault.training.run import Interrupted, calibrate, check_trainable, load_initial_weights
 from fxfault.training.run_folder import BEST, CALIBRATED, LAST, METRICS, RunFolder
+
+read_checkpoint = partial(callbacks.read_checkpoint, most=2**25)
 
 FAULTY = {
     "fault_injection.apply_during": "both",
@@ -434,14 +437,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 def test_a_failing_write_leaves_the_file_before(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"fxfault": 1}, path)
+    AtomicCheckpointIO(2**25).save_checkpoint({"fxfault": 1}, path)
 
     def fail(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        AtomicCheckpointIO().save_checkpoint({"fxfault": 2}, path)
+        AtomicCheckpointIO(2**25).save_checkpoint({"fxfault": 2}, path)
     assert read_checkpoint(path) == {"fxfault": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 

@@ -7,6 +7,7 @@ seed (1).
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from fxfault.data.options import read_options
 _DEFAULTS = {"size": 256, "image_size": 32, "num_classes": 10, "in_channels": 3, "seed": 1}
 
 
+@dataclass(eq=False)
 class FakeImages(Dataset[tuple[Tensor, int]]):
     """Standard normal noise: image `i` of a split depends on the seed, the split and `i` only.
 
     Image `i` has the label `i % num_classes`, so the classes are balanced. No global generator is
     used.
 
-    Args:
+    Attributes:
         split: "train" or "test"; their images differ.
         size: number of images.
         facts: number of classes and shape of the images.
@@ -38,11 +40,10 @@ class FakeImages(Dataset[tuple[Tensor, int]]):
     (torch.Size([1, 4, 6]), 1, True)
     """
 
-    def __init__(self, split: str, *, size: int, facts: DatasetFacts, seed: int) -> None:
-        self.split = split
-        self.size = size
-        self.facts = facts
-        self.seed = seed
+    split: str
+    size: int
+    facts: DatasetFacts
+    seed: int
 
     def __len__(self) -> int:
         return self.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from fxfault.foreign import quoting
@@ -23,14 +24,14 @@ object of type 'int' has no len()
         return len(dataset)
 
 
+@dataclass(eq=False)
 class Guarded:
     """A map-style data set that raises a `DataError` if the data set it wraps fails.
 
     A `StopIteration`, for instance, would make a loader end its pass early without an error.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    dataset: Any
 
     def __len__(self) -> int:
         return samples_of(self.dataset)

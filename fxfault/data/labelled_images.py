@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,19 +13,19 @@ from fxfault.errors import DataError
 from fxfault.messages import quote_error
 
 
+@dataclass(eq=False)
 class LabelledImages(Dataset[tuple[Tensor, int]]):
     """A torchvision data set with plain integer labels.
 
-    Args:
+    Attributes:
         inner: the torchvision data set, with a transform from pictures to tensors.
         facts: number of classes and shape of the images.
         where: name of the data set in the message about a broken image.
     """
 
-    def __init__(self, inner: Any, facts: DatasetFacts, where: str) -> None:
-        self.inner = inner
-        self.facts = facts
-        self.where = where
+    inner: Any
+    facts: DatasetFacts
+    where: str
 
     def __len__(self) -> int:
         return len(self.inner)

@@ -6,6 +6,7 @@ network that is run clean, or always under faults, needs other statistics.
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def _only_batch_norm_training(model: nn.Module, layers: dict[str, _BatchNorm]) -
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers.values()]
     before = [
-        (layer, {name: getattr(layer, name).clone() for name in _BUFFERS})
+        (layer, copy.deepcopy(dict(layer.named_buffers(recurse=False))))
         for layer in layers.values()
     ]
     try:

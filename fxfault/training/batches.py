@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from fxfault.data.guarded import Guarded, samples_of
@@ -81,9 +81,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, dataset: Dataset[Any], config: TrainingConfig, seed: int) -> None:
         self.dataset = Guarded(dataset)
-        self.shift = config.shift
-        self.flip = config.flip
-        self.seed = seed
+        self.shift, self.flip, self.seed = config.shift, config.flip, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -115,16 +113,10 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
         down: shift in pixels; negative values move up.
         right: shift in pixels; negative values move left.
     """
-    if not down and not right:
-        return image
-    moved = torch.zeros_like(image)
     height, width = image.shape[-2:]
-    rows, columns = height - abs(down), width - abs(right)
-    if rows <= 0 or columns <= 0:
-        return moved
-    source = image[..., max(-down, 0) :, max(-right, 0) :][..., :rows, :columns]
-    moved[..., max(down, 0) :, max(right, 0) :][..., :rows, :columns] = source
-    return moved
+    if abs(down) >= height or abs(right) >= width:
+        return torch.zeros_like(image)
+    return nn.functional.pad(image, (right, -right, down, -down))
 
 
 class EpochOrder(Sampler[list[_Place]]):

@@ -8,6 +8,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fxfault.config.curriculum import epoch_plan
 from fxfault.errors import DataError, FxFaultError
-from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.files.access import write_atomically
 from fxfault.files.sources import Sources
@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         written: SHA-256 of the written files, in hexadecimal, by path.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
         self.written: dict[str, str] = {}
@@ -84,21 +84,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, self.most)
 
 
-def read_checkpoint(path: str | Path, most: int | None = None) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, most: int) -> dict[str, Any]:
     """Read a checkpoint that `fxfault-train` wrote.
 
     Args:
         path: the file.
-        most: largest allowed size, packed and unpacked, in bytes (see
-            `fxfault.models.checkpoints.most_bytes`); default: the free memory.
+        most: largest allowed size, packed and unpacked, in bytes; see
+            `fxfault.models.checkpoints.most_bytes`.
 
     Raises:
         DataError: the file cannot be read, or `fxfault-train` did not write it.
     """
     prefix = f"checkpoint {str(path)!r}"
     try:
-        limit = free_memory() if most is None else most
-        content = read_content(Path(path), prefix, limit, "name one that fxfault-train wrote")
+        content = read_content(Path(path), prefix, most, "name one that fxfault-train wrote")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except DataError:
         raise
@@ -141,8 +140,11 @@ class Record(Callback):
         row: Row = {"epoch": epoch, "learning_rate": learning_rate(self.config, epoch)}
         row.update(pl_module.epoch_metrics())
         if pl_module.faulty is not None:
-            if not epoch_plan(self.config.fault_injection, epoch).several:
-                row["probability"] = _probability(self.config, epoch)
+            faults = self.config.fault_injection
+            plan = epoch_plan(faults, epoch)
+            if not plan.several:
+                strikes = plan.noisy and faults.apply_during != "eval"
+                row["probability"] = plan.probability if strikes else 0.0
             row["fault_rate"] = float(trainer.callback_metrics["fault_rate"])
         row["seconds"] = time.perf_counter() - self._started
         self.rows.append(row)
@@ -187,44 +189,34 @@ class Record(Callback):
         self._generators = state["generators"]
 
 
+@dataclass(eq=False)
 class Checkpoints(Checkpoint):
     """Saves `last.ckpt` before the first epoch and after each, and `best.ckpt` after the best.
 
     The best epoch has the highest validation accuracy and, among equals, the lowest validation
     loss.
 
-    Args:
+    Attributes:
         config: the experiment.
         record: the measurements.
         folder: folder of the checkpoints; None keeps the best weights in memory.
-        stop: whether the training was asked to stop.
+        stop: function that tells whether the training was asked to stop.
         files: writer of the checkpoints.
         sources: checkpoints that the training started from, checked after each save.
-
-    Attributes:
         best: row of the best epoch so far.
         best_content: SHA-256 of its file; None if there is none, or an older fxfault wrote it.
         best_weights: weights of the network in that epoch, if there is no folder.
     """
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        record: Record,
-        folder: RunFolder | None,
-        stop: Callable[[], bool],
-        files: AtomicCheckpointIO,
-        sources: Sources,
-    ) -> None:
-        self.record = record
-        self.folder = folder
-        self.stop = stop
-        self.files, self.sources = files, sources
-        self.saves_best = config.checkpoint.save_best
-        self.prefix = "faulty_val" if config.checkpoint.best_by == "faulty" else "val"
-        self.best: Row | None = None
-        self.best_content: str | None = None
-        self.best_weights: dict[str, Any] | None = None
+    config: ExperimentConfig
+    record: Record
+    folder: RunFolder | None
+    stop: Callable[[], bool]
+    files: AtomicCheckpointIO
+    sources: Sources
+    best: Row | None = None
+    best_content: str | None = None
+    best_weights: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, LAST)  # so that a run killed at any moment can resume
@@ -239,7 +231,8 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         row = self.record.rows[-1]
         # Save the best first: `last.ckpt` names the best epoch, whose file must then exist.
-        if self.saves_best and (self.best is None or self._rank(row) > self._rank(self.best)):
+        wanted = self.config.checkpoint.save_best
+        if wanted and (self.best is None or self._rank(row) > self._rank(self.best)):
             self.best = row
             if self.folder is None:
                 self.best_weights = copy.deepcopy(pl_module.network.state_dict())
@@ -259,7 +252,8 @@ class Checkpoints(Checkpoint):
         self.best_content = state_dict.get("best_content")
 
     def _rank(self, row: Row) -> tuple[float, float]:
-        return row[f"{self.prefix}_accuracy"], -row[f"{self.prefix}_loss"]
+        prefix = "faulty_val" if self.config.checkpoint.best_by == "faulty" else "val"
+        return row[f"{prefix}_accuracy"], -row[f"{prefix}_loss"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is not None:
@@ -283,10 +277,3 @@ def to_csv(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _probability(config: ExperimentConfig, epoch: int) -> float:
-    """Probability of a hit in the noisy steps of an epoch, in percent; 0 if it has none."""
-    faults = config.fault_injection
-    plan = epoch_plan(faults, epoch)
-    return plan.probability if plan.noisy and faults.apply_during != "eval" else 0.0
