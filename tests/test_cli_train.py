@@ -720,7 +720,7 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(command: Callable[..., Run]) 
     os.mkfifo("run/run.json")
     run = command("--resume", "--out", "run")
     assert run.status == 2
-    assert re.fullmatch(r"error: run/run\.json is a pipe, expected a .*; take it.*\n", run.err)
+    assert re.fullmatch(r"error: run/run\.json is a pipe, expected a .*; remove it.*\n", run.err)
     assert Path("run/last.ckpt").read_bytes() == before
 
 

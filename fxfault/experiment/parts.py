@@ -29,28 +29,17 @@ if TYPE_CHECKING:
 # Batches are kept in memory if all their images together are not larger than this.
 KEPT_BYTES = 2**30
 
-_EXAMPLES = {
-    "dataset": "dataset: {name: digits}",
-    "model": "model: {name: quant_digits}",
-}
+_EXAMPLES = {"dataset": "dataset: {name: digits}", "model": "model: {name: quant_digits}"}
 
 
 def check_sections(experiment: ExperimentConfig, names: Iterable[str], source: str) -> None:
-    """Check that a file has the sections that a command needs.
+    """Raise a `ConfigError` if a file has not all sections that a command needs.
 
     >>> check_sections(ExperimentConfig(), ["dataset", "model"], "faults.yaml")
     Traceback (most recent call last):
     ...
     fxfault.errors.ConfigError: faults.yaml has no section `dataset` and no section `model`; add \
 for instance `dataset: {name: digits}` and `model: {name: quant_digits}`
-
-    Args:
-        experiment: content of the file.
-        names: `dataset`, `model` or both.
-        source: name of the file, for the message.
-
-    Raises:
-        ConfigError: a section is missing; the message shows what to add.
     """
     missing = [name for name in names if getattr(experiment, name) is None]
     if missing:

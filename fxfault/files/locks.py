@@ -51,7 +51,7 @@ class FileLock:
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Take over an open file that is already locked; `take` calls this."""
+        """Take over an open file, which `take` locks."""
         self._descriptor: int | None = descriptor
         status = os.fstat(descriptor)
         self.identity = status.st_dev, status.st_ino
@@ -76,14 +76,14 @@ class FileLock:
             return cls(os.open(os.devnull, os.O_RDONLY))
         flags = os.O_RDONLY if is_folder else os.O_RDWR | (os.O_CREAT if create else 0)
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644)
+        lock = cls(descriptor)
         try:
-            if not _lock(descriptor):
-                os.close(descriptor)
+            _set_lock(descriptor, True)
+        except OSError as error:
+            if error.errno in _BUSY:
+                lock.close()
                 return None
-            return cls(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        return lock
 
     def keep_log(self) -> None:
         """Keep SQLite from removing the write-ahead log when its last connection closes.
@@ -96,7 +96,8 @@ class FileLock:
     def release(self) -> None:
         """Unlock the file at once, even if a forked process still holds it open."""
         if self._descriptor is not None:
-            _unlock(self._descriptor)
+            with suppress(OSError):
+                _set_lock(self._descriptor, False)
         self.close()
 
     def close(self) -> None:
@@ -109,28 +110,14 @@ class FileLock:
         self.release()
 
 
-def _lock(descriptor: int) -> bool:
-    """Take the lock; false if another process holds it, true also if there are no locks."""
-    if fcntl is None:
-        return True
-    try:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        elif _has_file_locks():
-            _ofd_lock(descriptor, fcntl.F_WRLCK, _BYTE, 1)
-    except OSError as error:
-        return error.errno not in _BUSY
-    return True
-
-
-def _unlock(descriptor: int) -> None:
+def _set_lock(descriptor: int, held: bool) -> None:
+    """Lock or unlock an open file or folder, if the system can."""
     if fcntl is None:
         return
-    with suppress(OSError):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        elif _has_file_locks():
-            _ofd_lock(descriptor, fcntl.F_UNLCK, _BYTE, 1)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN)
+    elif _has_file_locks():
+        _ofd_lock(descriptor, fcntl.F_WRLCK if held else fcntl.F_UNLCK, _BYTE, 1)
 
 
 def _has_file_locks() -> bool:

@@ -32,15 +32,15 @@ class Activity(NamedTuple):
 
 
 STUDY = Activity(
-    "study", "put the old file back and go on, or name another store; finished trials are kept"
+    "study", "restore the old file and continue, or name another store; finished trials are kept"
 )
 TRAINING = Activity(
     "training",
-    "put the old file back and go on with --resume, or start anew; what was saved is kept",
+    "restore the old file and continue with --resume, or start again; saved files are kept",
     TrainingError,
 )
 EVALUATION = Activity(
-    "evaluation", "what was written is of the old file; evaluate again to use the new one"
+    "evaluation", "the written results are those of the old file; evaluate again to use the new one"
 )
 
 
@@ -58,7 +58,7 @@ class Sources:
     Traceback (most recent call last):
     ...
     fxfault.errors.DataError: checkpoint 'a.pt' was replaced while the study ran (sha256 \
-9a129038d9a0... when it was loaded, 53959fa102f3... now): put the old file back and go on, or \
+9a129038d9a0... when it was loaded, 53959fa102f3... now): restore the old file and continue, or \
 name another store; finished trials are kept
     """
 

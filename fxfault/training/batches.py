@@ -73,10 +73,7 @@ def split_validation(
 class Augmented(Dataset[tuple[Tensor, int]]):
     """A data set whose item (epoch, index) is sample `index`, augmented for that epoch.
 
-    Args:
-        dataset: map-style data set of (image, label), images of shape (C, H, W).
-        config: section with `shift` and `flip`.
-        seed: seed of the augmentation.
+    The samples of `dataset` are pairs of an image, shape (C, H, W), and a label.
     """
 
     def __init__(self, dataset: Dataset[Any], config: TrainingConfig, seed: int) -> None:
@@ -130,13 +127,8 @@ class EpochOrder(Sampler[list[_Place]]):
     >>> len(order), [len(batch) for batch in order]
     (2, [2, 2])
 
-    Args:
-        samples: number of samples of the data set.
-        batch_size: samples in a batch of this process.
-        seed: seed of the order.
-        shard: this process.
-
     Attributes:
+        batch_size: samples in a batch of this process.
         epoch: the epoch, from 0.
         first_batch: first batch of the next pass; later passes start at 0 again.
     """
@@ -146,12 +138,9 @@ class EpochOrder(Sampler[list[_Place]]):
             raise DataError(
                 f"{samples} training samples are too few for {shard.world_size} processes"
             )
-        self.samples = samples
+        self.samples, self.seed, self.shard = samples, seed, shard
         self.batch_size = min(batch_size, samples // shard.world_size)
-        self.seed = seed
-        self.shard = shard
-        self.epoch = 0
-        self.first_batch = 0
+        self.epoch = self.first_batch = 0
 
     @property
     def sampler(self) -> EpochOrder:
@@ -177,22 +166,14 @@ class EpochOrder(Sampler[list[_Place]]):
 class TrainingLoader(DataLoader[Any]):
     """A loader of training batches that Lightning can save and restore within an epoch.
 
-    Args:
-        dataset: the training samples.
-        config: section with batch size, augmentation and workers.
-        seed: seed of the order and of the augmentation.
-        shard: this process.
+    `seed` determines the order and the augmentation.
     """
 
     def __init__(
         self, dataset: Dataset[Any], config: TrainingConfig, seed: int, shard: Shard
     ) -> None:
-        self.order = EpochOrder(
-            samples=samples_of(dataset),
-            batch_size=config.batch_size,
-            seed=seed,
-            shard=shard,
-        )
+        samples, size = samples_of(dataset), config.batch_size
+        self.order = EpochOrder(samples=samples, batch_size=size, seed=seed, shard=shard)
         self._given = 0
         super().__init__(
             Augmented(dataset, config, seed),
@@ -223,17 +204,13 @@ class TrainingLoader(DataLoader[Any]):
 def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> DataLoader[Any]:
     """Load one process's part of a data set, in order.
 
-    Each process gets an equal slice of every joined batch, as `FaultSites.shard` requires. Samples
-    left over at the end go to the first processes, as one more batch of one sample each.
+    Each process gets an equal slice, `batch_size` samples, of every joined batch, as
+    `FaultSites.shard` requires. Samples left over at the end go to the first processes, as one more
+    batch of one sample each.
 
     >>> data = Subset(range(11), range(11))
     >>> [list(evaluation_loader(data, 2, Shard(rank, 2)).batch_sampler) for rank in (0, 1)]
     [[[0, 1], [4, 5], [8], [10]], [[2, 3], [6, 7], [9]]]
-
-    Args:
-        dataset: map-style data set.
-        batch_size: samples in a batch of this process.
-        shard: this process.
 
     Raises:
         DataError: there are fewer samples than processes.

@@ -8,7 +8,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,23 +108,21 @@ def read_checkpoint(path: str | Path, most: int) -> dict[str, Any]:
     return checkpoint
 
 
+@dataclass(eq=False)
 class Record(Callback):
     """Keeps the measurements of each epoch, in metrics.csv and in checkpoints.
 
-    Args:
+    Attributes:
         config: the experiment.
         folder: folder of metrics.csv; None writes nothing.
-
-    Attributes:
         rows: one row for each finished epoch.
     """
 
-    def __init__(self, config: ExperimentConfig, folder: RunFolder | None) -> None:
-        self.config = config
-        self.folder = folder
-        self.rows: list[Row] = []
-        self._started = time.perf_counter()
-        self._generators: Mapping[str, Any] | None = None
+    config: ExperimentConfig
+    folder: RunFolder | None
+    rows: list[Row] = field(default_factory=list)
+    _started: float = field(default_factory=time.perf_counter)
+    _generators: Mapping[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the generators; nothing draws numbers between here and the first step."""
@@ -155,11 +153,8 @@ class Record(Callback):
         if self.folder is not None and trainer.is_global_zero:
             self.folder.write(METRICS, to_csv(self.rows))
 
-    def on_save_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: Classifier,  # type: ignore[override]
-        checkpoint: dict[str, Any],
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
     ) -> None:
         calibration = calibration_state(pl_module)
         weights = checkpoint["state_dict"]
@@ -176,11 +171,8 @@ class Record(Callback):
             "processes": trainer.world_size,
         }
 
-    def on_load_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: Classifier,  # type: ignore[override]
-        checkpoint: dict[str, Any],
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint[_KEY]
         self.rows = copy.deepcopy(state["rows"])

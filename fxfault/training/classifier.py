@@ -66,10 +66,7 @@ class Classifier(LightningModule):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        config: ExperimentConfig,
-        faulty: FaultAwareTraining | None = None,
+        self, network: nn.Module, config: ExperimentConfig, faulty: FaultAwareTraining | None = None
     ) -> None:
         super().__init__()
         self.network = network
@@ -165,9 +162,8 @@ class Classifier(LightningModule):
             self._sites.enabled = True
         for site, setting in self._schedule:
             site.setting = setting
-        self._metrics = {}
-        for totals, prefix in zip(self._validation, ("val", "faulty_val"), strict=True):
-            self._metrics.update(self._means(totals, prefix))
+        clean, faulty = self._validation
+        self._metrics = {**self._means(clean, "val"), **self._means(faulty, "faulty_val")}
         self._log(self._metrics)
 
     def on_train_epoch_end(self) -> None:
@@ -202,10 +198,7 @@ class TrainingBatches(LightningDataModule):
     """
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        training: Dataset[Any],
-        validation: Dataset[Any] | None,
+        self, config: ExperimentConfig, training: Dataset[Any], validation: Dataset[Any] | None
     ) -> None:
         super().__init__()
         self.config = config

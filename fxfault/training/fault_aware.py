@@ -233,12 +233,7 @@ allowed: a number from 0 to 100
             self._position = self.faults.clock.state()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note whether the step was noisy."""
         self._position = None

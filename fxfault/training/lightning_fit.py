@@ -29,19 +29,15 @@ def fit(
     devices: int,
     **settings: Any,
 ) -> Trainer:
-    """Make a Trainer and train a module.
+    """Make a Trainer and train a module in `devices` processes.
 
     Args:
         module: the module.
         batches: its batches.
         last: checkpoint to resume from; None starts a new training.
-        device: device, or kind of device if there are several.
+        device: the device, or its kind if `devices` is above 1.
         devices: number of processes.
         settings: further arguments of the Trainer.
-
-    Raises:
-        FxFaultError: the training fails.
-        KeyboardInterrupt: the user interrupted it.
     """
     with preserved_generators(), quiet_lightning():
         trainer = Trainer(

@@ -16,11 +16,8 @@ from fxfault.messages import quote_error
 def quoting_model(during: str, inputs: Any) -> Iterator[None]:
     """Raise a `DataError` that quotes what the network raises in the block.
 
-    A `StopIteration`, for instance, would end an epoch early without an error.
-
-    Args:
-        during: what the network is used for, such as "a training step".
-        inputs: inputs of the network, whose shape the message gives.
+    A `StopIteration`, for instance, would end an epoch early without an error. The message names
+    `during`, such as "a training step", and the shape of the inputs.
     """
     try:
         yield

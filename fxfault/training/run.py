@@ -332,13 +332,7 @@ def _make_faulty(config: ExperimentConfig, test_data: Dataset[Any]) -> FaultAwar
 def checkpoint_to_resume(
     config: ExperimentConfig, folder: RunFolder | None, devices: int, most: int
 ) -> tuple[Path, int]:
-    """Find the checkpoint from which a training resumes.
-
-    Args:
-        config: the experiment.
-        folder: folder of the run.
-        devices: number of processes.
-        most: as for `fxfault.training.callbacks.read_checkpoint`.
+    """Find the checkpoint from which a training with `devices` processes resumes.
 
     Returns:
         Path of the checkpoint and number of training steps before it.
