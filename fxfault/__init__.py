@@ -6,7 +6,7 @@
 >>> model = nn.Sequential(nn.Linear(4, 4), QuantReLU(bit_width=4))
 >>> faulty = fxfault.transform(model, {"enabled": True, "probability": 5.0, "seed": 0})
 
-Names are imported when they are first used, so that `import fxfault` stays cheap.
+fxfault imports each name on first use, so that `import fxfault` stays cheap.
 """
 
 from __future__ import annotations
@@ -17,42 +17,41 @@ from typing import TYPE_CHECKING, Any
 from fxfault.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from fxfault.config.fault_injection import FaultInjectionConfig
-    from fxfault.errors import (
-        ConfigError,
-        DataError,
-        FreezeError,
-        FxFaultError,
-        SiteError,
-        TrainingError,
-        TransformError,
-    )
-    from fxfault.faults.fault_models import (
-        BitFlipStrategy,
-        BitMaskModel,
-        BitModel,
-        BurstStrategy,
-        FaultModel,
-        FullFlipStrategy,
-        InjectionStrategy,
-        LSBFlipStrategy,
-        MSBFlipStrategy,
-        RandomStrategy,
-        StuckAt0Strategy,
-        StuckAt1Strategy,
-        fault_model_names,
-        get_fault_model,
-        get_strategy,
-        register_fault_model,
-    )
-    from fxfault.passes.checking import Check, check
-    from fxfault.passes.compilation import compile
-    from fxfault.passes.freeze import freeze, thaw
-    from fxfault.passes.injector import FaultInjector
-    from fxfault.passes.inspection import inspect
-    from fxfault.passes.segments import split_at_sites
-    from fxfault.passes.transform import strip, transform
-    from fxfault.sites.statistics import FaultStatistics
+    from fxfault.config.fault_injection import FaultInjectionConfig as FaultInjectionConfig
+    from fxfault.errors import ConfigError as ConfigError
+    from fxfault.errors import DataError as DataError
+    from fxfault.errors import FreezeError as FreezeError
+    from fxfault.errors import FxFaultError as FxFaultError
+    from fxfault.errors import SiteError as SiteError
+    from fxfault.errors import TrainingError as TrainingError
+    from fxfault.errors import TransformError as TransformError
+    from fxfault.faults.fault_models import BitFlipStrategy as BitFlipStrategy
+    from fxfault.faults.fault_models import BitMaskModel as BitMaskModel
+    from fxfault.faults.fault_models import BitModel as BitModel
+    from fxfault.faults.fault_models import BurstStrategy as BurstStrategy
+    from fxfault.faults.fault_models import FaultModel as FaultModel
+    from fxfault.faults.fault_models import FullFlipStrategy as FullFlipStrategy
+    from fxfault.faults.fault_models import InjectionStrategy as InjectionStrategy
+    from fxfault.faults.fault_models import LSBFlipStrategy as LSBFlipStrategy
+    from fxfault.faults.fault_models import MSBFlipStrategy as MSBFlipStrategy
+    from fxfault.faults.fault_models import RandomStrategy as RandomStrategy
+    from fxfault.faults.fault_models import StuckAt0Strategy as StuckAt0Strategy
+    from fxfault.faults.fault_models import StuckAt1Strategy as StuckAt1Strategy
+    from fxfault.faults.fault_models import fault_model_names as fault_model_names
+    from fxfault.faults.fault_models import get_fault_model as get_fault_model
+    from fxfault.faults.fault_models import get_strategy as get_strategy
+    from fxfault.faults.fault_models import register_fault_model as register_fault_model
+    from fxfault.passes.checking import Check as Check
+    from fxfault.passes.checking import check as check
+    from fxfault.passes.compilation import compile as compile
+    from fxfault.passes.freeze import freeze as freeze
+    from fxfault.passes.freeze import thaw as thaw
+    from fxfault.passes.injector import FaultInjector as FaultInjector
+    from fxfault.passes.inspection import inspect as inspect
+    from fxfault.passes.segments import split_at_sites as split_at_sites
+    from fxfault.passes.transform import strip as strip
+    from fxfault.passes.transform import transform as transform
+    from fxfault.sites.statistics import FaultStatistics as FaultStatistics
 
 _HOMES = {
     "fxfault.config.fault_injection": ("FaultInjectionConfig",),
@@ -92,44 +91,7 @@ _HOMES = {
     "fxfault.passes.transform": ("strip", "transform"),
     "fxfault.sites.statistics": ("FaultStatistics",),
 }
-__all__ = [
-    "BitFlipStrategy",
-    "BitMaskModel",
-    "BitModel",
-    "BurstStrategy",
-    "Check",
-    "ConfigError",
-    "DataError",
-    "FaultInjectionConfig",
-    "FaultInjector",
-    "FaultModel",
-    "FaultStatistics",
-    "FreezeError",
-    "FullFlipStrategy",
-    "FxFaultError",
-    "InjectionStrategy",
-    "LSBFlipStrategy",
-    "MSBFlipStrategy",
-    "RandomStrategy",
-    "SiteError",
-    "StuckAt0Strategy",
-    "StuckAt1Strategy",
-    "TrainingError",
-    "TransformError",
-    "check",
-    "compile",
-    "fault_model_names",
-    "freeze",
-    "get_fault_model",
-    "get_strategy",
-    "inspect",
-    "register_fault_model",
-    "split_at_sites",
-    "strip",
-    "thaw",
-    "transform",
-]
-
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 _lazy, __dir__ = lazy_names(__name__, _HOMES)
 

@@ -1,7 +1,7 @@
 """The errors that fxfault raises on purpose.
 
-Every message says where (site, module, file or key), what came, what is
-allowed, and what to do. A command prints it as one line and exits with 2.
+Every message says where (site, module, file or key), what came, what is allowed, and what to do.
+A command prints it on one line and exits with status 2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class FxFaultError(Exception):
-    """Root of all errors that fxfault raises on purpose."""
+    """Base class of all errors that fxfault raises on purpose."""
 
 
 class ConfigError(FxFaultError):
@@ -18,18 +18,18 @@ class ConfigError(FxFaultError):
 
 
 class InvalidConfigError(ConfigError):
-    """All that is wrong with one configuration, in one line.
+    """Everything that is wrong with one configuration, on one line.
 
     >>> print(InvalidConfigError(["a: unknown key", "b: missing"], "fat.yaml"))
     fat.yaml: 2 problems: a: unknown key; b: missing
 
     Attributes:
         problems: one text per problem, each with the path of its key.
-        source: the file, or None for a mapping that came from Python.
+        source: the file; None for a mapping passed from Python.
     """
 
     def __init__(self, problems: Sequence[str], source: str | None = None) -> None:
-        # Both arguments go to Exception, so that a worker process can pickle the error.
+        # Exception gets both arguments, so that a worker process can pickle the error.
         super().__init__(problems, source)
         self.problems = list(problems)
         self.source = source
@@ -42,11 +42,11 @@ class InvalidConfigError(ConfigError):
 
 
 class SiteError(FxFaultError):
-    """A fault site that does not exist or that cannot be injected faithfully."""
+    """A fault site that does not exist or cannot be injected faithfully."""
 
 
 class TransformError(FxFaultError):
-    """A model that the passes cannot rewrite as asked."""
+    """A model that the passes cannot rewrite as requested."""
 
 
 class FreezeError(FxFaultError):
@@ -58,24 +58,24 @@ class DataError(FxFaultError):
 
 
 class TrainingError(FxFaultError):
-    """A training that cannot go on: no finite loss, or files that cannot be written."""
+    """A training that cannot continue: its loss is not finite, or it cannot write its files."""
 
 
 class ForeignCodeError(FxFaultError):
-    """Code that is not fxfault's, such as a network's forward, raised or ended the program."""
+    """Code outside fxfault, such as a network's forward, raised an error or exited."""
 
 
 class BugError(FxFaultError):
-    """Something in fxfault itself went wrong; it is to be reported."""
+    """A bug in fxfault, which the user should report."""
 
 
 FOREIGN = (Exception, SystemExit, GeneratorExit)
-"""What code of somebody else's may raise; Ctrl-C is none of it."""
+"""What code outside fxfault may raise; `KeyboardInterrupt` is not among it."""
 
 
 class StoreError(FxFaultError):
-    """A store of trials that cannot be opened, written or gone on with."""
+    """A store of trials that cannot be opened, written or continued."""
 
 
 class EngineError(FxFaultError):
-    """An engine that cannot run trials: no such engine, or workers that die or disagree."""
+    """An engine that does not exist, or whose workers die or disagree."""

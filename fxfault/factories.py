@@ -1,4 +1,4 @@
-"""Call a factory of the user's own that a configuration names as `package.module:factory`."""
+"""Call a user's factory that a configuration names as `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,23 @@ from fxfault.messages import nearest, quote_error
 def call_factory(reference: str, *, what: str, kwargs: Mapping[str, Any]) -> Any:
     """Import `package.module` and call its `factory`.
 
-    The current folder is importable meanwhile, and comes first, as it is for `python -m`.
+    Modules in the current folder come first during the call, as with `python -m`.
+
+    >>> call_factory("fractions:Fraction", what="model", kwargs={"numerator": 3})
+    Fraction(3, 1)
+    >>> call_factory("fractions:Fractoin", what="model", kwargs={})
+    Traceback (most recent call last):
+    fxfault.errors.DataError: model 'fractions:Fractoin': module 'fractions' has no \
+'Fractoin' (did you mean 'Fraction'?); check the name after the colon
 
     Args:
         reference: `package.module:factory`.
-        what: what the factory makes, for the messages: "model" or "data set".
-        kwargs: the arguments of the call.
-
-    Returns:
-        Whatever the factory returned.
+        what: kind of object for the messages: "model" or "data set".
+        kwargs: arguments of the call.
 
     Raises:
-        DataError: no such module or attribute, not a factory, or an exception raised by
-            the user's code, whose type and message are quoted.
-
-    Example:
-        >>> call_factory("fractions:Fraction", what="model", kwargs={"numerator": 3})
-        Fraction(3, 1)
-        >>> call_factory("fractions:Fractoin", what="model", kwargs={})
-        Traceback (most recent call last):
-        fxfault.errors.DataError: model 'fractions:Fractoin': module 'fractions' has no \
-'Fractoin' (did you mean 'Fraction'?); check the name after the colon
+        DataError: the module or the factory does not exist, the attribute is not a factory, or
+            the user's code raises an error, which is quoted.
     """
     prefix = f"{what} {reference!r}"
     module_name, factory_name = _split(reference, prefix)
@@ -64,20 +60,14 @@ def _import(module_name: str, prefix: str) -> ModuleType:
     importlib.invalidate_caches()  # the module may have been written a moment ago
     try:
         return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module_name == missing or module_name.startswith(f"{missing}."):
+    except FOREIGN as error:  # the user's code may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
             raise DataError(
                 f"{prefix}: there is no module {missing!r} in the current folder or among the "
                 f"installed packages; check the name, or run the command from the folder it is in"
             ) from error
-        raise _import_failed(module_name, prefix, error) from error
-    except FOREIGN as error:  # the user's code may raise anything
-        raise _import_failed(module_name, prefix, error) from error
-
-
-def _import_failed(module_name: str, prefix: str, error: BaseException) -> DataError:
-    return DataError(f"{prefix}: importing {module_name} raised {quote_error(error)}")
+        raise DataError(f"{prefix}: importing {module_name} raised {quote_error(error)}") from error
 
 
 def _find(module: ModuleType, factory_name: str, prefix: str) -> Callable[..., Any]:
@@ -90,15 +80,14 @@ def _find(module: ModuleType, factory_name: str, prefix: str) -> Callable[..., A
                 f"{prefix}: module {module.__name__!r} has no {factory_name!r}"
                 f"{nearest(part, public)}; check the name after the colon"
             )
-    # A network that is already built is callable too: with images.
+    # A network that is already built is callable too, but with images.
     is_network = hasattr(found, "state_dict") and not isinstance(found, type)
     if is_network or not callable(found):
         raise DataError(
             f"{prefix}: {factory_name!r} is an object of type {type(found).__name__}; "
             f"it must be a function or a class that makes one"
         )
-    factory: Callable[..., Any] = found
-    return factory
+    return found
 
 
 @contextmanager
@@ -108,6 +97,6 @@ def _current_folder_importable() -> Iterator[None]:
     try:
         yield
     finally:
-        # Not a restored copy of the list: the user's module may have added a folder to it.
+        # Do not restore a copy of the list: the user's module may have added a folder.
         if folder in sys.path:
             sys.path.remove(folder)

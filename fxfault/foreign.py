@@ -1,16 +1,18 @@
-"""Whose code raised an error: somebody else's, which is quoted, or ours, which is a bug.
+"""Tell errors of the user's code, which are quoted, from errors of fxfault, which are bugs.
 
-A network, a data set or a fault model of the user's may raise anything, or call `sys.exit`. What
-it raised reaches a user as one sentence, whatever the command or the engine.
+The user's network, data set or fault model may raise anything or call `sys.exit`. Every command
+and engine reports such an error in one sentence.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from fxfault.errors import BugError, DataError, ForeignCodeError, FxFaultError
+from fxfault.errors import FOREIGN, BugError, DataError, ForeignCodeError, FxFaultError
 from fxfault.messages import quote_error
 
 SHOW = "--traceback, or FXFAULT_TRACEBACK=1, shows where"
@@ -19,7 +21,7 @@ REPORT = (
     "FXFAULT_TRACEBACK=1 shows"
 )
 
-# What is called by user's code and by ours: an error there is that of its caller.
+# Packages that both the user's code and ours call: an error in them belongs to the caller.
 _LIBRARIES = {
     *("brevitas", "dependencies", "jinja2", "lightning", "lightning_fabric", "matplotlib"),
     *("numba", "llvmlite", "numpy", "pandas", "PIL", "pluggy", "pyarrow", "pydantic", "ray"),
@@ -27,7 +29,7 @@ _LIBRARIES = {
     *("_pytest", "pytest", "pytorch_lightning", "pydantic_core"),
     *sys.stdlib_module_names,
 }
-# Code that torch.fx generates from a network's forward.
+# File names of code that torch.fx generates from a network's forward.
 _GRAPHS = ("<eval_with_key>", "<train graph>")
 
 
@@ -35,9 +37,9 @@ class Place(NamedTuple):
     """Where an error comes from.
 
     Attributes:
-        module: whose code called what failed; empty for the graph of a network.
-        file: of that code.
-        line: in it.
+        module: module that made the failing call; empty for the graph of a network.
+        file: file of that module.
+        line: line in the file.
     """
 
     module: str
@@ -51,7 +53,7 @@ class Place(NamedTuple):
 
 
 def origin(error: BaseException) -> Place | None:
-    """The innermost code that is no library's, in which it was raised; None: there is none."""
+    """The innermost place in the traceback that is not in a library; None if there is none."""
     found, step = None, error.__traceback__
     while step is not None:
         module, file = _module_of(step.tb_frame), step.tb_frame.f_code.co_filename
@@ -66,13 +68,13 @@ def origin(error: BaseException) -> Place | None:
 def _module_of(frame: FrameType) -> str:
     spec: Any = frame.f_globals.get("__spec__")
     name = str(frame.f_globals.get("__name__") or "")
-    if name == "__main__":  # Of `python -m` it has another name; a script has none.
+    if name == "__main__":  # `python -m` sets `__spec__`; a script has none.
         return str(getattr(spec, "name", "a script"))
     return name
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory gave out, the host's or a device's."""
+    """Whether the error means that the host or a device ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")
@@ -80,28 +82,46 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def told(error: BaseException, where: str = "") -> FxFaultError:
-    """Make the error that tells a user of one that nobody expected.
+    """Turn an unexpected error into one that can be shown to the user.
 
     >>> told(ValueError("no batch"), "trial 3")
     ForeignCodeError('trial 3: ValueError: no batch (--traceback, or FXFAULT_TRACEBACK=1, shows \
 where)')
 
     Args:
-        error: anything; one of ours stays what it is.
-        where: it came, such as the trial.
+        error: any error; an `FxFaultError` is kept, a `DataError` gets the prefix `where`.
+        where: what fxfault was doing, such as the trial.
     """
     if isinstance(error, FxFaultError) and not (where and isinstance(error, DataError)):
         return error
     prefix = f"{where}: " if where else ""
-    if isinstance(error, DataError):  # It quotes the code of somebody else's already.
+    if isinstance(error, DataError):  # It already quotes the user's code.
         return DataError(f"{prefix}{error}")
     place, quoted = origin(error), quote_error(error)
     if is_out_of_memory(error):
         return DataError(f"{prefix}out of memory ({quoted}): lower the batch size")
     if place is not None and place.is_ours:
-        if isinstance(error, OSError):  # The machine's doing: a full disk, too many open files.
+        if isinstance(error, OSError):  # No bug, but a full disk or too many open files.
             return FxFaultError(f"{prefix}{quoted} ({SHOW})")
         return BugError(f"{prefix}{quoted}: this is a bug in fxfault; {REPORT}")
     if place is None or not place.file or place.file.startswith("<"):
         return ForeignCodeError(f"{prefix}{quoted} ({SHOW})")
     return ForeignCodeError(f"{prefix}{quoted} (from {place.file}, line {place.line}; {SHOW})")
+
+
+@contextmanager
+def quoting(what: str) -> Iterator[None]:
+    """Raise a `DataError` that quotes what the user's code raises in the block.
+
+    >>> with quoting("the data set cannot be read"):
+    ...     [][0]
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.DataError: the data set cannot be read: IndexError: list index out of range
+    """
+    try:
+        yield
+    except FxFaultError:
+        raise
+    except FOREIGN as error:
+        raise DataError(f"{what}: {quote_error(error)}") from error

@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use, so that importing it stays cheap."""
+"""Import the names of a package on first use, so that importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make `__getattr__` and `__dir__` of a package.
+    """Make the `__getattr__` and `__dir__` of a package.
 
     >>> getattr_, dir_ = lazy_names("fxfault.faults", {"fxfault.faults.codes": ["Word"]})
     >>> getattr_("Word").__name__
     'Word'
 
     Args:
-        package: its `__name__`.
-        homes: the names that it offers, by the module that defines them.
+        package: the package's `__name__`.
+        homes: the names it exports, by the module that defines them.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

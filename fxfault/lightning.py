@@ -1,4 +1,4 @@
-"""Fault-aware training with PyTorch Lightning, by one line in a script of one's own."""
+"""Fault-aware training with PyTorch Lightning, in one line of your own script."""
 
 from fxfault.training.fault_aware import FaultAwareTraining
 

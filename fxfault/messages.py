@@ -1,4 +1,4 @@
-"""Words of error messages: the nearest name, values and errors on one line."""
+"""Build error messages: name the nearest match, quote values and errors on one line."""
 
 from __future__ import annotations
 
@@ -7,44 +7,50 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_LONGEST_QUOTE = 300
-
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint that names the most similar allowed name, or nothing.
+    """Suggest the most similar allowed name; empty if none is similar.
 
-    Example:
-        >>> nearest("quant_cnn", ["quant_cnv", "quant_lenet"])
-        " (did you mean 'quant_cnv'?)"
-        >>> nearest("vgg", ["quant_cnv", "quant_lenet"])
-        ''
+    >>> nearest("quant_cnn", ["quant_cnv", "quant_lenet"])
+    " (did you mean 'quant_cnv'?)"
+    >>> nearest("vgg", ["quant_cnv", "quant_lenet"])
+    ''
     """
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def quote_error(error: BaseException) -> str:
-    r"""An exception's type and message on one line.
+def did_you_mean(keys: Iterable[object], names: list[str]) -> str:
+    """Suggest the name nearest to the first key that has one; empty if no key has."""
+    folded = {name.lower(): name for name in names}  # `t_max` matches `T_max`
+    for key in keys:
+        text = str(key).lower().replace("-", "_").replace(" ", "_")
+        near = difflib.get_close_matches(text, folded, n=1)
+        if near:
+            return f"; did you mean {folded[near[0]]!r}?"
+    return ""
 
-    Example:
-        >>> quote_error(ValueError("two\nlines"))
-        'ValueError: two lines'
-        >>> quote_error(EOFError())
-        'EOFError'
+
+def quote_error(error: BaseException) -> str:
+    r"""Write an exception's type and message on one line.
+
+    >>> quote_error(ValueError("two\nlines"))
+    'ValueError: two lines'
+    >>> quote_error(EOFError())
+    'EOFError'
     """
     try:
         text = one_line(str(error))
-    except Exception:  # An exception of the user's own has code of its own for that.
-        text = "(its text cannot be had)"
+    except Exception:  # The user's exception may define a `__str__` that fails.
+        text = "(its message cannot be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def one_line(text: str, longest: int = _LONGEST_QUOTE) -> str:
-    r"""Text on one line, cut off if it is very long, with what may control a terminal escaped.
+def one_line(text: str, longest: int = 300) -> str:
+    r"""Write text on one line, at most `longest` characters, without control characters.
 
-    Example:
-        >>> one_line("a\n  b \x1b[31m")
-        'a b \\x1b[31m'
+    >>> one_line("a\n  b \x1b[31m")
+    'a b \\x1b[31m'
     """
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
@@ -52,24 +58,12 @@ def one_line(text: str, longest: int = _LONGEST_QUOTE) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """Why an operation on a file failed, without the file's name."""
+    """Say why a file operation failed, without the file's name."""
     return error.strerror or str(error)
 
 
-def did_you_mean(keys: Iterable[object], names: list[str]) -> str:
-    """The end of a message that names the first near match, or nothing."""
-    for key in keys:
-        text = str(key).lower().replace("-", "_").replace(" ", "_")
-        # matched without regard to case, as `t_max` stands for `T_max`
-        folded = {name.lower(): name for name in names}
-        near = difflib.get_close_matches(text, folded, n=1)
-        if near:
-            return f"; did you mean {folded[near[0]]!r}?"
-    return ""
-
-
 def flat(content: Mapping[Any, Any], separator: str = ".") -> dict[str, Any]:
-    """The values of nested mappings by the paths of their keys; an empty mapping has none.
+    """Flatten nested mappings to values by key path; empty mappings disappear.
 
     >>> flat({"training": {"epochs": 3}, "model": {}})
     {'training.epochs': 3}
@@ -85,12 +79,12 @@ def flat(content: Mapping[Any, Any], separator: str = ".") -> dict[str, Any]:
 
 
 def key_text(key: object) -> str:
-    """Write a key, whatever YAML made of it."""
+    """Write a key of any type that YAML can produce."""
     return key if isinstance(key, str) and key.isprintable() and key else repr(key)
 
 
 def got(value: Any) -> str:
-    """Write a value with its type, shortened and in one line.
+    """Write a value with its type, shortened and on one line.
 
     >>> got("5"), got(None)
     ("'5' (str)", 'null (NoneType)')

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
+from fxfault.bundled.files import bundled_names
 from fxfault.campaign import Study, bundled_studies
-from fxfault.experiment import ExperimentConfig, bundled_experiments, load_experiment
+from fxfault.experiment import ExperimentConfig, load_experiment
 from fxfault.experiment.applied_settings import applied
 
 OWN: dict[str, Any] = {"dataset": {"name": "mine:data"}, "model": {"name": "mine:net"}}
 STUDY = {"checkpoint": {"path": "a.pt"}, "axes": {"layers": "each"}, "trials": 2}
 
 
-@pytest.mark.parametrize("name", bundled_experiments())
+@pytest.mark.parametrize("name", bundled_names("experiments"))
 def test_an_experiment_stays_the_same(name: str) -> None:
     experiment = load_experiment(name)
     assert ExperimentConfig.from_dict(applied(experiment.to_dict())) == experiment

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fxfault.bundled.files import bundled_names
 from fxfault.config import config_reference
-from fxfault.experiment import bundled_experiments, experiment_reference
+from fxfault.experiment import experiment_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -85,7 +86,7 @@ def test_reference_of_the_configuration_is_current() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert experiment_reference().strip() in page
     assert config_reference().strip() in page
-    assert all(f"`{name}`" in page for name in bundled_experiments())
+    assert all(f"`{name}`" in page for name in bundled_names("experiments"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

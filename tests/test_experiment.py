@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fxfault.bundled.files import bundled_names
 from fxfault.config import FaultInjectionConfig
 from fxfault.config.entries import CurriculumPoint
 from fxfault.errors import ConfigError, InvalidConfigError
 from fxfault.experiment import (
     ExperimentConfig,
-    bundled_experiments,
     experiment_reference,
     load_experiment,
 )
@@ -44,7 +44,7 @@ def problems_of(values: Any) -> list[str]:
 
 
 def test_bundled_names() -> None:
-    assert bundled_experiments() == BUNDLED
+    assert bundled_names("experiments") == BUNDLED
 
 
 @pytest.mark.parametrize("suffix", ["", ".yaml"])

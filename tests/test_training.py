@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fxfault.errors import ConfigError, DataError, TrainingError
 from fxfault.experiment import ExperimentConfig, load_experiment
 from fxfault.experiment.sections import SchedulerConfig, TrainingConfig
 from fxfault.models.checkpoints import load_checkpoint
-from fxfault.training import Classifier, TrainingBatches, train
+from fxfault.training import Classifier, TrainingBatches, callbacks, train
 from fxfault.training.batches import (
     Augmented,
     EpochOrder,
@@ -36,11 +37,13 @@ from fxfault.training.batches import (
     split_validation,
 )
 from fxfault.training.calibration import calibration_state, restore_calibration
-from fxfault.training.callbacks import AtomicCheckpointIO, read_checkpoint
+from fxfault.training.callbacks import AtomicCheckpointIO
 from fxfault.training.lightning_import import Callback, Trainer
 from fxfault.training.optimizers import build_optimizer, build_scheduler, learning_rate, rate_factor
 from fxfault.training.run import Interrupted, calibrate, check_trainable, load_initial_weights
 from fxfault.training.run_folder import BEST, CALIBRATED, LAST, METRICS, RunFolder
+
+read_checkpoint = partial(callbacks.read_checkpoint, most=2**25)
 
 FAULTY = {
     "fault_injection.apply_during": "both",
@@ -434,14 +437,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 def test_a_failing_write_leaves_the_file_before(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"fxfault": 1}, path)
+    AtomicCheckpointIO(2**25).save_checkpoint({"fxfault": 1}, path)
 
     def fail(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        AtomicCheckpointIO().save_checkpoint({"fxfault": 2}, path)
+        AtomicCheckpointIO(2**25).save_checkpoint({"fxfault": 2}, path)
     assert read_checkpoint(path) == {"fxfault": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -506,9 +509,9 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
         accelerator="cpu", limit_val_batches=0,
     )  # fmt: skip
-    from fxfault.training.run import _quiet_lightning
+    from fxfault.training.lightning_fit import quiet_lightning
 
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer.fit(module, datamodule=TrainingBatches(experiment, digits("train"), None))
     assert trainer.global_step == 7
     assert module.epoch_metrics()["steps"] == 7
@@ -517,7 +520,7 @@ def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
 def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from fxfault.training.run import _quiet_lightning
+    from fxfault.training.lightning_fit import quiet_lightning
 
     best = ModelCheckpoint(tmp_path, "best", monitor="val_accuracy", mode="max")
     trainer = Trainer(
@@ -527,7 +530,7 @@ def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -
     experiment = config(**{"fault_injection.enabled": False})
     module = Classifier(Net(), experiment)
     batches = TrainingBatches(experiment, digits("train"), digits("test", 100))
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer.fit(module, datamodule=batches)
     assert Path(best.best_model_path).is_file()
     metrics = module.epoch_metrics()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import resources
 
 BUNDLED = "bundled:"
-"""What the name of a checkpoint begins with if it comes with the package."""
+"""Prefix of the names of bundled checkpoints."""
 
 _ENDING = {"experiments": ".yaml", "studies": ".yaml", "weights": ".pt"}
 
 
 def bundled_names(kind: str) -> tuple[str, ...]:
-    """The names of all files of a kind, sorted.
+    """Names of all bundled files of a kind, sorted.
 
     >>> bundled_names("studies")
     ('digits_study',)
@@ -26,6 +26,6 @@ def bundled_names(kind: str) -> tuple[str, ...]:
 
 
 def bundled_content(kind: str, name: str) -> bytes:
-    """The content of one of them."""
+    """Content of one bundled file."""
     folder = resources.files("fxfault.bundled").joinpath(kind)
     return folder.joinpath(f"{name}{_ENDING[kind]}").read_bytes()

@@ -1,6 +1,6 @@
 """The data sets that a configuration can name: built in, torchvision's, and the user's own.
 
-Importing this package imports neither torch nor torchvision; building a data set does.
+Building a data set imports torch and torchvision; importing this package imports neither.
 """
 
 from __future__ import annotations

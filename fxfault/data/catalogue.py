@@ -36,11 +36,10 @@ _BUILT_IN: dict[str, str] = {
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names of the built-in data sets, sorted.
+    """Names of the built-in data sets, sorted.
 
-    Example:
-        >>> dataset_names()
-        ('cifar10', 'cifar100', 'digits', 'fake', 'fashion_mnist', 'image_folder', 'mnist', 'svhn')
+    >>> dataset_names()
+    ('cifar10', 'cifar100', 'digits', 'fake', 'fashion_mnist', 'image_folder', 'mnist', 'svhn')
     """
     return tuple(sorted(_BUILT_IN))
 
@@ -52,27 +51,26 @@ def build_dataset(
     root: str | Path = "./data",
     kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset[Any]:
-    """Open one half of a data set: a map-style data set of (image, label).
+    """Open one split of a data set, as a map-style data set of (image, label).
 
-    Images are float tensors, shape (C, H, W); labels are integers from 0.
+    Images are float tensors of shape (C, H, W); labels are integers from 0.
+
+    >>> dataset = build_dataset("digits", "test")
+    >>> image, label = dataset[0]
+    >>> len(dataset), image.shape, label
+    (500, torch.Size([1, 8, 8]), 3)
 
     Args:
-        name: one of `dataset_names()`, or `package.module:factory` for one of the user's
-            own. The module is looked for in the current folder first, and the factory is
-            called as `factory(split=split, **kwargs)`.
+        name: one of `dataset_names()`, or `package.module:factory` for your own data set. The
+            module is searched in the current folder first; the factory is called as
+            `factory(split=split, **kwargs)`.
         split: "train" or "test".
-        root: the folder that data sets are stored in (digits and fake need none).
-        kwargs: options of the data set; the module of each says which it has.
+        root: folder with the data files (`digits` and `fake` need none).
+        kwargs: options of the data set; its module lists them.
 
     Raises:
-        DataError: an unknown name, split or option, or data that is not there, cannot be
-            downloaded or cannot be read.
-
-    Example:
-        >>> dataset = build_dataset("digits", "test")
-        >>> image, label = dataset[0]
-        >>> len(dataset), image.shape, label
-        (500, torch.Size([1, 8, 8]), 3)
+        DataError: the name, the split or an option is unknown, or the data does not exist, cannot
+            be downloaded or cannot be read.
     """
     if split not in SPLITS:
         raise DataError(
@@ -81,10 +79,9 @@ def build_dataset(
     options = dict(kwargs or {})
     if ":" in name:
         return _build_from_factory(name, split, options)
-    # Absolute, as images are opened later, and code of the user's may go to another folder.
+    # Absolute: images are opened later, when the user's code may have changed the folder.
     folder = Path(os.path.abspath(expanded(root)))
-    dataset: Dataset[Any] = _loader(name).build(name, split, folder, options)
-    return dataset
+    return _loader(name).build(name, split, folder, options)
 
 
 def dataset_facts(
@@ -93,11 +90,16 @@ def dataset_facts(
     root: str | Path = "./data",
     kwargs: Mapping[str, Any] | None = None,
 ) -> DatasetFacts:
-    """What a network must know of a data set before it can be built.
+    """Find the sizes that a network for a data set needs.
 
-    A built-in name needs no data on disk, save for `image_folder`, whose classes are its
-    folders. A data set, or the name of a user's factory, is asked for its first image and its
-    `num_classes` or `classes`.
+    Only `image_folder` of the built-in names needs data on disk, as its folders are its classes.
+    For a data set, or the name of a user's factory, the sizes come from its first image and its
+    attribute `num_classes` or `classes`.
+
+    >>> dataset_facts("cifar10")
+    DatasetFacts(num_classes=10, in_channels=3, image_size=(32, 32))
+    >>> dataset_facts("mnist", kwargs={"image_size": 32}).image_size
+    (32, 32)
 
     Args:
         dataset: a name as for `build_dataset`, or a data set.
@@ -105,22 +107,13 @@ def dataset_facts(
         kwargs: as for `build_dataset`.
 
     Raises:
-        DataError: as for `build_dataset`, or a data set that does not say how many classes
-            it has.
-
-    Example:
-        >>> dataset_facts("cifar10")
-        DatasetFacts(num_classes=10, in_channels=3, image_size=(32, 32))
-        >>> dataset_facts("mnist", kwargs={"image_size": 32}).image_size
-        (32, 32)
+        DataError: as for `build_dataset`, or the number of classes is unknown.
     """
     if not isinstance(dataset, str):
         return _observed_facts(dataset)
     if ":" in dataset:
         return _observed_facts(build_dataset(dataset, "test", root=root, kwargs=kwargs))
-    loader = _loader(dataset)
-    facts: DatasetFacts = loader.facts(dataset, expanded(root), dict(kwargs or {}))
-    return facts
+    return _loader(dataset).facts(dataset, expanded(root), dict(kwargs or {}))
 
 
 def _loader(name: str) -> ModuleType:
@@ -133,7 +126,6 @@ def _loader(name: str) -> ModuleType:
 
 
 def _build_from_factory(name: str, split: Split, options: dict[str, Any]) -> Dataset[Any]:
-    """Call the user's factory and check the first item of what it returned."""
     if "split" in options:
         raise DataError(f"data set {name!r}: kwargs must not hold 'split', fxfault passes it")
     dataset = call_factory(name, what="data set", kwargs={"split": split, **options})
@@ -146,8 +138,7 @@ def _build_from_factory(name: str, split: Split, options: dict[str, Any]) -> Dat
     if samples_of(dataset) == 0:
         raise DataError(f"data set {name!r}: its {split} split is empty")
     _check_item(dataset[0], f"data set {name!r}")
-    checked: Dataset[Any] = dataset
-    return checked
+    return dataset
 
 
 def _check_item(item: Any, prefix: str) -> None:

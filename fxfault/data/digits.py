@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 scans of 8 x 8 pixels, inside its wheel.
 
-No options, and nothing on disk.
+The data set has no options and reads nothing from `root`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from fxfault.data.facts import DatasetFacts
 from fxfault.data.options import read_options
 from fxfault.errors import DataError
 
-TEST_PER_CLASS = 50
-_BRIGHTEST = 16.0
-_SPLIT_SEED = 0
+_TEST_PER_CLASS = 50
 
 
 class DigitsDataset(Dataset[tuple[Tensor, int]]):
-    """One half of the digits, split once and for all: 1,297 to train with, 500 to test.
+    """One split of the digits, always the same: 1,297 training images and 500 test images.
 
-    The split is stratified: of each class, the first 50 of a fixed permutation are tested,
-    the rest trained with, both in the order in which scikit-learn has them. The permutation
-    is drawn from `numpy.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19), and
-    touches no global generator.
+    The split is stratified: the first 50 images of each class in a fixed permutation are test
+    images, the rest training images, both in scikit-learn's order. The permutation comes from
+    `numpy.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19); no global generator is
+    touched.
 
     Args:
         split: "train" or "test".
@@ -47,7 +45,7 @@ class DigitsDataset(Dataset[tuple[Tensor, int]]):
     def __init__(self, split: str) -> None:
         pixels, labels = _load()
         chosen = _split_rows(labels, split)
-        self.images = (torch.tensor(pixels, dtype=torch.float32) / _BRIGHTEST)[chosen].unsqueeze(1)
+        self.images = (torch.tensor(pixels, dtype=torch.float32) / 16)[chosen].unsqueeze(1)
         self.labels = torch.tensor(labels, dtype=torch.int64)[chosen]
 
     def __len__(self) -> int:
@@ -59,13 +57,13 @@ class DigitsDataset(Dataset[tuple[Tensor, int]]):
 
 
 def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> DigitsDataset:
-    """Open a split; `root` is not used."""
+    """Open a split."""
     read_options(name, kwargs, {})
     return DigitsDataset(split)
 
 
 def facts(name: str, root: Path, kwargs: dict[str, Any]) -> DatasetFacts:
-    """Ten classes of 8 x 8 pixels in one channel."""
+    """Sizes of the images and number of classes."""
     read_options(name, kwargs, {})
     return DigitsDataset.facts
 
@@ -82,10 +80,9 @@ def _load() -> tuple[Any, Any]:
 
 
 def _split_rows(labels: Any, split: str) -> Tensor:
-    """Rows of a split, ascending."""
-    generator = np.random.RandomState(_SPLIT_SEED)
+    generator = np.random.RandomState(0)
     is_test = np.zeros(len(labels), dtype=bool)
     for label in range(DigitsDataset.facts.num_classes):
         rows = np.flatnonzero(labels == label)
-        is_test[generator.permutation(rows)[:TEST_PER_CLASS]] = True
+        is_test[generator.permutation(rows)[:_TEST_PER_CLASS]] = True
     return torch.from_numpy(np.flatnonzero(is_test if split == "test" else ~is_test))

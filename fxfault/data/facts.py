@@ -1,4 +1,4 @@
-"""What a network must know of a data set before it can be built."""
+"""The sizes of a data set that a network is built for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class DatasetFacts:
     """The sizes that a network is built for.
 
     Attributes:
-        num_classes: labels run from 0 to `num_classes - 1`.
+        num_classes: number of classes; labels run from 0 to `num_classes - 1`.
         in_channels: channels of an image.
         image_size: height and width of an image, in pixels.
     """

@@ -1,4 +1,4 @@
-"""Images of noise with labels, for trying things out where there is no data.
+"""Labelled images of noise, for trying things out without data.
 
 Options (kwargs): size (256 images), image_size (32), num_classes (10), in_channels (3) and
 seed (1).
@@ -7,6 +7,7 @@ seed (1).
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,29 @@ from fxfault.data.options import read_options
 _DEFAULTS = {"size": 256, "image_size": 32, "num_classes": 10, "in_channels": 3, "seed": 1}
 
 
+@dataclass(eq=False)
 class FakeImages(Dataset[tuple[Tensor, int]]):
     """Standard normal noise: image `i` of a split depends on the seed, the split and `i` only.
 
-    Labels go round: image `i` has the label `i % num_classes`, so the classes are balanced. No
-    global generator is read or touched.
+    Image `i` has the label `i % num_classes`, so the classes are balanced. No global generator is
+    used.
 
-    Args:
-        split: "train" or "test", whose images differ.
+    Attributes:
+        split: "train" or "test"; their images differ.
         size: number of images.
         facts: number of classes and shape of the images.
-        seed: of the noise.
+        seed: seed of the noise.
 
-    Example:
-        >>> facts = DatasetFacts(num_classes=3, in_channels=1, image_size=(4, 6))
-        >>> images = FakeImages("test", size=10, facts=facts, seed=1)
-        >>> images[4][0].shape, images[4][1], bool((images[4][0] == images[4][0]).all())
-        (torch.Size([1, 4, 6]), 1, True)
+    >>> facts = DatasetFacts(num_classes=3, in_channels=1, image_size=(4, 6))
+    >>> images = FakeImages("test", size=10, facts=facts, seed=1)
+    >>> images[4][0].shape, images[4][1], bool((images[4][0] == images[4][0]).all())
+    (torch.Size([1, 4, 6]), 1, True)
     """
 
-    def __init__(self, split: str, *, size: int, facts: DatasetFacts, seed: int) -> None:
-        self.split = split
-        self.size = size
-        self.facts = facts
-        self.seed = seed
+    split: str
+    size: int
+    facts: DatasetFacts
+    seed: int
 
     def __len__(self) -> int:
         return self.size
@@ -53,7 +53,7 @@ class FakeImages(Dataset[tuple[Tensor, int]]):
         position = index + self.size if index < 0 else index
         if not 0 <= position < self.size:
             raise IndexError(f"image {index} of {self.size}")
-        # Hashed, because torch's CPU generator keeps only the low 32 bits of a seed.
+        # Hash the seed, as torch's CPU generator keeps only the low 32 bits of one.
         seed = zlib.crc32(f"{self.seed}/{self.split}/{position}".encode())
         generator = torch.Generator().manual_seed(seed)
         image = torch.randn(self.facts.in_channels, *self.facts.image_size, generator=generator)
@@ -61,7 +61,7 @@ class FakeImages(Dataset[tuple[Tensor, int]]):
 
 
 def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> FakeImages:
-    """Make a split; `root` is not used."""
+    """Make a split."""
     options = read_options(name, kwargs, _DEFAULTS)
     return FakeImages(
         split, size=options["size"], facts=facts(name, root, kwargs), seed=options["seed"]
@@ -69,6 +69,6 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> FakeImag
 
 
 def facts(name: str, root: Path, kwargs: dict[str, Any]) -> DatasetFacts:
-    """As the options say."""
+    """Sizes of the images and number of classes, from the options."""
     options = read_options(name, kwargs, _DEFAULTS)
     return DatasetFacts(options["num_classes"], options["in_channels"], options["image_size"])

@@ -1,60 +1,41 @@
-"""Ask a data set, which may be one of the user's own, for its samples and for their number."""
+"""Read a data set that may be the user's own, and quote the errors that it raises."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from fxfault.errors import FOREIGN, DataError, FxFaultError
-from fxfault.messages import quote_error
+from fxfault.foreign import quoting
 
 
 def samples_of(dataset: Any) -> int:
-    """The samples that a data set says it has.
+    """Number of samples of a data set.
 
-    >>> samples_of([1, 2])
-    2
+    Raises:
+        DataError: its `len()` fails; the error is quoted.
+
     >>> samples_of(3)
     Traceback (most recent call last):
     ...
-    fxfault.errors.DataError: the data set does not say how many samples it has, TypeError: \
-object of type 'int' has no len(); its len() must be an integer
-
-    Raises:
-        DataError: it does not say, or says something that cannot be.
+    fxfault.errors.DataError: len() of the data set must give its number of samples: TypeError: \
+object of type 'int' has no len()
     """
-    try:
-        samples = len(dataset)
-    except FxFaultError:
-        raise
-    except FOREIGN as error:  # a data set of the user's own may fail in any way
-        raise DataError(
-            f"the data set does not say how many samples it has, {quote_error(error)}; its len() "
-            "must be an integer"
-        ) from error
-    return samples
+    with quoting("len() of the data set must give its number of samples"):
+        return len(dataset)
 
 
+@dataclass(eq=False)
 class Guarded:
-    """A map-style data set whose exceptions are quoted.
+    """A map-style data set that raises a `DataError` if the data set it wraps fails.
 
-    A `StopIteration` in it, for one, would end the pass of a loader as if all was read.
+    A `StopIteration`, for instance, would make a loader end its pass early without an error.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    dataset: Any
 
     def __len__(self) -> int:
         return samples_of(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """The sample.
-
-        Raises:
-            DataError: the data set fails; its error is quoted.
-        """
-        try:
+        with quoting("the data set cannot be read"):
             return self.dataset[index]
-        except FxFaultError:
-            raise
-        except FOREIGN as error:  # a data set of the user's own may fail in any way
-            raise DataError(f"the data set cannot be read: {quote_error(error)}") from error

@@ -1,8 +1,8 @@
 """Pictures in folders, one folder for each class: root/train/CLASS/*.png and root/test/CLASS/*.png.
 
-`root/val` is taken where there is no `root/test`. Options (kwargs): image_size (224), a side or
-a height and a width. With a side, the shorter side of a picture is resized to it and the middle
-is cut out; with a height and a width, the picture is resized to them.
+`root/val` stands in for a missing `root/test`. Options (kwargs): image_size (224), a side or a
+height and a width. A side resizes the shorter side of a picture and cuts out the middle; a height
+and a width resize the whole picture.
 
 Pixels are scaled to [0, 1] and then normalised with ImageNet's means (0.485, 0.456, 0.406) and
 standard deviations (0.229, 0.224, 0.225).
@@ -32,7 +32,7 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> Labelled
     options = read_options(name, kwargs, _DEFAULTS)
     torchvision = import_torchvision()
     folder = _split_folder(name, split, root)
-    _check_same_classes(name, root)
+    classes = _classes_in(name, root)
     try:
         inner = torchvision.datasets.ImageFolder(
             str(folder),
@@ -43,22 +43,14 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> Labelled
             f"data set {name!r}: {folder} cannot be used ({quote_error(error)}): it must hold "
             f"{_LAYOUT}"
         ) from error
-    return LabelledImages(
-        inner,
-        DatasetFacts(len(inner.classes), 3, options["image_size"]),
-        f"data set {name!r}",
-    )
+    sizes = DatasetFacts(len(classes), 3, options["image_size"])
+    return LabelledImages(inner, sizes, f"data set {name!r}")
 
 
 def facts(name: str, root: Path, kwargs: dict[str, Any]) -> DatasetFacts:
-    """As many classes as there are folders, three channels, and the size that was asked for."""
+    """One class for each folder, three channels, and the image size from the options."""
     options = read_options(name, kwargs, _DEFAULTS)
-    _check_same_classes(name, root)
-    for split, names in _FOLDERS.items():
-        if any((root / folder).is_dir() for folder in names):
-            classes = _classes(_split_folder(name, split, root))
-            return DatasetFacts(len(classes), 3, options["image_size"])
-    raise _absent(name, root, "train")
+    return DatasetFacts(len(_classes_in(name, root)), 3, options["image_size"])
 
 
 def _split_folder(name: str, split: str, root: Path) -> Path:
@@ -76,20 +68,24 @@ def _absent(name: str, root: Path, split: str) -> DataError:
     )
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-
-
-def _check_same_classes(name: str, root: Path) -> None:
-    """Labels are places in the sorted list of folders: the lists must be the same."""
-    present = [folder for folder in ("train", "test", "val") if (root / folder).is_dir()]
-    for folder in present[1:]:
-        differing = sorted(set(_classes(root / folder)) ^ set(_classes(root / present[0])))
-        if differing:
+def _classes_in(name: str, root: Path) -> list[str]:
+    """Class folders; all splits must share them, as a label is a position in their sorted list."""
+    found = {
+        folder: {entry.name for entry in (root / folder).iterdir() if entry.is_dir()}
+        for folder in ("train", "test", "val")
+        if (root / folder).is_dir()
+    }
+    if not found:
+        raise _absent(name, root, "train")
+    first, classes = next(iter(found.items()))
+    for folder, others in found.items():
+        if others != classes:
+            differing = sorted(others ^ classes)
             raise DataError(
-                f"data set {name!r}: {present[0]} and {folder} in {root} do not have the same "
-                f"class folders, only one of them has {', '.join(differing[:5])}: make them alike"
+                f"data set {name!r}: {first} and {folder} in {root} do not have the same class "
+                f"folders, only one of them has {', '.join(differing[:5])}: make them alike"
             )
+    return sorted(classes)
 
 
 def _transform(torchvision: Any, asked: Any, size: tuple[int, int]) -> Any:

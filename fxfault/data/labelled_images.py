@@ -1,7 +1,8 @@
-"""A data set of files, with its facts, whose broken files are named."""
+"""A torchvision data set with its sizes, which names the files that cannot be read."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,19 +13,19 @@ from fxfault.errors import DataError
 from fxfault.messages import quote_error
 
 
+@dataclass(eq=False)
 class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """A torchvision data set that gives plain integer labels and knows its facts.
+    """A torchvision data set with plain integer labels.
 
-    Args:
-        inner: the torchvision data set, which transforms pictures to tensors.
+    Attributes:
+        inner: the torchvision data set, with a transform from pictures to tensors.
         facts: number of classes and shape of the images.
-        where: names the data set in the message about a broken image.
+        where: name of the data set in the message about a broken image.
     """
 
-    def __init__(self, inner: Any, facts: DatasetFacts, where: str) -> None:
-        self.inner = inner
-        self.facts = facts
-        self.where = where
+    inner: Any
+    facts: DatasetFacts
+    where: str
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -34,12 +35,10 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         try:
             image, label = self.inner[index]
         except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
+            files = getattr(self.inner, "samples", None)  # ImageFolder's (file, label) pairs
+            image_name = f"image {index}" if files is None else files[index][0]
             raise DataError(
-                f"{self.where}: {self._image_name(index)} cannot be read "
-                f"({quote_error(error)}): replace or remove it"
+                f"{self.where}: {image_name} cannot be read ({quote_error(error)}): replace or "
+                f"remove it"
             ) from error
         return image, int(label)
-
-    def _image_name(self, index: int) -> str:
-        files = getattr(self.inner, "samples", None)  # ImageFolder's (file, label) pairs
-        return f"image {index}" if files is None else str(files[index][0])

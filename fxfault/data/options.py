@@ -12,25 +12,24 @@ from fxfault.messages import nearest
 def read_options(
     name: str, kwargs: Mapping[str, Any], defaults: Mapping[str, bool | int | None]
 ) -> dict[str, Any]:
-    """Fill in defaults and refuse what the data set does not know.
+    """Check options and fill in the defaults.
 
-    A default that is a bool takes a bool and an int takes an integer of at least 1. The key
-    `image_size` takes a side in pixels or a height and a width, and becomes a pair.
+    An option takes a bool if its default is one, and an integer of at least 1 if its default is an
+    integer. `image_size` takes a side or a height and a width, in pixels, and becomes a pair.
 
     Args:
-        name: of the data set, for the messages.
-        kwargs: what the user gave.
-        defaults: every option and its default.
+        name: name of the data set, for the messages.
+        kwargs: options from the user.
+        defaults: all options with their defaults.
 
     Raises:
-        DataError: an unknown key, or a value that is not of the kind.
+        DataError: a key is unknown, or a value is not allowed.
 
-    Example:
-        >>> read_options("fake", {"image_size": 8}, {"size": 100, "image_size": 32})
-        {'size': 100, 'image_size': (8, 8)}
-        >>> read_options("fake", {"siez": 8}, {"size": 100, "image_size": 32})
-        Traceback (most recent call last):
-        fxfault.errors.DataError: data set 'fake': kwargs has an unknown key 'siez' (did you \
+    >>> read_options("fake", {"image_size": 8}, {"size": 100, "image_size": 32})
+    {'size': 100, 'image_size': (8, 8)}
+    >>> read_options("fake", {"siez": 8}, {"size": 100, "image_size": 32})
+    Traceback (most recent call last):
+    fxfault.errors.DataError: data set 'fake': kwargs has an unknown key 'siez' (did you \
 mean 'size'?); allowed: size, image_size
     """
     for key in kwargs:
@@ -47,8 +46,8 @@ mean 'size'?); allowed: size, image_size
 def _read(name: str, key: str, value: Any, default: bool | int | None) -> Any:
     if key == "image_size":
         return None if value is None and default is None else _image_size(name, value)
-    is_kept = isinstance(value, bool) if isinstance(default, bool) else _is_positive(value)
-    if not is_kept:
+    is_allowed = isinstance(value, bool) if isinstance(default, bool) else is_positive(value)
+    if not is_allowed:
         kind = "true or false" if isinstance(default, bool) else "an integer of at least 1"
         raise DataError(f"data set {name!r}: {key} is {value!r}; it must be {kind}")
     return value
@@ -56,11 +55,7 @@ def _read(name: str, key: str, value: Any, default: bool | int | None) -> Any:
 
 def _image_size(name: str, value: Any) -> tuple[int, int]:
     sides = [value, value] if isinstance(value, int) else value
-    if (
-        isinstance(sides, (list, tuple))
-        and len(sides) == 2
-        and all(_is_positive(side) for side in sides)
-    ):
+    if is_size(sides):
         return sides[0], sides[1]
     raise DataError(
         f"data set {name!r}: image_size is {value!r}; it must be a side in pixels, such as 32, "
@@ -68,5 +63,11 @@ def _image_size(name: str, value: Any) -> tuple[int, int]:
     )
 
 
-def _is_positive(value: object) -> bool:
+def is_positive(value: object) -> bool:
+    """Whether a value is an integer of at least 1, and not `True`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a height and a width in pixels."""
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_positive, value))

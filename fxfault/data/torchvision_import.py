@@ -1,4 +1,4 @@
-"""Import torchvision, also where its compiled operators do not match the installed torch."""
+"""Import torchvision even if its compiled operators do not match the installed torch."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ _kept_libraries: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision; models, data sets and transforms work afterwards.
+    """Import torchvision so that its models, data sets and transforms work.
 
-    A torchvision wheel that was built for another torch (a CUDA build beside a CPU build,
-    say) fails to load its operators, and then fails to import, because it describes the
-    operators that it could not load (pytorch/pytorch#122494, still so with 0.28). Nothing
-    here needs them, so their two schemas are declared and the import is tried again. Detection
-    operators and `torchvision.io.read_image` stay unusable. Where the plain import works,
-    nothing else is done.
+    A torchvision wheel that was built for another torch, such as a CUDA build beside a CPU build,
+    cannot load its operators. Its import then fails because it describes those operators
+    (pytorch/pytorch#122494, still so in 0.28). fxfault needs none of them, so this function
+    declares their two schemas and imports again. Detection operators and
+    `torchvision.io.read_image` stay unusable.
 
     Raises:
-        DataError: torchvision is not installed, or fails to import for another reason.
+        DataError: torchvision is not installed, or its import fails for another reason.
 
-    Example:
-        >>> import_torchvision().__name__
-        'torchvision'
+    >>> import_torchvision().__name__
+    'torchvision'
     """
     try:
         return importlib.import_module("torchvision")
@@ -45,7 +43,7 @@ def import_torchvision() -> ModuleType:
     _declare_schemas()
     try:
         with warnings.catch_warnings():
-            # Its image decoders are compiled too; pictures are read with Pillow here.
+            # The image decoders are compiled too; fxfault reads pictures with Pillow.
             warnings.filterwarnings("ignore", message="Failed to load image Python extension")
             return importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError) as error:

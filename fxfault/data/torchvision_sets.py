@@ -1,11 +1,11 @@
 """CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST and SVHN, as torchvision loads them.
 
-Options (kwargs): download (true: fetch what is absent), image_size (none: as stored) and
-augment (false), which crops training images at random after adding a border of zeros, an
-eighth of the side wide, and flips those of CIFAR.
+Options (kwargs): download (true: fetch missing files), image_size (none: as stored) and augment
+(false). With augment, training images get a border of zeros, an eighth of the side wide, and are
+cropped at random; those of CIFAR are also flipped.
 
-Pixels are scaled to [0, 1] and then normalised channel by channel, with the mean and the
-standard deviation of the training split, listed in `_SETS`.
+Pixels are scaled to [0, 1] and then normalised channel by channel with the mean and the standard
+deviation of the training split, listed in `_SETS`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,9 @@ from fxfault.messages import quote_error
 _logger = logging.getLogger(__name__)
 
 _DEFAULTS = {"download": True, "image_size": None, "augment": False}
-_NOT_FOUND = "Dataset not found"  # how torchvision's message begins
-_CROP_BORDER = 8  # a border of 4 pixels around 32: one eighth of the side
+_NOT_FOUND = "Dataset not found"  # the start of torchvision's message
 
-# What torchvision raises on files that are cut short or are something else, and on a network
-# that fails it.
+# What torchvision raises for damaged or wrong files, and if the network fails.
 _UNREADABLE = (
     AssertionError,
     EOFError,
@@ -111,7 +109,7 @@ _SETS = {
 
 
 def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> LabelledImages:
-    """Open a split, downloading it first where it is absent and that is allowed."""
+    """Open a split; download it first if it is missing and the options allow it."""
     options = read_options(name, kwargs, _DEFAULTS)
     torchvision = import_torchvision()
     spec = _SETS[name]
@@ -128,7 +126,7 @@ def build(name: str, split: str, root: Path, kwargs: dict[str, Any]) -> Labelled
 
 
 def facts(name: str, root: Path, kwargs: dict[str, Any]) -> DatasetFacts:
-    """As published, or with the image size that was asked for."""
+    """Published sizes, or the image size from the options."""
     options = read_options(name, kwargs, _DEFAULTS)
     known = _SETS[name].facts
     size = options["image_size"] or known.image_size
@@ -142,8 +140,7 @@ def _transform(torchvision: Any, spec: _TorchvisionSet, split: str, options: dic
     if options["image_size"]:
         steps.append(transforms.Resize(size))
     if options["augment"] and split == "train":
-        border = max(1, min(size) // _CROP_BORDER)
-        steps.append(transforms.RandomCrop(size, padding=border))
+        steps.append(transforms.RandomCrop(size, padding=max(1, min(size) // 8)))
         if spec.is_flippable:
             steps.append(transforms.RandomHorizontalFlip())
     steps += [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
@@ -178,7 +175,7 @@ def _download(name: str, root: Path, opener: Any, arguments: dict[str, Any]) -> 
         with contextlib.redirect_stdout(sys.stderr):
             return opener(**arguments, download=True)
     except _UNREADABLE as error:
-        if not was_there:  # torchvision made the folder before it asked the network.
+        if not was_there:  # torchvision makes the folder before it connects.
             with contextlib.suppress(OSError):
                 root.rmdir()
         raise _absent(name, root, f"and the download failed ({quote_error(error)})") from error

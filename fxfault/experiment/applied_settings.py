@@ -1,8 +1,7 @@
-"""The settings of an experiment that say something: those that its network and evaluation read.
+"""Select the settings of an experiment that its network and evaluation read.
 
-A resolved experiment has a value for every setting. Where nothing reads one and nobody gave it,
-showing its default would claim something that is not so: a network of the user's own with 4-bit
-words would be shown with `act_bit_width: 8`.
+A resolved experiment has a value for every setting. Showing a default that nothing reads could be
+wrong: a user's own network with 4-bit words would be shown with `act_bit_width: 8`.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ from typing import Any
 
 from fxfault.experiment.sections import ExperimentConfig
 
-# Sections that no evaluation reads, and of others the keys that it does.
+# Sections that an evaluation does not read, and the keys that it reads of two others.
 _UNREAD = ("seed", "optimizer", "scheduler")
 _READ = {"training": ("batch_size",), "checkpoint": ("path",)}
 _FOR_TRAINING = ("epoch_interval", "step_interval", "curriculum", "interpolate", "gradient_mode")
-# What `faults` or the axes of a study say instead.
+# Keys that `faults` or the axes of a study replace.
 _DECIDED_ELSEWHERE = ("injection_type", "probability", "num_faults", "bit", "burst_length")
 
 
 def applied(settings: Mapping[str, Any], evaluation: bool = True) -> dict[str, Any]:
-    """Leave out of a resolved experiment the defaults that nothing reads.
+    """Remove from a resolved experiment the defaults that nothing reads.
 
-    What was given stays, read or not, and it stays the same experiment: the defaults are those
-    that a file without them stands for.
+    Values other than the defaults stay, read or not. The result is the same experiment, as a file
+    without these keys has their defaults.
 
     >>> own = {"model": {"name": "mine:net", "kwargs": {}}, "quantization": {"act_bit_width": 8}}
     >>> applied(own)
@@ -33,11 +32,11 @@ def applied(settings: Mapping[str, Any], evaluation: bool = True) -> dict[str, A
     {'act_bit_width': 8}
 
     Args:
-        settings: as `ExperimentConfig.to_dict` or `Study.to_dict` gives them.
-        evaluation: whether they are for an evaluation alone, which does not train.
+        settings: output of `ExperimentConfig.to_dict` or `Study.to_dict`.
+        evaluation: whether the settings are for an evaluation, which does not train.
 
     Returns:
-        The same mapping without these; sections of which nothing is left are gone.
+        The mapping without these keys and without sections that became empty.
     """
     defaults = ExperimentConfig().to_dict()
     found: dict[str, Any] = {}
@@ -56,7 +55,6 @@ def applied(settings: Mapping[str, Any], evaluation: bool = True) -> dict[str, A
 
 
 def _unread(name: str, settings: Mapping[str, Any], evaluation: bool) -> tuple[str, ...]:
-    """The keys of a section that nothing reads."""
     section = settings[name]
     if name == "quantization" and is_own(settings):
         return tuple(section)
@@ -76,5 +74,5 @@ def _unread(name: str, settings: Mapping[str, Any], evaluation: bool) -> tuple[s
 
 
 def is_own(settings: Mapping[str, Any]) -> bool:
-    """Whether the network is the user's own, which is built without the section `quantization`."""
+    """Whether the network is the user's own, which ignores the section `quantization`."""
     return ":" in str((settings.get("model") or {}).get("name", ""))

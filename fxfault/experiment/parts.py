@@ -1,4 +1,4 @@
-"""From an experiment file to the things it names: data, network, weights, device.
+"""Make what an experiment file names: data, network, weights, device.
 
 Importing this module imports neither torch nor brevitas.
 """
@@ -9,10 +9,11 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxfault.data import DatasetFacts, build_dataset, dataset_facts
+from fxfault.data.catalogue import Split
 from fxfault.data.guarded import Guarded, samples_of
 from fxfault.errors import ConfigError, DataError, FxFaultError
 from fxfault.experiment.sections import ExperimentConfig
@@ -25,31 +26,20 @@ if TYPE_CHECKING:
 
     from fxfault.models.checkpoints import CheckpointInfo
 
-# Images up to this size in all are read once.
+# Batches are kept in memory if all their images together are not larger than this.
 KEPT_BYTES = 2**30
 
-_EXAMPLES = {
-    "dataset": "dataset: {name: digits}",
-    "model": "model: {name: quant_digits}",
-}
+_EXAMPLES = {"dataset": "dataset: {name: digits}", "model": "model: {name: quant_digits}"}
 
 
 def check_sections(experiment: ExperimentConfig, names: Iterable[str], source: str) -> None:
-    """Check that a file has the sections that a command needs.
+    """Raise a `ConfigError` if a file has not all sections that a command needs.
 
     >>> check_sections(ExperimentConfig(), ["dataset", "model"], "faults.yaml")
     Traceback (most recent call last):
     ...
     fxfault.errors.ConfigError: faults.yaml has no section `dataset` and no section `model`; add \
 for instance `dataset: {name: digits}` and `model: {name: quant_digits}`
-
-    Args:
-        experiment: the file's content.
-        names: `dataset` or `model` or both.
-        source: what the message calls the file.
-
-    Raises:
-        ConfigError: one is missing; the message shows what to add.
     """
     missing = [name for name in names if getattr(experiment, name) is None]
     if missing:
@@ -67,24 +57,24 @@ def load_model(
     """Build the network of an experiment and load its weights.
 
     Args:
-        experiment: has a section `model`, and `dataset` too unless the network is the user's own.
+        experiment: experiment with a section `model`, and `dataset` for a built-in network.
         checkpoint: file or `bundled:NAME`; None leaves the network untrained.
-        facts: of the data set, where they are known; else they are looked up.
-        folder: where the path of a checkpoint starts; default: the folder that is the current
-            one before code of the user's has run.
+        facts: sizes of the data set; default: those of the section `dataset`.
+        folder: folder that the path of the checkpoint starts from; default: the current folder
+            when the function is called, even if the user's network changes it.
 
     Returns:
-        The network, in eval mode and on the CPU, and which weights it has.
+        The network, in eval mode and on the CPU, and the weights that were loaded.
 
     Raises:
         ConfigError: a section is missing.
         DataError: the network or the checkpoint cannot be used.
     """
     folder = os.getcwd() if folder is None else folder
-    own = experiment.model is not None and ":" in experiment.model.name
+    own = _has_own_network(experiment)
     check_sections(experiment, ["model"] if own else ["dataset", "model"], "the configuration")
     assert experiment.model is not None
-    if own:  # The sizes are for the built-in networks alone.
+    if own:  # Only built-in networks use the sizes.
         facts = DatasetFacts(num_classes=2, in_channels=1, image_size=(1, 1))
     elif facts is None:
         assert experiment.dataset is not None
@@ -92,19 +82,20 @@ def load_model(
         facts = dataset_facts(data.name, root=data.root, kwargs=data.kwargs)
     model = build_model(
         experiment.model.name,
-        num_classes=facts.num_classes,
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
-        weight_bit_width=experiment.quantization.weight_bit_width,
-        act_bit_width=experiment.quantization.act_bit_width,
+        **asdict(facts),
+        **asdict(experiment.quantization),
         kwargs=experiment.model.kwargs,
     )
     if checkpoint is None:
         return model.eval(), None
-    from fxfault.models.checkpoints import load_checkpoint  # It imports torch.
+    from fxfault.models.checkpoints import load_checkpoint  # imports torch
 
     info = load_checkpoint(checkpoint, model, folder)
     return model.eval(), info
+
+
+def _has_own_network(experiment: ExperimentConfig) -> bool:
+    return experiment.model is not None and ":" in experiment.model.name
 
 
 @dataclass(frozen=True)
@@ -112,8 +103,8 @@ class EvaluationData:
     """The data that a command evaluates on.
 
     Attributes:
-        dataset: map-style, of (image, label).
-        facts: sizes; None where a data set of the user's own does not tell them.
+        dataset: map-style data set of (image, label).
+        facts: sizes of the data set; None if the user's own data set does not give them.
     """
 
     dataset: Any
@@ -123,9 +114,9 @@ class EvaluationData:
 class Batches:
     """The batches of a data set, in its order, the same at each iteration.
 
-    Small data is kept in memory once it was read: an evaluation under faults goes over it
-    many times, and decoding images takes longer than a GPU needs for them. Larger data is read
-    anew each time, and has to be what it was when it was read first.
+    Small data stays in memory after the first pass: an evaluation under faults reads it many
+    times, and decoding images takes longer than a GPU needs for them. Larger data is read again
+    at each pass and must not change.
     """
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
@@ -141,11 +132,11 @@ class Batches:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Give the batches as pairs of images and labels.
+        """Yield the batches as pairs of images and labels.
 
         Raises:
-            DataError: the data set fails, and its error is quoted, or it gives other samples than
-                before.
+            DataError: the data set fails, in which case its error is quoted, or its samples have
+                changed since the first pass.
         """
         if self._kept is not None:
             yield from self._kept
@@ -160,7 +151,7 @@ class Batches:
             seen += len(batch[0])
             self._compare(number, batch)
             yield batch
-        if seen != self.samples:  # `__len__` says another thing than the sampler, or changed.
+        if seen != self.samples:  # `__len__` is wrong or has changed.
             raise DataError(
                 f"the data set says that it has {self.samples} samples and gave {seen}; its len() "
                 "must be the number of samples that it has"
@@ -168,7 +159,7 @@ class Batches:
         self._kept = kept if is_small else None
 
     def _compare(self, number: int, batch: Any) -> None:
-        """See that a batch is what it was; its predictions without faults are not made anew."""
+        """Check that a batch has not changed, as its golden predictions are computed only once."""
         checksum = 0
         for part in batch:
             if hasattr(part, "numpy"):
@@ -184,7 +175,7 @@ class Batches:
             yield from self._loader
         except FxFaultError:
             raise
-        # Not FOREIGN: this generator is ended by a GeneratorExit, when a reader has had enough.
+        # Not FOREIGN: a GeneratorExit ends this generator when its reader stops early.
         except (Exception, SystemExit) as error:
             raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
 
@@ -194,39 +185,38 @@ def open_test_data(experiment: ExperimentConfig) -> EvaluationData:
 
     Raises:
         ConfigError: there is no section `dataset`.
-        DataError: the data is not there or cannot be read, or a built-in network cannot be sized.
+        DataError: the data does not exist or cannot be read, or does not give the sizes that a
+            built-in network needs.
     """
-    check_sections(experiment, ["dataset"], "the configuration")
-    assert experiment.dataset is not None
-    data = experiment.dataset
-    dataset = build_dataset(data.name, "test", root=data.root, kwargs=data.kwargs)
+    dataset = _open_data(experiment, "test")
     try:
         return EvaluationData(dataset, dataset_facts(dataset))
     except DataError:
-        if experiment.model is not None and ":" in experiment.model.name:
-            return EvaluationData(dataset, None)  # The user's network knows its sizes itself.
+        if _has_own_network(experiment):
+            return EvaluationData(dataset, None)
         raise
 
 
 def open_training_data(experiment: ExperimentConfig) -> Any:
-    """Open the training split of an experiment's data set: map-style, of (image, label).
+    """Open the training split of an experiment's data set; it raises as `open_test_data` does."""
+    return _open_data(experiment, "train")
 
-    Raises:
-        DataError: the data is not there or cannot be read.
-    """
+
+def _open_data(experiment: ExperimentConfig, split: Split) -> Any:
+    check_sections(experiment, ["dataset"], "the configuration")
     assert experiment.dataset is not None
     data = experiment.dataset
-    return build_dataset(data.name, "train", root=data.root, kwargs=data.kwargs)
+    return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs)
 
 
 def pick_device(name: str) -> torch.device:
-    """Find the device that a user named.
+    """Find the device that the user named.
 
     Args:
-        name: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        name: `auto` (CUDA if it is available), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ConfigError: CUDA was asked for and is absent.
+        ConfigError: the CUDA device does not exist.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A whole experiment file: data set, model, quantisation, training and faults.
+"""The sections of an experiment file: data set, model, quantisation, training and faults.
 
 >>> experiment = load_experiment("digits")
 >>> experiment.quantization.act_bit_width, experiment.fault_injection.probability
@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from fxfault.bundled.files import bundled_names
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig, contradictions
 from fxfault.config.schema import (
     parse_section,
@@ -55,7 +54,7 @@ class DatasetConfig:
     """The data that a model is trained and evaluated on."""
 
     name: Annotated[_Name, Field(description="Name of the data set.")]
-    root: Annotated[_Name, Field(description="Folder of the data files.")] = "./data"
+    root: Annotated[_Name, Field(description="Folder with the data files.")] = "./data"
     kwargs: Annotated[
         dict[str, JsonValue],
         Field(description="Further arguments of the data set, such as `image_size`."),
@@ -82,19 +81,19 @@ class QuantizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Length of training, its batches and those of evaluation, and what is done to them."""
+    """Length of training, batches of training and evaluation, augmentation and calibration."""
 
-    batch_size: Annotated[
-        _AtLeastOne, Field(description="Samples in a batch, of each process where there are more.")
-    ] = 64
+    batch_size: Annotated[_AtLeastOne, Field(description="Samples in a batch of each process.")] = (
+        64
+    )
     epochs: Annotated[_AtLeastOne, Field(description="Passes over the training data.")] = 1
     validation_fraction: Annotated[
         float,
         Field(
             ge=0,
             lt=1,
-            description="Share of the training data that is held out to choose the best "
-            "checkpoint by, drawn by the seed.",
+            description="Share of the training data, drawn by the seed, that is held out to "
+            "choose the best checkpoint.",
         ),
     ] = 0.1
     label_smoothing: Annotated[
@@ -103,24 +102,25 @@ class TrainingConfig:
     ] = 0.0
     shift: Annotated[
         int,
-        Field(ge=0, description="Pixels that a training image is moved by at most, each way."),
+        Field(ge=0, description="Largest shift of a training image in each direction, in pixels."),
     ] = 0
     flip: Annotated[
         bool,
-        Field(description="Mirror each training image left to right with a chance of one half."),
+        Field(description="Mirror each training image left to right with probability 0.5."),
     ] = False
     gradient_clip: Annotated[
         Annotated[float, Field(gt=0)] | None,
-        Field(description="Norm that gradients are scaled down to; null leaves them."),
+        Field(description="Largest norm of the gradients; null does not limit it."),
     ] = None
     num_workers: Annotated[
-        int, Field(ge=0, description="Processes that load training data; 0 loads in the main one.")
+        int,
+        Field(ge=0, description="Processes that load training data; 0 uses the main process."),
     ] = 0
     calibrate: Annotated[
         Literal["none", "clean", "faulty"],
         Field(
-            description="At the end, estimate the statistics of batch norms anew: without faults "
-            "(`clean`) or while they strike (`faulty`); `none` leaves those of training."
+            description="Recompute the statistics of batch norms after training, without faults "
+            "(`clean`) or under faults (`faulty`); `none` keeps those of training."
         ),
     ] = "none"
 
@@ -145,7 +145,7 @@ class SchedulerConfig:
     T_max: Annotated[
         _AtLeastOne | None,
         Field(
-            description="Epochs of the half period of `cosine`; null takes the epochs after the "
+            description="Half period of `cosine`, in epochs; null takes all epochs after the "
             "warm-up."
         ),
     ] = None
@@ -165,7 +165,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Checkpoints: those that training writes and the one that evaluation reads."""
+    """The checkpoints that training writes and the one that evaluation reads."""
 
     enabled: Annotated[bool, Field(description="Write checkpoints while training.")] = True
     dir: Annotated[_Name, Field(description="Folder that checkpoints are written to.")] = (
@@ -177,8 +177,8 @@ class CheckpointConfig:
     best_by: Annotated[
         Literal["clean", "faulty"],
         Field(
-            description="Which validation accuracy that is: without faults, or under those of "
-            "`apply_during: eval` and `both`."
+            description="Which validation accuracy decides: without faults, or under the faults "
+            "of `apply_during: eval` or `both`."
         ),
     ] = "clean"
     resume: Annotated[
@@ -189,12 +189,12 @@ class CheckpointConfig:
         _Name | None,
         Field(
             description="Checkpoint that training starts from, a file or `bundled:NAME`; null "
-            "starts from random weights. A resumed run goes on from its own."
+            "starts from random weights. A resumed run continues from its own checkpoint."
         ),
     ] = None
     path: Annotated[
         _Name | None,
-        Field(description="Checkpoint that is evaluated when the command names none."),
+        Field(description="Checkpoint to evaluate if the command names none."),
     ] = None
 
 
@@ -202,19 +202,8 @@ class CheckpointConfig:
 class ExperimentConfig:
     """All sections of an experiment file.
 
-    Data set and model may be absent, as a file can hold faults alone; the commands that need them
+    `dataset` and `model` may be None, as a file can hold faults alone; the commands that need them
     check.
-
-    Attributes:
-        seed: seeding of training.
-        dataset: the data, or None.
-        model: the network, or None.
-        quantization: word lengths.
-        training: batches and epochs.
-        optimizer: the optimiser.
-        scheduler: the learning rate schedule.
-        fault_injection: the faults.
-        checkpoint: checkpoints written and read.
     """
 
     seed: SeedConfig = field(default_factory=SeedConfig)
@@ -229,7 +218,7 @@ class ExperimentConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str | None = None) -> ExperimentConfig:
-        """Make a validated experiment from the content of its file.
+        """Make an experiment from the content of its file, and validate it.
 
         >>> ExperimentConfig.from_dict({"model": {}, "training": {"epochs": 0}})
         Traceback (most recent call last):
@@ -239,10 +228,10 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
 
         Args:
             config: sections by name; an empty section (null) counts as absent.
-            source: what an error calls the file, if there is one.
+            source: name of the file, for the errors.
 
         Raises:
-            InvalidConfigError: all unknown keys and values that are not allowed, of all sections.
+            InvalidConfigError: the message lists all unknown keys and invalid values.
         """
         if not isinstance(config, Mapping):
             kind = type(config).__name__
@@ -263,20 +252,20 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
 
     @property
     def needs_faulty_validation(self) -> bool:
-        """Whether the file asks for faults while evaluating."""
+        """Whether faults strike during evaluation."""
         faults = self.fault_injection
         return faults.enabled and faults.apply_during in ("eval", "both")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all sections as plain values that YAML and JSON can hold.
+        """Convert all sections to plain values that YAML and JSON can hold.
 
         >>> experiment = ExperimentConfig(training=TrainingConfig(epochs=3))
         >>> ExperimentConfig.from_dict(experiment.to_dict()) == experiment
         True
         """
-        return {
-            section.name: _section_to_dict(getattr(self, section.name)) for section in fields(self)
-        }
+        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        plain = {name: value and section_to_dict(value) for name, value in sections.items()}
+        return {**plain, SECTION: self.fault_injection.to_dict()}
 
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -290,14 +279,6 @@ _SECTIONS: dict[str, type[Any]] = {
     "fault_injection": FaultInjectionConfig,
     "checkpoint": CheckpointConfig,
 }
-
-
-def _section_to_dict(section: Any) -> dict[str, Any] | None:
-    if section is None:
-        return None
-    if isinstance(section, FaultInjectionConfig):
-        return section.to_dict()
-    return section_to_dict(section)
 
 
 def _unknown_section(key: object) -> str:
@@ -323,7 +304,7 @@ def _schedule_problems(scheduler: SchedulerConfig | None) -> list[str]:
 
 
 def experiment_reference() -> str:
-    """Give all keys of an experiment file as Markdown, one heading and table per section."""
+    """Describe all keys of an experiment file in Markdown, one table per section."""
     parts = []
     for name, section in _SECTIONS.items():
         summary = (inspect.getdoc(section) or "").partition("\n")[0]
@@ -331,30 +312,21 @@ def experiment_reference() -> str:
     return "\n".join(parts)
 
 
-def bundled_experiments() -> tuple[str, ...]:
-    """Give the names of the experiments that come with the package.
-
-    >>> "digits" in bundled_experiments()
-    True
-    """
-    return bundled_names("experiments")
-
-
 def load_experiment(
     path_or_bundled_name: str | os.PathLike[str], changes: Mapping[str, Any] | None = None
 ) -> ExperimentConfig:
-    """Read an experiment file, or one of those that come with the package.
+    """Read an experiment file, or an experiment that comes with the package.
 
     >>> load_experiment("digits", {"training.epochs": 3, "dataset.name": "fake"}).training.epochs
     3
 
     Args:
-        path_or_bundled_name: path of a file; where there is no such file, a bare name such as
-            `digits` or `digits.yaml` stands for the bundled experiment.
-        changes: values that take the place of the file's, by the path of the key.
+        path_or_bundled_name: path of a file; if there is no such file, a bare name such as
+            `digits` or `digits.yaml` means the bundled experiment.
+        changes: values that replace those of the file, by key path.
 
     Raises:
-        InvalidConfigError: no such file, or all that is wrong with it and the changes.
+        InvalidConfigError: there is no such file, or the file with the changes is invalid.
     """
     content, source = load_named("experiments", os.fspath(path_or_bundled_name))
     for path, value in (changes or {}).items():
@@ -363,7 +335,7 @@ def load_experiment(
 
 
 def _set(content: dict[Any, Any], path: str, value: Any) -> None:
-    """Set the value of a key in nested mappings; a section that is absent is added."""
+    """Set the value of a key in nested mappings, adding missing sections."""
     *parents, key = path.split(".")
     for depth, parent in enumerate(parents, start=1):
         inner = content.get(parent)

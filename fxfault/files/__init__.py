@@ -1,1 +1,1 @@
-"""Paths and files: read to a limit, written whole or not at all, locked by the file itself."""
+"""Paths and files: reads up to a limit, atomic writes, and locks on the files themselves."""

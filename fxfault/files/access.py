@@ -1,4 +1,4 @@
-"""Paths as users write them; files that are written whole or not at all, and read to a limit."""
+"""Expand paths that users write, read files up to a limit, and write files atomically."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from pathlib import Path
 
 from fxfault.errors import ConfigError
 
-# Half-written files of this process, for who ends it at once.
+# Half-written files of this process, so that an immediate exit can remove them.
 unfinished: set[Path] = set()
 
 
 def expanded(path: str | Path) -> Path:
-    r"""A path of the user's, with the home folder for `~` where there is one of that name.
+    r"""Make a path from what the user wrote, replacing `~` by the home folder if it exists.
 
     >>> expanded("~nosuchuser/file").name
     'file'
     >>> expanded("a\0b")
     Traceback (most recent call last):
     ...
-    fxfault.errors.ConfigError: 'a\x00b' is no path: it has a null character
+    fxfault.errors.ConfigError: 'a\x00b' is no path: it contains a null character
 
     Raises:
-        ConfigError: no path can be so.
+        ConfigError: the text cannot be a path.
     """
-    text = os.path.expanduser(path)  # Unlike Path.expanduser, it leaves an unknown user's alone.
+    text = os.path.expanduser(path)  # Path.expanduser fails for an unknown user.
     if "\0" in text:
-        raise ConfigError(f"{text!r} is no path: it has a null character")
+        raise ConfigError(f"{text!r} is no path: it contains a null character")
     try:
         os.fsencode(text)
-    except UnicodeEncodeError as error:  # Half of a pair of surrogates, from YAML for instance.
-        raise ConfigError(f"{text!r} is no path: it has characters that no name can") from error
+    except UnicodeEncodeError as error:  # an unpaired surrogate, from YAML for instance
+        raise ConfigError(f"{text!r} is no path: no file name can have its characters") from error
     return Path(text)
 
 
 class UnfitFileError(Exception):
-    """A file is not read: the message says why, and continues its name."""
+    """A file that is not read; the message continues a sentence that starts with its name."""
 
 
 def read_limited(path: str | os.PathLike[str], most: int) -> bytes:
-    """Read a regular file that is not too large; a pipe or a device is not waited for.
+    """Read a regular file up to a size limit, without blocking on a pipe or a device.
 
     Args:
-        path: of the file.
-        most: bytes that it may have.
+        path: the file.
+        most: largest allowed size, in bytes.
 
     Raises:
-        OSError: it is not there, a folder, or cannot be read.
-        UnfitFileError: it is no regular file, or larger.
-        ValueError: there is a null character in the path.
+        OSError: the file does not exist, is a folder, or cannot be read.
+        UnfitFileError: the file is not a regular file, or is larger than `most`.
+        ValueError: the path contains a null character.
     """
     _check_kind(os.stat(path), most)
-    # Something else may be there by now.
+    # Check again after opening: another file may have taken its place.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
         _check_kind(os.fstat(descriptor), most)
-        content = file.read(most + 1)  # It may grow, or not tell its size.
+        content = file.read(most + 1)  # The file may grow, or report a wrong size.
     if len(content) > most:
-        raise UnfitFileError(f"has more than {size_text(most)}, which is the most")
+        raise UnfitFileError(f"has more than {size_text(most)}, which is the limit")
     return content
 
 
@@ -76,7 +76,7 @@ def _check_kind(status: os.stat_result, most: int) -> None:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people.
+    """Write a number of bytes for people to read.
 
     >>> size_text(3_000_000_000), size_text(2**20)
     ('2.8 GiB', '1.0 MiB')
@@ -89,23 +89,23 @@ def size_text(size: int) -> str:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a new file beside the target, then put it in the target's place.
+    """Write a new file beside the target, then rename it to the target.
 
-    A reader never sees half a file, and a crash or a full disk leaves the old one.
+    A reader never sees half a file, and a crash or a full disk leaves the old file.
 
     Args:
         path: the target; an existing file is replaced.
-        content: text is written as UTF-8; what is none (in a file name) is escaped.
+        content: bytes, or text to write as UTF-8, with unpaired surrogates escaped.
 
     Raises:
-        OSError: the folder is not there or not writable, or the disk is full.
+        OSError: the folder does not exist or is read-only, or the disk is full.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     unfinished.add(temporary)
     try:
-        with open(temporary, "xb") as file:  # As the umask has it, unlike tempfile's.
+        with open(temporary, "xb") as file:  # Unlike tempfile, this honours the umask.
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

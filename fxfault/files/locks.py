@@ -1,11 +1,11 @@
-"""Locks that belong to a file or a folder itself, whatever its name, and end with the process.
+"""Lock a file or a folder itself, whatever its name, until the process ends.
 
-A lock on a name is lost when the name is: a symbolic link, a hard link, or a lock file that
-somebody deletes lets a second one in. These are of the file that is open.
+A lock on a name lets a second process in through a symbolic link, through a hard link, or after
+someone deletes the lock file. These locks are on the open file.
 
-Files are locked on Linux alone: the layout of such a lock differs between systems, and could be
-tried on no other. Elsewhere only the name keeps a second writer away (the `-lock` file of a store).
-Folders are locked wherever there is `fcntl`, so not on Windows.
+Files are locked on Linux only: the layout of such a lock differs between systems, and the code was
+tested on no other. Elsewhere only a name keeps a second writer away (the `-lock` file of a store).
+Folders are locked wherever `fcntl` exists, so not on Windows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: a file that is open cannot be replaced there anyway.
+except ImportError:  # On Windows, which cannot replace an open file anyway.
     fcntl = None  # type: ignore[assignment]
 
-# A byte that nobody else locks: SQLite's are at 1 GiB.
+# A byte that nothing else locks: SQLite locks bytes near 1 GiB.
 _BYTE = 1 << 62
 
-# SQLite reads a database while it has a lock on these, and clears up while nobody else has.
+# Start and length of the bytes that SQLite locks while it reads; it cleans up when it is alone.
 _SQLITE_SHARED = (0x40000002, 510)
 
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -35,7 +35,7 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 class FileLock:
-    """Holds a file or folder open, as the only one that holds it by this class.
+    """Holds a file or folder open; no other `FileLock` can hold it meanwhile.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -51,7 +51,7 @@ class FileLock:
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Take over an open file that is locked; use `take`."""
+        """Take over an open file, which `take` locks."""
         self._descriptor: int | None = descriptor
         status = os.fstat(descriptor)
         self.identity = status.st_dev, status.st_ino
@@ -59,48 +59,49 @@ class FileLock:
 
     @classmethod
     def take(cls, path: str | Path, *, create: bool = False) -> FileLock | None:
-        """Lock a file, which is opened for writing, or a folder; None where somebody has it.
+        """Lock a file, opening it for writing, or a folder; return None if another lock holds it.
 
-        Where the system (any but Linux) or the file system has no such locks, the file is held
-        open alone, and a second call gets it, too.
+        If the system or the file system has no such locks, the file is only held open, and a
+        second call gets it too.
 
         Args:
-            path: of the file or folder.
-            create: make an empty file where there is none.
+            path: the file or folder.
+            create: create an empty file if there is none.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file or folder cannot be opened.
         """
-        if os.path.isdir(path) and fcntl is None:
-            return cls(os.open(os.devnull, os.O_RDONLY))
         is_folder = os.path.isdir(path)
+        if is_folder and fcntl is None:
+            return cls(os.open(os.devnull, os.O_RDONLY))
         flags = os.O_RDONLY if is_folder else os.O_RDWR | (os.O_CREAT if create else 0)
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644)
+        lock = cls(descriptor)
         try:
-            if not _lock(descriptor):
-                os.close(descriptor)
+            _set_lock(descriptor, True)
+        except OSError as error:
+            if error.errno in _BUSY:
+                lock.close()
                 return None
-            return cls(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        return lock
 
     def keep_log(self) -> None:
-        """Have SQLite leave the write-ahead log alone when its last connection is closed.
+        """Keep SQLite from removing the write-ahead log when its last connection closes.
 
-        It removes the log by its name, which may be another file's by now.
+        SQLite removes it by name, and the name may belong to another file by now.
         """
         if self._descriptor is not None and _has_file_locks():
             _ofd_lock(self._descriptor, fcntl.F_RDLCK, *_SQLITE_SHARED)
 
     def release(self) -> None:
-        """Let others have it, at once: a process that was forked may hold the file open still."""
+        """Unlock the file at once, even if a forked process still holds it open."""
         if self._descriptor is not None:
-            _unlock(self._descriptor)
+            with suppress(OSError):
+                _set_lock(self._descriptor, False)
         self.close()
 
     def close(self) -> None:
-        """Close the file; the lock ends when nobody has it open."""
+        """Close the file; the lock ends once no process has it open."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -109,33 +110,19 @@ class FileLock:
         self.release()
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the lock was to be had, or there are none."""
-    if fcntl is None:
-        return True
-    try:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        elif _has_file_locks():
-            _ofd_lock(descriptor, fcntl.F_WRLCK, _BYTE, 1)
-    except OSError as error:
-        return error.errno not in _BUSY
-    return True
-
-
-def _unlock(descriptor: int) -> None:
+def _set_lock(descriptor: int, held: bool) -> None:
+    """Lock or unlock an open file or folder, if the system can."""
     if fcntl is None:
         return
-    with suppress(OSError):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        elif _has_file_locks():
-            _ofd_lock(descriptor, fcntl.F_UNLCK, _BYTE, 1)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN)
+    elif _has_file_locks():
+        _ofd_lock(descriptor, fcntl.F_WRLCK if held else fcntl.F_UNLCK, _BYTE, 1)
 
 
 def _has_file_locks() -> bool:
-    # Not `flock`, which would be in the way of SQLite's locks on some systems; not `lockf`, which
-    # ends as soon as anything in this process closes the file.
+    # `flock` would interfere with SQLite's locks on some systems, and a `lockf` lock ends as soon
+    # as anything in this process closes the file.
     return sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 
 
@@ -145,9 +132,9 @@ def _ofd_lock(descriptor: int, kind: int, start: int, length: int) -> None:
 
 
 def _let_go_in_child() -> None:
-    """A process that is forked shares the open file: it must not hold it after our end."""
+    """Close the files in a forked process, which must not hold the locks after its parent ends."""
     for lock in list(_held):
-        lock.close()  # Not `release`: the lock is our parent's.
+        lock.close()  # `release` would unlock the parent's file.
 
 
 if hasattr(os, "register_at_fork"):

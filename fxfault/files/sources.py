@@ -1,8 +1,7 @@
-"""The files that the weights of a run come from: they must stay what they were while it runs.
+"""Check that the checkpoints of a study, a training or an evaluation stay the same while it runs.
 
-A study that goes on for hours loads a checkpoint again and again, in several processes. One that
-is replaced meanwhile, by a training that saves its best epoch for instance, would give rows of
-other weights beside those of the first. So it is with a training, and with an evaluation.
+A study that runs for hours loads a checkpoint many times, in several processes. If a training
+replaced the checkpoint meanwhile, the study's rows would mix results of different weights.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from fxfault.files.access import expanded
 
 
 class Activity(NamedTuple):
-    """What goes on while files must stay what they are.
+    """Work that depends on unchanged files, for the messages.
 
     Attributes:
-        name: of it.
-        mend: what to do, and what is kept.
-        error: what it is told by.
+        name: noun for the work, such as "study".
+        mend: what the user should do, and what is kept.
+        error: class of the error to raise.
     """
 
     name: str
@@ -33,23 +32,20 @@ class Activity(NamedTuple):
 
 
 STUDY = Activity(
-    "study", "put the old file back and go on, or name another store; finished trials are kept"
+    "study", "restore the old file and continue, or name another store; finished trials are kept"
 )
 TRAINING = Activity(
     "training",
-    "put the old file back and go on with --resume, or start anew; what was saved is kept",
+    "restore the old file and continue with --resume, or start again; saved files are kept",
     TrainingError,
 )
 EVALUATION = Activity(
-    "evaluation", "what was written is of the old one; evaluate anew for what is there now"
+    "evaluation", "the written results are those of the old file; evaluate again to use the new one"
 )
 
 
 class Sources:
-    """Checkpoints with the content that they had when they were first loaded.
-
-    Attributes:
-        folder: where relative paths start.
+    """The checkpoints that something depends on, with their content when they were first loaded.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -62,22 +58,22 @@ class Sources:
     Traceback (most recent call last):
     ...
     fxfault.errors.DataError: checkpoint 'a.pt' was replaced while the study ran (sha256 \
-9a129038d9a0... when it was loaded, 53959fa102f3... now): put the old file back and go on, or \
+9a129038d9a0... when it was loaded, 53959fa102f3... now): restore the old file and continue, or \
 name another store; finished trials are kept
     """
 
     def __init__(
         self, folder: Path, contents: Mapping[str, str | None], activity: Activity = STUDY
     ) -> None:
-        """Note which files there are.
+        """Note the checkpoints and check them once.
 
         Args:
-            folder: where relative paths start.
-            contents: SHA-256 of what was loaded, in hexadecimal, by the name of the checkpoint.
-            activity: what depends on them.
+            folder: folder that relative paths start from.
+            contents: SHA-256 of each checkpoint when it was loaded, in hexadecimal, by its name.
+            activity: the work that depends on them.
 
         Raises:
-            FxFaultError: one has other content already.
+            FxFaultError: a checkpoint has changed since it was loaded.
         """
         self.folder, self._activity = folder, activity
         self._contents: dict[str, str] = {}
@@ -89,32 +85,32 @@ name another store; finished trials are kept
 
     @classmethod
     def of(cls, folder: Path, networks: Mapping[str, Mapping[str, Any]]) -> Sources:
-        """The sources of the part `networks` of a study's fingerprint."""
+        """Make the sources of a study from the `networks` part of its fingerprint."""
         return cls(folder, {name: facts["checkpoint"] for name, facts in networks.items()})
 
     def note(self, name: str, content: str | None) -> None:
-        """Note what was loaded, or compare it with what was when it was loaded first.
+        """Note the content of a checkpoint, or compare it with that of the first load.
 
         Args:
-            name: of the checkpoint.
-            content: its SHA-256, in hexadecimal; None where there is no file.
+            name: name of the checkpoint.
+            content: its SHA-256, in hexadecimal; None if there is no file.
 
         Raises:
-            FxFaultError: it was replaced in between.
+            FxFaultError: the checkpoint was replaced in between.
         """
         if content is None:
             return
         refuse_other(name, self._contents.setdefault(name, content), content, self._activity)
         if not name.startswith(BUNDLED):
-            path = located(name, self.folder)
-            if path.is_file():  # Of a cluster, other machines may have it alone.
+            path = self.folder / expanded(name)
+            if path.is_file():  # In a cluster, the file may exist on other machines only.
                 self._paths.setdefault(name, path)
 
     def check(self) -> None:
-        """Check that no file has changed; only files that were touched are read.
+        """Check that no file has changed, reading only those that were touched.
 
         Raises:
-            FxFaultError: one was replaced or removed.
+            FxFaultError: a file was replaced or removed.
         """
         for name, path in self._paths.items():
             stamp = _stamp(path)
@@ -123,17 +119,8 @@ name another store; finished trials are kept
                 self._stamps[name] = stamp
 
 
-def located(name: str, folder: Path) -> Path:
-    """The path of a checkpoint, relative to a folder."""
-    return folder / expanded(name)
-
-
 def refuse_other(name: str, noted: str | None, now: str | None, activity: Activity = STUDY) -> None:
-    """Compare the content of a checkpoint with what was noted.
-
-    Raises:
-        FxFaultError: it is another one.
-    """
+    """Raise an `FxFaultError` if a checkpoint's content is not the one that was noted."""
     if now == noted:
         return
     if now is not None and noted is not None:
@@ -145,7 +132,7 @@ def refuse_other(name: str, noted: str | None, now: str | None, activity: Activi
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """What changes with a file, even if the clock was set back."""
+    """Values that change with a file, even if the clock was set back."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,6 +1,6 @@
 """The networks that a configuration can name: four built in, and any of the user's own.
 
-Importing this package imports neither torch nor brevitas; building a network does.
+Building a network imports torch and brevitas; importing this package imports neither.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from fxfault.data.options import is_positive, is_size
 from fxfault.errors import DataError
 from fxfault.factories import call_factory
 from fxfault.messages import nearest, one_line
@@ -17,25 +18,20 @@ if TYPE_CHECKING:
 MAX_BIT_WIDTH = 16
 
 
-class _BuiltIn(NamedTuple):
-    module: str
-    attribute: str
-
-
-_BUILT_IN: dict[str, _BuiltIn] = {
-    "quant_cnv": _BuiltIn("fxfault.models.cnv", "QuantCNV"),
-    "quant_digits": _BuiltIn("fxfault.models.digits_net", "QuantDigits"),
-    "quant_lenet": _BuiltIn("fxfault.models.lenet", "QuantLeNet"),
-    "quant_resnet20": _BuiltIn("fxfault.models.resnet", "QuantResNet20"),
+# Module and class of each network.
+_BUILT_IN = {
+    "quant_cnv": ("fxfault.models.cnv", "QuantCNV"),
+    "quant_digits": ("fxfault.models.digits_net", "QuantDigits"),
+    "quant_lenet": ("fxfault.models.lenet", "QuantLeNet"),
+    "quant_resnet20": ("fxfault.models.resnet", "QuantResNet20"),
 }
 
 
 def model_names() -> tuple[str, ...]:
-    """The names of the built-in networks, sorted.
+    """Names of the built-in networks, sorted.
 
-    Example:
-        >>> model_names()
-        ('quant_cnv', 'quant_digits', 'quant_lenet', 'quant_resnet20')
+    >>> model_names()
+    ('quant_cnv', 'quant_digits', 'quant_lenet', 'quant_resnet20')
     """
     return tuple(sorted(_BUILT_IN))
 
@@ -52,29 +48,28 @@ def build_model(
 ) -> nn.Module:
     """Build an untrained network, in training mode and on the CPU.
 
+    >>> net = build_model(
+    ...     "quant_digits", num_classes=10, in_channels=1, image_size=(8, 8),
+    ...     weight_bit_width=4, act_bit_width=4,
+    ... )
+    >>> sum(parameter.numel() for parameter in net.parameters())
+    23103
+
     Args:
-        name: one of `model_names()`, or `package.module:factory` for a network of the
-            user's own. The module is looked for in the current folder first, and the
-            factory is called as `factory(**kwargs)`: the sizes and widths below are for
-            the built-in networks only.
+        name: one of `model_names()`, or `package.module:factory` for your own network. The module
+            is searched in the current folder first; the factory is called as
+            `factory(**kwargs)`, without the sizes and widths below.
         num_classes: width of the output, at least 2.
         in_channels: channels of the images, at least 1.
         image_size: height and width of the images, in pixels.
         weight_bit_width: bits of every weight, 1 to 16; 1 is binary (-1, +1).
-        act_bit_width: bits of every activation but the quantised input (8 bits), 1 to 16.
-        kwargs: further arguments, such as `input_bit_width`.
+        act_bit_width: bits of every activation but the quantised input, 1 to 16.
+        kwargs: further arguments; the built-in networks take `input_bit_width`, the bits of the
+            quantised input (default: 8).
 
     Raises:
-        DataError: an unknown name, a value out of range, an image size that the network
-            does not take, or a user's factory that cannot be used.
-
-    Example:
-        >>> net = build_model(
-        ...     "quant_digits", num_classes=10, in_channels=1, image_size=(8, 8),
-        ...     weight_bit_width=4, act_bit_width=4,
-        ... )
-        >>> sum(parameter.numel() for parameter in net.parameters())
-        23103
+        DataError: the name is unknown, a value is out of range, the network does not take images
+            of this size, or a user's factory cannot be used.
     """
     options = dict(kwargs or {})
     if ":" in name:
@@ -84,24 +79,29 @@ def build_model(
             f"model {name!r} is unknown{nearest(name, model_names())}: name one of "
             f"{', '.join(model_names())}, or your own as package.module:factory"
         )
-    _check_at_least("num_classes", num_classes, 2)
-    _check_at_least("in_channels", in_channels, 1)
-    _check_bit_width("weight_bit_width", weight_bit_width)
-    _check_bit_width("act_bit_width", act_bit_width)
+    _check_integer("num_classes", num_classes, 2)
+    _check_integer("in_channels", in_channels, 1)
+    _check_integer("weight_bit_width", weight_bit_width, 1, MAX_BIT_WIDTH)
+    _check_integer("act_bit_width", act_bit_width, 1, MAX_BIT_WIDTH)
+    if not is_size(image_size):
+        raise DataError(
+            f"model: image_size is {image_size!r}; it must be a height and a width in pixels, "
+            f"such as (32, 32)"
+        )
     return _build_built_in(
         name,
         options,
         num_classes=num_classes,
         in_channels=in_channels,
-        image_size=_as_image_size(image_size),
+        image_size=tuple(image_size),
         weight_bit_width=weight_bit_width,
         act_bit_width=act_bit_width,
     )
 
 
 def _build_built_in(name: str, options: dict[str, Any], **settings: Any) -> nn.Module:
-    """Build one of ours after checking that it takes every option."""
-    network = getattr(importlib.import_module(_BUILT_IN[name].module), _BUILT_IN[name].attribute)
+    module, class_name = _BUILT_IN[name]
+    network = getattr(importlib.import_module(module), class_name)
     allowed = [key for key in inspect.signature(network).parameters if key not in settings]
     for key in options:
         if key in settings:
@@ -112,13 +112,11 @@ def _build_built_in(name: str, options: dict[str, Any], **settings: Any) -> nn.M
                 f"{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}"
             )
     if "input_bit_width" in options:
-        _check_bit_width("input_bit_width", options["input_bit_width"])
-    module: nn.Module = network(**settings, **options)
-    return module
+        _check_integer("input_bit_width", options["input_bit_width"], 1, MAX_BIT_WIDTH)
+    return network(**settings, **options)
 
 
 def _build_from_factory(name: str, options: dict[str, Any]) -> nn.Module:
-    """Call the user's factory and check what it returned."""
     from torch import nn
 
     network = call_factory(name, what="model", kwargs=options)
@@ -130,39 +128,13 @@ def _build_from_factory(name: str, options: dict[str, Any]) -> nn.Module:
     return network
 
 
-def _check_at_least(key: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"model: {key} is {value!r}; it must be an integer of at least {least}")
+def _check_integer(key: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise a `DataError` if a value is not an integer in a range.
 
-
-def _check_bit_width(key: str, value: object) -> None:
-    """Refuse what is not a whole number of bits.
-
-    Example:
-        >>> _check_bit_width("act_bit_width", 0)
-        Traceback (most recent call last):
-        fxfault.errors.DataError: model: act_bit_width is 0; it must be an integer from 1 to 16
+    >>> _check_integer("act_bit_width", 0, 1, 16)
+    Traceback (most recent call last):
+    fxfault.errors.DataError: model: act_bit_width is 0; it must be an integer from 1 to 16
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_BIT_WIDTH:
-        raise DataError(
-            f"model: {key} is {value!r}; it must be an integer from 1 to {MAX_BIT_WIDTH}"
-        )
-
-
-def _as_image_size(value: object) -> tuple[int, int]:
-    """Read a height and a width.
-
-    Example:
-        >>> _as_image_size([28, 28])
-        (28, 28)
-    """
-    sides = list(value) if isinstance(value, (list, tuple)) else []
-    is_pair = len(sides) == 2 and all(
-        isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides
-    )
-    if not is_pair:
-        raise DataError(
-            f"model: image_size is {value!r}; it must be a height and a width in pixels, "
-            f"such as (32, 32)"
-        )
-    return sides[0], sides[1]
+    if not is_positive(value) or value < least or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise DataError(f"model: {key} is {value!r}; it must be an integer {allowed}")

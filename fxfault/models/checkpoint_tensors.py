@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint can be weights: looked at before their values are.
+"""Check whether the tensors of a checkpoint can be weights, before anything reads their values.
 
-`torch.load(weights_only=True)` runs no code, but gives tensors of every layout and dtype, and some
-that claim more elements than the file has.
+`torch.load(weights_only=True)` runs no code, but returns tensors of every layout and dtype, and
+some that claim more elements than the file has.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ _SHOWN = 3
 
 
 def own_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, also those that `state_dict` leaves out."""
-    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    own.update(model.named_buffers(remove_duplicate=False))
-    return own
+    """Parameters and buffers by name, including those that `state_dict` leaves out."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def why_unusable(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> str | None:
-    """Why some tensors cannot be the weights of a network, whatever their values.
+    """Say why tensors cannot be the weights of a network, whatever their values.
 
     >>> own = {"weight": torch.zeros(2)}
     >>> why_unusable({"weight": torch.zeros(2, dtype=torch.int64)}, own)
@@ -32,11 +31,11 @@ converted'
     >>> why_unusable({"weight": torch.ones(2)}, own)
 
     Args:
-        state: what the checkpoint holds.
-        own: of the network; see `own_tensors`.
+        state: content of the checkpoint.
+        own: tensors of the network, from `own_tensors`.
 
     Returns:
-        A few of them, each with its reason; None where all can be.
+        Names of up to three unusable tensors, each with its reason; None if all are usable.
     """
     reasons = [
         f"{key} {why}"
@@ -60,7 +59,7 @@ def _why(value: Tensor, own: Tensor | None) -> str | None:
 
 
 def _why_claims(value: Tensor, own: Tensor | None) -> str | None:
-    """A view may repeat its storage; one of another shape than the network's is not made whole."""
+    """Refuse a view that repeats its storage, unless it has the shape of the network's tensor."""
     held, claimed = value.untyped_storage().nbytes(), value.numel() * value.dtype.itemsize
     if claimed <= max(held, 1) or (own is not None and own.shape == value.shape):
         return None
@@ -79,7 +78,7 @@ def _why_dtype(value: Tensor, own: Tensor | None) -> str | None:
         )
     try:
         value.reshape(-1)[:1].float()
-    except (RuntimeError, NotImplementedError, TypeError):  # Bits, packed 4-bit floats.
+    except (RuntimeError, NotImplementedError, TypeError):  # raw bits, packed 4-bit floats
         return f"is {_short(value.dtype)}, which torch cannot compute with"
     return "is complex" if kind == "complex" and own is None else None
 
@@ -95,7 +94,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def is_finite(value: Any, own: Tensor | None) -> bool:
-    """Whether all values are, also once they have the dtype that the network has."""
+    """Whether all values are finite, also after conversion to the dtype of the network's tensor."""
     if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
         return True
     if own is not None and own.is_floating_point() and own.dtype != value.dtype:

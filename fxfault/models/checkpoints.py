@@ -26,13 +26,13 @@ from fxfault.models.checkpoint_tensors import is_finite, own_tensors, why_unusab
 
 WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
 
-# Added to every key by DataParallel and DistributedDataParallel, and by torch.compile.
+# Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every key.
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN_KEYS = 3
 
-# What a checkpoint may hold beside the weights: those of an optimiser, averages, notes.
-_BESIDE = 16  # times the network's tensors
-_MORE = 2**25  # bytes
+# Size limit: a checkpoint may also hold an optimiser's state, averages and notes.
+_TIMES_NETWORK = 16
+_EXTRA_BYTES = 2**25
 _MEND = "give it a file that torch.save(model.state_dict(), FILE) wrote from this network"
 _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = b"\x80"
@@ -40,12 +40,12 @@ _PICKLE_MAGIC = b"\x80"
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Which weights a network was given.
+    """The weights that a network was given.
 
     Attributes:
-        path: as the user named it.
-        sha256: of the bytes of the file, in hexadecimal.
-        keys: names of the tensors that were loaded.
+        path: path as the user wrote it.
+        sha256: SHA-256 of the file, in hexadecimal.
+        keys: names of the loaded tensors.
     """
 
     path: str
@@ -58,29 +58,26 @@ def load_checkpoint(
 ) -> CheckpointInfo:
     """Load a checkpoint into a network, strictly; if it does not fit, the network is unchanged.
 
-    A checkpoint is what `torch.save` wrote: a state_dict, or a mapping that holds one under
-    `model_state_dict`, `state_dict` or `model`, such as PyTorch Lightning's. What stands before
-    every key because the network was wrapped (`module.`, `_orig_mod.`) or was an attribute of
-    what was saved (`network.`) is taken off. Nothing in the file is executed (`weights_only=True`).
+    A checkpoint is a file from `torch.save` with a state_dict, or with a mapping that holds one
+    under `model_state_dict`, `state_dict` or `model`, such as PyTorch Lightning's. A prefix of all
+    keys is removed if it comes from a wrapper (`module.`, `_orig_mod.`) or from an attribute that
+    held the network (`network.`). Nothing in the file is executed (`weights_only=True`).
 
-    Brevitas builds the quantisers of activations anew when it loads them: load before making
-    an optimiser.
+    Load before making an optimiser: loading makes Brevitas rebuild the quantisers of activations.
+
+    >>> load_checkpoint("bundled:digit", nn.Linear(1, 1))
+    Traceback (most recent call last):
+    fxfault.errors.DataError: checkpoint 'bundled:digit': no such weights come with fxfault \
+(did you mean 'bundled:digits'?); there are: bundled:digits, bundled:digits_fat
 
     Args:
-        path: of the file, or `bundled:NAME` for weights that come with fxfault.
-        model: the network; it is checked on a copy, so that memory for a second is needed.
-        folder: where a relative path starts; default: the current folder.
+        path: the file, or `bundled:NAME` for weights that come with fxfault.
+        model: the network; the check needs memory for a copy of it.
+        folder: folder that a relative path starts from; default: the current folder.
 
     Raises:
-        DataError: the file is missing or is no checkpoint, holds more than weights, does not
+        DataError: the file does not exist, is not a checkpoint, holds more than weights, does not
             fit the network, or has values that are not finite.
-
-    Example:
-        >>> from torch import nn
-        >>> load_checkpoint("bundled:digit", nn.Linear(1, 1))
-        Traceback (most recent call last):
-        fxfault.errors.DataError: checkpoint 'bundled:digit': no such weights come with fxfault \
-(did you mean 'bundled:digits'?); there are: bundled:digits, bundled:digits_fat
     """
     label = str(path)
     prefix = f"checkpoint {label!r}"
@@ -91,40 +88,39 @@ def load_checkpoint(
     if why is not None:
         raise DataError(f"{prefix} has tensors that cannot be the network's: {why}")
     _check_finite(state, own, prefix)
-    _check_fits(state, model, prefix)
+    _check_fits(state, model, own, prefix)
     _load_in_place(state, model)
     return CheckpointInfo(label, hashlib.sha256(content).hexdigest(), tuple(state))
 
 
 def bundled_checkpoints() -> tuple[str, ...]:
-    """The weights that come with fxfault, as `load_checkpoint` takes them.
+    """Names of the weights that come with fxfault, for `load_checkpoint`.
 
-    Example:
-        >>> bundled_checkpoints()
-        ('bundled:digits', 'bundled:digits_fat')
+    >>> bundled_checkpoints()
+    ('bundled:digits', 'bundled:digits_fat')
     """
     return tuple(f"{BUNDLED}{name}" for name in bundled_names("weights"))
 
 
 def most_bytes(model: nn.Module) -> int:
-    """How large a checkpoint of a network may be, packed and unpacked."""
+    """Largest allowed checkpoint of a network, packed or unpacked, in bytes."""
     tensors = [*model.parameters(), *model.buffers()]
     own = sum(tensor.nbytes for tensor in tensors if not nn.parameter.is_lazy(tensor))
-    return _MORE + _BESIDE * own
+    return _EXTRA_BYTES + _TIMES_NETWORK * own
 
 
 def read_content(path: Path, prefix: str, most: int, mend: str) -> bytes:
-    """Read the file of a checkpoint, once its kind and its size were looked at.
+    """Read the file of a checkpoint after checking its kind and size.
 
     Args:
-        path: of the file.
-        prefix: what an error begins with.
-        most: bytes that it may have, and unpack to where it is an archive.
-        mend: what an error says is to be done.
+        path: the file.
+        prefix: start of the error messages.
+        most: largest allowed size, also of an unpacked archive, in bytes.
+        mend: end of the error messages: what the user should do.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: it is no regular file, is too large, or cannot be read.
+        FileNotFoundError: the file does not exist.
+        DataError: the file is not a regular file, is too large, or cannot be read.
     """
     try:
         content = read_limited(path, most)
@@ -141,13 +137,13 @@ def read_content(path: Path, prefix: str, most: int, mend: str) -> bytes:
 
 
 def _check_unpacked(content: bytes, prefix: str, most: int, mend: str) -> None:
-    """Look how much an archive holds, before any of it is unpacked."""
+    """Check how much an archive holds before unpacking it."""
     if not content.startswith(_ZIP_MAGIC):
         return
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # torch will say that it is no checkpoint
+    except Exception:  # torch will report that this is not a checkpoint
         return
     if unpacked > most:
         raise DataError(
@@ -157,38 +153,38 @@ def _check_unpacked(content: bytes, prefix: str, most: int, mend: str) -> None:
 
 
 def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
-    if label.startswith(BUNDLED):
-        return _read_bundled(label, prefix)
-    try:
-        return read_content(folder / expanded(label), prefix, most, _MEND)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{prefix}: there is no such file; check the path, or name one of "
-            f"{', '.join(bundled_checkpoints())}"
-        ) from error
-
-
-def _read_bundled(label: str, prefix: str) -> bytes:
     names = bundled_checkpoints()
-    if label not in names:
+    if label in names:
+        return bundled_content("weights", label.removeprefix(BUNDLED))
+    if label.startswith(BUNDLED):
         raise DataError(
             f"{prefix}: no such weights come with fxfault{nearest(label, names)}; "
             f"there are: {', '.join(names)}"
         )
-    return bundled_content("weights", label.removeprefix(BUNDLED))
+    try:
+        return read_content(folder / expanded(label), prefix, most, _MEND)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{prefix}: there is no such file; check the path, or name one of {', '.join(names)}"
+        ) from error
 
 
 def _unpickle(content: bytes, prefix: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch guesses at what a strange file might be
+            warnings.simplefilter("ignore")  # torch guesses what an unknown file might be
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint make torch raise almost anything
-        if _holds_objects(content, error):
+    except Exception as error:  # torch raises almost anything for bytes that are no checkpoint
+        is_archive = content.startswith((_ZIP_MAGIC, _PICKLE_MAGIC))
+        # torch refuses a TorchScript archive with a RuntimeError.
+        is_refusal = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)
+        if is_archive and is_refusal:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            objects = f" ({found.group(1)})" if found else ""
             raise DataError(
-                f"{prefix} is refused: it holds Python objects{_name_objects(error)} beside "
-                f"tensors, and reading those would run code from the file; save the weights "
-                f"alone, torch.save(model.state_dict(), FILE)"
+                f"{prefix} is refused: it holds Python objects{objects} beside tensors, and "
+                f"reading those would run code from the file; save the weights alone, "
+                f"torch.save(model.state_dict(), FILE)"
             ) from error
         raise DataError(
             f"{prefix} is not a PyTorch checkpoint, or is cut short ({len(content)} bytes): "
@@ -196,20 +192,8 @@ def _unpickle(content: bytes, prefix: str) -> Any:
         ) from error
 
 
-def _holds_objects(content: bytes, error: Exception) -> bool:
-    is_archive = content.startswith((_ZIP_MAGIC, _PICKLE_MAGIC))
-    # A TorchScript archive is refused with a RuntimeError.
-    is_refusal = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)
-    return is_archive and is_refusal
-
-
-def _name_objects(error: Exception) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f" ({found.group(1)})" if found else ""
-
-
 def _find_state_dict(loaded: Any, prefix: str) -> dict[str, Any]:
-    """Unwrap the state_dict, keeping its metadata, in which torch notes format versions."""
+    """Unwrap the state_dict, with the metadata in which torch notes format versions."""
     candidate = loaded
     if isinstance(loaded, Mapping):
         wrappers = [key for key in WRAPPER_KEYS if isinstance(loaded.get(key), Mapping)]
@@ -235,7 +219,7 @@ def _is_state_dict(candidate: Mapping[Any, Any]) -> bool:
 def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     own_keys = set(model.state_dict())
     for prefix in (_attribute_path(state, own_keys), *_PREFIXES, *_PREFIXES):
-        # The last ones twice: wrappers come in either order.
+        # The wrappers' prefixes are tried twice, as they come in either order.
         is_wrapped = all(key.startswith(prefix) for key in state)
         if prefix and is_wrapped and not all(key.startswith(prefix) for key in own_keys):
             consume_prefix_in_state_dict_if_present(state, prefix)
@@ -243,9 +227,9 @@ def _without_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _attribute_path(state: Mapping[str, Any], own_keys: set[str]) -> str:
-    """What stands before every key where the network was an attribute of what was saved.
+    """Common prefix of all keys if the network was an attribute of the saved object, else "".
 
-    A LightningModule, for instance. It is taken for that only where keys of the network follow.
+    The object may be a LightningModule. At least one key of the network must follow the prefix.
     """
     prefix = ""
     while not any(key.removeprefix(prefix) in own_keys for key in state):
@@ -272,53 +256,40 @@ def _check_finite(state: Mapping[str, Any], own: Mapping[str, torch.Tensor], pre
         )
 
 
-def _check_fits(state: dict[str, Any], model: nn.Module, prefix: str) -> None:
-    """Load into a copy first.
+def _check_fits(
+    state: dict[str, Any], model: nn.Module, own: Mapping[str, torch.Tensor], prefix: str
+) -> None:
+    """Check that a state_dict fits by loading it into a copy of the network.
 
-    Only loading tells what fits: a scale that Brevitas calibrates at run time is a parameter
-    that `state_dict()` leaves out until a training-mode forward has run, but that a trained
-    checkpoint has.
+    Comparing keys is not enough: `state_dict()` leaves out a scale that Brevitas calibrates at run
+    time until a training-mode forward has run, but a trained checkpoint has it.
     """
-    shapes = _differing_shapes(state, model)
-    fitted = {key: value for key, value in state.items() if key not in shapes}
+    shapes = {
+        key: f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in state.items()
+        # torch itself takes a vector of one element for a scalar.
+        if key in own
+        and value.shape != own[key].shape
+        and not (own[key].dim() == 0 and tuple(value.shape) == (1,))
+    }
+    fitted = type(state)((key, value) for key, value in state.items() if key not in shapes)
+    if hasattr(state, "_metadata"):
+        fitted._metadata = state._metadata  # type: ignore[attr-defined]
     try:
-        outcome = copy.deepcopy(model).load_state_dict(_like(state, fitted), strict=False)
-    except Exception as error:  # a network of the user's own may do anything when it is loaded
+        outcome = copy.deepcopy(model).load_state_dict(fitted, strict=False)
+    except Exception as error:  # the user's network may raise anything
         raise DataError(f"{prefix} cannot be loaded: {quote_error(error)}") from error
     problems = {
         "missing": [key for key in outcome.missing_keys if key not in shapes],
         "unexpected": list(outcome.unexpected_keys),
     }
-    complaints = [f"{_count(keys, f'{kind} key')}" for kind, keys in problems.items() if keys]
+    complaints = [_count(keys, f"{kind} key") for kind, keys in problems.items() if keys]
     if shapes:
         complaints.append(_count([f"{key} {text}" for key, text in shapes.items()], "wrong shape"))
     if complaints:
         raise DataError(
             f"{prefix} does not fit the network: {'; '.join(complaints)}. {_hint(problems, shapes)}"
         )
-
-
-def _differing_shapes(state: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
-    """Tensors whose shape is not the network's, with both shapes in words."""
-    own = own_tensors(model)
-    return {
-        key: f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and not _is_loadable(value, own[key])
-    }
-
-
-def _is_loadable(value: Any, own: Any) -> bool:
-    # torch itself takes a vector of one element for a scalar.
-    return value.shape == own.shape or (own.dim() == 0 and tuple(value.shape) == (1,))
-
-
-def _like(state: dict[str, Any], fitted: dict[str, Any]) -> dict[str, Any]:
-    """Part of a state_dict, with the metadata of the whole."""
-    part = type(state)(fitted)
-    if hasattr(state, "_metadata"):
-        part._metadata = state._metadata  # type: ignore[attr-defined]
-    return part
 
 
 def _hint(problems: Mapping[str, list[str]], shapes: Mapping[str, str]) -> str:
@@ -332,13 +303,12 @@ def _hint(problems: Mapping[str, list[str]], shapes: Mapping[str, str]) -> str:
 
 
 def _count(names: Iterable[str], noun: str) -> str:
-    """How many, and the first few.
+    """Count names and show the first few.
 
-    Example:
-        >>> _count(["a", "b", "c", "d"], "missing key")
-        '4 missing keys (a, b, c, ...)'
-        >>> _count(["a"], "missing key")
-        '1 missing key (a)'
+    >>> _count(["a", "b", "c", "d"], "missing key")
+    '4 missing keys (a, b, c, ...)'
+    >>> _count(["a"], "missing key")
+    '1 missing key (a)'
     """
     listed = list(names)
     shown = ", ".join(listed[:_SHOWN_KEYS]) + (", ..." if len(listed) > _SHOWN_KEYS else "")
@@ -346,9 +316,9 @@ def _count(names: Iterable[str], noun: str) -> str:
 
 
 def _load_in_place(state: dict[str, Any], model: nn.Module) -> None:
-    """Load, and put the quantisers that Brevitas built anew where the old ones were.
+    """Load a state_dict, and restore device and mode of the quantisers that Brevitas rebuilds.
 
-    It builds them on the CPU (brevitas 0.12 to 0.13) and in training mode (0.12).
+    Brevitas builds them on the CPU (0.12 to 0.13) and in training mode (0.12).
     """
     devices = {parameter.device for parameter in model.parameters()}
     modes = {name: module.training for name, module in model.named_modules()}

@@ -6,26 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from fxfault.errors import DataError
-from fxfault.models.quantised_layers import conv2d, linear, quantised_input, relu
+from fxfault.models.quantised_layers import conv2d, conv_block, linear, quantised_input, relu
 
 WIDTHS = (16, 32, 64)
 BLOCKS_PER_STAGE = 3
-SMALLEST_SIDE = 8
+SMALLEST_SIDE = 8  # pixels
 
 
 class QuantBasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a residual sum.
 
     Both operands of the sum pass through the *same* quantiser, so they share one scale and
-    their integer codes can be added, as an accelerator does it and as Brevitas demands of two
-    QuantTensors in eval mode. It is an unsigned one, because what comes in is unsigned: a
-    signed quantiser would spend one of few bits on a sign. It is called twice in a forward:
-    two fault sites.
+    their integer codes can be added, as in an accelerator and as Brevitas requires of two
+    QuantTensors in eval mode. The quantiser is unsigned because its inputs are: a signed one would
+    spend one of few bits on a sign. A forward calls it twice, which makes two fault sites.
 
     Args:
-        in_channels: channels that come in.
-        channels: channels that go out.
-        stride: of the first convolution; 2 halves the height and the width.
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: stride of the first convolution; 2 halves the height and the width.
         weight_bit_width: bits of every weight.
         act_bit_width: bits of every activation.
     """
@@ -57,38 +56,30 @@ class QuantBasicBlock(nn.Module):
         self.act2 = relu(act_bit_width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features, shape (N, channels, H / stride, W / stride), a QuantTensor."""
+        """Features as a QuantTensor, shape (N, channels, H / stride, W / stride)."""
         branch = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(features)))))
-        total = self.sum_quant(branch) + self.sum_quant(self.shortcut(features))
-        output: Tensor = self.act2(total)
-        return output
+        return self.act2(self.sum_quant(branch) + self.sum_quant(self.shortcut(features)))
 
 
 class QuantResNet20(nn.Module):
     """ResNet-20 for 32 x 32 images: three stages of three blocks, 16, 32 and 64 channels wide.
 
-    Where a block changes the shape, its shortcut is a 1 x 1 convolution (option B of the
-    paper; its CIFAR networks pad with zeros instead, option A). The pooled features are
-    quantised again before the last layer. 39 activations in execution order: the input, the
-    stem, four in each block, and the pooled features.
+    If a block changes the shape, its shortcut is a 1 x 1 convolution (option B of the paper, which
+    pads with zeros in its CIFAR networks, option A). The pooled features are quantised again before
+    the last layer. The network has 39 activations, in execution order: the input, the stem, four
+    in each block, and the pooled features.
 
-    Args:
-        num_classes: width of the output.
-        in_channels: channels of the images.
-        image_size: at least (8, 8); 32 x 32 is what it was designed for.
-        weight_bit_width: bits of every weight.
-        act_bit_width: bits of every activation but the input.
-        input_bit_width: bits of the quantised input.
+    The arguments are those of `fxfault.models.build_model`. `image_size` must be at least
+    (8, 8); the network was designed for (32, 32).
+
+    >>> net = QuantResNet20(num_classes=10, in_channels=3, image_size=(32, 32),
+    ...                     weight_bit_width=4, act_bit_width=4)
+    >>> net.eval()(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
 
     Reference:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016
         (arXiv:1512.03385), section 4.2.
-
-    Example:
-        >>> net = QuantResNet20(num_classes=10, in_channels=3, image_size=(32, 32),
-        ...                     weight_bit_width=4, act_bit_width=4)
-        >>> net.eval()(torch.zeros(1, 3, 32, 32)).shape
-        torch.Size([1, 10])
     """
 
     def __init__(
@@ -109,11 +100,8 @@ class QuantResNet20(nn.Module):
                 f"(data set kwargs image_size: 32)"
             )
         self.input_quant = quantised_input(input_bit_width)
-        self.stem = nn.Sequential(
-            conv2d(in_channels, WIDTHS[0], 3, padding=1, bit_width=weight_bit_width),
-            nn.BatchNorm2d(WIDTHS[0]),
-            relu(act_bit_width),
-        )
+        bits = weight_bit_width, act_bit_width
+        self.stem = nn.Sequential(*conv_block(in_channels, WIDTHS[0], 3, bits, padding=1))
         blocks: list[nn.Module] = []
         width = WIDTHS[0]
         for channels in WIDTHS:
@@ -138,5 +126,4 @@ class QuantResNet20(nn.Module):
         """Class scores, shape (N, num_classes), of images, shape (N, C, H, W)."""
         features = self.blocks(self.stem(self.input_quant(images)))
         pooled = self.pool_quant(self.pool(features))
-        scores: Tensor = self.classifier(torch.flatten(pooled, 1))
-        return scores
+        return self.classifier(torch.flatten(pooled, 1))

@@ -1,4 +1,4 @@
-"""Train quantised networks, clean or under faults: by a file, or in a Lightning script."""
+"""Train quantised networks, clean or under faults, from a file or in a Lightning script."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Estimate the statistics of batch norm anew, with or without faults.
+"""Recompute the running statistics of batch norms, with or without faults.
 
-Training under faults leaves running means and variances of the noisy network, an average with
-a memory of some ten steps. What a network is to be run as, clean or faulty, has others.
+Training under faults leaves statistics of the noisy network, averaged over about ten steps. A
+network that is run clean, or always under faults, needs other statistics.
 """
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,17 +16,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxfault.errors import FOREIGN, ConfigError, DataError, FxFaultError, SiteError
+from fxfault.errors import ConfigError, DataError, SiteError
 from fxfault.faults.random_numbers import stream_key
-from fxfault.messages import quote_error
 from fxfault.sites.fault_sites import ATTRIBUTE_NAMES, FaultSites
 from fxfault.training.generators import preserved_generators
+from fxfault.training.model_errors import quoting_model
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms of a network that keep running statistics, by their path.
+    """Batch norms of a network that keep running statistics, by module path.
 
     >>> list(batch_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))))
     ['1']
@@ -48,17 +49,17 @@ def calibrate_batch_norm(
     faults: Literal["clean", "faulty"] = "clean",
     device: torch.device | str | None = None,
 ) -> int:
-    """Estimate the running statistics of all batch norms anew, and change nothing else.
+    """Recompute the running statistics of all batch norms, and change nothing else.
 
-    The network runs once over the batches, without gradients, batch norms in training mode and
-    all else in evaluation mode (no dropout, settled scales). Each statistic becomes the mean
-    over all batches, as torch has it for `momentum=None` and `torch.optim.swa_utils.update_bn`,
-    whatever the momentum of the layer. A batch norm that no batch reached keeps what it had.
-    Modes, momenta, global generators, and the clock and the statistics of sites are afterwards
-    as before; after an error so are the running statistics.
+    The network runs once over the batches without gradients, with batch norms in training mode and
+    everything else in evaluation mode (no dropout, fixed scales). Each statistic becomes the mean
+    over all batches, as in `torch.optim.swa_utils.update_bn`, whatever the momentum of the layer. A
+    batch norm that no batch reached keeps its statistics. The function restores modes, momenta,
+    global generators, and the clock and statistics of sites; after an error it also restores the
+    running statistics.
 
-    Each process of several that runs it on the same batches gets the same statistics: nothing
-    is exchanged between them (also not by `SyncBatchNorm`).
+    If several processes call it on the same batches, all get the same statistics: they exchange
+    nothing (not even `SyncBatchNorm` does).
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout(0.5))
     >>> calibrate_batch_norm(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
@@ -68,20 +69,20 @@ def calibrate_batch_norm(
 
     Args:
         model: any network, or one from `fxfault.transform`.
-        batches: what the network is called with, or lists and tuples of which it is the first
-            item; batches as large as those of training, in random order.
+        batches: inputs of the network, or lists and tuples that start with them; batches as large
+            as those of training, in random order.
         faults: `clean` runs without faults; `faulty` lets them strike at every selected site in
-            every batch, whatever `apply_during`, `epoch_interval` and `step_interval` say, drawn
-            from a seed of their own that follows from that of the sites.
-        device: that batches are moved to; None takes that of the network.
+            every batch, whatever `apply_during`, `epoch_interval` and `step_interval` say. Their
+            seed is derived from that of the sites.
+        device: device to move batches to; default: that of the network.
 
     Returns:
-        How many batch norms the batches reached.
+        Number of batch norms that the batches reached.
 
     Raises:
-        ConfigError: `faults` is neither, or no batch norm keeps running statistics.
-        SiteError: `faulty`, and the network has no sites.
-        DataError: there is no batch, or the network fails on one; its error is quoted.
+        ConfigError: `faults` is invalid, or no batch norm keeps running statistics.
+        SiteError: `faults` is `faulty` and the network has no sites.
+        DataError: there is no batch, or the network fails; its error is quoted.
     """
     if faults not in ("clean", "faulty"):
         raise ConfigError(f"faults: got {faults!r}, allowed: 'clean' or 'faulty'")
@@ -112,19 +113,10 @@ def _run(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -
     for batch in batches:
         is_empty = False
         inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-        try:
+        with quoting_model("the calibration of batch norms", inputs):
             model(inputs.to(device))
-        except FxFaultError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise DataError("out of memory: lower training.batch_size") from error
-        except FOREIGN as error:  # a network may fail in any way
-            raise DataError(
-                f"the model fails while its batch norms are calibrated, on inputs of shape "
-                f"{tuple(inputs.shape)}: {quote_error(error)}"
-            ) from error
     if is_empty:
-        raise DataError("there is no batch to calibrate batch norms by")
+        raise DataError("there is no batch to calibrate batch norms with")
 
 
 def _sites_of(model: nn.Module) -> FaultSites | None:
@@ -134,11 +126,11 @@ def _sites_of(model: nn.Module) -> FaultSites | None:
 
 @contextmanager
 def _only_batch_norm_training(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[None]:
-    """Let batch norms average over what they see from here on; set the rest back afterwards."""
+    """Let batch norms average over all batches of the block; restore everything else after it."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers.values()]
     before = [
-        (layer, {name: getattr(layer, name).clone() for name in _BUFFERS})
+        (layer, copy.deepcopy(dict(layer.named_buffers(recurse=False))))
         for layer in layers.values()
     ]
     try:
@@ -148,7 +140,7 @@ def _only_batch_norm_training(model: nn.Module, layers: dict[str, _BatchNorm]) -
             layer.momentum = None
             layer.reset_running_stats()
             if isinstance(layer, nn.SyncBatchNorm):
-                # Its own would wait for processes that may not be there any more.
+                # Its own forward would wait for processes that may have ended.
                 layer.forward = types.MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
         yield
     except BaseException:
@@ -173,7 +165,7 @@ def _set_back(before: list[tuple[_BatchNorm, dict[str, torch.Tensor]]]) -> None:
 
 @contextmanager
 def _faults_set(sites: FaultSites | None, strike: bool) -> Iterator[None]:
-    """Let sites strike in every forward, or in none; then clock and statistics are as before."""
+    """Let sites strike in every forward or in none; restore clock and statistics afterwards."""
     if sites is None:
         yield
         return
@@ -181,12 +173,12 @@ def _faults_set(sites: FaultSites | None, strike: bool) -> Iterator[None]:
     position, seed = clock.state(), clock.seed
     sites.set_statistics(None)
     clock.enabled, clock.apply_during = strike, "eval"
-    # Not the faults that an evaluation under the same seed gives to samples of these numbers.
+    # Draw other faults than an evaluation under the same seed draws for the same sample numbers.
     clock.seed = stream_key(seed, "batch norm") >> 1
     clock.reset()
     try:
         yield
     finally:
-        clock.seed = seed  # First: to the layer that another seed draws, sites would follow.
+        clock.seed = seed  # First, as the sites follow the layer that the seed draws.
         clock.restore(position)
         sites.set_statistics(statistics)

@@ -1,8 +1,8 @@
-"""The batches of a training: which samples, in which order, moved and mirrored how.
+"""The batches of a training: selection, order and augmentation of the samples.
 
-All of it is a function of (seed, epoch, place in the epoch) or (seed, epoch, sample), and no
-generator has a state. So a training that is resumed in the middle of an epoch sees what one that
-was not stopped would have seen, and so do several processes together.
+Everything is a function of (seed, epoch, place in the epoch) or (seed, epoch, sample); there is no
+generator with a state. A training that resumes in the middle of an epoch, or that runs in several
+processes, therefore sees the same batches as an uninterrupted one in one process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from fxfault.data.guarded import Guarded, samples_of
@@ -20,13 +20,12 @@ from fxfault.errors import DataError
 from fxfault.experiment.sections import TrainingConfig
 from fxfault.faults.random_numbers import stream_key
 
-# The key of a sample of a training set in an epoch.
-_Place = tuple[int, int]
+_Place = tuple[int, int]  # epoch and index of a training sample
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of several processes this is; each has an equal part of every joined batch.
+    """One of several processes, each with an equal part of every joined batch.
 
     Attributes:
         rank: number of the process, from 0.
@@ -40,7 +39,7 @@ class Shard:
 def split_validation(
     dataset: Dataset[Any], fraction: float, seed: int
 ) -> tuple[Dataset[Any], Dataset[Any] | None]:
-    """Hold out a part of the training data, drawn by the seed.
+    """Hold out a part of the training data for validation.
 
     >>> from fxfault.data import build_dataset
     >>> training, validation = split_validation(build_dataset("digits", "train"), 0.1, seed=0)
@@ -48,19 +47,19 @@ def split_validation(
     (1167, 130)
 
     Args:
-        dataset: the training split; its order is kept in both parts.
-        fraction: 0 to 1; above 0 at least one sample is held out.
-        seed: of the draw; the same one draws the same samples.
+        dataset: the training split; both parts keep its order.
+        fraction: share to hold out, 0 to 1; above 0, at least one sample is held out.
+        seed: seed of the draw.
 
     Returns:
-        What is left to train on, and what is held out; None for a fraction of 0.
+        The samples to train on, and those held out; None instead of the latter if `fraction` is 0.
 
     Raises:
-        DataError: nothing would be left to train on.
+        DataError: no sample would be left to train on.
     """
     if fraction == 0:
         return dataset, None
-    size: int = samples_of(dataset)
+    size = samples_of(dataset)
     held_out = max(1, round(fraction * size))
     if held_out >= size:
         raise DataError(
@@ -72,34 +71,24 @@ def split_validation(
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):
-    """A data set whose item (epoch, index) is sample `index` as that epoch sees it.
+    """A data set whose item (epoch, index) is sample `index`, augmented for that epoch.
 
-    Args:
-        dataset: map-style, of (image, label); an image has the shape (C, H, W).
-        config: `shift` and `flip`.
-        seed: of shifts and mirrorings.
+    The samples of `dataset` are pairs of an image, shape (C, H, W), and a label.
     """
 
     def __init__(self, dataset: Dataset[Any], config: TrainingConfig, seed: int) -> None:
         self.dataset = Guarded(dataset)
-        self.shift = config.shift
-        self.flip = config.flip
-        self.seed = seed
+        self.shift, self.flip, self.seed = config.shift, config.flip, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, place: _Place) -> tuple[Tensor, int]:
-        """The image, shape (C, H, W), and its label.
-
-        Raises:
-            DataError: the data set fails; its error is quoted.
-        """
         epoch, index = place
         image, label = self.dataset[index]
         if not self.shift and not self.flip:
             return image, label
-        # Its bits are used up from the lowest on: one for the mirror, the rest for the shifts.
+        # The lowest bit decides the mirroring, the others the shifts.
         bits = stream_key(self.seed, "augmentation", epoch, index)
         bits, mirrored = divmod(bits, 2)
         bits, down = divmod(bits, 2 * self.shift + 1)
@@ -110,49 +99,38 @@ class Augmented(Dataset[tuple[Tensor, int]]):
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:
-    """Move an image by whole pixels; what comes in from outside is 0.
+    """Move an image by whole pixels, filling with zeros.
 
     >>> shifted(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), 1, 0)
     tensor([[[0., 0.],
              [1., 2.]]])
 
     Args:
-        image: shape (C, H, W).
-        down: pixels; negative ones move it up.
-        right: pixels; negative ones move it left.
+        image: image of shape (C, H, W).
+        down: shift in pixels; negative values move up.
+        right: shift in pixels; negative values move left.
     """
-    if not down and not right:
-        return image
-    moved = torch.zeros_like(image)
     height, width = image.shape[-2:]
-    rows, columns = height - abs(down), width - abs(right)
-    if rows <= 0 or columns <= 0:
-        return moved
-    source = image[..., max(-down, 0) :, max(-right, 0) :][..., :rows, :columns]
-    moved[..., max(down, 0) :, max(right, 0) :][..., :rows, :columns] = source
-    return moved
+    if abs(down) >= height or abs(right) >= width:
+        return torch.zeros_like(image)
+    return nn.functional.pad(image, (right, -right, down, -down))
 
 
 class EpochOrder(Sampler[list[_Place]]):
-    """The batches of an epoch, as lists of (epoch, index), for one of several processes.
+    """The batches of an epoch for one of several processes, as lists of (epoch, index).
 
-    A last batch that is not full is left out: the samples in it differ from epoch to epoch, and
-    batch statistics of one or two samples do harm. Where all samples are less than one joined
-    batch, they are one batch.
+    An incomplete last batch is left out, as batch statistics of one or two samples do harm; its
+    samples differ from epoch to epoch. If there are fewer samples than one joined batch, they form
+    one batch.
 
     >>> order = EpochOrder(samples=10, batch_size=2, seed=0, shard=Shard(1, 2))
     >>> len(order), [len(batch) for batch in order]
     (2, [2, 2])
 
-    Args:
-        samples: of the data set.
-        batch_size: samples in a batch of this process.
-        seed: of the order.
-        shard: which of several processes this is.
-
     Attributes:
-        epoch: the epoch whose batches are given, from 0.
-        first_batch: where the next pass starts; later ones start at 0 again.
+        batch_size: samples in a batch of this process.
+        epoch: the epoch, from 0.
+        first_batch: first batch of the next pass; later passes start at 0 again.
     """
 
     def __init__(self, *, samples: int, batch_size: int, seed: int, shard: Shard) -> None:
@@ -160,20 +138,17 @@ class EpochOrder(Sampler[list[_Place]]):
             raise DataError(
                 f"{samples} training samples are too few for {shard.world_size} processes"
             )
-        self.samples = samples
+        self.samples, self.seed, self.shard = samples, seed, shard
         self.batch_size = min(batch_size, samples // shard.world_size)
-        self.seed = seed
-        self.shard = shard
-        self.epoch = 0
-        self.first_batch = 0
+        self.epoch = self.first_batch = 0
 
     @property
     def sampler(self) -> EpochOrder:
-        """Where Lightning looks for `set_epoch`."""
+        """The object on which Lightning looks for `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch; Lightning does so before each."""
+        """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -189,35 +164,27 @@ class EpochOrder(Sampler[list[_Place]]):
 
 
 class TrainingLoader(DataLoader[Any]):
-    """The loader of training batches, which Lightning saves and sets back within an epoch.
+    """A loader of training batches that Lightning can save and restore within an epoch.
 
-    Args:
-        dataset: the training samples.
-        config: batch size, augmentation and workers.
-        seed: of the order and of the augmentation.
-        shard: which of several processes this is.
+    `seed` determines the order and the augmentation.
     """
 
     def __init__(
         self, dataset: Dataset[Any], config: TrainingConfig, seed: int, shard: Shard
     ) -> None:
-        self.order = EpochOrder(
-            samples=samples_of(dataset),
-            batch_size=config.batch_size,
-            seed=seed,
-            shard=shard,
-        )
+        samples, size = samples_of(dataset), config.batch_size
+        self.order = EpochOrder(samples=samples, batch_size=size, seed=seed, shard=shard)
         self._given = 0
         super().__init__(
             Augmented(dataset, config, seed),
             batch_sampler=self.order,
             num_workers=config.num_workers,
-            # Its own generator: a loader without one takes a number from torch's global one.
+            # A loader without its own generator draws a number from torch's global one.
             generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Lazy: Lightning asks for the iterator before it tells the epoch.
+        # A generator, because Lightning creates the iterator before it sets the epoch.
         self._given = self.order.first_batch
         key = stream_key(self.order.seed, "workers", self.order.epoch)
         self.generator.manual_seed(key >> 1)
@@ -226,33 +193,29 @@ class TrainingLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were given."""
+        """Number of batches of the epoch that the loader has given."""
         return {"batches": self._given % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next pass after the batches that were given."""
+        """Start the next pass after those batches."""
         self.order.first_batch = state["batches"]
 
 
 def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> DataLoader[Any]:
-    """The batches of one process's part of a data set, in its order.
+    """Load one process's part of a data set, in order.
 
-    Each process has an equal slice of every joined batch, as `FaultSites.shard` asks for. What
-    cannot be shared equally at the end is one more batch, of one sample, for the first of them.
+    Each process gets an equal slice, `batch_size` samples, of every joined batch, as
+    `FaultSites.shard` requires. Samples left over at the end go to the first processes, as one more
+    batch of one sample each.
 
     >>> data = Subset(range(11), range(11))
     >>> [list(evaluation_loader(data, 2, Shard(rank, 2)).batch_sampler) for rank in (0, 1)]
     [[[0, 1], [4, 5], [8], [10]], [[2, 3], [6, 7], [9]]]
 
-    Args:
-        dataset: map-style.
-        batch_size: samples in a batch of this process.
-        shard: which of several processes this is.
-
     Raises:
-        DataError: there is not a sample for each process.
+        DataError: there are fewer samples than processes.
     """
-    size: int = samples_of(dataset)
+    size = samples_of(dataset)
     if size < shard.world_size:
         raise DataError(
             f"{size} validation samples are too few for {shard.world_size} processes; raise "
@@ -264,22 +227,11 @@ def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> D
         part = len(joined) // shard.world_size
         rest = joined[part * shard.world_size :]
         own += [list(joined[shard.rank * part :][:part]), list(rest[shard.rank :][:1])]
-    batches = _Batches([batch for batch in own if batch])
+    batches = [batch for batch in own if batch]
     guarded: Any = Guarded(dataset)
     return DataLoader(guarded, batch_sampler=batches, generator=torch.Generator())
 
 
-class _Batches(Sampler[list[int]]):
-    def __init__(self, batches: list[list[int]]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-
 def _generator(*parts: object) -> torch.Generator:
-    # torch's CPU generator keeps the low 32 bits of a seed alone, and those are hashed ones.
+    # torch's CPU generator keeps only the low 32 bits of a seed; those of a stream key are hashed.
     return torch.Generator().manual_seed(stream_key(*parts) >> 1)

@@ -1,9 +1,9 @@
-"""What a quantiser that is still calibrating holds beside its `state_dict`.
+"""Save and restore quantisers that are still calibrating.
 
 For the first steps of training, Brevitas's runtime quantisers count steps in Python attributes
 and average statistics in tensors that `state_dict()` leaves out or replaces (brevitas 0.13,
-`ParameterFromRuntimeStatsScaling`), and loading a `state_dict` ends the calibration. A training
-that goes on from a checkpoint must go on calibrating where it was.
+`ParameterFromRuntimeStatsScaling`), and loading a `state_dict` ends the calibration. A resumed
+training must continue the calibration.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-# Steps counted, quantisation delayed, statistics taken: Python values in Brevitas's modules.
+# Python attributes of Brevitas's modules that hold the progress of the calibration.
 _COUNTERS = ("counter", "init_done", "quant_delay_steps")
 
 
 def calibration_state(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Give the counters and the tensors of all calibrating modules, by the path of the module.
+    """Copy the counters and tensors of all calibrating modules, by module path.
 
     >>> from brevitas.nn import QuantIdentity
     >>> layer = QuantIdentity(bit_width=8).train()
     >>> _ = layer(torch.ones(3))
     >>> [state["counter"] for state in calibration_state(layer).values() if "counter" in state]
     [1]
-
-    Args:
-        model: any network; the result is empty where nothing calibrates.
     """
     return {
         path: {
@@ -41,12 +38,7 @@ def calibration_state(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def restore_calibration(model: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set back what `calibration_state` gave; call it after `load_state_dict`.
-
-    Args:
-        model: a network of the same structure.
-        state: counters and tensors, by the path of the module.
-    """
+    """Restore the output of `calibration_state`; call this after `load_state_dict`."""
     for path, module in model.named_modules():
         kept = state.get(path)
         if kept is None:

@@ -1,4 +1,4 @@
-"""What Lightning calls while `fxfault.training` runs it: records, checkpoints and their files."""
+"""Lightning callbacks of `fxfault.training`: records, checkpoints and their files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-# First: see there.
+# Import this first: see there.
 from fxfault.training.lightning_import import Callback, LightningModule, Trainer  # isort: skip
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fxfault.config.curriculum import epoch_plan
 from fxfault.errors import DataError, FxFaultError
-from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.files.access import write_atomically
 from fxfault.files.sources import Sources
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 _KEY = "fxfault"
 
 Row = dict[str, float]
-"""What was measured in an epoch, by name: the columns of metrics.csv."""
+"""Measurements of an epoch by name, the columns of metrics.csv."""
 
 
 class Interrupted(FxFaultError):
-    """A training that was asked to stop, and saved where it was.
+    """A training that was asked to stop and saved its state.
 
     Attributes:
-        epoch: the epoch, from 0, in which it goes on.
+        epoch: epoch, from 0, in which it will resume.
     """
 
     def __init__(self, epoch: int) -> None:
@@ -55,12 +55,14 @@ class Interrupted(FxFaultError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a new file and renames it, so that a kill or a full disk leaves the old one.
 
+    Args:
+        most: as for `read_checkpoint`.
+
     Attributes:
-        written: SHA-256 of what was written, in hexadecimal, by the path.
+        written: SHA-256 of the written files, in hexadecimal, by path.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        """Write nothing yet; `most` is that of `read_checkpoint`."""
+    def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
         self.written: dict[str, str] = {}
@@ -68,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; its folder must be there, as one that vanished is an error."""
+        """Write a checkpoint into an existing folder; a folder that vanished is an error."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getvalue()
@@ -78,55 +80,52 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint, executing nothing that is in it."""
+        """Read a checkpoint without executing anything in it."""
         return read_checkpoint(path, self.most)
 
 
-def read_checkpoint(path: str | Path, most: int | None = None) -> dict[str, Any]:
-    """Read a checkpoint that a training wrote.
+def read_checkpoint(path: str | Path, most: int) -> dict[str, Any]:
+    """Read a checkpoint that `fxfault-train` wrote.
 
     Args:
-        path: of the file.
-        most: bytes that it may have and unpack to, see `fxfault.models.checkpoints.most_bytes`;
-            default: as much as there is memory.
+        path: the file.
+        most: largest allowed size, packed and unpacked, in bytes; see
+            `fxfault.models.checkpoints.most_bytes`.
 
     Raises:
-        DataError: it cannot be read, or is none.
+        DataError: the file cannot be read, or `fxfault-train` did not write it.
     """
     prefix = f"checkpoint {str(path)!r}"
     try:
-        limit = free_memory() if most is None else most
-        content = read_content(Path(path), prefix, limit, "name one that fxfault-train wrote")
+        content = read_content(Path(path), prefix, most, "name one that fxfault-train wrote")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except DataError:
         raise
-    except Exception as error:  # bytes that are no checkpoint make torch raise almost anything
+    except Exception as error:  # torch raises almost anything for bytes that are no checkpoint
         raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error
     if not isinstance(checkpoint, dict) or _KEY not in checkpoint:
         raise DataError(f"{prefix} was not written by fxfault-train")
     return checkpoint
 
 
+@dataclass(eq=False)
 class Record(Callback):
-    """Keeps what each epoch measured, writes metrics.csv, and carries it through checkpoints.
-
-    Args:
-        config: the experiment.
-        folder: where metrics.csv is written; None writes nothing.
+    """Keeps the measurements of each epoch, in metrics.csv and in checkpoints.
 
     Attributes:
-        rows: one for each finished epoch.
+        config: the experiment.
+        folder: folder of metrics.csv; None writes nothing.
+        rows: one row for each finished epoch.
     """
 
-    def __init__(self, config: ExperimentConfig, folder: RunFolder | None) -> None:
-        self.config = config
-        self.folder = folder
-        self.rows: list[Row] = []
-        self._started = time.perf_counter()
-        self._generators: Mapping[str, Any] | None = None
+    config: ExperimentConfig
+    folder: RunFolder | None
+    rows: list[Row] = field(default_factory=list)
+    _started: float = field(default_factory=time.perf_counter)
+    _generators: Mapping[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Last before training: nothing draws numbers between here and the first step."""
+        """Restore the generators; nothing draws numbers between here and the first step."""
         if self._generators is not None:
             restore_generators(self._generators)
             self._generators = None
@@ -139,104 +138,93 @@ class Record(Callback):
         row: Row = {"epoch": epoch, "learning_rate": learning_rate(self.config, epoch)}
         row.update(pl_module.epoch_metrics())
         if pl_module.faulty is not None:
-            if not epoch_plan(self.config.fault_injection, epoch).several:
-                row["probability"] = _probability(self.config, epoch)
+            faults = self.config.fault_injection
+            plan = epoch_plan(faults, epoch)
+            if not plan.several:
+                strikes = plan.noisy and faults.apply_during != "eval"
+                row["probability"] = plan.probability if strikes else 0.0
             row["fault_rate"] = float(trainer.callback_metrics["fault_rate"])
         row["seconds"] = time.perf_counter() - self._started
         self.rows.append(row)
-        # The rest is logged by the module and by the callback that injects faults.
+        # The module and the callback that injects faults log the rest.
         own = ("learning_rate", "steps", "probability", "seconds")
         logged = {name: row[name] for name in own if name in row}
         pl_module.log_dict(logged, on_step=False, on_epoch=True, rank_zero_only=True)
         if self.folder is not None and trainer.is_global_zero:
             self.folder.write(METRICS, to_csv(self.rows))
 
-    def on_save_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: Classifier,  # type: ignore[override]
-        checkpoint: dict[str, Any],
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
     ) -> None:
         calibration = calibration_state(pl_module)
         weights = checkpoint["state_dict"]
         for path, state in calibration.items():
-            # A scale before its first step, which Brevitas leaves out: a reader is to find all.
+            # Add a scale before its first step: Brevitas leaves it out, but readers need all.
             for name, tensor in state["tensors"].items():
                 if name in dict(pl_module.get_submodule(path).named_parameters(recurse=False)):
                     weights.setdefault(f"{path}.{name}", tensor)
         checkpoint[_KEY] = {
             "rows": copy.deepcopy(self.rows),
-            "totals": pl_module.totals.state(),
+            "totals": pl_module.totals.sums.cpu(),
             "calibration": calibration,
             "generators": generator_states(),
             "processes": trainer.world_size,
         }
 
-    def on_load_checkpoint(
-        self,
-        trainer: Trainer,
-        pl_module: Classifier,  # type: ignore[override]
-        checkpoint: dict[str, Any],
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint[_KEY]
         self.rows = copy.deepcopy(state["rows"])
-        pl_module.totals.restore(state["totals"])
+        pl_module.totals.sums = state["totals"].clone()
         restore_calibration(pl_module, state["calibration"])
         self._generators = state["generators"]
 
 
+@dataclass(eq=False)
 class Checkpoints(Checkpoint):
-    """Saves `last.ckpt` before the first epoch and after each, and `best.ckpt` when it is better.
+    """Saves `last.ckpt` before the first epoch and after each, and `best.ckpt` after the best.
 
-    Better is a higher validation accuracy, and of equal ones the lower validation loss.
-
-    Args:
-        config: the experiment.
-        record: what was measured.
-        folder: where they are written; None keeps the best weights in memory.
-        stop: tells whether the training was asked to stop.
-        files: what writes them.
-        sources: what the training started from, looked at after each save.
+    The best epoch has the highest validation accuracy and, among equals, the lowest validation
+    loss.
 
     Attributes:
-        best: the row of the best epoch so far.
-        best_content: SHA-256 of its file; None where there is none, or an older fxfault wrote it.
-        best_weights: of the network in that epoch, where there is no folder.
+        config: the experiment.
+        record: the measurements.
+        folder: folder of the checkpoints; None keeps the best weights in memory.
+        stop: function that tells whether the training was asked to stop.
+        files: writer of the checkpoints.
+        sources: checkpoints that the training started from, checked after each save.
+        best: row of the best epoch so far.
+        best_content: SHA-256 of its file; None if there is none, or an older fxfault wrote it.
+        best_weights: weights of the network in that epoch, if there is no folder.
     """
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        record: Record,
-        folder: RunFolder | None,
-        stop: Callable[[], bool],
-        files: AtomicCheckpointIO,
-        sources: Sources,
-    ) -> None:
-        self.files, self.sources = files, sources
-        self.best_content: str | None = None
-        self.record = record
-        self.folder = folder
-        self.stop = stop
-        self.saves_best = config.checkpoint.save_best
-        self.prefix = "faulty_val" if config.checkpoint.best_by == "faulty" else "val"
-        self.best: Row | None = None
-        self.best_weights: dict[str, Any] | None = None
+    config: ExperimentConfig
+    record: Record
+    folder: RunFolder | None
+    stop: Callable[[], bool]
+    files: AtomicCheckpointIO
+    sources: Sources
+    best: Row | None = None
+    best_content: str | None = None
+    best_weights: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, LAST)  # Killed at any moment, there is something to go on from.
+        self._save(trainer, LAST)  # so that a run killed at any moment can resume
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return  # The epoch is about to end, which is the better place to stop.
+            return  # The end of the epoch, which comes next, is a better place to stop.
         if trainer.strategy.reduce_boolean_decision(self.stop(), all=False):
             self._save(trainer, LAST)
             raise Interrupted(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         row = self.record.rows[-1]
-        # The best first: a `last` that calls an epoch the best must find that file there.
-        if self.saves_best and (self.best is None or self._rank(row) > self._rank(self.best)):
+        # Save the best first: `last.ckpt` names the best epoch, whose file must then exist.
+        wanted = self.config.checkpoint.save_best
+        if wanted and (self.best is None or self._rank(row) > self._rank(self.best)):
             self.best = row
             if self.folder is None:
                 self.best_weights = copy.deepcopy(pl_module.network.state_dict())
@@ -247,16 +235,17 @@ class Checkpoints(Checkpoint):
             raise Interrupted(trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The row of the best epoch, and the content of its file."""
+        """Row of the best epoch and SHA-256 of its file."""
         return {"best": self.best, "best_content": self.best_content}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on looking for a better one."""
+        """Restore the best epoch."""
         self.best = state_dict["best"]
         self.best_content = state_dict.get("best_content")
 
     def _rank(self, row: Row) -> tuple[float, float]:
-        return row[f"{self.prefix}_accuracy"], -row[f"{self.prefix}_loss"]
+        prefix = "faulty_val" if self.config.checkpoint.best_by == "faulty" else "val"
+        return row[f"{prefix}_accuracy"], -row[f"{prefix}_loss"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is not None:
@@ -269,7 +258,7 @@ class Checkpoints(Checkpoint):
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Give rows as a table.
+    """Write rows as a table.
 
     >>> print(to_csv([{"epoch": 0, "train_loss": 0.5}]), end="")
     epoch,train_loss
@@ -280,10 +269,3 @@ def to_csv(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _probability(config: ExperimentConfig, epoch: int) -> float:
-    """Of a hit in the noisy steps of an epoch, in percent; 0 where it has none."""
-    faults = config.fault_injection
-    plan = epoch_plan(faults, epoch)
-    return plan.probability if plan.noisy and faults.apply_during != "eval" else 0.0

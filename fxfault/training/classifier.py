@@ -1,4 +1,4 @@
-"""The Lightning module that trains a classifier, and its batches."""
+"""The LightningModule that trains a classifier, and the LightningDataModule with its batches."""
 
 from __future__ import annotations
 
@@ -10,72 +10,63 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-# First: see there.
+# Import this first: see there.
 from fxfault.training.lightning_import import LightningModule  # isort: skip
 from lightning.pytorch import LightningDataModule
 
-from fxfault.errors import FOREIGN, DataError, FxFaultError, SiteError, TrainingError
+from fxfault.errors import SiteError, TrainingError
 from fxfault.evaluation.full.predictions import labels_of
 from fxfault.experiment.sections import ExperimentConfig
-from fxfault.messages import quote_error
+from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.settings import Setting
 from fxfault.sites.site import FaultSite
 from fxfault.training.batches import Shard, TrainingLoader, evaluation_loader
-from fxfault.training.fault_aware import FaultAwareTraining
+from fxfault.training.fault_aware import FaultAwareTraining, is_noisy
+from fxfault.training.model_errors import quoting_model
 from fxfault.training.optimizers import build_optimizer, build_scheduler
 
 
 class Totals:
-    """Sums over the batches of an epoch, which a checkpoint within the epoch carries on.
+    """Sums over the batches of an epoch, which a checkpoint saves.
 
     Attributes:
-        sums: float64, shape (5,): loss times samples, hits, samples, steps, noisy steps.
+        sums: float64 tensor of shape (5,): loss times samples, correct samples, samples, steps,
+            noisy steps.
     """
 
     def __init__(self) -> None:
         self.sums = torch.zeros(5, dtype=torch.float64)
 
     def add(self, loss: Tensor, hits: Tensor, samples: int, noisy: bool = False) -> None:
-        """Add a batch; nothing is copied from the device."""
+        """Add a batch without copying anything from the device."""
         batch = self.sums.new_tensor([0, 0, samples, 1, noisy], device=loss.device)
         batch[0], batch[1] = loss.detach().double() * samples, hits
         self.sums = self.sums.to(loss.device) + batch
 
-    def state(self) -> Tensor:
-        """What `restore` takes."""
-        return self.sums.cpu()
-
-    def restore(self, state: Tensor) -> None:
-        """Go on from there."""
-        self.sums = state.clone()
-
 
 class Classifier(LightningModule):
-    """A network that gives class scores, and how an experiment trains it.
+    """Trains a network that gives class scores, as an experiment says.
 
-    Logged for each epoch: `train_loss`, `train_accuracy` (percent), `noisy_steps`, and for
-    each validation loader `val_loss` and `val_accuracy`, of the second one with the prefix
-    `faulty_`: there faults strike where `apply_during` says so, and not in the first. They
-    have the configuration's own probability and type, whatever a curriculum says of the epoch.
-    A callback finds those of training by `epoch_metrics` already, as its hook is the earlier.
+    Each epoch logs `train_loss`, `train_accuracy` (percent), `noisy_steps`, and `val_loss` and
+    `val_accuracy` of each validation loader, with the prefix `faulty_` for the second. Faults
+    strike only in the second, if `apply_during` says so, with the probability and type of the
+    configuration itself rather than those of a curriculum. A callback gets the training values from
+    `epoch_metrics`, as its hook runs earlier.
 
     Args:
-        network: gives scores, shape (N, classes), as a tensor, a QuantTensor, or the first
-            item of a tuple.
-        config: sections `training`, `optimizer` and `scheduler`.
-        faulty: the callback that injects faults, if any does.
+        network: network that gives scores of shape (N, classes), as a tensor, a QuantTensor, or the
+            first item of a tuple.
+        config: experiment with sections `training`, `optimizer` and `scheduler`.
+        faulty: the callback that injects faults, if any.
 
     Attributes:
-        totals: of the training steps of the epoch.
-        last_loss: of the last training step.
-        last_step_noisy: whether faults could strike in it.
+        totals: sums over the training steps of the epoch.
+        last_loss: loss of the last training step.
+        last_step_noisy: whether faults could strike in that step.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        config: ExperimentConfig,
-        faulty: FaultAwareTraining | None = None,
+        self, network: nn.Module, config: ExperimentConfig, faulty: FaultAwareTraining | None = None
     ) -> None:
         super().__init__()
         self.network = network
@@ -94,17 +85,8 @@ class Classifier(LightningModule):
         Raises:
             DataError: the network fails; its error is quoted.
         """
-        try:
+        with quoting_model("a training step" if self.training else "an evaluation", images):
             return _scores(self.network(images))
-        except (FxFaultError, torch.OutOfMemoryError):
-            raise
-        # A network may fail in any way; a StopIteration would end the epoch as if it was over.
-        except FOREIGN as error:
-            where = "a training step" if self.training else "an evaluation"
-            raise DataError(
-                f"the model fails in {where}, on images of shape {tuple(images.shape)}: "
-                f"{quote_error(error)}"
-            ) from error
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.config.optimizer, self.parameters())
@@ -114,82 +96,74 @@ class Classifier(LightningModule):
         self.totals = Totals()
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch.
+        """Loss of a batch.
 
         Raises:
             DataError: the network fails; its error is quoted.
-            TrainingError: the loss is not finite; nothing was updated by it.
+            TrainingError: the loss is not finite; no parameter was updated.
         """
         images, labels = batch
         smoothing = self.config.training.label_smoothing
         unsound: SiteError | None = None
         try:
-            scores = self(images)
-            labels = labels_of(labels, classes=scores.shape[-1])
-            loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
-            self.last_loss = float(loss.detach())
-        except SiteError as error:  # NaN reached a site: what a NaN loss is in a noisy step.
+            with quoting_model("a training step", images):
+                scores = self(images)
+                labels = labels_of(labels, classes=scores.shape[-1])
+                loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+                self.last_loss = float(loss.detach())
+        except SiteError as error:  # NaN reached a site, which means a NaN loss in a noisy step.
             self.last_loss, unsound = math.nan, error
-        except FxFaultError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise DataError("out of memory: lower training.batch_size") from error
-        except FOREIGN as error:  # a network may fail in any way
-            raise DataError(
-                f"the model fails in a training step, on images of shape {tuple(images.shape)}: "
-                f"{quote_error(error)}"
-            ) from error
-        self.last_step_noisy = self._is_noisy()
+        self.last_step_noisy = is_noisy(self._sites)
         self._check_finite(batch_idx, unsound)
         self.totals.add(loss, _hits(scores, labels), len(labels), self.last_step_noisy)
         return loss
 
-    def _is_noisy(self) -> bool:
-        sites = self.faulty.faults if self.faulty is not None else None
-        return sites is not None and any(site.armed and site.strikes for site in sites)
+    @property
+    def _sites(self) -> FaultSites | None:
+        return None if self.faulty is None else self.faulty.faults
 
     def _check_finite(self, batch_idx: int, unsound: SiteError | None) -> None:
-        # All processes stop together: one that went on would wait for the others for ever.
+        # All processes stop together, as one alone would wait for the others for ever.
         is_broken = not math.isfinite(self.last_loss)
-        if self.trainer.strategy.reduce_boolean_decision(is_broken, all=False):
-            kind = "a noisy step" if self.last_step_noisy else "a clean step"
-            last_epoch = (self.trainer.max_epochs or 0) - 1
-            steps = int(self.trainer.num_training_batches)
-            reason = f" ({unsound})" if unsound is not None else ""
-            raise TrainingError(
-                f"the loss is {self.last_loss} in epoch {self.current_epoch} (of 0 to "
-                f"{last_epoch}), step {batch_idx} (of 0 to {steps - 1}), {kind}{reason}: "
-                f"lower optimizer.learning_rate or set training.gradient_clip"
-                + (", or lower fault_injection.probability" if self.last_step_noisy else "")
-            ) from unsound
+        if not self.trainer.strategy.reduce_boolean_decision(is_broken, all=False):
+            return
+        kind = "a noisy step" if self.last_step_noisy else "a clean step"
+        last_epoch = (self.trainer.max_epochs or 0) - 1
+        steps = int(self.trainer.num_training_batches)
+        reason = f" ({unsound})" if unsound is not None else ""
+        raise TrainingError(
+            f"the loss is {self.last_loss} in epoch {self.current_epoch} (of 0 to {last_epoch}), "
+            f"step {batch_idx} (of 0 to {steps - 1}), {kind}{reason}: lower "
+            f"optimizer.learning_rate or set training.gradient_clip"
+            + (", or lower fault_injection.probability" if self.last_step_noisy else "")
+        ) from unsound
 
     def on_validation_epoch_start(self) -> None:
         self._validation = [Totals(), Totals()]
-        sites = self.faulty.faults if self.faulty is not None else None
+        sites = self._sites
         self._schedule = [(site, site.setting) for site in sites or ()]
         if sites is not None:
-            # Not the curriculum's of this epoch: epochs are compared by it.
+            # Not the curriculum's faults of this epoch: epochs must be comparable.
             sites.set_faults(self.config.fault_injection)
 
     def validation_step(
         self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         images, labels = batch
-        if self.faulty is not None and self.faulty.faults is not None:
-            self.faulty.faults.enabled = dataloader_idx == 1
+        if self._sites is not None:
+            self._sites.enabled = dataloader_idx == 1
         scores = self(images)
         labels = labels_of(labels, classes=scores.shape[-1])
         loss = nn.functional.cross_entropy(scores, labels)
         self._validation[dataloader_idx].add(loss, _hits(scores, labels), len(labels))
 
     def on_validation_epoch_end(self) -> None:
-        if self.faulty is not None and self.faulty.faults is not None:
-            self.faulty.faults.enabled = True
+        if self._sites is not None:
+            self._sites.enabled = True
         for site, setting in self._schedule:
             site.setting = setting
-        self._metrics = {}
-        for totals, prefix in zip(self._validation, ("val", "faulty_val"), strict=True):
-            self._metrics.update(self._means(totals, prefix))
+        clean, faulty = self._validation
+        self._metrics = {**self._means(clean, "val"), **self._means(faulty, "faulty_val")}
         self._log(self._metrics)
 
     def on_train_epoch_end(self) -> None:
@@ -197,11 +171,11 @@ class Classifier(LightningModule):
         self._log({"noisy_steps": noisy, **self._means(self.totals, "train")})
 
     def _log(self, metrics: dict[str, float]) -> None:
-        # All processes have the same values; not to say so would make Lightning warn.
+        # All processes have the same values; `sync_dist` only avoids a warning of Lightning.
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
 
     def epoch_metrics(self) -> dict[str, float]:
-        """What the epoch measured, over all processes; each must ask at the same moment."""
+        """Measurements of the epoch over all processes; every process must call this."""
         metrics = self._means(self.totals, "train")
         _, _, _, steps, noisy = self.totals.sums.tolist()
         return {"steps": steps, "noisy_steps": noisy, **metrics, **self._metrics}
@@ -215,19 +189,16 @@ class Classifier(LightningModule):
 
 
 class TrainingBatches(LightningDataModule):
-    """The loaders of a training, for each process its part.
+    """The loaders of a training; each process gets its part.
 
     Args:
-        config: sections `training`, `seed` and `fault_injection`.
+        config: experiment with sections `training`, `seed` and `fault_injection`.
         training: samples to train on.
         validation: samples held out; None needs a Trainer with `limit_val_batches=0`.
     """
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        training: Dataset[Any],
-        validation: Dataset[Any] | None,
+        self, config: ExperimentConfig, training: Dataset[Any], validation: Dataset[Any] | None
     ) -> None:
         super().__init__()
         self.config = config
@@ -239,7 +210,7 @@ class TrainingBatches(LightningDataModule):
         return TrainingLoader(self.training, self.config.training, seed, self._shard)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The validation samples without faults, and again where faults are to strike."""
+        """The validation samples without faults, and again with faults if they are enabled."""
         if self.validation is None:
             return []
         passes = 2 if self.config.needs_faulty_validation else 1
@@ -257,8 +228,7 @@ def _scores(output: Any) -> Tensor:
     scores = getattr(output, "value", output)
     if isinstance(scores, (tuple, list)):
         scores = getattr(scores[0], "value", scores[0])
-    result: Tensor = scores
-    return result
+    return scores
 
 
 def _hits(scores: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""TensorBoard events, written at once: what a Lightning logger writes, without its thread.
+"""Write TensorBoard events at once, without TensorBoard's writer thread.
 
-TensorBoard's own writer works in a thread, in which a full disk or a folder that vanished is an
-error that nobody can catch.
+Nobody can catch an error in that thread, such as a full disk or a folder that vanished.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# First: see there.
+# Import this first: see there.
 import fxfault.training.lightning_import  # noqa: F401  # isort: skip
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -32,12 +31,12 @@ except ImportError as error:
 
 
 class EventFile(Logger):
-    """Writes what is logged as scalars, into one file for each session of a training.
+    """A logger that writes scalars into one file for each session of a training.
 
     Args:
-        folder: where it is written; made when something is.
-        hide_from: step from which on the events of earlier sessions are hidden, as they were
-            written after the checkpoint that this session goes on from; None hides nothing.
+        folder: folder of the file, created at the first write.
+        hide_from: first step whose events from earlier sessions are hidden, because they come
+            after the checkpoint that this session resumes from; None hides nothing.
     """
 
     def __init__(self, folder: Path, hide_from: int | None = None) -> None:
@@ -48,48 +47,36 @@ class EventFile(Logger):
 
     @property
     def name(self) -> str:
-        """Part of no path: there is one folder."""
+        """Empty, as it is not part of a path."""
         return ""
 
-    @property
-    def version(self) -> str:
-        """Part of no path: there is one folder."""
-        return ""
+    version = name
 
     @property
     def log_dir(self) -> str:
         """The folder."""
         return str(self.folder)
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
     def log_hyperparams(self, *arguments: Any, **settings: Any) -> None:
-        """The run's folder holds its configuration: nothing is repeated here."""
+        """Write nothing: the run's folder holds its configuration."""
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write scalars.
 
         Raises:
-            OSError: the folder's parent is gone, the disk is full, or the like.
+            OSError: the file cannot be written.
         """
+        now, events = time.time(), []
+        if self._path is None:
+            self.folder.mkdir(exist_ok=True)
+            self._path = self.folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+            events.append(Event(wall_time=now, file_version="brain.Event:2"))
+            if self.hide_from is not None:
+                start = SessionLog(status=SessionLog.START)
+                events.append(Event(wall_time=now, step=self.hide_from, session_log=start))
         values = [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in metrics.items()]
-        event = Event(wall_time=time.time(), step=step or 0, summary=Summary(value=values))
-        self._write([*self._first_events(), event])
-
-    def _first_events(self) -> list[Any]:
-        if self._path is not None:
-            return []
-        self.folder.mkdir(exist_ok=True)
-        now = time.time()
-        self._path = self.folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
-        events = [Event(wall_time=now, file_version="brain.Event:2")]
-        if self.hide_from is not None:
-            start = SessionLog(status=SessionLog.START)
-            events.append(Event(wall_time=now, step=self.hide_from, session_log=start))
-        return events
-
-    def _write(self, events: list[Any]) -> None:
-        assert self._path is not None
+        events.append(Event(wall_time=now, step=step or 0, summary=Summary(value=values)))
         with open(self._path, "ab") as file:
             writer = RecordWriter(file)
             for event in events:

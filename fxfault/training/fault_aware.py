@@ -1,12 +1,12 @@
-"""Fault-aware training with PyTorch Lightning, by one line in a script that is there.
+"""Fault-aware training with PyTorch Lightning, in one line of an existing script.
 
 >>> from fxfault.training import FaultAwareTraining
 >>> callback = FaultAwareTraining({"enabled": True, "probability": 5.0, "step_interval": 0.5})
 >>> from lightning.pytorch import Trainer  # after fxfault.training.fault_aware, see below
 >>> trainer = Trainer(callbacks=[callback], logger=False)  # trainer.fit(task, loader)
 
-Import this module before `lightning` where torchvision was built for another torch than the
-one installed: Lightning alone cannot be imported there.
+If torchvision was built for another torch than the one installed, import this module before
+`lightning`, which cannot be imported alone then.
 """
 
 from __future__ import annotations
@@ -32,41 +32,40 @@ from fxfault.sites.statistics import FaultStatistics
 from fxfault.training.lightning_import import Callback, LightningModule, Trainer
 from fxfault.training.network_slot import NetworkSlot, find_network
 
-# What of a clock's state is set by the configuration, rather than a place in the schedule.
+# Keys of a clock's state that hold settings of the configuration, not a place in the schedule.
 _SETTINGS = ("enabled", "apply_during", "epoch_interval", "step_interval", "seed")
 
 
 class FaultAwareTraining(Callback):
     """Inject faults into the network of a LightningModule while a Trainer runs it.
 
-    When `fit`, `validate`, `test` or `predict` starts, the network is replaced by
-    `fxfault.transform(network, cfg)`, which shares its parameters; when it ends, also by an
-    error or Ctrl-C, the network itself is put back. Checkpoints have the keys that they have
-    without the callback. Where `enabled` is false, nothing is done at all.
+    When `fit`, `validate`, `test` or `predict` starts, the callback replaces the network by
+    `fxfault.transform(network, cfg)`, which shares its parameters; when it ends, also through an
+    error or Ctrl-C, the callback puts the network back. Checkpoints have the same keys as without
+    the callback. If `enabled` is false, the callback does nothing.
 
-    Each training epoch starts the epoch of the schedule (`FaultSites.start_epoch`). Each
-    forward of the network in training mode is one step of it; so, with
-    `accumulate_grad_batches`, each micro-batch is drawn clean or noisy for itself. Each pass
-    of validation, also the sanity check, numbers its samples from 0 and leaves those of
-    training alone; predicting counts as evaluation.
+    Each training epoch starts an epoch of the schedule (`FaultSites.start_epoch`), and each forward
+    of the network in training mode is one step of it. With `accumulate_grad_batches`, each
+    micro-batch is therefore drawn clean or noisy on its own. Each pass of validation, including the
+    sanity check, numbers its samples from 0 and does not advance those of training; predicting
+    counts as evaluation.
 
-    `fault_rate` is logged at the end of each training epoch: elements hit, in percent of the
-    elements of the forwards in which faults struck. With `apply_during` of `eval` or `both`,
-    `val_fault_rate` and `test_fault_rate` are logged too. With `log_statistics` the same is
-    done for each site: `faults/<site>/rate`, and, once faults struck there,
-    `faults/<site>/rmse` and `faults/<site>/cosine`.
+    The end of each training epoch logs `fault_rate`: elements hit, in percent of the elements of
+    the forwards in which faults struck. With `apply_during` of `eval` or `both`, `val_fault_rate`
+    and `test_fault_rate` are logged too. `log_statistics` adds values for each site:
+    `faults/<site>/rate` and, once faults struck there, `faults/<site>/rmse` and
+    `faults/<site>/cosine`.
 
-    Several processes (`ddp`) hit the samples that they have with the faults that one process
-    hits them with in the joined batch, which is their batches one after the other, in the
-    order of their ranks; and the statistics are those of all of them.
+    Several processes (`ddp`) hit their samples with the faults that one process draws for the
+    joined batch, which is their batches one after the other, in the order of their ranks. The
+    statistics cover all processes.
 
-    The state of the callback in a checkpoint is where the schedule stands, and the
-    statistics: a run that goes on from there (`trainer.fit(ckpt_path=...)`) has the noisy
-    steps and the faults of one that was never stopped. The settings are those of `cfg`, as it
-    is then; only a seed that was drawn because `cfg` has none comes from the checkpoint. In
-    the middle of an epoch, Lightning itself goes on with the right batch only where the loader
-    has `state_dict` and `load_state_dict`; and of the statistics of the started epoch, one
-    process of several saves its own.
+    A checkpoint holds the callback's place in the schedule and its statistics. A run resumed from
+    there (`trainer.fit(ckpt_path=...)`) has the noisy steps and the faults of an uninterrupted run.
+    The settings are those of the current `cfg`; only a seed that was drawn because `cfg` has none
+    comes from the checkpoint. In the middle of an epoch, Lightning resumes with the right batch
+    only if the loader has `state_dict` and `load_state_dict`, and with several processes each saves
+    its own statistics of the started epoch only.
 
     >>> FaultAwareTraining({"enabled": True, "probability": 500.0})
     Traceback (most recent call last):
@@ -78,7 +77,7 @@ allowed: a number from 0 to 100
         config: what to inject, where and when.
         faults: the network's sites while the Trainer runs it; None before and after.
         statistics: what was recorded since the Trainer started, up to the last whole epoch
-            or pass of evaluation, without the sanity check; None before.
+            or pass of evaluation, without the sanity check; None before the start.
         noisy_step: whether faults could strike in the last training step.
     """
 
@@ -90,26 +89,24 @@ allowed: a number from 0 to 100
         log_statistics: bool = False,
         example_inputs: Any = None,
     ) -> None:
-        """Check the settings; the network is looked for when the Trainer starts.
+        """Check the settings; the network is searched for when the Trainer starts.
 
         Args:
-            cfg: what `fxfault.transform` takes, or the path of a YAML file with a
+            cfg: configuration as for `fxfault.transform`, or the path of a YAML file with a
                 `fault_injection` section.
-            network: path of the network in the LightningModule (`model.backbone`). None: the
-                one child that holds layers that faults can strike.
-            log_statistics: log RMSE, rate and cosine similarity for each site. Where neither
-                this nor `track_statistics` is set, cosine similarity is not measured.
-            example_inputs: of one batch, a tensor or a tuple of the arguments of a call: the faulty
-                network is compared with the given one before it trains; see `fxfault.check`.
+            network: path of the network in the LightningModule (`model.backbone`); default: the
+                only child with layers that faults can strike.
+            log_statistics: log RMSE, rate and cosine similarity for each site. Cosine similarity is
+                measured only if this or `track_statistics` is set.
+            example_inputs: one batch, a tensor or the tuple of a call's arguments, on which the
+                faulty network is compared with the given one before training; see `fxfault.check`.
 
         Raises:
             ConfigError: a setting is not allowed, or the file cannot be read.
         """
         super().__init__()
         if network is not None and not isinstance(network, str):
-            raise ConfigError(
-                f"network: got {got(network)}, allowed: the path of a module, or null"
-            )
+            raise ConfigError(f"network: got {got(network)}, allowed: the path of a module or null")
         self.config = _read(cfg)
         self.network = network
         self.log_statistics = log_statistics
@@ -124,47 +121,48 @@ allowed: a number from 0 to 100
         self._state: dict[str, Any] = {}
         self._resumed = False
         self._epoch = FaultStatistics(0)  # of the training epoch, up to the last validation
-        # Where a run would go on that is stopped now, if that is not where the clock stands:
-        # at the start of a batch that has started, and not in a pass of evaluation.
+        # State of the clock that a checkpoint saves instead of the current one: that at the start
+        # of the current batch, or before the current pass of evaluation.
         self._position: dict[str, Any] | None = None
         self._evaluating = False
         self._called = False  # whether training called the network
 
-    # -- putting the faulty network in and taking it out -----------------------------------
+    # -- replacing the network -----------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the faulty network in, before optimisers and strategy look at the module.
+        """Insert the faulty network before optimisers and strategy look at the module.
 
         Raises:
-            ConfigError: there is no module at `network`; or it is not given, and several
-                modules could be meant.
-            SiteError: there is nothing that faults can strike.
+            ConfigError: there is no module at `network`, or `network` is None and several children
+                have layers that faults can strike.
+            SiteError: no layer can be struck.
         """
         try:
             self._ensure(trainer, pl_module)
         except FxFaultError:
-            # The module's own hooks, which run next, may make the network: see `_ensure`.
-            if not _builds_later(pl_module):
+            # The module may build its network in the hooks that run next: see `_ensure`.
+            kind, base = type(pl_module), LightningModule
+            if kind.setup is base.setup and kind.configure_model is base.configure_model:
                 raise
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ensure(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the network itself back, with the modes of its layers as they are now."""
+        """Put the network back, with the current modes of its layers."""
         self._put_back()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Do what `teardown` does, which Lightning does not call after an error."""
+        """Put the network back: Lightning does not call `teardown` after an error."""
         self._put_back()
 
     def _ensure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the faulty network in, unless it is there.
+        """Insert the faulty network, unless it is there already.
 
-        It is not there where the module makes its network in `setup` or `configure_model`.
-        Then it comes after the optimisers, which is no harm: it shares the parameters.
+        A module that builds its network in `setup` or `configure_model` gets the faulty one after
+        the optimisers; that is harmless, as the two share their parameters.
         """
         if not self.config.enabled:
             return
@@ -174,25 +172,21 @@ allowed: a number from 0 to 100
         self._path = find_network(pl_module, self.network, tuple(self.config.targets))
         network = pl_module.get_submodule(self._path)
         self._share_seed(trainer)
-        self._faulty = transform(network, self.config, self._examples(network))
+        device = next((parameter.device for parameter in network.parameters()), None)
+        inputs = pytree.tree_map_only(Tensor, lambda x: x.to(device), self.example_inputs)
+        self._faulty = transform(network, self.config, inputs)
         self._slot = NetworkSlot.of(pl_module, network)
         self._slot.replace(network, by=self._faulty)
         self.faults = faults_of(self._faulty)
         self.faults.told_quiet = True  # Lightning validates before it trains.
         self.faults.shard(trainer.global_rank, trainer.world_size)
         cosine = self.log_statistics or self.config.track_statistics
-        recorded = FaultStatistics(len(self.faults), self.faults.names, cosine=cosine)
-        self.faults.set_statistics(recorded)
+        self.faults.set_statistics(_empty(self.faults, cosine))
         self.statistics, self._epoch = _empty(self.faults), _empty(self.faults)
         self.noisy_step = self._called = False
 
-    def _examples(self, network: nn.Module) -> Any:
-        """The example inputs, where the network is."""
-        device = next((parameter.device for parameter in network.parameters()), None)
-        return pytree.tree_map_only(Tensor, lambda x: x.to(device), self.example_inputs)
-
     def _share_seed(self, trainer: Trainer) -> None:
-        """Let all processes have the seed that one of them draws, where `cfg` has none."""
+        """Give all processes the seed that one of them draws, if `cfg` has none."""
         if self._draws_seed:
             own = secrets.randbits(63) if self.config.seed is None else self.config.seed
             seed = trainer.strategy.broadcast(own)
@@ -206,7 +200,7 @@ allowed: a number from 0 to 100
     def _put_back(self) -> None:
         try:
             self._state = self.state_dict()
-        finally:  # After a failure of the device nothing can be read from it any more.
+        finally:  # After a device failure, reading the state from it fails.
             self._take_out()
             self.faults = self._position = None
             self._resumed = self._evaluating = False
@@ -214,54 +208,48 @@ allowed: a number from 0 to 100
     # -- training ------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on where the checkpoint stands, if there is one."""
+        """Resume from the checkpoint, if there is one."""
         if self.faults is None or not self._resumed:
             return
         self._resume(self.faults)
         if self.faults.clock.epoch != trainer.current_epoch:
-            # Saved after the last step of an epoch; Lightning 2.6 then starts the next one
-            # without its hook.
+            # The checkpoint is from the end of an epoch; Lightning 2.6 starts the next one without
+            # calling its hook.
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch of the schedule."""
         if self.faults is None or self.statistics is None:
             return
-        self.statistics.merge(self._epoch)  # of an epoch that a checkpoint saw end
+        self.statistics.merge(self._epoch)  # of an epoch that ended before the checkpoint
         self._epoch = _empty(self.faults)
         self.faults.start_epoch(trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note where a run goes on that is stopped before the batch ends."""
+        """Note where to resume if the run stops before the batch ends."""
         if self.faults is not None:
             self._position = self.faults.clock.state()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note whether the step was a noisy one."""
+        """Note whether the step was noisy."""
         self._position = None
-        if self.faults is not None:
-            self.noisy_step = any(site.armed and site.strikes for site in self.faults)
+        self.noisy_step = is_noisy(self.faults)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the epoch recorded.
+        """Log the statistics of the epoch.
 
         Raises:
-            SiteError: no step called the network in training mode, so that no fault can have
-                struck; or, off the CPU, values that were struck were no codes.
+            SiteError: no step called the network in training mode, so that no fault could strike;
+                or, on a device other than the CPU, a fault struck values that were not codes.
         """
         if self.faults is None or self.statistics is None:
             return
         self._called |= self.faults.clock.step > 0
-        if _strikes(self.faults, "train"):
+        if self.faults.clock.apply_during in ("train", "both"):
             self._require(self._called, pl_module, " in training mode")
         self._epoch.merge(_take(self.faults))
         self._log(pl_module, "", self._epoch)
@@ -271,34 +259,7 @@ allowed: a number from 0 to 100
     # -- evaluation ----------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._record_evaluation(pl_module, "val_")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_evaluation()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record_evaluation(pl_module, "test_")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_evaluation()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record_evaluation(pl_module, None)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_evaluation()
-
-    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a pass of evaluation, which counts its samples from 0."""
         self._ensure(trainer, pl_module)
         if self.faults is None:
             return
@@ -306,26 +267,34 @@ allowed: a number from 0 to 100
         self._position, self._evaluating = self.faults.clock.state(), True
         self.faults.clock.reset()
 
-    def _record_evaluation(self, pl_module: LightningModule, prefix: str | None) -> None:
-        if self.faults is None or self.statistics is None or not _strikes(self.faults, "eval"):
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the statistics of the pass, and log them unless it predicts."""
+        if self.faults is None or self.statistics is None or trainer.sanity_checking:
+            return
+        if self.faults.clock.apply_during not in ("eval", "both"):
             return
         self._require(self.faults.clock.forward > 0, pl_module, "")
         recorded = _take(self.faults)
-        if prefix is not None:
-            self._log(pl_module, prefix, recorded)
+        if not trainer.predicting:
+            self._log(pl_module, "test_" if trainer.testing else "val_", recorded)
         self.statistics.merge(recorded)
 
-    def _end_evaluation(self) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Return to the place in training."""
         if self.faults is None or self._position is None:
             return
         _go_to(self.faults.clock, self._position)
         self._position, self._evaluating = None, False
         self.faults.new_statistics()
 
-    # -- going on after a stop -------------------------------------------------------------
+    on_test_start = on_predict_start = on_validation_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_end = on_predict_end = on_validation_end
+
+    # -- resuming --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the schedule stands, and the statistics: numbers, texts and mappings."""
+        """Place in the schedule and statistics, as plain values."""
         if self.faults is None or self.statistics is None or self._resumed:
             return self._state
         epoch = _empty(self.faults).merge(self._epoch)
@@ -338,7 +307,7 @@ allowed: a number from 0 to 100
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what `state_dict` gave until training starts."""
+        """Keep the output of `state_dict` until training starts."""
         if self.config.enabled:
             self._state, self._resumed = state_dict, True
 
@@ -347,10 +316,12 @@ allowed: a number from 0 to 100
         if self._draws_seed:
             faults.clock.seed = position["seed"]
             self.config = dataclasses.replace(self.config, seed=position["seed"])
-            faults.select(self.config.layers)  # In `layer` mode the seed may draw it.
+            faults.select(self.config.layers)  # In `layer` mode the seed may draw the layer.
         _go_to(faults.clock, position)  # This applies the curriculum too.
-        self.statistics = _read_statistics(faults, self._state["statistics"])
-        self._epoch = _read_statistics(faults, self._state["epoch"])
+        self.statistics, self._epoch = (
+            _empty(faults).merge(FaultStatistics.from_dict(self._state[key]))
+            for key in ("statistics", "epoch")
+        )
         self._resumed = False
 
     # -- statistics ------------------------------------------------------------------------
@@ -372,7 +343,7 @@ allowed: a number from 0 to 100
                     values[f"faults/{layer.name}/rmse"] = layer.avg_rmse
                     values[f"faults/{layer.name}/cosine"] = layer.avg_cosine_similarity
         for name, value in values.items():
-            # All processes have the same value; not to say so would make Lightning warn.
+            # All processes have the same value; `sync_dist` only avoids a warning of Lightning.
             pl_module.log(prefix + name, value, on_step=False, on_epoch=True, sync_dist=True)
 
 
@@ -382,49 +353,38 @@ def _read(cfg: Any) -> FaultInjectionConfig:
     if isinstance(cfg, Mapping):
         return FaultInjectionConfig.from_dict(cfg)
     if not isinstance(cfg, FaultInjectionConfig):
-        raise ConfigError(
-            f"cfg: got {got(cfg)}, allowed: a FaultInjectionConfig, its mapping, or the path of a "
-            "YAML file"
-        )
+        allowed = "a FaultInjectionConfig, its mapping, or the path of a YAML file"
+        raise ConfigError(f"cfg: got {got(cfg)}, allowed: {allowed}")
     cfg.validate()
     return cfg
 
 
-def _builds_later(pl_module: LightningModule) -> bool:
-    """Whether the module may make its network in hooks that run after `Callback.setup`."""
-    kind, base = type(pl_module), LightningModule
-    return kind.setup is not base.setup or kind.configure_model is not base.configure_model
-
-
-def _strikes(faults: FaultSites, mode: str) -> bool:
-    return faults.clock.apply_during in (mode, "both")
+def is_noisy(faults: FaultSites | None) -> bool:
+    """Whether faults could strike in the last forward."""
+    return faults is not None and any(site.armed and site.strikes for site in faults)
 
 
 def _go_to(clock: FaultClock, position: Mapping[str, Any]) -> None:
-    """Let a clock stand where another stood, with its own settings."""
+    """Set a clock to a position, but keep its settings."""
     own = clock.state()
     clock.restore({**position, **{name: own[name] for name in _SETTINGS}})
 
 
-def _empty(faults: FaultSites) -> FaultStatistics:
-    return FaultStatistics(len(faults), faults.names)
-
-
-def _read_statistics(faults: FaultSites, content: Mapping[str, Any]) -> FaultStatistics:
-    return _empty(faults).merge(FaultStatistics.from_dict(content))
+def _empty(faults: FaultSites, cosine: bool = True) -> FaultStatistics:
+    return FaultStatistics(len(faults), faults.names, cosine=cosine)
 
 
 def _take(faults: FaultSites) -> FaultStatistics:
-    """What all processes recorded since the last time; each of them must ask at this moment.
+    """Collect what all processes recorded since the last call; every process must call it.
 
     Raises:
-        SiteError: off the CPU, values that were struck were no codes.
+        SiteError: on a device other than the CPU, a fault struck values that were not codes.
     """
     faults.check()
     taken, recorded = _empty(faults), faults.statistics
     if recorded is None:
         return taken
-    faults.set_statistics(FaultStatistics(len(faults), faults.names, cosine=recorded.cosine))
+    faults.set_statistics(_empty(faults, recorded.cosine))
     if faults.clock.world_size == 1 or not torch.distributed.is_initialized():
         return taken.merge(recorded)
     parts: list[Any] = [None] * torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""The global random generators of Python, NumPy and torch, saved and set back."""
+"""Save and restore the global random generators of Python, NumPy and torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def generator_states() -> dict[str, Any]:
-    """Give the states of all generators, in kinds that `torch.load(weights_only=True)` takes.
+    """Copy the states of all generators, as values that `torch.load(weights_only=True)` accepts.
 
     >>> state = generator_states()
     >>> first = random.random(), np.random.rand(), torch.rand(()).item()
@@ -31,10 +31,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Set back what `generator_states` gave.
-
-    The states of GPUs are left alone where there is another number of them.
-    """
+    """Restore the output of `generator_states`; skip GPUs if their number has changed."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
@@ -46,7 +43,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Leave all generators as they were found."""
+    """Restore all generators after the block."""
     before = generator_states()
     try:
         yield

@@ -1,7 +1,7 @@
 """Import PyTorch Lightning, an optional dependency, or say how to install it.
 
-Whoever needs Lightning takes it from here: its import fails beside a torchvision that was
-built for another torch, unless torchvision was imported with care before.
+All modules import Lightning from here: beside a torchvision that was built for another torch, its
+import fails unless `import_torchvision` ran before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     from fxfault.data.torchvision_import import import_torchvision
 
-    with contextlib.suppress(DataError):  # Lightning also runs where there is no torchvision.
+    with contextlib.suppress(DataError):  # Lightning also runs without torchvision.
         import_torchvision()
     try:
         from lightning.pytorch import Callback, LightningModule, Trainer

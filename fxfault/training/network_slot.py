@@ -1,4 +1,4 @@
-"""Find the network in a module that trains it, and let another one stand in its place."""
+"""Find the network in the module that trains it, and replace it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fxfault.quantisers.quant_tensors import is_activation
 
 @dataclass(frozen=True)
 class NetworkSlot:
-    """All places in a tree of modules where one network is registered.
+    """All places in a tree of modules at which one network is registered.
 
     >>> task = nn.ModuleDict({"net": nn.ReLU(), "loss": nn.MSELoss()})
     >>> slot = NetworkSlot.of(task, task["net"])
-    >>> slot.replace(nn.ReLU(), by=nn.Tanh())  # nobody has that ReLU here
+    >>> slot.replace(nn.ReLU(), by=nn.Tanh())  # changes nothing: this ReLU is not in the tree
     >>> slot.replace(task["net"], by=nn.Tanh())
     >>> task["net"]
     Tanh()
 
     Attributes:
-        places: each module that has the network for a child, and the child's name.
+        places: each parent of the network, with the child's name.
     """
 
     places: tuple[tuple[nn.Module, str], ...]
 
     @classmethod
     def of(cls, owner: nn.Module, network: nn.Module) -> NetworkSlot:
-        """Find the places below `owner`."""
+        """Find all places of a network below `owner`."""
         return cls(
             tuple(
                 (parent, name)
@@ -41,28 +41,28 @@ class NetworkSlot:
         )
 
     def holds(self, network: nn.Module) -> bool:
-        """Whether the network stands in every place."""
+        """Whether the network is in every place."""
         return all(parent._modules.get(name) is network for parent, name in self.places)
 
     def replace(self, network: nn.Module, by: nn.Module) -> None:
-        """Put a network into the places where another one still stands."""
+        """Replace a network in the places that still hold it."""
         for parent, name in self.places:
             if parent._modules.get(name) is network:
                 parent._modules[name] = by
 
 
 def find_network(owner: nn.Module, path: str | None, targets: tuple[str, ...]) -> str:
-    """The path of the network below a module.
+    """Find the path of the network below a module.
 
     Args:
-        owner: the module that has the network for a child, and calls it.
-        path: where the user says that it is; None: the one child with targets.
+        owner: the module that calls the network.
+        path: path from the user; None selects the only child with targets.
         targets: class names of the layers that faults strike.
 
     Raises:
-        ConfigError: there is nothing at `path`, or nothing that can be called; or there is
-            no `path` and several children have targets.
-        SiteError: there is no `path`, and no child has targets.
+        ConfigError: there is no module at `path`, or it cannot be called; or `path` is None and
+            several children have targets.
+        SiteError: `path` is None and no child has targets.
     """
     choices = _candidates(owner, targets)
     kind = type(owner).__name__
@@ -76,21 +76,16 @@ def find_network(owner: nn.Module, path: str | None, targets: tuple[str, ...]) -
             )
         return choices[0]
     network = dict(owner.named_modules(remove_duplicate=False)).get(path) if path else None
-    if network is None:
-        raise ConfigError(
-            f"network: {kind} has no child {path!r}{did_you_mean([path], choices)}; "
-            f"allowed: {', '.join(choices) or _have(owner)}"
-        )
-    if _is_list(network):
-        raise ConfigError(
-            f"network: {path!r} is a {type(network).__name__}, which has no forward; "
-            f"allowed: {', '.join(choices) or _have(owner)}"
-        )
-    return path
+    if network is not None and not _is_list(network):
+        return path
+    problem = f"{kind} has no child {path!r}{did_you_mean([path], choices)}"
+    if network is not None:
+        problem = f"{path!r} is a {type(network).__name__}, which has no forward"
+    raise ConfigError(f"network: {problem}; allowed: {', '.join(choices) or _have(owner)}")
 
 
 def _candidates(owner: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """The children with targets, looked for in lists and dictionaries of children too."""
+    """Paths of the children with targets, including those in lists and dictionaries."""
     found: list[str] = []
     for name, child in owner.named_children():
         if _is_list(child):

@@ -1,7 +1,7 @@
 """The optimiser and the learning rates of an experiment.
 
-The learning rate of an epoch is a pure function of the sections `optimizer` and `scheduler`, so
-that a plan can be printed without torch and a resumed training cannot drift from it.
+The learning rate of an epoch is a pure function of the sections `optimizer` and `scheduler`: a plan
+can be printed without torch, and a resumed training follows it exactly.
 """
 
 from __future__ import annotations
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Make the optimiser that a configuration names.
-
-    Args:
-        config: the section; `momentum` is used by `sgd` alone.
-        parameters: what is trained.
-    """
+    """Make the optimiser that a configuration names; only `sgd` uses `momentum`."""
     import torch
 
     rate, decay = config.learning_rate, config.weight_decay
@@ -38,7 +33,7 @@ def build_optimizer(
 def build_scheduler(
     config: ExperimentConfig, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Make what sets the learning rate of an optimiser, stepped once after each epoch."""
+    """Make the scheduler of an optimiser, to be stepped once after each epoch."""
     import torch
 
     factor = rate_factor(config.scheduler, config.training.epochs)
@@ -46,7 +41,7 @@ def build_scheduler(
 
 
 def learning_rate(config: ExperimentConfig, epoch: int) -> float:
-    """Give the learning rate of an epoch.
+    """Learning rate of an epoch, counted from 0.
 
     >>> from fxfault.experiment.sections import TrainingConfig
     >>> config = ExperimentConfig(
@@ -56,22 +51,18 @@ def learning_rate(config: ExperimentConfig, epoch: int) -> float:
     ... )
     >>> [round(learning_rate(config, epoch), 6) for epoch in range(4)]
     [0.1, 0.1, 0.01, 0.01]
-
-    Args:
-        config: the experiment.
-        epoch: counted from 0.
     """
     factor = rate_factor(config.scheduler, config.training.epochs)
     return config.optimizer.learning_rate * factor(epoch)
 
 
 def rate_factor(config: SchedulerConfig, epochs: int) -> Callable[[int], float]:
-    """Give the factor on the initial learning rate, as a function of the epoch (from 0).
+    """Make the factor on the initial learning rate, a function of the epoch (from 0).
 
-    With W warm-up epochs it rises linearly, (epoch + 1) / (W + 1), and the schedule's own first
-    value is that of epoch W. From there `cosine` counts its epochs, and goes on periodically
-    after T_max of them, as torch's `CosineAnnealingLR` does; `step` and `multistep` count all
-    epochs, so that a milestone is the number of the epoch that it changes.
+    With W warm-up epochs the factor first rises linearly, (epoch + 1) / (W + 1); the schedule
+    starts at epoch W. `cosine` counts its epochs from there and is periodic beyond T_max, like
+    torch's `CosineAnnealingLR`; `step` and `multistep` count all epochs, so that a milestone is the
+    first epoch with the new rate.
 
     >>> factor = rate_factor(SchedulerConfig(name="cosine", warmup_epochs=1), epochs=5)
     >>> [round(factor(epoch), 3) for epoch in range(5)]
@@ -81,8 +72,8 @@ def rate_factor(config: SchedulerConfig, epochs: int) -> Callable[[int], float]:
     [1.0, 0.1, 0.1, 0.01]
 
     Args:
-        config: the section.
-        epochs: of the whole training.
+        config: the section `scheduler`.
+        epochs: epochs of the whole training.
 
     Reference:
         Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
@@ -91,7 +82,9 @@ def rate_factor(config: SchedulerConfig, epochs: int) -> Callable[[int], float]:
     warmup = config.warmup_epochs
     period = config.T_max or max(1, epochs - warmup)
 
-    def schedule(epoch: int) -> float:
+    def factor(epoch: int) -> float:
+        if epoch < warmup:
+            return (epoch + 1) / (warmup + 1)
         if config.name == "cosine":
             return (1 + math.cos(math.pi * (epoch - warmup) / period)) / 2
         if config.name == "step":
@@ -99,10 +92,5 @@ def rate_factor(config: SchedulerConfig, epochs: int) -> Callable[[int], float]:
         if config.name == "multistep":
             return config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
         return 1.0
-
-    def factor(epoch: int) -> float:
-        if epoch < warmup:
-            return (epoch + 1) / (warmup + 1)
-        return schedule(epoch)
 
     return factor

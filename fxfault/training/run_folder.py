@@ -1,4 +1,4 @@
-"""The folder that a training run writes: names of its files, and how they are written."""
+"""The folder that a training run writes its files into."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -27,40 +27,38 @@ BEST = "best.ckpt"
 CALIBRATED = "calibrated.ckpt"
 EVENTS = "tensorboard"
 
-
-# Of this process, which may open a folder again and again.
+# Locks of this process, by device and inode: it may open a folder several times.
 _locks: weakref.WeakValueDictionary[tuple[int, int], FileLock] = weakref.WeakValueDictionary()
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """A folder of one run, which exists.
+    """The existing folder of one run.
 
     Attributes:
-        path: as it is shown to the user. Where it leads to is settled at once, wherever the
-            process goes later.
+        path: path as shown to the user; the folder stays the same if the process changes its
+            current folder.
     """
 
     path: Path
-    _absolute: Path = field(init=False, repr=False, compare=False)
-    _lock: list[FileLock] = field(init=False, repr=False, compare=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_absolute", Path(os.path.abspath(self.path)))
+        self._absolute = Path(os.path.abspath(self.path))
+        self._lock: FileLock | None = None
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make a folder with a name that the user chose; an empty one that is there serves.
+        """Make a folder with a name that the user chose, or take an existing empty one.
 
-        So does one of a run that was killed before its first checkpoint.
+        The folder of a run that was killed before its first checkpoint counts as empty.
 
         Raises:
-            ConfigError: it cannot be made, or has something in it.
+            ConfigError: the folder cannot be made, or is not empty.
         """
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder.claim()
+            folder._claim()
             held = {file.name for file in path.iterdir() if not _is_leftover(file)}
             is_used = bool(held) and held != {CONFIG, RECORD}
         except OSError as error:
@@ -68,18 +66,18 @@ class RunFolder:
                 f"{path} cannot be the folder of a run: {reason_of(error)}"
             ) from error
         if is_used and (path / CONFIG).is_file():
-            raise ConfigError(f"{path} holds a run: go on with it by --resume, or name another")
+            raise ConfigError(f"{path} holds a run: continue it with --resume, or name another")
         if is_used:
             raise ConfigError(f"{path} is not empty and holds no run: name another folder")
-        folder.check()
+        folder._check_writable()
         return folder
 
     @classmethod
     def create_next(cls, parent: Path, name: str) -> RunFolder:
-        """Make the folder `name-001` in `parent`, or with the first number that is free.
+        """Make the folder `name-NNN` in `parent`, with the first free number from 001.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: the folder cannot be made.
         """
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +86,11 @@ class RunFolder:
                 path = parent / f"{name}-{number:03d}"
                 try:
                     path.mkdir()
-                except FileExistsError:  # Another run that starts at this moment has it.
+                except FileExistsError:  # Another run has just made it.
                     number += 1
                 else:
                     folder = cls(path)
-                    folder.claim()
+                    folder._claim()
                     return folder
         except OSError as error:
             raise ConfigError(
@@ -101,61 +99,51 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Open the folder of a run that is to be resumed.
+        """Open the folder of a run to resume.
 
         Raises:
-            ConfigError: it is no folder of a run, or was left before its first checkpoint.
+            ConfigError: the folder does not belong to a run, or has no checkpoint yet.
         """
         if not (path / CONFIG).is_file():
             raise ConfigError(f"--resume: {path} holds no run (it has no {CONFIG})")
         if not (path / LAST).is_file():
             raise ConfigError(
-                f"--resume: {path} has no {LAST} to go on from: start anew, in another folder"
+                f"--resume: {path} has no {LAST} to continue from: start again in another folder"
             )
         folder = cls(path)
-        folder.check()
-        folder.claim()
-        folder._remove_leftovers()
+        folder._check_writable()
+        folder._claim()
+        for file in folder._absolute.glob(".*"):
+            if _is_leftover(file):
+                file.unlink(missing_ok=True)
         return folder
 
     @classmethod
     def newest(cls, parent: Path, name: str) -> RunFolder | None:
-        """Open the run `name-NNN` with the highest number that has a checkpoint, if any has."""
+        """Open the run `name-NNN` with the highest number among those with a checkpoint."""
         for number in sorted(_numbers(parent, name), reverse=True):
             path = parent / f"{name}-{number:03d}"
             if (path / CONFIG).is_file() and (path / LAST).is_file():
                 return cls.open(path)
         return None
 
-    def claim(self) -> None:
-        """Become the one process that writes into the folder, until `release` or its end.
-
-        The lock is the folder's own, whatever path leads to it; it is left to no child.
-
-        Raises:
-            ConfigError: another process writes into it.
-        """
+    def _claim(self) -> None:
+        """Lock the folder itself, whatever path leads to it, against other processes."""
         status = os.stat(self._absolute)
-        lock = _locks.get((status.st_dev, status.st_ino))
-        if lock is None:
-            lock = FileLock.take(self._absolute)
-        if lock is None:
+        self._lock = _locks.get((status.st_dev, status.st_ino)) or FileLock.take(self._absolute)
+        if self._lock is None:
             raise ConfigError(
                 f"{self.path} is being written by another training: wait for it, or name another "
                 "folder by --out"
             )
-        _locks[lock.identity] = lock
-        self._lock[:] = [lock]
+        _locks[self._lock.identity] = self._lock
 
     @classmethod
     @contextmanager
     def reserved(cls, path: Path) -> Iterator[RunFolder]:
-        """Make a folder as `create` does, and take it away again where the block fails.
+        """Make a folder as `create` does, and remove it if the block fails.
 
-        So that of two trainings the first has it, while both still read their data.
-
-        Raises:
-            ConfigError: as `create`.
+        Of two trainings that still read their data, the first one gets the folder.
         """
         absolute = Path(os.path.abspath(path))
         made = [place for place in (absolute, *absolute.parents) if not place.exists()]
@@ -164,50 +152,46 @@ class RunFolder:
             yield folder
         except BaseException:
             folder.release()
-            with suppress(OSError):  # Something is in it.
+            with suppress(OSError):  # The folder is not empty.
                 for place in made:
                     place.rmdir()
             raise
 
     def release(self) -> None:
-        """Let others write into the folder."""
-        while self._lock:
-            self._lock.pop().release()
+        """Let other processes write into the folder."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
     def check_is_same(self) -> None:
-        """See that the folder was not put in another's place.
+        """Check that no other folder has taken this one's place.
 
         Raises:
-            TrainingError: it was.
+            TrainingError: the folder was replaced.
         """
-        if not self._lock or not self._absolute.is_dir():  # What is gone cannot be written, either.
+        if self._lock is None or not self._absolute.is_dir():  # Writing reports a missing folder.
             return
         status = os.stat(self._absolute)
-        if (status.st_dev, status.st_ino) != self._lock[0].identity:
+        if (status.st_dev, status.st_ino) != self._lock.identity:
             raise TrainingError(
                 f"the folder of the run, {self.path}, was replaced by another one: the training "
-                "was stopped; what it had written is where the folder was moved to"
+                "was stopped; its files are where the folder was moved to"
             )
 
-    def check(self) -> None:
-        """Check that files can be written.
-
-        Raises:
-            ConfigError: they cannot.
-        """
+    def _check_writable(self) -> None:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ConfigError(f"{self.path} cannot be the folder of a run: it is write-protected")
 
     def file(self, name: str) -> Path:
-        """The path of a file of the run: as the user knows it, while it leads there."""
+        """Path of a file of the run, below `path` as long as that leads to the folder."""
         leads_there = os.path.abspath(self.path) == str(self._absolute)
         return (self.path if leads_there else self._absolute) / name
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file whole or not at all.
+        """Write a file atomically.
 
         Raises:
-            TrainingError: the folder is gone, the disk is full, or the like.
+            TrainingError: the file cannot be written, or the folder is gone or was replaced.
         """
         self.check_is_same()
         with self.explaining_os_errors():
@@ -217,62 +201,55 @@ class RunFolder:
         """Read a file of the run.
 
         Raises:
-            OSError: it is not there, or cannot be read.
-            ConfigError: it is no regular file, or has more bytes than `most`.
+            OSError: the file does not exist or cannot be read.
+            ConfigError: the file is not a regular file, or has more than `most` bytes.
         """
         path = self.file(name)
         try:
             return read_limited(path, most)
         except UnfitFileError as error:
-            raise ConfigError(f"{path} {error}; take it away and start again") from error
+            raise ConfigError(f"{path} {error}; remove it and start again") from error
 
     def remove(self, name: str) -> None:
-        """Remove a file of the run, if it is there.
+        """Remove a file of the run, if it exists.
 
         Raises:
-            TrainingError: it cannot be removed.
+            TrainingError: the file cannot be removed.
         """
         with self.explaining_os_errors():
             self.file(name).unlink(missing_ok=True)
 
     def write_config(self, config: ExperimentConfig) -> None:
-        """Write the configuration, with all values and the seeds that were drawn."""
+        """Write the configuration with all values and the drawn seeds."""
         content = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         self.write(CONFIG, content)
 
     def read_config(self) -> ExperimentConfig:
-        """Read the configuration that the run was started with."""
+        """Read the configuration of the run."""
         return load_experiment(self.file(CONFIG))
 
     @contextmanager
     def explaining_os_errors(self) -> Iterator[None]:
-        """Turn an `OSError` into one line that says what is left."""
+        """Turn an `OSError` of the block into a `TrainingError` that says which files are left."""
         try:
             yield
         except OSError as error:
             if not self._absolute.is_dir():
                 raise TrainingError(
                     f"the folder of the run, {self.path}, is gone: the training was stopped, as "
-                    f"nothing of it could be kept"
+                    f"none of its files could be kept"
                 ) from error
-            what = "; mend that and start anew"
+            what = "fix that and start again"
             if self.file(LAST).is_file():
-                what = (
-                    f"; {self.path / LAST}, written before, is whole; mend that and go on with "
-                    f"--resume"
-                )
+                last = self.path / LAST
+                what = f"{last}, written before, is whole; fix that and continue with --resume"
             raise TrainingError(
-                f"{self.path} cannot be written: {reason_of(error)}{what}"
+                f"{self.path} cannot be written: {reason_of(error)}; {what}"
             ) from error
-
-    def _remove_leftovers(self) -> None:
-        """Remove the half-written files of a process that was killed."""
-        for path in self._absolute.glob(".*"):
-            if _is_leftover(path):
-                path.unlink(missing_ok=True)
 
 
 def _is_leftover(path: Path) -> bool:
+    """Whether a killed process left this half-written file."""
     return bool(re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name)) and path.is_file()
 
 
