@@ -28,6 +28,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.messages import and_more
 from fxfault.passes.layer_outputs import LayerOutput, install, installed
 from fxfault.passes.surgery import follow
 from fxfault.passes.tracing.own_forward import keep_forward
@@ -81,10 +82,8 @@ class InsertFaults(PassBase):
         return PassResult(graph_module, len(plan.sites) > 0)
 
 
-def _listed(problems: dict[str, str], most: int = 5) -> str:
-    shown = [f"{path} ({why})" for path, why in list(problems.items())[:most]]
-    more = [f"{len(problems) - most} more"] if len(problems) > most else []
-    return ", ".join(shown + more)
+def _listed(problems: dict[str, str]) -> str:
+    return and_more((f"{path} ({why})" for path, why in problems.items()), most=5)
 
 
 class _Plan:

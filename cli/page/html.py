@@ -36,9 +36,9 @@ from fxfault.cli.reports.campaign_tables import (
     ranking_table,
     site_table,
 )
-from fxfault.cli.terminal.text import and_more, counted, duration, figure, with_interval
+from fxfault.cli.terminal.text import duration, figure, with_interval
 from fxfault.experiment.applied_settings import applied, is_own
-from fxfault.messages import flat
+from fxfault.messages import and_more, counted, flat
 
 _TEMPLATES = resources.files("fxfault.cli.page").joinpath("templates")
 # A page with more rows than this would open slowly.

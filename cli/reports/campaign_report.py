@@ -13,15 +13,8 @@ from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
 from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, UNSURE
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_tables import cell_table, heat_table
-from fxfault.cli.terminal.text import (
-    NOTHING,
-    and_more,
-    counted,
-    duration,
-    figure,
-    lined_up,
-    with_interval,
-)
+from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up, with_interval
+from fxfault.messages import and_more, counted
 
 
 def report_lines(findings: Findings) -> list[str]:

@@ -11,8 +11,6 @@ from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.fault_evaluation import CellResult, estimate, rank
 from fxfault.cli.reports.campaign_report import standing_lines
 from fxfault.cli.terminal.text import (
-    and_more,
-    counted,
     figure,
     lined_up,
     mean_and_std,
@@ -25,6 +23,7 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.faults.fault_models import label_of
+from fxfault.messages import and_more, counted
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.sites.fault_sites import FaultSites

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fxfault.campaign.records.store_files import part_of, store_of
+from fxfault.cli.terminal.text import ten_digits
 from fxfault.errors import ConfigError
 from fxfault.files.access import write_atomically
 from fxfault.messages import reason_of
@@ -184,14 +187,31 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
         seen.append(output)
 
 
-def inert(value: Any) -> Any:
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows with the same keys as CSV; a list of names becomes one field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(map(_field, row.values()))
+    return text.getvalue()
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, float):
+        return ten_digits(value)
+    return _inert(";".join(value) if isinstance(value, list) else value)
+
+
+def _inert(value: Any) -> Any:
     """Make a value safe for a CSV file, so that no spreadsheet reads a text as a formula.
 
     Names of sites, faults and files come from others. A text that begins like a formula gets an
     apostrophe in front, which spreadsheets read as the mark of a text.
 
-    >>> inert("=1+1"), inert("features.2"), inert(-1.5)
-    ("'=1+1", 'features.2', -1.5)
+    >>> _inert("=1+1"), _inert("features.2"), _inert(-1)
+    ("'=1+1", 'features.2', -1)
     """
     is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if is_formula else value
