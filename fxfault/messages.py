@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _LONGEST_QUOTE = 300
@@ -122,9 +122,7 @@ def and_more(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(listed[:most]) + more
 
 
-def aligned(
-    rows: Sequence[Sequence[str]], right: Container[int] = (), gap: str = "  "
-) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str = "  ") -> list[str]:
     """Write the rows of a table in columns of equal width.
 
     >>> aligned([["stem", "1.00"], ["a", "12.00"]], right=[1])
