@@ -39,12 +39,8 @@ def make_parser() -> types.OneLineParser:
     """Make the parser of the command line."""
     parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     types.add_config(parser)
-    parser.add_argument(
-        "--checkpoint",
-        type=types.checkpoint,
-        metavar="FILE",
-        help="trained weights (default: checkpoint.path of the configuration)",
-    )
+    text = "trained weights (default: checkpoint.path of the configuration)"
+    parser.add_argument("--checkpoint", type=types.checkpoint, metavar="FILE", help=text)
     _add_fault_options(parser)
     _add_run_options(parser)
     _add_output_options(parser)
@@ -54,62 +50,37 @@ def make_parser() -> types.OneLineParser:
 def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("faults", "these replace the values of the configuration")
     chosen = group.add_mutually_exclusive_group()
-    chosen.add_argument(
-        "--probability",
-        type=types.percentage,
-        metavar="PERCENT",
-        help="probability that a fault strikes a value, from 0 to 100",
+    text = "probability that a fault strikes a value, from 0 to 100"
+    chosen.add_argument("--probability", type=types.percentage, metavar="PERCENT", help=text)
+    text = "several probabilities, evaluated one after the other"
+    chosen.add_argument("--sweep", type=types.percentages, metavar="P,P,...", help=text)
+    text = (
+        "number of hits in each sample, spread over all selected sites, in place of a "
+        "probability; several numbers are evaluated one after the other"
     )
-    chosen.add_argument(
-        "--sweep",
-        type=types.percentages,
-        metavar="P,P,...",
-        help="several probabilities, evaluated one after the other",
-    )
-    chosen.add_argument(
-        "--num-faults",
-        type=types.fault_counts,
-        metavar="K,K,...",
-        help="number of hits in each sample, spread over all selected sites, in place of a "
-        "probability; several numbers are evaluated one after the other",
-    )
+    chosen.add_argument("--num-faults", type=types.fault_counts, metavar="K,K,...", help=text)
     group.add_argument("--injection-type", metavar="NAME", help="fault model, such as msb_flip")
-    group.add_argument(
-        "--mode",
-        choices=("full_model", "layer"),
-        help="strike all selected sites, or one of them: `injection_layer` of the configuration, "
-        "or one drawn for each run",
+    text = (
+        "strike all selected sites, or one of them: `injection_layer` of the configuration, "
+        "or one drawn for each run"
     )
+    group.add_argument("--mode", choices=("full_model", "layer"), help=text)
     types.add_layer(group, "; with --mode layer, one of them is drawn for each run")
-    group.add_argument(
-        "--per-layer",
-        action="store_true",
-        help="also strike each selected site alone, and rank the sites; needs a single probability "
-        "or number of faults, so not --sweep",
+    text = (
+        "also strike each selected site alone, and rank the sites; needs a single probability "
+        "or number of faults, so not --sweep"
     )
-    group.add_argument(
-        "--seed",
-        type=types.seed,
-        metavar="N",
-        help="seed of the faults; the same seed gives the same faults",
-    )
+    group.add_argument("--per-layer", action="store_true", help=text)
+    text = "seed of the faults; the same seed gives the same faults"
+    group.add_argument("--seed", type=types.seed, metavar="N", help=text)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--num-runs",
-        type=types.count,
-        default=1,
-        metavar="N",
-        help="trials for each probability, each with its own faults (default: 1)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=types.count,
-        metavar="N",
-        help="samples in a batch (default: training.batch_size); the faults do not depend on it",
-    )
+    text = "trials for each probability, each with its own faults (default: 1)"
+    group.add_argument("--num-runs", type=types.count, default=1, metavar="N", help=text)
+    text = "samples in a batch (default: training.batch_size); the faults do not depend on it"
+    group.add_argument("--batch-size", type=types.count, metavar="N", help=text)
     types.add_device(group)
     types.add_no_progress(group)
     types.add_speed_options(
@@ -119,21 +90,17 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output", "an existing file of a given name is replaced")
-    group.add_argument(
-        "--output",
-        type=types.file,
-        metavar="FILE",
-        help="JSON with all results (default: fault_eval_TYPE.json in the current folder; if "
-        "that holds another evaluation, fault_eval_TYPE_2.json and so on)",
+    text = (
+        "JSON with all results (default: fault_eval_TYPE.json in the current folder; if "
+        "that holds another evaluation, fault_eval_TYPE_2.json and so on)"
     )
+    group.add_argument("--output", type=types.file, metavar="FILE", help=text)
     group.add_argument("--csv", type=types.file, metavar="FILE", help="results as a table")
-    group.add_argument(
-        "--plot",
-        type=types.file,
-        metavar="FILE",
-        help="picture (.png, .svg or .pdf): accuracy against probability, or with --per-layer "
-        "the ranking",
+    text = (
+        "picture (.png, .svg or .pdf): accuracy against probability, or with --per-layer "
+        "the ranking"
     )
+    group.add_argument("--plot", type=types.file, metavar="FILE", help=text)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

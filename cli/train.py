@@ -58,12 +58,11 @@ def make_parser() -> types.OneLineParser:
     """Make the parser of the command line."""
     parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--config",
-        metavar="FILE",
-        help="configuration file, or the name of a bundled one, such as digits; "
-        "with --resume --out, the default is that of the run",
+    text = (
+        "configuration file, or the name of a bundled one, such as digits; "
+        "with --resume --out, the default is that of the run"
     )
+    add("--config", metavar="FILE", help=text)
     add(
         "--set",
         type=types.setting,
@@ -72,40 +71,25 @@ def make_parser() -> types.OneLineParser:
         metavar="SECTION.KEY=VALUE",
         help="change a value of the configuration; VALUE is YAML; may be repeated",
     )
-    add(
-        "--init",
-        type=types.checkpoint,
-        metavar="FILE",
-        help="fine-tune: start from these weights, a file or bundled:NAME (default: "
+    text = (
+        "fine-tune: start from these weights, a file or bundled:NAME (default: "
         "checkpoint.init_from of the configuration, or else random weights); a configuration of "
-        "yours must not have checkpoint.path, which is for fxfault-eval",
+        "yours must not have checkpoint.path, which is for fxfault-eval"
     )
-    add(
-        "--out",
-        type=types.folder,
-        metavar="DIR",
-        help="folder of the run (default: NAME-001, NAME-002 and so on in checkpoint.dir)",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out, or the newest run of the configuration",
-    )
+    add("--init", type=types.checkpoint, metavar="FILE", help=text)
+    text = "folder of the run (default: NAME-001, NAME-002 and so on in checkpoint.dir)"
+    add("--out", type=types.folder, metavar="DIR", help=text)
+    text = "continue the run in --out, or the newest run of the configuration"
+    add("--resume", action="store_true", help=text)
     types.add_device(parser)
-    add(
-        "--devices",
-        type=types.count,
-        default=1,
-        metavar="N",
-        help="number of processes that train together, each on its own GPU or on the CPU (default: "
-        "1); each takes batches of training.batch_size",
+    text = (
+        "number of processes that train together, each on its own GPU or on the CPU (default: "
+        "1); each takes batches of training.batch_size"
     )
+    add("--devices", type=types.count, default=1, metavar="N", help=text)
     types.add_no_progress(parser)
-    add(
-        "--dry-run",
-        action="store_true",
-        help="run one batch of each phase, print the plan of all epochs, and write nothing",
-    )
+    text = "run one batch of each phase, print the plan of all epochs, and write nothing"
+    add("--dry-run", action="store_true", help=text)
     return parser
 
 

@@ -33,12 +33,11 @@ class OneLineParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.add_argument(
-            "--traceback",
-            action="store_true",
-            help="show where an error comes from, for instance in your own network "
-            "(or set FXFAULT_TRACEBACK=1)",
+        text = (
+            "show where an error comes from, for instance in your own network "
+            "(or set FXFAULT_TRACEBACK=1)"
         )
+        self.add_argument("--traceback", action="store_true", help=text)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line, or end the program with status 2."""
@@ -226,25 +225,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_layer(group: argparse._ActionsContainer, more: str = "") -> None:
     """Add `--layer`, with more text at the end of its help."""
-    group.add_argument(
-        "--layer",
-        type=layers,
-        action="extend",
-        metavar="SITE,...",
-        help="select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated"
-        + more,
-    )
+    text = "select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated" + more
+    group.add_argument("--layer", type=layers, action="extend", metavar="SITE,...", help=text)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
     """Add `--device`."""
-    group.add_argument(
-        "--device",
-        type=device,
-        default="auto",
-        metavar="NAME",
-        help="auto, cpu, cuda or cuda:N (default: auto, which takes CUDA if there is a GPU)",
-    )
+    text = "auto, cpu, cuda or cuda:N (default: auto, which takes CUDA if there is a GPU)"
+    group.add_argument("--device", type=device, default="auto", metavar="NAME", help=text)
 
 
 def add_no_progress(group: argparse._ActionsContainer) -> None:
@@ -255,32 +243,23 @@ def add_no_progress(group: argparse._ActionsContainer) -> None:
 def add_speed_options(group: argparse._ActionsContainer) -> None:
     """Add the options that make trials faster or slower and leave their results the same."""
     add = group.add_argument
-    add(
-        "--cache-memory",
-        type=memory,
-        metavar="SIZE",
-        help="memory of a machine for activations of the fault-free run, such as 512M or 2G; "
+    text = (
+        "memory of a machine for activations of the fault-free run, such as 512M or 2G; "
         "trials start from them, or from the data if SIZE is 0 (default: a quarter of the free "
-        "memory)",
+        "memory)"
     )
-    add(
-        "--no-freeze",
-        dest="freeze",
-        action="store_false",
-        help="quantise the weights again in each batch (slower)",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="use torch.compile for trials that change nearly everything, if it and a C++ compiler "
+    add("--cache-memory", type=memory, metavar="SIZE", help=text)
+    text = "quantise the weights again in each batch (slower)"
+    add("--no-freeze", dest="freeze", action="store_false", help=text)
+    text = (
+        "use torch.compile for trials that change nearly everything, if it and a C++ compiler "
         "work, the outputs are the same bit for bit, and it is faster; compiling takes up to a "
-        "minute",
+        "minute"
     )
-    add(
-        "--verify",
-        type=percentage,
-        metavar="PERCENT",
-        help="run this share of the batches again, in full and without compiled code, and stop if "
+    add("--compile", action="store_true", help=text)
+    text = (
+        "run this share of the batches again, in full and without compiled code, and stop if "
         "predictions differ; 0 for none (default: one batch with struck samples in the first trial "
-        "of each cell, or in a later one if it would take more than 2%% of the time so far)",
+        "of each cell, or in a later one if it would take more than 2%% of the time so far)"
     )
+    add("--verify", type=percentage, metavar="PERCENT", help=text)
