@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fxfault.cli.terminal.text import lined_up, percent
 from fxfault.config.curriculum import EpochPlan, epoch_plan
@@ -14,10 +13,10 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import counted
 from fxfault.sites.fault_sites import FaultSites
+from fxfault.training.batch_norm import batch_norms
 from fxfault.training.optimizers import learning_rate
-
-if TYPE_CHECKING:
-    from fxfault.training.run import TrainingResult
+from fxfault.training.run import TrainingResult
+from fxfault.training.run_folder import CALIBRATED
 
 # In a plan of more epochs, those with the same faults share a line.
 LONGEST_PLAN = 20
@@ -38,10 +37,9 @@ def start_lines(
     beginning: str,
     folder: str | None,
 ) -> list[str]:
-    """Say what is trained, on which data, and under which faults.
+    """Say what is trained, on which data (so many samples in each split), and under which faults.
 
-    `sites` is None without faults, and `folder` if nothing is written; `sizes` are numbers of
-    samples for training, validation and test.
+    `sites` is None without faults, and `folder` if nothing is written.
     """
     assert config.dataset is not None
     assert config.model is not None
@@ -166,8 +164,6 @@ def result_lines(
     config: ExperimentConfig, result: TrainingResult, folder: Path, again: str
 ) -> list[str]:
     """Say what the training reached, and with which weights; `again` is how to resume it."""
-    from fxfault.training.run_folder import CALIBRATED
-
     lines = []
     which = "last epoch's weights"
     if result.best is not None:
@@ -195,8 +191,6 @@ def result_lines(
 
 def _has_noisy_statistics(result: TrainingResult, faulty: float) -> bool:
     """Whether batch norms make the network worse without faults than under them."""
-    from fxfault.training.batch_norm import batch_norms
-
     if result.calibrated or faulty <= result.test_accuracy + _ODDLY_BETTER:
         return False
     return bool(batch_norms(result.network))
