@@ -140,7 +140,7 @@ class FreezeLayers(PassBase):
 
 
 def _freeze(layer: nn.Module, state: Settled) -> None:
-    """Freeze a layer; where it is the whole model, its clock is to move first all the same."""
+    """Freeze a layer; if it is the whole model, its forward still moves the clock first."""
     keeps = give_forward_back(layer)
     freeze_layer(layer, state)
     if keeps:
