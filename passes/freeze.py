@@ -210,7 +210,7 @@ def _record_of(model: nn.Module) -> _Record | None:
 
 
 def _settled_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Settled]]:
-    """By path, each layer that may be frozen and what is settled of it."""
+    """Each layer that may be frozen, with its settled values, by path."""
     found = {path: (layer, settle(layer)) for path, layer in model.named_modules()}
     return {path: (layer, state) for path, (layer, state) in found.items() if state is not None}
 

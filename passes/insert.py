@@ -49,7 +49,7 @@ class InsertFaults(PassBase):
     """Insert fault sites into what `fxfault.passes.trace` returned.
 
     Attributes:
-        config: what the sites do; `targets` must be those that the model was traced with.
+        config: the configuration; `targets` must be those that the model was traced with.
         sites: an empty object to put the sites into; None: a new one.
     """
 
@@ -154,7 +154,7 @@ class _Plan:
         if why is not None:
             self.sites.skipped[path] = why
             # A layer of Brevitas (attention, LSTM) holds a QuantIdentity for every value that
-            # could be quantised; one left without a quantiser is not a target of the user's.
+            # could be quantised; the user did not ask for one without a quantiser.
             if parent is None or not type(parent).__module__.startswith("brevitas.nn."):
                 self.problems[path] = why
         return why is None

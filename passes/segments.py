@@ -123,7 +123,7 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
 
 
 def _kept_below(model: nn.Module, node: Node) -> Iterator[str]:
-    """Paths of the containers with a Python forward of the user's own that a node calls."""
+    """Paths of the containers that a node calls and that keep the user's Python forward."""
     if node.op != "call_module":
         return
     for container in containers_of(model):

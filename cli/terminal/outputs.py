@@ -23,12 +23,9 @@ from fxfault.messages import reason_of
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that can be written, as far as that can be known beforehand.
+    """A file, named by an option (`flag`), that can be written as far as one can know beforehand.
 
-    Attributes:
-        flag: the command line option that names it.
-        path: the path as messages show it; a relative path stays relative to the folder that the
-            process is in when this object is made.
+    A relative path stays relative to the folder that the process is in when this object is made.
     """
 
     flag: str
@@ -102,13 +99,11 @@ class OutputFile:
 class NumberedFile(OutputFile):
     """A JSON file with a default name, which replaces no file that holds something else.
 
-    If its name is taken, it becomes NAME_2, NAME_3 and so on.
+    If its name is taken, it becomes NAME_2, NAME_3 and so on. The names of `others` are taken.
 
     Attributes:
-        path: the first name to try.
-        may_replace: a function of an old and a new JSON document, whether the new one may replace
-            the old one.
-        others: other output files; their names are taken.
+        may_replace: a function that tells of an old and a new JSON document whether the new one
+            may replace the old one.
     """
 
     may_replace: Callable[[Any, Any], bool]
@@ -165,11 +160,9 @@ class NumberedFile(OutputFile):
 
 
 def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Path]) -> None:
-    """Check that no output is an input or another output.
+    """Check that no output is an input (by its name in messages) or another output.
 
-    Args:
-        outputs: the files to be written.
-        inputs: the files to be read, by what they are; `store` means all files of that store.
+    The input `store` means all files of that store.
     """
     seen: list[OutputFile] = []
     for output in outputs:
