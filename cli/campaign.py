@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from fxfault.cli import campaign_options
 from fxfault.cli.terminal import arguments as types
@@ -42,15 +41,8 @@ exit status: 0 done; 2 something in the input is wrong;
 130 interrupted, the finished trials are kept."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of the program.
-
-    Attributes:
-        description: what it does.
-        add_options: a function that adds its options to a parser.
-        run: a function that takes the parsed options and returns the exit status.
-    """
+class Command(NamedTuple):
+    """A command: what it does, how its parser gets its options, and what runs it."""
 
     description: str
     add_options: Callable[[argparse.ArgumentParser], None]

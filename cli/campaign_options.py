@@ -26,31 +26,21 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
     add_store(parser)
-    parser.add_argument(
-        "--figures",
-        type=types.folder,
-        metavar="DIR",
-        help="folder for all pictures as PNG and SVG; it is made if necessary",
-    )
-    parser.add_argument(
-        "--html",
-        type=types.file,
-        metavar="FILE",
-        help="web page with all tables and pictures; it needs no network connection",
-    )
+    text = "folder for all pictures as PNG and SVG; it is made if necessary"
+    parser.add_argument("--figures", type=types.folder, metavar="DIR", help=text)
+    text = "web page with all tables and pictures; it needs no network connection"
+    parser.add_argument("--html", type=types.file, metavar="FILE", help=text)
     _add_confidence(parser)
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
     add_store(parser)
-    parser.add_argument(
-        "--what",
-        choices=("trials", "cells"),
-        default="trials",
-        help="a row for each trial with its counts, or for each cell with its estimates "
-        "(default: trials)",
+    text = (
+        "a row for each trial with its counts, or for each cell with its estimates "
+        "(default: trials)"
     )
+    parser.add_argument("--what", choices=("trials", "cells"), default="trials", help=text)
     for flag, text in (
         ("--csv", "comma-separated values"),
         ("--json", "JSON with the study and its fingerprint"),
@@ -70,26 +60,15 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
     _add_file(parser)
-    parser.add_argument(
-        "--margin",
-        type=types.margin,
-        metavar="POINTS",
-        help="half width of the interval of a rate, in percentage points "
-        "(default: stop.margin of the study, or 1)",
+    text = (
+        "half width of the interval of a rate, in percentage points "
+        "(default: stop.margin of the study, or 1)"
     )
-    parser.add_argument(
-        "--confidence",
-        type=types.confidence,
-        metavar="PERCENT",
-        help="confidence of that interval (default: stop.confidence of the study, or 95)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=types.count,
-        default=1,
-        metavar="N",
-        help="number of workers that will run the study (default: 1)",
-    )
+    parser.add_argument("--margin", type=types.margin, metavar="POINTS", help=text)
+    text = "confidence of that interval (default: stop.confidence of the study, or 95)"
+    parser.add_argument("--confidence", type=types.confidence, metavar="PERCENT", help=text)
+    text = "number of workers that will run the study (default: 1)"
+    parser.add_argument("--workers", type=types.count, default=1, metavar="N", help=text)
     _add_worker_options(parser)
 
 
@@ -101,13 +80,8 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 def add_store(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Add `--store`, with more text at the end of its help."""
-    parser.add_argument(
-        "--store",
-        type=types.file,
-        required=True,
-        metavar="FILE",
-        help=f"file of the trials{more}",
-    )
+    text = f"file of the trials{more}"
+    parser.add_argument("--store", type=types.file, required=True, metavar="FILE", help=text)
 
 
 def _add_confidence(parser: argparse.ArgumentParser) -> None:
@@ -122,36 +96,24 @@ def _add_confidence(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine", "every engine gives the same trials")
-    group.add_argument(
-        "--engine",
-        choices=_ENGINES,
-        default="local",
-        help="local: in this process; processes: in several; ray: on a cluster (default: local)",
+    text = "local: in this process; processes: in several; ray: on a cluster (default: local)"
+    group.add_argument("--engine", choices=_ENGINES, default="local", help=text)
+    text = (
+        "number of workers: of processes (default: one for each core) or ray (default: what "
+        "the cluster has)"
     )
-    group.add_argument(
-        "--workers",
-        type=types.count,
-        metavar="N",
-        help="number of workers: of processes (default: one for each core) or ray (default: what "
-        "the cluster has)",
-    )
+    group.add_argument("--workers", type=types.count, metavar="N", help=text)
     group.add_argument(
         "--address", metavar="ADDRESS", help="address of a running Ray cluster, or auto to find it"
     )
-    group.add_argument(
-        "--gpus-per-trial",
-        type=types.gpus,
-        metavar="N",
-        help="GPUs that each worker of ray reserves, such as 1 or 0.5 (default: 1 if there is one)",
-    )
-    group.add_argument(
-        "--trial-timeout",
-        type=types.seconds,
-        metavar="SECONDS",
-        help="with processes or ray, the longest time of a trial: after it another worker gets the "
+    text = "GPUs that each worker of ray reserves, such as 1 or 0.5 (default: 1 if there is one)"
+    group.add_argument("--gpus-per-trial", type=types.gpus, metavar="N", help=text)
+    text = (
+        "with processes or ray, the longest time of a trial: after it another worker gets the "
         "trial, and after a second time the study ends (default: at least 90 s, and much more than "
-        "trials took so far)",
+        "trials took so far)"
     )
+    group.add_argument("--trial-timeout", type=types.seconds, metavar="SECONDS", help=text)
     types.add_no_progress(group)
     _add_worker_options(parser)
 
@@ -159,19 +121,10 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 def _add_worker_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed", "the trials are the same with each")
     types.add_device(group)
-    group.add_argument(
-        "--threads",
-        type=types.count,
-        default=1,
-        metavar="N",
-        help="threads of each worker (default: 1); other numbers may round sums differently",
-    )
-    group.add_argument(
-        "--no-incremental",
-        dest="incremental",
-        action="store_false",
-        help="run every sample through the whole network in every trial",
-    )
+    text = "threads of each worker (default: 1); other numbers may round sums differently"
+    group.add_argument("--threads", type=types.count, default=1, metavar="N", help=text)
+    text = "run every sample through the whole network in every trial"
+    group.add_argument("--no-incremental", dest="incremental", action="store_false", help=text)
     types.add_speed_options(group)
 
 

@@ -1,26 +1,96 @@
-"""What an evaluation runs and writes: the configuration with its changes, and the output files."""
+"""One run of `fxfault-eval`: its configuration, its results, and the files that it writes."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+import fxfault
 from fxfault.bundled.files import BUNDLED
 from fxfault.campaign.estimates.intervals import wilson
-from fxfault.campaign.fault_evaluation import with_num_faults, with_probability
-from fxfault.cli.pictures.plots import check_plot
-from fxfault.cli.reports.evaluation_export import is_same_evaluation
+from fxfault.campaign.fault_evaluation import (
+    FaultEvaluation,
+    with_num_faults,
+    with_probability,
+)
+from fxfault.cli.pictures.drawing import MOST_BARS
+from fxfault.cli.pictures.plots import check_plot, evaluation_picture
+from fxfault.cli.reports.evaluation_export import is_same_evaluation, to_csv, to_json
+from fxfault.cli.reports.evaluation_report import (
+    WIDE,
+    Findings,
+    Setting,
+    announcement,
+    full_run_note,
+    interrupted_line,
+    ranking_lines,
+    setting_lines,
+    single_lines,
+    summary_lines,
+    sweep_lines,
+)
+from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
 from fxfault.cli.terminal.outputs import NumberedFile, OutputFile, refuse_overwriting
+from fxfault.cli.terminal.process_setup import fit_threads, seed_generators
+from fxfault.cli.terminal.progress import Progress
+from fxfault.cli.terminal.text import mean_and_std
 from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.data import DatasetFacts
 from fxfault.errors import ConfigError, DataError
-from fxfault.experiment.parts import check_sections
+from fxfault.evaluation.chance import doubt_of
+from fxfault.evaluation.checks import check_model, try_model
+from fxfault.evaluation.runners import make_runner, run_golden
+from fxfault.experiment.parts import (
+    Batches,
+    check_sections,
+    load_model,
+    open_test_data,
+    pick_device,
+)
 from fxfault.experiment.sections import ExperimentConfig, load_experiment
 from fxfault.files.access import expanded
+from fxfault.files.sources import EVALUATION, Sources
+from fxfault.models.checkpoints import CheckpointInfo
+from fxfault.passes import frozen_parts
+from fxfault.sites.fault_sites import faults_of
+
+Outputs = dict[str, OutputFile]
 
 
-def read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
+def evaluate(options: argparse.Namespace) -> int:
+    """Evaluate as the command line says; returns the exit status."""
+    progress = Progress(wanted=not options.no_progress)
+    experiment, notes = _read_experiment(options)
+    outputs = _claim_outputs(options, experiment)
+    with progress.showing_logs(experiment.fault_injection.verbose):
+        sources = Sources(Path.cwd(), {}, EVALUATION)  # The user's code may change the folder.
+        setting, evaluation = _prepare(options, experiment, notes, sources, progress)
+        findings = Findings()
+        passes = 1 + setting.num_runs * len(setting.configs)
+        passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
+        progress.start(passes * setting.batches.samples)
+        try:
+            with raising():
+                _measure(setting, evaluation, findings, progress)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            progress.close()
+    status = _finish(setting, findings, outputs, progress)
+    sources.check()
+    return status
+
+
+# -- before the run -------------------------------------------------------------------------
+
+
+def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """Read the configuration, change it as the command line says, and give notes on that."""
     _check_options(options)
     experiment = load_experiment(options.config)
@@ -89,7 +159,7 @@ def _fault_changes(
     }
     changes = {key: value for key, value in given.items() if value is not None}
     if options.sweep is None or config.num_faults is not None:
-        first = with_rates(options, config)[0]
+        first = _with_rates(options, config)[0]
         changes.update(probability=first.probability, num_faults=first.num_faults)
     if not config.enabled:
         notes.append("`enabled: true` for this run: the configuration says false")
@@ -103,7 +173,7 @@ def _fault_changes(
     return changes
 
 
-def with_rates(
+def _with_rates(
     options: argparse.Namespace, config: FaultInjectionConfig
 ) -> tuple[FaultInjectionConfig, ...]:
     """Give the configuration once for each rate of the command line, or as it is."""
@@ -116,9 +186,7 @@ def with_rates(
     return (config,)
 
 
-def claim_outputs(
-    options: argparse.Namespace, experiment: ExperimentConfig
-) -> dict[str, OutputFile]:
+def _claim_outputs(options: argparse.Namespace, experiment: ExperimentConfig) -> Outputs:
     """Check before the work that the output files can be written.
 
     By default the JSON goes to the current folder, not beside the checkpoint as the specification
@@ -142,3 +210,168 @@ def claim_outputs(
         default, others = Path(f"fault_eval_{kind}.json"), tuple(outputs.values())
         outputs["json"] = NumberedFile("--output", default, is_same_evaluation, others)
     return outputs
+
+
+def _prepare(
+    options: argparse.Namespace,
+    experiment: ExperimentConfig,
+    notes: Sequence[str],
+    sources: Sources,
+    progress: Progress,
+) -> tuple[Setting, FaultEvaluation]:
+    """Open the data, build the network and its sites, and say what was found."""
+    device = pick_device(options.device)
+    progress.say(f"Using device: {device}")
+    seed_generators(experiment.seed)
+    data = open_test_data(experiment)
+    batches = Batches(data.dataset, experiment.training.batch_size)
+    model, checkpoint = _load(experiment, data.facts, batches, device, sources, progress)
+    model = fxfault.freeze(model) if options.freeze else model
+    faults = faults_of(model)
+    drawn = f" (drawn; repeat with --seed {faults.seed})"
+    progress.say(f"Seed: {faults.seed}{drawn if experiment.fault_injection.seed is None else ''}")
+    for note in notes:
+        progress.note(note)
+    setting = Setting(
+        command=options.command,
+        experiment=experiment,
+        faults=faults,
+        checkpoint=checkpoint,
+        facts=data.facts,
+        batches=batches,
+        device=device,
+        configs=_with_rates(options, experiment.fault_injection),
+        num_runs=options.num_runs,
+        sweep=options.sweep is not None or len(options.num_faults or ()) > 1,
+        per_layer=options.per_layer,
+        frozen=frozen_parts(model) if options.freeze else None,
+    )
+    progress.say("\n" + "\n".join(setting_lines(setting)))
+    track = experiment.fault_injection.track_statistics
+    useless = full_run_note(options.verify, options.compile, options.cache_memory)
+    if track and useless:
+        progress.note(useless)
+    runner = make_runner(
+        model,
+        batches,
+        device,
+        progress.note,
+        incremental=not track,
+        compile=options.compile,
+        cache_memory=options.cache_memory,
+        verify=options.verify,
+    )
+    return setting, FaultEvaluation(runner, options.num_runs, track, progress.advance)
+
+
+def _load(
+    experiment: ExperimentConfig,
+    facts: DatasetFacts | None,
+    batches: Batches,
+    device: torch.device,
+    sources: Sources,
+    progress: Progress,
+) -> tuple[nn.Module, CheckpointInfo]:
+    """Build the network with its weights and its sites."""
+    assert experiment.dataset is not None
+    assert experiment.model is not None
+    count = f"{len(batches)} test batches, {batches.samples} samples"
+    progress.say(f"Dataset: {experiment.dataset.name} ({count})")
+    progress.say(f"Model: {experiment.model.name}")
+    progress.say(f"Loading checkpoint: {experiment.checkpoint.path}")
+    path = experiment.checkpoint.path
+    model, checkpoint = load_model(experiment, path, facts, str(sources.folder))
+    assert checkpoint is not None
+    sources.note(checkpoint.path, checkpoint.sha256)
+    model.to(device)
+    fit_threads(try_model(model, batches, device), device)
+    faulty = fxfault.transform(model, experiment.fault_injection)
+    for note in check_model(faulty, model, batches, device, most=1):
+        progress.note(note)
+    return faulty, checkpoint
+
+
+# -- the run --------------------------------------------------------------------------------
+
+
+def _measure(
+    setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
+) -> None:
+    """Evaluate all rates and sites, and add each result to the findings."""
+    say = progress.say
+    try:
+        say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
+        findings.baseline = evaluation.baseline()
+        say(f"Baseline accuracy: {findings.baseline:.2f}%")
+        findings.doubt = doubt_of(evaluation.runner.golden())
+        if findings.doubt is not None:
+            progress.note(findings.doubt)
+        run_golden(evaluation.runner, progress.note)
+        findings.never_called = evaluation.check(setting.configs, each_alone=setting.per_layer)
+        if findings.never_called:
+            progress.note(f"never called in this evaluation: {', '.join(findings.never_called)}")
+        say(f"\n{WIDE}")
+        for result in evaluation.evaluate(_announced(setting, progress)):
+            findings.results.append(result)
+            lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]
+            say("\n".join(lines))
+        if setting.per_layer:
+            _measure_layers(setting, evaluation, findings, progress)
+    except torch.OutOfMemoryError as error:
+        raise DataError(f"out of memory on {setting.device}: lower --batch-size") from error
+    findings.complete = True
+
+
+def _announced(setting: Setting, progress: Progress) -> Iterator[FaultInjectionConfig]:
+    """Give each configuration, and say so when its turn comes."""
+    for config in setting.configs:
+        progress.say(announcement(setting, config))
+        yield config
+
+
+def _measure_layers(
+    setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
+) -> None:
+    progress.say(f"\n{WIDE}\nEvaluating each layer alone...")
+    number = setting.struck_alone(findings)
+    for result in evaluation.per_layer(setting.configs[0]):
+        findings.layers.append(result)
+        place = f"{len(findings.layers)}/{number}"
+        progress.say(f"  {place} {result.cell.place}: {mean_and_std(result)}")
+
+
+# -- after the run --------------------------------------------------------------------------
+
+
+def _finish(setting: Setting, findings: Findings, outputs: Outputs, progress: Progress) -> int:
+    """Print the tables and write the files, also after an interruption."""
+    if not findings.results:
+        progress.say("interrupted before the first result: nothing was written", error=True)
+        return INTERRUPTED
+    if setting.sweep:
+        progress.say("\n" + "\n".join([WIDE, *summary_lines(findings.results)]))
+    if findings.layers:
+        progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings)]))
+    progress.say()
+    _write(setting, findings, outputs, progress)
+    if findings.complete:
+        return 0
+    progress.say(interrupted_line(setting, findings), error=True)
+    return INTERRUPTED
+
+
+def _write(setting: Setting, findings: Findings, outputs: Outputs, progress: Progress) -> None:
+    first, saved = outputs["json"].path, outputs["json"].write(to_json(setting, findings))
+    kept = "" if saved == first else f" ({first} is kept: it holds something else)"
+    progress.say(f"Results saved to: {saved}{kept}")
+    if "csv" in outputs:
+        outputs["csv"].write(to_csv(findings))
+        progress.say(f"Table saved to: {outputs['csv'].path}")
+    if "plot" not in outputs or (setting.per_layer and not findings.layers):
+        return
+    path = outputs["plot"].path
+    picture_format = path.suffix.lower().removeprefix(".")
+    outputs["plot"].write(evaluation_picture(setting, findings, picture_format))
+    left_out = max(0, len(findings.layers) - MOST_BARS)
+    note = f" (the {MOST_BARS} most vulnerable layers; {left_out} left out)"
+    progress.say(f"Picture saved to: {path}{note if left_out else ''}")

@@ -46,20 +46,14 @@ def make_parser() -> types.OneLineParser:
     """Make the parser of the command line."""
     parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     types.add_config(parser)
-    parser.add_argument(
-        "--checkpoint",
-        type=types.checkpoint,
-        metavar="FILE",
-        help="trained weights (default: checkpoint.path of the configuration; without any, the "
-        "untrained network is shown)",
+    text = (
+        "trained weights (default: checkpoint.path of the configuration; without any, the "
+        "untrained network is shown)"
     )
+    parser.add_argument("--checkpoint", type=types.checkpoint, metavar="FILE", help=text)
     types.add_layer(parser)
-    parser.add_argument(
-        "--input-shape",
-        type=_shape,
-        metavar="N,N,...",
-        help="shape of one sample, such as 3,32,32 (default: that of the data set)",
-    )
+    text = "shape of one sample, such as 3,32,32 (default: that of the data set)"
+    parser.add_argument("--input-shape", type=_shape, metavar="N,N,...", help=text)
     group = parser.add_argument_group("output", "an existing file is replaced")
     add = group.add_argument
     add("--code", action="store_true", help="print the generated code too")

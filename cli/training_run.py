@@ -98,9 +98,8 @@ def _without_path(
 ) -> ExperimentConfig:
     """Refuse `checkpoint.path`, which the user may have meant as the start of the training.
 
-    A bundled experiment serves both commands: its `path` names the weights that `fxfault-eval`
-    loads, and that training makes again. So it is only removed, as is that of an older run. Both
-    are files that fxfault wrote (`is_own`).
+    In a file that fxfault wrote (`is_own`: a bundled experiment, or that of a run) it is only
+    removed: it names the weights that `fxfault-eval` loads, and that training makes again.
     """
     path = experiment.checkpoint.path
     if path is not None and ("checkpoint.path" in changes or not is_own):

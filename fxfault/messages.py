@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -94,3 +94,44 @@ def got(value: Any) -> str:
     shortener.maxlong = 30
     text = "null" if value is None else " ".join(shortener.repr(value).split())
     return f"{text} ({type(value).__name__})"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "cell"), counted(1200, "trial")
+    ('1 cell', '1,200 trials')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def and_more(names: Iterable[str], most: int = 10) -> str:
+    """Name some things, and count the rest.
+
+    >>> and_more(["a", "b", "c", "d"], most=2), and_more(["a", "b"])
+    ('a, b and 2 more', 'a, b')
+    """
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str = "  ") -> list[str]:
+    """Write the rows of a table in columns of equal width.
+
+    >>> aligned([["stem", "1.00"], ["a", "12.00"]], right=[1])
+    ['stem   1.00', 'a     12.00']
+
+    Args:
+        rows: the texts of each row, one for each column.
+        right: the numbers of the columns that are flush right.
+        gap: the text between columns.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        gap.join(
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

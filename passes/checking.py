@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,13 +160,7 @@ def _require_same_weights(faulty: nn.Module, model: nn.Module) -> None:
 def _difference(
     faulty: nn.Module, model: nn.Module, call: Call, mode: str, strikes: _Strikes
 ) -> str | None:
-    """Compare the models; returns None if they agree, `DIFFERS`, or why they cannot be compared.
-
-    In eval mode the sites are armed at 0 %, and strikes are counted.
-
-    Raises:
-        SiteError: a layer was called more or less often than it was struck.
-    """
+    """Compare the models; returns None if they agree, `DIFFERS`, or why they cannot be compared."""
     compared = functools.partial(results_of, call=call, training=mode == TRAIN)
     with without_faults(faulty):
         try:
@@ -191,34 +185,22 @@ def _difference(
 
 
 class _Strikes:
-    """Counts how often layers are called, and how often they are struck.
-
-    Attributes:
-        not_called: names of the sites that were not reached.
-        raised: the error of the transformed model; empty if there was none.
-    """
+    """Counts how often layers are called, and how often they are struck."""
 
     def __init__(self, sites: FaultSites) -> None:
-        """Count from 0, at the layers of some sites."""
         self.sites = sites
-        self.not_called: tuple[str, ...] = ()
-        self.raised = ""
+        self.not_called: tuple[str, ...] = ()  # Names of the sites that were not reached.
+        self.raised = ""  # The error of the transformed model.
         self._calls = [0] * len(sites.outputs)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count meanwhile; the sites are armed at 0 %."""
-        layers = [output.layer[0] for output in self.sites.outputs]
-        handles = [
-            layer.register_forward_pre_hook(functools.partial(self._count, number))
-            for number, layer in enumerate(layers)
-        ]
-        try:
-            with armed_at_zero(self.sites) as self._statistics:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, armed_at_zero(self.sites) as self._statistics:
+            for number, output in enumerate(self.sites.outputs):
+                count = functools.partial(self._count, number)
+                hooks.callback(output.layer[0].register_forward_pre_hook(count).remove)
+            yield
         self.not_called = tuple(site.name for site in self.sites if not self._struck(site))
 
     def _count(self, number: int, *_: Any) -> None:
@@ -228,11 +210,7 @@ class _Strikes:
         return self._statistics.layer_stats[site.index].sample_count
 
     def check(self) -> None:
-        """Require that each call of a layer met one strike.
-
-        Raises:
-            SiteError: a call met none or several.
-        """
+        """Require that each call of a layer met one strike."""
         for output, called in zip(self.sites.outputs, self._calls, strict=True):
             sites = {id(site): site for calls in output.sites.values() for site in calls}
             met = sum(map(self._struck, sites.values()))
@@ -279,15 +257,12 @@ def _innermost(
 
         return note
 
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(noting(path), with_kwargs=True)
-        for path in paths
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path in paths:
+            module = model.get_submodule(path)
+            hook = module.register_forward_pre_hook(noting(path), with_kwargs=True)
+            hooks.callback(hook.remove)
         results_of(model, call, mode == TRAIN)
-    finally:
-        for handle in handles:
-            handle.remove()
     for path in sorted(calls, key=lambda p: -(p.count(".") + bool(p))):
         container = model.get_submodule(path)
         expected = results_of(container, calls[path], mode == TRAIN)

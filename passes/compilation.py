@@ -143,22 +143,12 @@ def compile(
 
 
 class _CompiledCall:
-    """Stands for a call of a compiled model.
-
-    torch's modules find it where `nn.Module.compile` would leave compiled code.
-    """
+    """A call of a compiled model, in the place where `nn.Module.compile` leaves compiled code."""
 
     def __init__(
         self, model: nn.Module, inputs: Sequence[Any], backend: Any, any_batch: bool
     ) -> None:
-        """Prepare to compile a frozen model at the first call.
-
-        Args:
-            model: the frozen model.
-            inputs: the inputs of the first call.
-            backend: the backend of torch.compile.
-            any_batch: whether to compile for batches of any size.
-        """
+        """Prepare to compile a frozen model at the first call, perhaps for any batch size."""
         self._model = [model]
         self._layers = [layer for layer in model.modules() if isinstance(layer, FrozenLayer)]
         self._traced = [part for part in model.modules() if isinstance(part, TracedModule)]
@@ -171,9 +161,11 @@ class _CompiledCall:
         self._compiled = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run compiled code if it was made for such inputs, and the model itself if not."""
+        """Run compiled code if it was made for such inputs, else the model itself."""
         (model,) = self._model
-        unusual = kwargs or torch.is_grad_enabled() or _has_hooks(model)
+        unusual = (
+            kwargs or torch.is_grad_enabled() or model._forward_hooks or model._forward_pre_hooks
+        )
         unusual = unusual or any(part.why_own_forward() is not None for part in self._traced)
         if unusual or self._kind_of(args) != self._kind:
             return model._call_impl(*args, **kwargs)
@@ -220,10 +212,6 @@ def _kind(x: Any, batch: int | None) -> Any:
     return shape, x.stride(), x.dtype, x.device
 
 
-def _has_hooks(model: nn.Module) -> bool:
-    return bool(model._forward_hooks or model._forward_pre_hooks)
-
-
 def _why_no_compiler(inputs: Sequence[Any]) -> str:
     """Why Inductor cannot compile for the CPU; empty if it can or another device is in use."""
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
@@ -245,12 +233,12 @@ def _difference(found: Any, expected: Any) -> Difference | None:
     """How two outputs of one model differ; None if they agree."""
     pairs = list(zip(_values_in(found), _values_in(expected), strict=True))
     differ = [(a != b) & ~(a.isnan() & b.isnan()) for a, b in pairs]
-    values = sum(int(where.sum()) for where in differ)
-    if values == 0:
-        return None
     gaps = [
         (a.double() - b.double()).abs()[where] for (a, b), where in zip(pairs, differ, strict=True)
     ]
+    values = sum(map(len, gaps))
+    if values == 0:
+        return None
     total = sum(where.numel() for where in differ)
     return Difference(values, total, float(torch.cat(gaps).max()))
 

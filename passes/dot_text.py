@@ -70,11 +70,11 @@ def digraph(name: str, title: str, nodes: Sequence[str], edges: Sequence[str]) -
 
 def _legend(title: str) -> str:
     """An HTML-like label of a title and a swatch of each kind of node."""
-    cells = "".join(
-        f'<TD BGCOLOR="{style["fillcolor"]}" COLOR="{style.get("color", "#555555")}">'
-        f'<FONT POINT-SIZE="9">{html.escape(_swatch(kind, style))}</FONT></TD>'
-        for kind, style in STYLES.items()
-    )
+    cells = ""
+    for kind, style in STYLES.items():
+        text = f"{kind} ({style['shape']})" if kind.startswith("fault,") else kind
+        cells += f'<TD BGCOLOR="{style["fillcolor"]}" COLOR="{style.get("color", "#555555")}">'
+        cells += f'<FONT POINT-SIZE="9">{html.escape(text)}</FONT></TD>'
     return (
         f'<<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="4" CELLPADDING="3"><TR>'
         f'<TD BORDER="0" COLSPAN="{len(STYLES)}"><B>{html.escape(title)}</B></TD></TR>'
@@ -82,18 +82,8 @@ def _legend(title: str) -> str:
     )
 
 
-def _swatch(kind: str, style: Style) -> str:
-    return f"{kind} ({style['shape']})" if kind.startswith("fault,") else kind
-
-
 def node_attributes(kind: str, label: list[str], tooltip: str = "") -> str:
-    """The attributes of a node.
-
-    Args:
-        kind: a key of `STYLES`.
-        label: lines of the label; long ones are folded.
-        tooltip: the tooltip; default: the label.
-    """
+    """The attributes of a node of a kind of `STYLES`; long lines of its label are folded."""
     text = "\n".join(line for part in label for line in _folded(part))
     return attributes({"label": text, "tooltip": tooltip or text, **STYLES[kind]})
 

@@ -4,16 +4,17 @@ Each node of the graph is one node of the picture, except that the two nodes of 
 (`self.faults.relu` and the call that uses it) are one. A traced container is a thin frame around
 its nodes. A container with its own forward or its own graph is a thick frame that says why.
 
-(torch.fx's FxGraphDrawer needs pydot, and draws one graph without containers or sites' states.)
+(torch.fx's FxGraphDrawer needs pydot. It draws one graph, without the containers around its nodes,
+the graphs inside it, the reasons why a container keeps its forward, or the states of the sites.)
 """
 
 from __future__ import annotations
 
 import operator
 import textwrap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -52,9 +53,8 @@ def to_dot(model: nn.Module) -> str:
         SiteError: the model was not transformed.
     """
     drawing = _Drawing(inspect(model))
-    drawing.module(model, "")
-    title = drawing.inspection.headline
-    return digraph(type(model).__name__, title, drawing.lines, drawing.edges)
+    lines = drawing.module(model, "")
+    return digraph(type(model).__name__, drawing.inspection.headline, lines, drawing.edges)
 
 
 def to_svg(model: nn.Module) -> str:
@@ -72,13 +72,7 @@ def to_svg(model: nn.Module) -> str:
 
 @dataclass
 class _Frame:
-    """A traced container around its nodes.
-
-    Attributes:
-        label: class name and path; empty for the graph itself.
-        lines: the lines of the nodes.
-        frames: the containers inside, by their keys in `nn_module_stack`.
-    """
+    """A traced container around the lines of its nodes, with the containers inside it."""
 
     label: str = ""
     lines: list[str] = field(default_factory=list)
@@ -86,24 +80,21 @@ class _Frame:
 
 
 class _Drawing:
-    """Collects the lines of a drawing while it walks through a model."""
+    """Draws the parts of a model as lines of DOT, and collects the edges."""
 
     def __init__(self, inspection: Inspection) -> None:
-        self.lines: list[str] = []
-        self.edges: list[
-            str
-        ] = []  # Outside of frames: an edge in one would pull its nodes into it.
+        # Outside of frames: an edge in one would pull its nodes into it.
+        self.edges: list[str] = []
         self.inspection = inspection
         self.containers = {c.path: c for c in inspection.containers if c.handling != "traced"}
         self.sites = {site.name: site for site in inspection.sites}
         self.targets = {site.module_path for site in inspection.sites}
         self.drawn: set[int] = set()
         self.names = 0
-        self.depth = 1
 
     # -- modules ------------------------------------------------------------------------
 
-    def module(self, module: nn.Module, path: str, caller: str | None = None) -> None:
+    def module(self, module: nn.Module, path: str, caller: str | None = None) -> list[str]:
         """Draw the inside of a module: its graphs, or the sites that its own code reaches.
 
         Args:
@@ -112,50 +103,50 @@ class _Drawing:
             caller: the node of the module; None for the model itself.
         """
         self.drawn.add(id(module))
-        if not isinstance(module, TracedModule):
-            self._own_forward(module, path, caller)
-            return
-        for graph, mode in zip(module.graphs, ("in eval mode", "in train mode"), strict=False):
-            if len(module.graphs) == 1:
-                self._graph(module, graph, path, caller)
-            else:
-                with self._cluster(mode, "dotted"):
-                    self._graph(module, graph, path, caller)
+        if isinstance(module, TracedModule):
+            graphs = [partial(self._graph, module, graph, path, caller) for graph in module.graphs]
+            if len(graphs) == 1:
+                return graphs[0]()
+            modes = zip(("in eval mode", "in train mode"), graphs, strict=True)
+            return [line for mode, graph in modes for line in self._cluster(mode, graph, "dotted")]
+        if caller is None:
+            return self._kept_frame(path, partial(self._own_forward, module, path))
+        return self._insides(module, path, caller)
 
-    def _own_forward(self, module: nn.Module, path: str, caller: str | None) -> None:
-        if caller is not None:
-            self._insides(module, path, caller)
-            return
-        with self._kept_frame(path):
-            self._insides(module, path, self._container_node(module, path))
+    def _own_forward(self, module: nn.Module, path: str, caller: str | None = None) -> list[str]:
+        """A node for a module whose graph is not that of the model, and what it reaches."""
+        label = [type(module).__name__, path or "the model"]
+        node, line = self._node("own forward or graph", label)
+        if caller is None:
+            return [line, *self._insides(module, path, node)]
+        self._edge(caller, node, dashed=True)
+        return [line, *self.module(module, path, node)]
 
-    def _insides(self, module: nn.Module, path: str, caller: str) -> None:
+    def _insides(self, module: nn.Module, path: str, caller: str) -> list[str]:
         """Draw what a module's own code may reach, with dashed lines."""
+        lines = []
         site = site_struck_inside(module)
         if site is not None:
             kind, label = self._fault_label(self.sites[site.name])
-            self._edge(caller, self._node(kind, [site.module_type, *label]), dashed=True)
+            node, line = self._node(kind, [site.module_type, *label])
+            lines.append(line)
+            self._edge(caller, node, dashed=True)
         for name, child in module.named_children():
             full = joined(path, name)
             if id(child) in self.drawn:
                 continue
-            if not self._is_special(child, full):
-                self._insides(child, full, caller)
-                continue
-            with self._kept_frame(full):
-                node = self._container_node(child, full)
-                self._edge(caller, node, dashed=True)
-                self.module(child, full, node)
-
-    def _is_special(self, module: nn.Module, path: str) -> bool:
-        return path in self.containers and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
-
-    def _container_node(self, module: nn.Module, path: str) -> str:
-        return self._node("own forward or graph", [type(module).__name__, path or "the model"])
+            is_list = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            if full not in self.containers or is_list:
+                lines += self._insides(child, full, caller)
+            else:
+                lines += self._kept_frame(full, partial(self._own_forward, child, full, caller))
+        return lines
 
     # -- graphs -------------------------------------------------------------------------
 
-    def _graph(self, module: TracedModule, graph: Graph, path: str, caller: str | None) -> None:
+    def _graph(
+        self, module: TracedModule, graph: Graph, path: str, caller: str | None
+    ) -> list[str]:
         """Draw the nodes of a graph in the frames of their containers, and its edges."""
         root = _Frame()
         ids: dict[Node, str] = {}
@@ -163,17 +154,17 @@ class _Drawing:
             if _is_state(node):
                 continue
             kind, label = self._describe(module, node, path)
-            ids[node] = self._next_id()
-            line = f"{ids[node]} [{node_attributes(kind, label, node.format_node() or '')}];"
+            ids[node], line = self._node(kind, label, node.format_node() or "")
             frame = _frame_of(root, _stack(node), path)
             frame.lines += self._block(module, node, path, ids[node], line)
-        self._emit(root)
+        lines = self._framed(root)
         for node, node_id in ids.items():
             for source in node.all_input_nodes:
                 if source in ids:
                     self._edge(ids[source], node_id, dashed=node.target is begin_forward)
-            if node.op == "placeholder":
+            if node.op == "placeholder" and caller is not None:
                 self._edge(caller, node_id, dashed=True)
+        return lines
 
     def _block(
         self, module: TracedModule, node: Node, path: str, node_id: str, line: str
@@ -185,12 +176,7 @@ class _Drawing:
         child = module.get_submodule(str(node.target))
         if id(child) in self.drawn:  # It was drawn at its first call.
             return [line]
-        outer, self.lines = self.lines, []
-        with self._kept_frame(full):
-            self._line(line)
-            self.module(child, full, node_id)
-        block, self.lines = self.lines, outer
-        return block
+        return self._kept_frame(full, lambda: [line, *self.module(child, full, node_id)])
 
     def _describe(self, module: TracedModule, node: Node, path: str) -> tuple[str, list[str]]:
         """The kind of a node and the lines of its label."""
@@ -214,12 +200,11 @@ class _Drawing:
             return "operation", [f"self.{target}"]
         return "operation", [_call(node)]
 
-    def _emit(self, frame: _Frame) -> None:
-        for line in frame.lines:
-            self._line(line)
+    def _framed(self, frame: _Frame) -> list[str]:
+        lines = list(frame.lines)
         for inner in frame.frames.values():
-            with self._cluster(inner.label, "solid"):
-                self._emit(inner)
+            lines += self._cluster(inner.label, partial(self._framed, inner), "solid")
+        return lines
 
     def _fault_label(self, site: SiteRow) -> tuple[str, list[str]]:
         rate = "" if site.probability is None else f" {site.probability:g} %"
@@ -230,42 +215,31 @@ class _Drawing:
 
     # -- lines --------------------------------------------------------------------------
 
-    def _node(self, kind: str, label: list[str]) -> str:
-        name = self._next_id()
-        self._line(f"{name} [{node_attributes(kind, label)}];")
-        return name
-
-    def _edge(self, source: str | None, target: str, dashed: bool = False) -> None:
-        if source is not None:
-            style = ' [style="dashed"]' if dashed else ""
-            self.edges.append(f"  {source} -> {target}{style};")
-
-    def _next_id(self) -> str:
+    def _node(self, kind: str, label: list[str], tooltip: str = "") -> tuple[str, str]:
         self.names += 1
-        return f"n{self.names}"
+        name = f"n{self.names}"
+        return name, f"  {name} [{node_attributes(kind, label, tooltip)}];"
 
-    def _line(self, text: str) -> None:
-        self.lines.append("  " * self.depth + text)
+    def _edge(self, source: str, target: str, dashed: bool) -> None:
+        style = ' [style="dashed"]' if dashed else ""
+        self.edges.append(f"  {source} -> {target}{style};")
 
-    @contextmanager
-    def _cluster(self, label: str, style: str, **more: str) -> Iterator[None]:
+    def _cluster(
+        self, label: str, draw: Callable[[], list[str]], style: str, **more: str
+    ) -> list[str]:
+        """A frame around what a function draws."""
         self.names += 1
-        self._line(f"subgraph cluster_{self.names} {{")
-        self.depth += 1
+        head = f"  subgraph cluster_{self.names} {{"
         defaults = {"labeljust": "l", "fontsize": "9", "color": "#999999", "style": style}
         text = quoted(label, line_end="\\l")
-        self._line(f"graph [label={text}, {attributes({**defaults, **more})}];")
-        yield
-        self.depth -= 1
-        self._line("}")
+        lines = [f"  graph [label={text}, {attributes({**defaults, **more})}];", *draw()]
+        return [head, *("  " + line for line in lines), "  }"]
 
-    @contextmanager
-    def _kept_frame(self, path: str) -> Iterator[None]:
+    def _kept_frame(self, path: str, draw: Callable[[], list[str]]) -> list[str]:
         container = self.containers[path]
         handling = "own graph" if container.handling == "own graph" else "kept with its own forward"
         label = "\n".join(textwrap.wrap(f"{handling}: {container.reason}", 44))
-        with self._cluster(label, "bold", color="#6a3fa0", fontcolor="#4b2a78"):
-            yield
+        return self._cluster(label, draw, "bold", color="#6a3fa0", fontcolor="#4b2a78")
 
 
 def _is_state(node: Node) -> bool:

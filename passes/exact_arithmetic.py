@@ -30,11 +30,7 @@ _library.define(
 
 
 def exact_backend(name: str) -> Callable[[fx.GraphModule, list[Any]], Any]:
-    """Make a backend of torch.compile that rounds as the model does without a compiler.
-
-    Args:
-        name: the name of the backend to build on.
-    """
+    """Make a backend of torch.compile, from a named one, that rounds as without a compiler."""
 
     def compile_graph(graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
         keep_kernels(graph_module)
@@ -47,7 +43,7 @@ def exact_backend(name: str) -> Callable[[fx.GraphModule, list[Any]], Any]:
 
 
 def keep_kernels(graph_module: fx.GraphModule) -> int:
-    """Replace functions that a compiler splits by operators of ours.
+    """Replace functions that a compiler splits by operators of ours; returns their number.
 
     >>> graph_module = fx.symbolic_trace(lambda x: functional.adaptive_avg_pool2d(x, 1))
     >>> keep_kernels(graph_module)
@@ -58,9 +54,6 @@ def keep_kernels(graph_module: fx.GraphModule) -> int:
     Args:
         graph_module: a graph of torch functions, as torch.compile passes it to a backend; it is
             changed.
-
-    Returns:
-        Number of functions that were replaced.
     """
     found = 0
     for node in graph_module.graph.nodes:

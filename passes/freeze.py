@@ -140,7 +140,7 @@ class FreezeLayers(PassBase):
 
 
 def _freeze(layer: nn.Module, state: Settled) -> None:
-    """Freeze a layer; where it is the whole model, its clock is to move first all the same."""
+    """Freeze a layer; if it is the whole model, its forward still moves the clock first."""
     keeps = give_forward_back(layer)
     freeze_layer(layer, state)
     if keeps:
@@ -210,7 +210,7 @@ def _record_of(model: nn.Module) -> _Record | None:
 
 
 def _settled_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Settled]]:
-    """By path, each layer that may be frozen and what is settled of it."""
+    """Each layer that may be frozen, with its settled values, by path."""
     found = {path: (layer, settle(layer)) for path, layer in model.named_modules()}
     return {path: (layer, state) for path, (layer, state) in found.items() if state is not None}
 

@@ -28,6 +28,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.messages import and_more
 from fxfault.passes.layer_outputs import LayerOutput, install, installed
 from fxfault.passes.surgery import follow
 from fxfault.passes.tracing.own_forward import keep_forward
@@ -48,7 +49,7 @@ class InsertFaults(PassBase):
     """Insert fault sites into what `fxfault.passes.trace` returned.
 
     Attributes:
-        config: what the sites do; `targets` must be those that the model was traced with.
+        config: the configuration; `targets` must be those that the model was traced with.
         sites: an empty object to put the sites into; None: a new one.
     """
 
@@ -81,10 +82,8 @@ class InsertFaults(PassBase):
         return PassResult(graph_module, len(plan.sites) > 0)
 
 
-def _listed(problems: dict[str, str], most: int = 5) -> str:
-    shown = [f"{path} ({why})" for path, why in list(problems.items())[:most]]
-    more = [f"{len(problems) - most} more"] if len(problems) > most else []
-    return ", ".join(shown + more)
+def _listed(problems: dict[str, str]) -> str:
+    return and_more((f"{path} ({why})" for path, why in problems.items()), most=5)
 
 
 class _Plan:
@@ -155,7 +154,7 @@ class _Plan:
         if why is not None:
             self.sites.skipped[path] = why
             # A layer of Brevitas (attention, LSTM) holds a QuantIdentity for every value that
-            # could be quantised; one left without a quantiser is not a target of the user's.
+            # could be quantised; the user did not ask for one without a quantiser.
             if parent is None or not type(parent).__module__.startswith("brevitas.nn."):
                 self.problems[path] = why
         return why is None

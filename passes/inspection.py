@@ -32,6 +32,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxfault.faults.fault_models import label_of
+from fxfault.messages import aligned, counted
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.tracing.containers import Container, containers_of
 from fxfault.passes.tracing.traced_module import TracedModule
@@ -46,15 +47,10 @@ UNMEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale of a quantiser: one number, or the range of one for each channel.
+    """The scales of a quantiser: the smallest, the largest, and their number.
 
     >>> str(Scale(0.03125, 0.03125, 1)), str(Scale(0.01, 0.2, 64))
     ('0.0312', 'per channel 0.01..0.2 (64)')
-
-    Attributes:
-        low: the smallest.
-        high: the largest.
-        count: how many there are.
     """
 
     low: float
@@ -69,22 +65,22 @@ class Scale:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site, as it was when it was inspected.
+    """The state of one site.
 
     Attributes:
         index: place in the order of execution.
         name: name of the site.
         module_path: path of its activation layer.
         module_type: class name of that layer.
-        bit_width: bits of the word; None where a learned width cannot be read.
+        bit_width: bits of the word; None if the width is learned and cannot be read.
         bit_width_learned: whether the width is learned, and so may change.
-        signed: whether the codes are signed; None where that is not known yet.
-        scale: the quantiser's; None where only a forward will show it.
-        elements: elements of one sample; None before the first armed forward.
-        fault_model: what a hit does; of several faults, or of one that is counted or strikes
-            single bits, with how often it does.
-        probability: of a hit, in percent; None where `fault_model` says that.
-        why_unarmed: why no fault strikes here in the model's present mode; None: it is armed.
+        signed: whether the codes are signed; None if unknown before the first forward.
+        scale: scale of the quantiser; None if unknown before the first forward.
+        elements: number of elements of one sample; None before the first armed forward.
+        fault_model: the fault model; also how often it strikes, if there are several faults, or
+            if faults are counted or strike single bits.
+        probability: probability of a hit, in percent; None if `fault_model` has the rate.
+        why_unarmed: why no fault strikes here in the model's present mode; None if it is armed.
         samples: how the samples of a batch lie in the activation: `consecutive`, `every N-th row
             (outer=2)`, `belong to the batch: ...`, `not measured`; see `FaultSites.measure`.
     """
@@ -111,13 +107,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class SkippedTarget:
-    """A target that faults cannot strike.
-
-    Attributes:
-        path: of the layer.
-        type: its class name.
-        reason: why not.
-    """
+    """A target that faults cannot strike: path and class name of the layer, and the reason."""
 
     path: str
     type: str
@@ -126,16 +116,16 @@ class SkippedTarget:
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """What `inspect` found; printing it gives tables.
+    """The state of a transformed model; printing it gives tables.
 
     Attributes:
         model: class name of the model.
-        training: whether it was in training mode.
-        seed: the seed of its faults.
-        sites: its fault sites, in the order of execution.
+        training: whether the model was in training mode.
+        seed: seed of the faults.
+        sites: the fault sites, in the order of execution.
         containers: how each module that holds a target was handled.
         skipped: targets that faults cannot strike.
-        checked: what `fxfault.check` found; empty where the model was not checked.
+        checked: the findings of `fxfault.check`; empty if the model was not checked.
     """
 
     model: str
@@ -147,42 +137,35 @@ class Inspection:
     checked: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values that JSON can hold; a scale that is not finite is null."""
+        """Plain values that JSON can hold; a scale that is not finite is null."""
         plain = asdict(self)
         for site in plain["sites"]:
             site["armed"] = site["why_unarmed"] is None
-            if site["scale"] is not None:
-                low, high = site["scale"]["low"], site["scale"]["high"]
-                site["scale"]["low"] = low if math.isfinite(low) else None
-                site["scale"]["high"] = high if math.isfinite(high) else None
+            scale = site["scale"] or {}
+            scale.update(
+                (key, None) for key in ("low", "high") if not math.isfinite(scale.get(key, 0))
+            )
         return {**plain, **{key: list(plain[key]) for key in ("sites", "containers", "skipped")}}
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                self.headline,
-                "",
-                *_aligned([_SITE_HEAD, *map(_site_cells, self.sites)], right=_SITE_NUMBERS),
-                "",
-                *self._sample_lines(),
-                *self._container_lines(),
-                *self._skipped_lines(),
-                *([f"Checked: {self.checked}"] if self.checked else []),
-            ]
-        )
+        table = _indented([_SITE_HEAD, *map(_site_cells, self.sites)], right=_SITE_NUMBERS)
+        skipped = [(target.path, target.type, target.reason) for target in self.skipped]
+        lines = [self.headline, "", *table, "", *self._sample_lines(), *self._container_lines()]
+        lines += [f"Skipped targets: {len(skipped) or 'none'}", *_indented(skipped)]
+        return "\n".join([*lines, f"Checked: {self.checked}"] if self.checked else lines)
 
     __repr__ = __str__
 
     @property
     def headline(self) -> str:
-        """The model, and how many of its sites are armed."""
+        """The class of the model, and the numbers of its sites and armed sites."""
         armed = sum(site.armed for site in self.sites)
-        count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
+        count = counted(len(self.sites), "site")
         mode = "train" if self.training else "eval"
         return f"{self.model}: {count}, {armed} armed in {mode} mode (seed {self.seed})"
 
     def _sample_lines(self) -> list[str]:
-        """How samples lie; sites where they lie as in most networks have no line of their own."""
+        """How samples lie; sites whose samples are consecutive have no line of their own."""
         texts = [site.samples for site in self.sites]
         if all(text == UNMEASURED for text in texts):
             return [f"Samples: {UNMEASURED} (model.faults.measure(inputs) does it)"]
@@ -190,7 +173,7 @@ class Inspection:
         same = len(texts) - len(rows)
         if not rows:
             return [f"Samples: consecutive at {'the site' if same == 1 else f'all {same} sites'}"]
-        return [f"Samples: consecutive at {same or 'no'} of {len(texts)} sites", *_aligned(rows)]
+        return [f"Samples: consecutive at {same or 'no'} of {len(texts)} sites", *_indented(rows)]
 
     def _container_lines(self) -> list[str]:
         words = {
@@ -205,24 +188,20 @@ class Inspection:
             for c in self.containers
             if c.handling != "traced" or c.reason
         ]
-        return [f"Containers: {', '.join(counts) or 'none'}", *_aligned(rows)]
-
-    def _skipped_lines(self) -> list[str]:
-        rows = [(target.path, target.type, target.reason) for target in self.skipped]
-        return [f"Skipped targets: {len(rows) or 'none'}", *_aligned(rows)]
+        return [f"Containers: {', '.join(counts) or 'none'}", *_indented(rows)]
 
 
 # -- looking ----------------------------------------------------------------------------
 
 
 def inspect(model: nn.Module) -> Inspection:
-    """Tell what was done to a model and what state its sites are in.
+    """Show how a model was transformed, and the state of its sites.
 
-    Nothing is run and nothing is changed. What only a forward shows (elements, and scales
-    that are measured) is unknown before the first armed one; `probe` runs one.
+    Nothing is run and nothing is changed. Elements and measured scales are unknown before the
+    first armed forward; `probe` runs one.
 
     Args:
-        model: what `fxfault.transform` returned.
+        model: the result of `fxfault.transform`.
 
     Raises:
         SiteError: the model was not transformed.
@@ -245,7 +224,7 @@ def inspect(model: nn.Module) -> Inspection:
 
 
 def _as_it_runs(model: nn.Module, container: Container) -> Container:
-    """How a container was handled; if its last call did not run its graph, then why not."""
+    """A container; if its last call did not run its graph, with the reason for that."""
     why = _layer(model, container.path).__dict__.get("_ran_own_forward")
     if not why or container.handling == "kept":
         return container
@@ -257,6 +236,9 @@ def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> S
     signed = site.seen.signed
     if signed is None:
         signed = getattr(getattr(layer, "act_quant", None), "is_signed", None)
+    samples = UNMEASURED if why_unmeasured is None else f"{UNMEASURED}: {why_unmeasured}"
+    if site.seen.arrangement is not None:
+        samples = str(site.seen.arrangement)
     return SiteRow(
         index=site.index,
         name=site.name,
@@ -270,18 +252,12 @@ def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> S
         fault_model=f"{_what_strikes(site)}{units}",
         probability=site.probability if _is_plain(site) else None,
         why_unarmed=site.why_unarmed,
-        samples=_samples(site, why_unmeasured),
+        samples=samples,
     )
 
 
-def _samples(site: FaultSite, why_unmeasured: str | None) -> str:
-    if site.seen.arrangement is not None:
-        return str(site.seen.arrangement)
-    return UNMEASURED if why_unmeasured is None else f"{UNMEASURED}: {why_unmeasured}"
-
-
 def _is_plain(site: FaultSite) -> bool:
-    """Whether a fault model and the probability of an element say it all."""
+    """Whether a site has one fault that strikes whole elements with a probability."""
     plain = [f.num_faults is None and f.rate_unit == "element" for f in site.faults]
     return plain == [True]
 
@@ -293,7 +269,7 @@ def _what_strikes(site: FaultSite) -> str:
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:
-    """The layer at a path; a model that is itself a target goes by the name of its class."""
+    """The layer at a path; the path of a model that is itself a target is its class name."""
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -311,13 +287,13 @@ def _summary(*candidates: Tensor | None) -> Scale | None:
 def probe(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
     """Run a model once without any fault, so that every site knows its elements and scale.
 
-    All sites are armed at 0 %, in evaluation mode and without gradients; afterwards modes,
-    settings, clock and statistics are as before.
+    All sites are armed at 0 %, in eval mode and without gradients. Modes, settings, clock and
+    statistics are restored afterwards.
 
     Args:
-        model: what `fxfault.transform` returned.
-        inputs: what it is called with; the values do not matter, their shapes do.
-        named_inputs: the same, by name.
+        model: the result of `fxfault.transform`.
+        inputs: the inputs of the model; only their shapes and dtypes matter.
+        named_inputs: inputs by keyword.
 
     Raises:
         SiteError: the model was not transformed.
@@ -331,7 +307,7 @@ _SITE_HEAD = (
     *"# site module type bits signed scale elements".split(),
     *("fault model", "prob %", "state"),
 )
-_SITE_NUMBERS = frozenset({0, 4, 6, 7, 9})
+_SITE_NUMBERS = (0, 4, 6, 7, 9)
 
 
 def _site_cells(site: SiteRow) -> tuple[str, ...]:
@@ -352,17 +328,8 @@ def _site_cells(site: SiteRow) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
-    """Lines with aligned columns; those of `right` are set flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def _indented(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    return [f"  {line}" for line in aligned(rows, right)]
 
 
 # -- code -------------------------------------------------------------------------------
@@ -371,14 +338,14 @@ def _aligned(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset())
 def code_of(model: nn.Module) -> str:
     """The code that was generated for a model and for the modules below it.
 
-    Where a module has code for evaluation and code for training, both are given. What
-    keeps its own forward has none, and is named in a comment.
+    If a module has different code for evaluation and for training, both are given. A module that
+    keeps its own forward has no code; a comment names it.
 
     Args:
-        model: what `fxfault.transform`, `fxfault.strip` or `fxfault.passes.trace` returned.
+        model: the result of `fxfault.transform`, `fxfault.strip` or `fxfault.passes.trace`.
 
     Raises:
-        SiteError: nothing was generated for it.
+        SiteError: no code was generated for the model.
     """
     if not containers_of(model):
         faults_of(model)
@@ -390,11 +357,11 @@ def diff(model: nn.Module) -> str:
     """The unified diff between a model's generated code without and with faults.
 
     Args:
-        model: what `fxfault.transform` returned.
+        model: the result of `fxfault.transform`.
 
     Returns:
-        For each module with code of its own a diff from `clean/PATH` to `injected/PATH`;
-        sites that are struck inside their layer, which no diff can show, follow as comments.
+        A diff from `clean/PATH` to `injected/PATH` for each module with code. Comments at the end
+        name the sites that are struck inside their layer, which no diff can show.
 
     Raises:
         SiteError: the model was not transformed.
@@ -410,7 +377,7 @@ def diff(model: nn.Module) -> str:
 
 
 def _codes(model: nn.Module) -> dict[str, str]:
-    """Generated code by path; the mode stands behind it where there are two."""
+    """Generated code by path, with the mode after it if a module has two codes."""
     codes: dict[str, str] = {}
     for path, module in model.named_modules():
         if isinstance(module, TracedModule):

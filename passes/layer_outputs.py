@@ -1,14 +1,14 @@
-"""What stands in for the last step of an activation layer that faults strike.
+"""The last step of an activation layer that faults strike.
 
-A Brevitas activation layer ends its forward with `self.pack_output(quantised)`, which takes the
-scale away where a plain tensor was asked for. Our copies of the layers carry a `LayerOutput` in
-its place. It sees to the law that each call of the layer meets exactly one strike:
+A Brevitas activation layer ends its forward with `self.pack_output(quantised)`, which drops the
+scale if the layer returns plain tensors. Our copies of the layers carry a `LayerOutput` in its
+place. It makes each call of the layer meet exactly one strike:
 
-- the graph calls the layer: the word is handed over to the `fault_inject` node that follows;
-- the graph calls it and it has forward hooks: it strikes the word itself, before its hooks see
-  it, and the node lets the result pass;
-- Python code calls it (a container that keeps its own forward, or that runs it in place of its
-  graph): it strikes the word itself.
+- If the graph calls the layer, it hands the word over to the `fault_inject` node that follows.
+- If the graph calls a layer with forward hooks, it strikes the word itself, before the hooks see
+  it, and the node lets the result pass.
+- If Python code calls the layer (a container that keeps its own forward, or that runs it in place
+  of its graph), it strikes the word itself.
 """
 
 from __future__ import annotations
@@ -34,20 +34,15 @@ class LayerOutput:
     """The last step of one activation layer.
 
     Attributes:
-        sites: the sites of the layer's calls in one run, in the order of the calls, by the number
-            of the traced module whose graph calls it (None: Python code does) and by whether
-            the graph is one for training only.
-        graphs: the numbers among those.
-        kept: what was handed over to the graph and not taken yet.
+        sites: the sites of the layer's calls in one run, in the order of the calls. The key is the
+            number of the traced module whose graph calls the layer (None for Python code), and
+            whether the graph is for training only.
+        graphs: the numbers of these modules.
+        kept: the word that was handed over to the graph and not taken yet.
     """
 
     def __init__(self, layer: Any, faults: FaultSites) -> None:
-        """Stand in for the last step of a layer of ours.
-
-        Args:
-            layer: Brevitas activation layer.
-            faults: the sites of the model.
-        """
+        """Stand in for the last step of a Brevitas layer of a model with these sites."""
         self.layer = [layer]  # In a list, so that nothing takes it for a child.
         self.faults = faults
         self.sites: dict[tuple[int | None, bool], list[FaultSite]] = {}
@@ -59,7 +54,7 @@ class LayerOutput:
 
     @property
     def returns_quant_tensor(self) -> bool:
-        """Whether the layer returns a QuantTensor, and not its plain value."""
+        """Whether the layer returns a QuantTensor instead of its plain value."""
         return bool(self.layer[0].return_quant_tensor)
 
     @property
@@ -68,19 +63,13 @@ class LayerOutput:
         return bool(self.layer[0]._forward_hooks or _global_forward_hooks)
 
     def add(self, site: FaultSite, graph: int | None = None, training: bool = False) -> None:
-        """Add the site of the next call.
-
-        Args:
-            site: that strikes it.
-            graph: number of the traced module; None where Python code calls the layer.
-            training: whether the graph is one for training only.
-        """
+        """Add the site of the next call; see `sites` for the key."""
         self.sites.setdefault((graph, training), []).append(site)
         if graph is not None:
             self.graphs |= {graph}
 
     def __call__(self, output: Any) -> Any:
-        """Take what the quantiser gave; return what the layer is to return."""
+        """Return the layer's output for the word that its quantiser made."""
         if self.faults.running not in self.graphs or self.strikes_itself:
             return self._strike(output)
         if torch.compiler.is_dynamo_compiling():
@@ -105,10 +94,10 @@ class LayerOutput:
         self._kept_in = self.faults.clock.forward
 
     def take(self, value: Any) -> Any:
-        """What the graph's `fault_inject` has to strike, for the value that came to it.
+        """The word that the graph's `fault_inject` strikes, for the value that it was given.
 
         Returns:
-            The QuantTensor that the value is, or came out of; None where the layer has struck it.
+            The value's QuantTensor; None if the layer has struck it already.
         """
         kept, self.kept = self.kept, None
         if kept is not None:
@@ -118,28 +107,23 @@ class LayerOutput:
         return None if struck else value
 
     def take_compiled(self, value: Any) -> tuple[Any, bool]:
-        """The same in code that is being compiled.
-
-        Returns:
-            The QuantTensor that a plain value came out of, or the value; whether the layer has
-            struck it.
-        """
+        """`take` in code that is being compiled; also whether the layer has struck the word."""
         kept, self.kept = self.kept, None
         struck, self.done = self.done, False
         return (kept if kept is not None and kept.value is value else value), struck
 
     def forget(self) -> None:
-        """Forget what a forward that was broken off has left."""
+        """Forget what an interrupted forward left."""
         self.kept, self.done = None, False
 
     def _sites_in_graph(self) -> list[FaultSite]:
-        """The sites of the layer in the graph that runs; empty where none runs that calls it."""
+        """The sites of the layer in the running graph; empty if no graph that calls it runs."""
         running = self.faults.running
         training = self.faults.clock.training and self.sites.get((running, True))
         return training or self.sites.get((running, False), [])
 
     def _all_sites(self) -> list[FaultSite]:
-        """The sites of the layer wherever it is called, each once, in the order of the calls."""
+        """All sites of the layer, each once, in the order of the calls."""
         chosen = {
             key: self.sites.get((key[0], self.faults.clock.training), sites)
             for key, sites in self.sites.items()
@@ -151,7 +135,7 @@ class LayerOutput:
         return output if self.returns_quant_tensor else plain(output)
 
     def _strike(self, output: Any) -> Any:
-        """Strike a word by the site of this call; more calls than sites are the last one's."""
+        """Strike a word by the site of this call; further calls belong to the last site."""
         here = self._sites_in_graph()
         sites = here or self._all_sites()
         number = 0 if torch.compiler.is_dynamo_compiling() else self._count()
@@ -163,7 +147,7 @@ class LayerOutput:
         return self._packed(struck)
 
     def _count(self) -> int:
-        """Number of this call in the forward, from 0; apart for what a backward repeats."""
+        """Number of this call in the forward, from 0; a recomputation starts again at 0."""
         now = (self.faults.clock.forward, self.faults.running, recomputing())
         before, calls = self._calls
         number = calls if before == now else 0
@@ -177,13 +161,13 @@ def install(layer: Any, output: LayerOutput) -> None:
 
 
 def installed(layer: Any) -> LayerOutput | None:
-    """What a layer ends its forward with, if it is one of ours."""
+    """The `LayerOutput` of a layer, if it has one."""
     output = layer.__dict__.get(_METHOD)
     return output if isinstance(output, LayerOutput) else None
 
 
 def site_struck_inside(layer: Any) -> FaultSite | None:
-    """The site of a layer that only Python code calls; None where a graph does, or none."""
+    """The site of a layer that only Python code calls; None for any other layer."""
     output = installed(layer)
     if output is None or list(output.sites) != [(None, False)]:
         return None
@@ -191,7 +175,7 @@ def site_struck_inside(layer: Any) -> FaultSite | None:
 
 
 def uninstall(layer: Any) -> bool:
-    """Take it off again; returns whether there was one."""
+    """Remove the `LayerOutput` of a layer; returns whether there was one."""
     if installed(layer) is None:
         return False
     del layer.__dict__[_METHOD]

@@ -1,4 +1,4 @@
-"""Run a model once and keep what it gives: outputs, buffers and gradients, to be compared."""
+"""Run a model once, and keep its outputs, buffers and gradients to compare them."""
 
 from __future__ import annotations
 

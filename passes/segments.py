@@ -32,7 +32,7 @@ from fxfault.functional import fault_inject
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.tracing.containers import containers_of
 from fxfault.passes.tracing.refusals import OF_A_LIBRARY
-from fxfault.passes.tracing.traced_module import TracedModule
+from fxfault.passes.tracing.traced_module import TracedModule, compile_graph
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.site import FaultSite
 
@@ -123,7 +123,7 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
 
 
 def _kept_below(model: nn.Module, node: Node) -> Iterator[str]:
-    """Paths of the containers with a Python forward of the user's own that a node calls."""
+    """Paths of the containers that a node calls and that keep the user's Python forward."""
     if node.op != "call_module":
         return
     for container in containers_of(model):
@@ -167,14 +167,9 @@ def _segment(
     live: list[list[Node]],
     struck: dict[Node, tuple[FaultSite, ...]],
 ) -> Segment:
-    """Make a segment.
+    """Make a segment of nodes; all but the first segment begin with a `fault_inject` node.
 
-    Args:
-        model: the model of the nodes.
-        nodes: the nodes of the segment in order; the first is the `fault_inject` node of the cut,
-            except in the first segment.
-        live: the live nodes at the start and, unless it is the last segment, at the end.
-        struck: the sites of each node.
+    `live` has the live nodes at the start and, unless it is the last segment, at the end.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -208,10 +203,7 @@ def _segment(
 
 def _compiled(graph: Graph) -> Callable[..., Any]:
     """The code of a segment; while it runs, layers pass their words to the graph."""
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, "<segment>", "exec"), namespace)
-    function: Callable[..., Any] = namespace["forward"]
+    function = compile_graph(graph, "<segment>")
 
     def run(model: Any, *values: Any) -> Any:
         with faults_of(model).running_graph(model.__dict__["_number"]):

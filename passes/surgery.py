@@ -24,7 +24,7 @@ _AGAIN = "transform the model again"
 def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | None]) -> None:
     """Let the sites of replaced layers strike the new ones.
 
-    An activation layer that replaces another takes over its sites. Any other new target would need
+    An activation layer that replaces another takes over its sites. Any other new target needs
     another graph or another list of sites.
 
     Args:

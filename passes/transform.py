@@ -30,7 +30,7 @@ def transform(
     config: FaultInjectionConfig | Mapping[str, Any],
     example_inputs: Any = None,
 ) -> nn.Module:
-    """Make a model whose quantised activations faults can hit.
+    """Make a model with quantised activations that faults can hit.
 
     The model is traced, and a `fault_inject` call is inserted after every target. As with
     any torch.fx graph module, the result shares layers, parameters and buffers with
@@ -51,7 +51,7 @@ def transform(
 
     Args:
         model: a network with Brevitas activation layers.
-        config: what to inject, where and when.
+        config: the faults, their places and their times.
         example_inputs: the inputs of one batch: a tensor, or a tuple of the arguments of a call.
             If given, the result is compared with `model`; see `fxfault.check`.
 

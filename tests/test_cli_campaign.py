@@ -23,6 +23,7 @@ from fxfault.campaign.records.store import Store
 from fxfault.cli import campaign
 from fxfault.cli.reports import campaign_export, campaign_progress
 from fxfault.cli.reports.campaign_plan import Measured, plan_lines
+from fxfault.cli.terminal.outputs import csv_text
 from fxfault.cli.terminal.text import duration
 from fxfault.evaluation.rows import TrialRow
 
@@ -691,5 +692,5 @@ def test_the_plan_adds_up() -> None:
 
 def test_no_spreadsheet_takes_a_name_for_a_formula() -> None:
     rows = [{"layers": ["@SUM(A1)", "b"], "faults": "=cmd|'/c calc'!A1", "fall": -1.5, "n": 3}]
-    made = list(csv.reader(campaign_export._csv(iter(rows)).splitlines()))
+    made = list(csv.reader(csv_text(rows).splitlines()))
     assert made[1] == ["'@SUM(A1);b", "'=cmd|'/c calc'!A1", "-1.5", "3"]

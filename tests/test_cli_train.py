@@ -28,6 +28,7 @@ from fxfault.cli.pictures.plots import training_picture
 from fxfault.cli.reports.training_progress import Reporter
 from fxfault.cli.reports.training_report import LONGEST_PLAN, plan_lines
 from fxfault.cli.training_run import resume_command
+from fxfault.cli.training_session import Session
 from fxfault.errors import ConfigError, DataError
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import load_model
@@ -724,7 +725,7 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(command: Callable[..., Run]) 
     assert Path("run/last.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize("moment", [(train._Command, "_say_start"), (Reporter, "on_train_start")])
+@pytest.mark.parametrize("moment", [(Session, "_say_start"), (Reporter, "on_train_start")])
 def test_initial_weights_that_are_replaced_in_mid_run_end_it(
     command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, moment: tuple[type, str]
 ) -> None:

@@ -25,20 +25,16 @@ def inlined(
     scheme: Mapping[str, str],
     links: Mapping[str, tuple[str, str]] | None = None,
 ) -> str:
-    """Make a picture part of a page.
+    """Make a matplotlib SVG part of a page: an `svg` element without any outside address.
 
     Args:
-        picture: an SVG file that matplotlib wrote in this process.
+        picture: the SVG file.
         name: name of the picture on the page, the prefix of its ids.
         title: short title.
         description: what the picture shows.
         scheme: colours, in lower case, that the page sets with CSS variables (`variable`).
         links: address (`#row`) and text of each link, by the id of a part of the picture. The part
             with `-name` after that id becomes the same link.
-
-    Returns:
-        An `svg` element without a declaration, a name space, or an address outside the page. With
-        links its role is a group, without links an image.
     """
     svg = ElementTree.fromstring(picture)
     for parent in list(svg.iter()):

@@ -36,9 +36,9 @@ from fxfault.cli.reports.campaign_tables import (
     ranking_table,
     site_table,
 )
-from fxfault.cli.terminal.text import and_more, counted, duration, figure, with_interval
+from fxfault.cli.terminal.text import duration, figure, with_interval
 from fxfault.experiment.applied_settings import applied, is_own
-from fxfault.messages import flat
+from fxfault.messages import and_more, counted, flat
 
 _TEMPLATES = resources.files("fxfault.cli.page").joinpath("templates")
 # A page with more rows than this would open slowly.
@@ -59,12 +59,13 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     script = _text("page.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest())
     colours = dark_scheme(findings.summary)
     template = environment.from_string(_text("page.html"))
     return template.render(
         style=_text("page.css"),
         script=script,
-        script_hash=_hash_of(script),
+        script_hash=script_hash.decode(),  # The page's policy allows no other script.
         colours=[(variable(light), light, dark) for light, dark in colours.items()],
         figures=_figures(findings, drawn, colours),
         title=_title(findings),
@@ -87,19 +88,12 @@ def _text(name: str) -> str:
     return _TEMPLATES.joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash_of(script: str) -> str:
-    """The hash of the script for the page's policy, which allows no other script."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
 # -- what was run ---------------------------------------------------------------------------
 
 
 def _title(findings: Findings) -> str:
-    experiment = findings.study.experiment
-    assert experiment.model is not None
-    assert experiment.dataset is not None
-    return f"{experiment.model.name} on {experiment.dataset.name}"
+    plain = findings.study.to_dict()
+    return f"{plain['model']['name']} on {plain['dataset']['name']}"
 
 
 def _brief(findings: Findings) -> Iterator[str]:
@@ -180,7 +174,8 @@ def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
     if findings.background.sites:
         yield "Bits of a site's word", _widths(findings.background.sites)
     yield "Data", _named({**plain["dataset"], "root": None})
-    yield "Samples", f"{int(table['samples'][0]):,}, in batches of {_batch_size(plain)}"
+    batch = (plain.get("training") or {}).get("batch_size", "?")
+    yield "Samples", f"{int(table['samples'][0]):,}, in batches of {batch}"
     for checkpoint, golden in golden_by_checkpoint(summary).items():
         yield "Checkpoint", f"{checkpoint or 'none'}, golden accuracy {figure(golden)} %"
     yield "Seed of the faults", str(study.seed)
@@ -206,10 +201,6 @@ def _widths(sites: Sequence[SiteNote]) -> str:
         f"{'learned' if width is None else width} ({counted(number, 'site')})"
         for width, number in widths.most_common()
     )
-
-
-def _batch_size(plain: Mapping[str, Any]) -> str:
-    return str((plain.get("training") or {}).get("batch_size", "?"))
 
 
 def _named(section: Mapping[str, Any]) -> str:
@@ -273,17 +264,15 @@ def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
     links = {}
     for site in findings.background.sites:
         width = "bit width learned" if site.bit_width is None else f"{site.bit_width} bits"
-        text = f"{site.name}: {width}, not struck alone in settings that all sites have"
+        text = "not struck alone in settings that all sites have"
         if site.name in findings.never_called:
-            text = f"{site.name}: {width}, never called in this evaluation"
+            text = "never called in this evaluation"
         if site.name in ranked:
             found = ranked[site.name]
             fall = with_interval(found.fall, found.fall_low, found.fall_high)
-            text = (
-                f"{site.name}: {width}, accuracy lost {fall} points, "
-                f"rank {found.rank_low} to {found.rank_high}, SDC {figure(found.sdc)} %"
-            )
-        links[f"site-{site.index}"] = f"#site-{site.index}", text
+            text = f"accuracy lost {fall} points, rank {found.rank_low} to {found.rank_high}"
+            text += f", SDC {figure(found.sdc)} %"
+        links[f"site-{site.index}"] = f"#site-{site.index}", f"{site.name}: {width}, {text}"
     return links
 
 

@@ -18,7 +18,7 @@ newspaper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fxfault.campaign.records.background import CONTAINER, INPUT, OUTPUT, SITE, Node
 
@@ -29,16 +29,8 @@ _ROWS_OF_TWO_COLUMNS = 100
 Edge = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of a node.
-
-    Attributes:
-        node: index of the node among all nodes of the network.
-        column: index of the column, from the left.
-        row: index of the row in the column, from the top.
-        lane: index of the lane of the node's value, from the left of the column.
-    """
+class Place(NamedTuple):
+    """The place of a node, all counted from 0 and from the top left; a lane is in its column."""
 
     node: int
     column: int
@@ -46,8 +38,7 @@ class Place:
     lane: int
 
 
-@dataclass(frozen=True)
-class Strip:
+class Strip(NamedTuple):
     """A network as a strip.
 
     Attributes:
@@ -64,13 +55,7 @@ class Strip:
 
 
 def lay_out(nodes: Sequence[Node], edges: Sequence[Edge], most_columns: int = 3) -> Strip:
-    """Place the nodes of a network.
-
-    Args:
-        nodes: the nodes, in an order in which every edge leads forward.
-        edges: start and end of each edge, as indices of nodes.
-        most_columns: the largest number of columns.
-    """
+    """Place the nodes of a network, in which every edge (two indices of nodes) leads forward."""
     shown, kept = contract(nodes, edges)
     lanes = _lanes(len(shown), kept)
     wanted = 1 + (len(shown) > _ROWS_OF_ONE_COLUMN) + (len(shown) > _ROWS_OF_TWO_COLUMNS)
@@ -97,14 +82,8 @@ def contract(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[int], l
     ([0], [])
 
     Inputs, outputs, sites and containers stay, and so do operations that join values, if their
-    value is used.
-
-    Args:
-        nodes: the nodes, in an order in which every edge leads forward.
-        edges: start and end of each edge, as indices of nodes.
-
-    Returns:
-        Indices of the nodes that stay, and the edges between them, as indices of that list.
+    value is used. Returns the indices of these nodes, and the edges between them as indices of
+    that list.
     """
     sources = _neighbours(len(nodes), edges)
     behind: list[int | None] = []  # The shown node that stands for each node's value.

@@ -32,15 +32,9 @@ _LEGEND_WIDTH, _LEGEND_HEIGHT = 150.0, 8.0
 
 
 def network_picture(background: Background, falls: Mapping[str, float], file_format: str) -> bytes:
-    """Draw a network.
+    """Draw a network; sites without a fall (in percentage points, by name) are grey.
 
     In an SVG, the mark and the name of site n have the ids `site-n` and `site-n-name`.
-
-    Args:
-        background: the nodes, edges and sites of the network.
-        falls: accuracy that faults at a site alone cost, in percentage points, by name; other
-            sites are grey.
-        file_format: one of `fxfault.cli.pictures.drawing.FORMATS`.
     """
     with plot_settings():
         return rendered(_Picture(background, falls).figure, file_format)

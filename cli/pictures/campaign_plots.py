@@ -85,10 +85,7 @@ def curves_picture(
 ) -> bytes:
     """Draw accuracy against the rate of faults: a line for each fault, a panel for each place.
 
-    Args:
-        drawn: one or more curves.
-        golden: accuracy without faults of each checkpoint, in percent.
-        file_format: one of `fxfault.cli.pictures.drawing.FORMATS`.
+    `golden` is the accuracy of each checkpoint without faults, in percent.
     """
     groups: dict[tuple[str, str | None], list[Curve]] = {}
     for curve in drawn:
@@ -189,11 +186,6 @@ def ranking_picture(ranked: Sequence[RankedSite], confidence: float, file_format
     """Draw what faults at each site alone cost, with intervals, the weakest at the top.
 
     Of more than `MOST_BARS` sites, only the weakest are drawn, and the picture says so.
-
-    Args:
-        ranked: one or more sites.
-        confidence: confidence of the intervals, in percent.
-        file_format: one of `fxfault.cli.pictures.drawing.FORMATS`.
     """
     shown = list(ranked[:MOST_BARS])
     names = [f"{shortened(site.name)}  ({_places(site)})" for site in shown]

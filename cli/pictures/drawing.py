@@ -79,11 +79,7 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
 def draw_bars(names: Sequence[str], lengths: Sequence[float], room: float, **look: Any) -> Any:
     """Make a figure with a horizontal bar for each name, the first at the top, and its axes.
 
-    Args:
-        names: labels of the bars.
-        lengths: lengths of the bars.
-        room: height of a bar with its gap, in inches.
-        look: further arguments of `Axes.barh`.
+    `room` is the height of a bar with its gap, in inches; `look` is for `Axes.barh`.
     """
     width, height = 4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + room * len(names))
     figure, axes = new_figure(width, height)
@@ -105,8 +101,7 @@ def set_headline(axes: Any, text: str) -> None:
 def scale_rates(axes: Any, rates: Sequence[float], widest: float) -> bool:
     """Scale the axis of rates, and label each rate if there are few.
 
-    The axis is logarithmic if two positive rates have a ratio of `widest` or more. Returns whether
-    it is.
+    Returns whether it is logarithmic: if two positive rates have a ratio of `widest` or more.
     """
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 

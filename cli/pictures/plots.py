@@ -28,8 +28,9 @@ from fxfault.cli.pictures.drawing import (
     shortened,
 )
 from fxfault.cli.reports.campaign_report import standing_lines
-from fxfault.cli.terminal.text import counted, percent, rate_words
+from fxfault.cli.terminal.text import percent, rate_words
 from fxfault.errors import ConfigError
+from fxfault.messages import counted
 
 if TYPE_CHECKING:
     from fxfault.campaign.fault_evaluation import CellResult
@@ -72,14 +73,7 @@ def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -
 def sweep_picture(
     results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
 ) -> bytes:
-    """Draw accuracy against how often faults strike.
-
-    Args:
-        results: one or more results.
-        fault_model: name of the fault model, for the legend.
-        chance: accuracy of guessing, in percent; None if unknown.
-        file_format: one of `FORMATS`.
-    """
+    """Draw accuracy against how often faults strike; `chance` is in percent, None if unknown."""
     ordered = sorted(results, key=_place)
     with plot_settings():
         figure, axes = new_figure(6.6, 4.0)
@@ -101,10 +95,10 @@ def sweep_picture(
 def ranking_picture(results: Sequence[CellResult], file_format: str, headline: str = "") -> bytes:
     """Draw what faults at each site alone cost, the most vulnerable at the top.
 
-    Of more than `MOST_BARS` sites, only the most vulnerable are drawn, and the picture says so.
+    Of more than `MOST_BARS` sites, only the first are drawn, and the picture says so.
 
     Args:
-        results: results of one or more sites struck alone, the most vulnerable first.
+        results: results of sites struck alone, the most vulnerable first.
         headline: text above the bars, such as a tie.
         file_format: one of `FORMATS`.
     """
@@ -135,9 +129,8 @@ def training_picture(
     """Draw the loss and the accuracy of each epoch of a training, and the faults if there are any.
 
     Args:
-        rows: one or more rows of metrics.csv.
-        test_accuracy: accuracy of the final weights on the test data, in percent; None before the
-            end.
+        rows: rows of metrics.csv.
+        test_accuracy: accuracy of the final weights, in percent; None before the end.
         file_format: one of `FORMATS`.
     """
     from matplotlib.ticker import MaxNLocator
@@ -192,7 +185,6 @@ def _draw_schedule(
 
 
 def _place(result: CellResult) -> float:
-    """The place of a result on the axis of rates."""
     return result.cell.rate or 0.0
 
 

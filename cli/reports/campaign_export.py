@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fxfault.cli.reports.campaign_findings import Findings
-from fxfault.cli.terminal.outputs import inert
-from fxfault.cli.terminal.text import ten_digits
+from fxfault.cli.terminal.outputs import csv_text
 from fxfault.errors import ConfigError
 from fxfault.evaluation.rows import FIELDS
 from fxfault.experiment.applied_settings import applied
 
 SCHEMA = "fxfault-campaign/1"
 FORMATS = ("csv", "json", "parquet")
-# Between the names of sites that are struck together.
-_SEPARATOR = ";"
 _AT_ONCE = 100_000
 # Other names of counts, for cells with a setting of the same name.
 _OTHER_NAMES = {"faults": "hits"}
@@ -37,22 +32,16 @@ def check_format(file_format: str) -> None:
 
 
 def exported(findings: Findings, what: str, file_format: str) -> str | bytes:
-    """Give the content of an exported file.
-
-    Args:
-        findings: the content of a store.
-        what: `trials` for a row for each trial, `cells` for a row for each cell with estimates.
-        file_format: one of `FORMATS`.
-    """
-    rows = trial_rows(findings) if what == "trials" else cell_rows(findings)
+    """Give the content of an exported file: a row for each trial, or for each cell."""
+    rows = _trial_rows(findings) if what == "trials" else _cell_rows(findings)
     if file_format == "csv":
-        return _csv(rows)
+        return csv_text(rows)
     if file_format == "json":
         return _json(findings, what, rows)
     return _parquet(rows)
 
 
-def trial_rows(findings: Findings) -> Iterator[Row]:
+def _trial_rows(findings: Findings) -> Iterator[Row]:
     """Give each trial with the settings of its cell and its counts.
 
     If cells have several faults at once, `faults` is the name of these faults, and the number of
@@ -74,26 +63,9 @@ def trial_rows(findings: Findings) -> Iterator[Row]:
             yield {**settings[cell], **dict(zip(shown, row.values(), strict=True))}
 
 
-def cell_rows(findings: Findings) -> Iterator[Row]:
-    """Give each cell with its estimates and its state."""
+def _cell_rows(findings: Findings) -> Iterator[Row]:
     for row, state in zip(findings.summary.rows(), findings.states, strict=True):
         yield {**row, "state": state}
-
-
-def _csv(rows: Iterator[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for number, row in enumerate(rows):
-        if number == 0:
-            writer.writerow(row)
-        writer.writerow(map(_entry, row.values()))
-    return text.getvalue()
-
-
-def _entry(value: Any) -> Any:
-    if isinstance(value, float):
-        return ten_digits(value)
-    return inert(_SEPARATOR.join(value) if isinstance(value, list) else value)
 
 
 def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:

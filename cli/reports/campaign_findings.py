@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fxfault.campaign.estimates.ranking import RankedSite, never_called, rank_sites
 from fxfault.campaign.estimates.site_counts import SiteCounts, count_by_site
 from fxfault.campaign.estimates.summary import Summary, Table, states, summarise
@@ -20,17 +22,7 @@ from fxfault.evaluation.chance import no_better_than_chance
 
 @dataclass(frozen=True)
 class Findings:
-    """The content of a store, with estimates.
-
-    Attributes:
-        path: the store file.
-        study: the study.
-        fingerprint: the fingerprint of the code, data and networks that the study was run with.
-        table: the rows, one for each trial.
-        summary: the estimates of each cell.
-        states: the state of each cell.
-        background: notes on the network and the machine.
-    """
+    """The content of a store: a row of the table for each trial, with estimates for each cell."""
 
     path: Path
     study: Study
@@ -59,21 +51,15 @@ class Findings:
     @cached_property
     def doubts(self) -> list[str]:
         """Sentences on checkpoints whose accuracy without faults is no better than chance."""
-        classes = self.background.classes
-        first = {cell: row for row, cell in reversed(list(enumerate(self.table["cell"].tolist())))}
-        found: dict[str | None, str | None] = {}
-        for index, cell in enumerate(self.summary.cells):
-            if index in first and classes is not None and cell.checkpoint not in found:
-                golden, samples = (
-                    int(self.table[name][first[index]]) for name in ("golden_correct", "samples")
-                )
-                found[cell.checkpoint] = no_better_than_chance(golden, samples, classes)
+        classes, found = self.background.classes, {}
+        cells, rows = np.unique(self.table["cell"], return_index=True)
+        for cell, row in zip(cells, rows, strict=True):
+            name = self.summary.cells[cell].checkpoint
+            if classes is not None and name not in found:
+                counts = (int(self.table[key][row]) for key in ("golden_correct", "samples"))
+                found[name] = no_better_than_chance(*counts, classes)
         several = len(found) > 1
-        return [
-            f"{checkpoint}: {doubt}" if several else doubt
-            for checkpoint, doubt in found.items()
-            if doubt is not None
-        ]
+        return [f"{name}: {doubt}" if several else doubt for name, doubt in found.items() if doubt]
 
     @cached_property
     def ranked(self) -> list[RankedSite]:

@@ -9,33 +9,21 @@ from dataclasses import dataclass
 from fxfault.campaign.estimates.intervals import sample_size
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.study import Study
-from fxfault.cli.terminal.text import counted, duration
+from fxfault.cli.terminal.text import duration
 from fxfault.evaluation.rows import TrialRow
+from fxfault.messages import counted
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of two trials.
+    """Measurements of two trials, one of the first and one of the last of the study's cells.
 
-    Attributes:
-        cells: the cells of the study.
-        rows: the two trials, one of the first and one of the last cell.
-        bits: bit width of each site that has a constant one, by name.
+    `bits` has the width of each site that has a constant one, by name.
     """
 
     cells: Sequence[Cell]
     rows: Sequence[TrialRow]
     bits: dict[str, int]
-
-    @property
-    def seconds(self) -> float:
-        """Mean time of a trial, in seconds."""
-        return sum(row.seconds for row in self.rows) / len(self.rows)
-
-    @property
-    def samples(self) -> int:
-        """Number of samples in the data set."""
-        return self.rows[0].samples
 
 
 def plan_lines(
@@ -43,31 +31,28 @@ def plan_lines(
 ) -> list[str]:
     """Say how many trials a margin needs, and how long the study will take.
 
-    Args:
-        study: the study.
-        measured: measurements of two of its trials.
-        margin: half width of the interval of a rate, in percentage points.
-        confidence: confidence of that interval, in percent.
-        workers: number of workers that share the work.
+    `margin` is the half width of the interval of a rate in percentage points, `confidence` its
+    confidence in percent.
     """
-    cells, seconds = len(measured.cells), measured.seconds / workers
+    cells, samples = len(measured.cells), measured.rows[0].samples
+    seconds = sum(row.seconds for row in measured.rows) / len(measured.rows)
     populations = [_population(measured, row) for row in measured.rows]
     needed = [sample_size(margin, confidence, population) for population in populations]
-    trials = [math.ceil(number / measured.samples) for number in needed]
-    lines = [f"{counted(cells, 'cell')}, {counted(measured.samples, 'sample')} in a trial", ""]
+    trials = [math.ceil(number / samples) for number in needed]
+    lines = [f"{counted(cells, 'cell')}, {counted(samples, 'sample')} in a trial", ""]
     lines += [f"For a rate within ±{margin:g} points at {confidence:g}% (Leveugle et al. 2009):"]
-    for row, population, samples, number in zip(
+    for row, population, drawn, number in zip(
         measured.rows, populations, needed, trials, strict=True
     ):
         lines.append(
-            f"  {Cell.from_key(row.cell).place}: {samples:,} samples of "
+            f"  {Cell.from_key(row.cell).place}: {drawn:,} samples of "
             f"{population:,} possible faults, {counted(number, 'trial')} for each cell"
         )
-    each = duration(measured.seconds)
-    lines += ["", f"Time ({each} a trial, measured on two; {counted(workers, 'worker')}):"]
+    each = f"{duration(seconds)} a trial, measured on two"
+    lines += ["", f"Time ({each}; {counted(workers, 'worker')}):"]
     for what, number in _lengths(study, max(trials)):
         total = number * cells
-        lines.append(f"  {what}: {counted(total, 'trial')}, {duration(total * seconds)}")
+        lines.append(f"  {what}: {counted(total, 'trial')}, {duration(total * seconds / workers)}")
     return lines
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.estimates.ranking import NOTHING_LOST
+from fxfault.campaign.estimates.running import RunningMeans
 from fxfault.cli.terminal.progress import Progress
-from fxfault.cli.terminal.text import and_more, counted, duration, figure
+from fxfault.cli.terminal.text import duration, figure
+from fxfault.messages import and_more, counted
 
 if TYPE_CHECKING:
     from fxfault.campaign.driver import Progress as StudyProgress
     from fxfault.campaign.studies.cell import Cell
-    from fxfault.evaluation.rows import TrialRow
 
 # Without a terminal, for instance in the log of a cluster job.
 _LINE_EVERY = 30.0  # seconds
@@ -32,33 +34,32 @@ class CampaignProgress(Progress):
         self.kept = 0
         self._wanted = wanted
         self._below: Any = None
-        self._estimates: _Estimates | None = None
+        self._means = RunningMeans()
+        self._cells: dict[str, Cell] = {}
         self._last_line = time.perf_counter()
 
     @property
     def is_new(self) -> bool:
         """Whether no study was shown yet."""
-        return self._estimates is None
+        return not self._cells
 
     def follow(self, study: StudyProgress) -> None:
         """Show the trials that were just stored."""
-        if self._estimates is None:
-            self._estimates = _Estimates(study.cells)
+        if self.is_new:
             self._begin(study)
         for row in study.rows:
-            self._estimates.add(row)
+            self._means.add(row)
         new, self.kept = study.trials - self.kept, study.trials
         if self._bar is not None:
             self._bar.total = study.wanted  # The stop rule may ask for more and more.
             self.describe(f"{study.finished_cells}/{len(study.cells)} cells", "")
             self.advance(new)
-            text = self._estimates.text(study.rows)
             # A line that is wider than the terminal would wrap.
             width = shutil.get_terminal_size().columns - 1
-            self._below.set_description_str(text[:width])
+            self._below.set_description_str(self._estimates(study)[:width])
         elif self._wanted and time.perf_counter() - self._last_line > _LINE_EVERY:
             self._last_line = time.perf_counter()
-            self.say("; ".join(filter(None, [_how_far(study), self._estimates.text(study.rows)])))
+            self.say("; ".join(filter(None, [_how_far(study), self._estimates(study)])))
 
     def close(self) -> None:
         """Remove the bar; lines can still be printed."""
@@ -68,6 +69,7 @@ class CampaignProgress(Progress):
         super().close()
 
     def _begin(self, study: StudyProgress) -> None:
+        self._cells = {cell.key: cell for cell in study.cells}
         kept = f", {study.earlier} of them there" if study.earlier else ""
         cells, trials = counted(len(study.cells), "cell"), counted(study.wanted, "trial")
         self.say(f"{cells}, at least {trials}{kept}")
@@ -79,6 +81,24 @@ class CampaignProgress(Progress):
             self._bar.initial = self._bar.n = study.earlier
             self._below = tqdm(total=0, bar_format="{desc}", position=1, leave=False)
         self.kept = study.earlier
+
+    def _estimates(self, study: StudyProgress) -> str:
+        """The accuracy of the current cell, and the cell that lost most."""
+        if not study.rows:
+            return ""
+        cell = study.rows[-1].cell
+        mean, half = self._means.accuracy(cell)
+        spread = "" if math.isnan(half) else f" ± {half:.1f}"
+        now = f"{self._named(cell)}: accuracy {mean:.1f}{spread}%"
+        most, worst = self._means.weakest()
+        if most <= NOTHING_LOST:
+            return f"{now}; nothing lost so far"
+        named = and_more(map(self._named, worst), most=1)
+        return f"{now}; most lost so far: {figure(most, 1)} points at {named}"
+
+    def _named(self, key: str) -> str:
+        cell = self._cells[key]
+        return f"{cell.place} {cell.fault} {cell.rate_text}"
 
 
 def finished_text(study: StudyProgress, store: Path) -> str:
@@ -108,51 +128,3 @@ def _how_far(study: StudyProgress) -> str:
     if missing and study.rate:
         text += f", at least {duration(missing / study.rate)} left"
     return text
-
-
-class _Estimates:
-    """Estimates from the trials of this run so far."""
-
-    def __init__(self, cells: tuple[Cell, ...]) -> None:
-        self._cells = {cell.key: cell for cell in cells}
-        # Trials, sums and sums of squares of the accuracy, in percent.
-        self._sums: dict[str, tuple[int, float, float]] = {}
-        self._golden: dict[str, float] = {}
-
-    def add(self, row: TrialRow) -> None:
-        """Add a trial."""
-        accuracy = 100 * row.correct / row.samples
-        number, total, squares = self._sums.get(row.cell, (0, 0.0, 0.0))
-        self._sums[row.cell] = number + 1, total + accuracy, squares + accuracy**2
-        self._golden[row.cell] = 100 * row.golden_correct / row.samples
-
-    def text(self, rows: tuple[TrialRow, ...]) -> str:
-        """Write the accuracy of the current cell, and the cell that lost most."""
-        if not rows:
-            return ""
-        now = f"{self._named(rows[-1].cell)}: accuracy {self._accuracy(rows[-1].cell)}"
-        falls = {key: self._fall(key) for key in self._sums}
-        most = max(falls.values())
-        if most <= NOTHING_LOST:
-            return f"{now}; nothing lost so far"
-        worst = [self._named(key) for key, fall in falls.items() if fall > most - NOTHING_LOST]
-        return f"{now}; most lost so far: {figure(most, 1)} points at {and_more(worst, most=1)}"
-
-    def _named(self, key: str) -> str:
-        cell = self._cells[key]
-        return f"{cell.place} {cell.fault} {cell.rate_text}"
-
-    def _fall(self, key: str) -> float:
-        number, total, _ = self._sums[key]
-        return self._golden[key] - total / number
-
-    def _accuracy(self, key: str) -> str:
-        from fxfault.campaign.estimates.intervals import student_t
-
-        number, total, squares = self._sums[key]
-        mean = total / number
-        if number < 2:
-            return f"{mean:.1f}%"
-        variance = max(0.0, squares - total * mean) / (number - 1)
-        _, high = student_t(mean, variance, number)
-        return f"{mean:.1f} ± {float(high) - mean:.1f}%"

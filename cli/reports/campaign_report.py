@@ -13,15 +13,8 @@ from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
 from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, UNSURE
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_tables import cell_table, heat_table
-from fxfault.cli.terminal.text import (
-    NOTHING,
-    and_more,
-    counted,
-    duration,
-    figure,
-    lined_up,
-    with_interval,
-)
+from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up, with_interval
+from fxfault.messages import and_more, counted
 
 
 def report_lines(findings: Findings) -> list[str]:
@@ -62,7 +55,7 @@ def setting_lines(findings: Findings) -> list[str]:
 
 
 def cell_lines(findings: Findings) -> list[str]:
-    """A table with a row for each cell; the export has the intervals of all columns."""
+    """The table of the cells."""
     summary = findings.summary
     title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
     more = "of struck samples; Hit: of exposed values; all intervals: export --what cells):"
@@ -87,10 +80,7 @@ def state_lines(findings: Findings) -> list[str]:
         f"Stop rule ({wanted}, {rule.min_trials} to {rule.max_trials} trials): "
         f"{counts[EARLY]} of {len(findings.states)} cells stopped early."
     ]
-    for state, text in (
-        (UNSURE, f"never got within {wanted}"),
-        (UNFINISHED, "are not finished"),
-    ):
+    for state, text in ((UNSURE, f"never got within {wanted}"), (UNFINISHED, "are not finished")):
         named = [
             f"{cell.place} {cell.fault} {cell.rate_text}"
             for cell, found in zip(findings.summary.cells, findings.states, strict=True)
@@ -103,17 +93,11 @@ def state_lines(findings: Findings) -> list[str]:
 
 def ranking_lines(ranked: Sequence[RankedSite], confidence: float) -> list[str]:
     """The table of sites struck alone, the weakest first."""
-    rows = [
-        [
-            str(site.rank),
-            f"{site.rank_low}-{site.rank_high}",
-            site.name,
-            with_interval(site.fall, site.fall_low, site.fall_high),
-            figure(site.sdc),
-            str(site.trials),
-        ]
-        for site in ranked
-    ]
+    rows = []
+    for site in ranked:
+        fall = with_interval(site.fall, site.fall_low, site.fall_high)
+        row = [str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name, fall]
+        rows.append([*row, figure(site.sdc), str(site.trials)])
     title = "Layer ranking (each struck alone, mean over all settings that all layers have):"
     head = ["Rank", f"{confidence:g}%", "Site", "Fall", "SDC", "Trials"]
     return [title, *lined_up(head, rows, left=3), *standing_lines(ranked)]
@@ -165,11 +149,7 @@ def comparison_lines(
     """The table of two studies, and their average."""
     a, b = names
     head = ["Site", "Fault", "Rate", "Trials", "A", "B", "B - A", "B better"]
-    rows = []
-    for difference in differences:
-        cell = difference.cell
-        assert cell is not None
-        rows.append([cell.place, cell.fault, cell.rate_text, *_figures(difference)])
+    rows = list(map(_difference_row, differences))
     mean = overall(differences)
     lines = [
         f"A: {a}",
@@ -193,13 +173,9 @@ def comparison_lines(
     return lines
 
 
-def _figures(difference: Difference) -> list[str]:
-    a, b = difference.trials
-    share = difference.b_better
-    return [
-        f"{a} pairs" if difference.paired else f"{a}, {b}",
-        figure(difference.a),
-        figure(difference.b),
-        with_interval(difference.value, difference.low, difference.high),
-        NOTHING if math.isnan(share) else f"{100 * share:.1f}%",
-    ]
+def _difference_row(found: Difference) -> list[str]:
+    cell, (a, b) = found.cell, found.trials
+    assert cell is not None
+    row = [cell.place, cell.fault, cell.rate_text, f"{a} pairs" if found.paired else f"{a}, {b}"]
+    row += [figure(found.a), figure(found.b), with_interval(found.value, found.low, found.high)]
+    return [*row, NOTHING if math.isnan(found.b_better) else f"{100 * found.b_better:.1f}%"]

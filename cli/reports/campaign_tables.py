@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from fxfault.campaign.estimates.ranking import Curve, HeatMap, RankedSite
 from fxfault.campaign.estimates.site_counts import SiteCounts
-from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.records.background import SiteNote
 from fxfault.cli.reports.campaign_findings import Findings
-from fxfault.cli.terminal.text import NOTHING, counted, figure, lined_up, with_interval
+from fxfault.cli.terminal.text import NOTHING, figure, lined_up, with_interval
+from fxfault.messages import counted
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A field of a table.
-
-    Attributes:
-        text: the text to read.
-        number: the number to sort by, with NaN last; None to sort by the text.
-    """
+class Entry(NamedTuple):
+    """A field of a table: its text, and the number to sort by (NaN last; None: by the text)."""
 
     text: str
     number: float | None = None
@@ -34,45 +30,23 @@ class Entry:
         return "" if math.isnan(self.number) else repr(float(self.number))
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        label: head of the column.
-        is_number: whether the entries are numbers.
-        meaning: explanation of the label, if it needs one.
-    """
+class Column(NamedTuple):
+    """A column of a table: its head, whether it holds numbers, and what the head means."""
 
     label: str
     is_number: bool = False
     meaning: str = ""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table; its first entry is its head.
-
-    Attributes:
-        entries: an entry for each column.
-        name: id of the row on the page, if a link leads to it.
-    """
+class Row(NamedTuple):
+    """A row of a table: its entries, the first as its head, and its id if a link leads to it."""
 
     entries: Sequence[Entry]
     name: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        name: id of the table on the page.
-        caption: what the table shows.
-        columns: the columns, from the left.
-        rows: the rows, from the top.
-        notes: sentences for the caption.
-    """
+class Table(NamedTuple):
+    """A table with its id on the page; the notes are sentences for its caption."""
 
     name: str
     caption: str
@@ -118,25 +92,23 @@ def _share(part: int, whole: int) -> Entry:
 def curve_table(drawn: Sequence[Curve], confidence: float) -> Table:
     """The points of the resilience curves."""
     several = len({curve.checkpoint for curve in drawn}) > 1
-    rate = "Faults per sample" if drawn[0].counted else "Rate (%)"
     columns = [
         Column("Fault"),
         Column("Struck"),
         *([Column("Checkpoint")] if several else []),
         Column("Sites", True, "Struck alone, and averaged"),
-        Column(rate, True),
+        Column("Faults per sample" if drawn[0].counted else "Rate (%)", True),
         Column(f"Accuracy (%) [{confidence:g} %]", True),
     ]
     rows = []
     for curve in drawn:
+        place = "each site alone" if curve.place == "each" else curve.place
+        same = [Entry(curve.fault), Entry(place)]
+        same += [Entry(str(curve.checkpoint))] if several else []
+        same.append(_whole(curve.sites))
         points = zip(curve.rates, curve.accuracy, curve.low, curve.high, strict=True)
-        for rate_value, value, low, high in points:
-            place = "each site alone" if curve.place == "each" else curve.place
-            entries = [Entry(curve.fault), Entry(place)]
-            entries += [Entry(str(curve.checkpoint))] if several else []
-            entries += [_whole(curve.sites), Entry(f"{rate_value:g}", rate_value)]
-            entries.append(_estimated(value, low, high))
-            rows.append(Row(entries))
+        for rate, *accuracy in points:
+            rows.append(Row([*same, Entry(f"{rate:g}", rate), _estimated(*accuracy)]))
     return Table("curves", "The points of the curves", columns, rows)
 
 
@@ -208,17 +180,12 @@ def site_table(findings: Findings) -> Table:
     elements = [site.elements for site in sites]
     total = sum(number or 0 for number in elements) if None not in elements else 0
     falls = {site.name: site.fall for site in findings.ranked}
-    rows = [
-        Row(
-            [
-                *_what_it_is(site, total),
-                *_what_was_counted(findings.site_counts.get(site.name)),
-                _numbered(falls.get(site.name, math.nan)),
-            ],
-            f"site-{site.index}",
-        )
-        for site in sites
-    ]
+    rows = []
+    for site in sites:
+        entries = _what_it_is(site, total)
+        entries += _what_was_counted(findings.site_counts.get(site.name))
+        entries.append(_numbered(falls.get(site.name, math.nan)))
+        rows.append(Row(entries, f"site-{site.index}"))
     caption = "In the order of execution; shares and rates in percent, accuracy lost in points"
     return Table("sites", caption, _SITE_COLUMNS, rows)
 
@@ -264,7 +231,7 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
     """A row for each cell, or for the first cells if there are more than `most`."""
     summary = findings.summary
     several = len({cell.checkpoint for cell in summary.cells}) > 1
-    top = any(not math.isnan(value) for value in summary["top5"].value)
+    top = not np.isnan(summary["top5"].value).all()
     columns = [
         Column("Site"),
         Column("Fault"),
@@ -286,10 +253,18 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
         entries = [Entry(cell.place), Entry(cell.fault), Entry(cell.rate_text, rate)]
         entries += [Entry(str(cell.checkpoint))] if several else []
         entries.append(_whole(int(summary.trials[index])))
-        entries += [_entry(summary["accuracy"], index), _value(summary["fall"], index)]
-        entries += [_entry(summary["sdc"], index)]
-        entries += [_value(summary[name], index) for name in ("critical_sdc", "masked")]
-        entries += [_value(summary["top5"], index)] if top else []
+        for name in (
+            "accuracy",
+            "fall",
+            "sdc",
+            "critical_sdc",
+            "masked",
+            *(["top5"] if top else []),
+        ):
+            part = summary[name]
+            value, low, high = part.value[index], part.low[index], part.high[index]
+            has_interval = name in ("accuracy", "sdc")
+            entries.append(_estimated(value, low, high) if has_interval else _numbered(value))
         entries.append(_small(summary["fault_rate"].value[index]))
         rows.append(Row([*entries, Entry(findings.states[index])]))
     left_out = len(summary.cells) - len(rows)
@@ -297,11 +272,3 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
     notes += [f"It has {counted(left_out, 'cell')} more, too."] if left_out else []
     caption = f"Estimates of each cell in percent, with {summary.confidence:g} % intervals"
     return Table("cells", caption, columns, rows, notes)
-
-
-def _value(estimate: Estimate, index: int) -> Entry:
-    return _numbered(estimate.value[index])
-
-
-def _entry(estimate: Estimate, index: int) -> Entry:
-    return _estimated(estimate.value[index], estimate.low[index], estimate.high[index])

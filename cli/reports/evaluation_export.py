@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -13,9 +12,8 @@ from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.fault_evaluation import CellResult, estimate
 from fxfault.cli.reports.evaluation_report import CONFIDENCE, Findings, Setting
-from fxfault.cli.terminal.outputs import inert
+from fxfault.cli.terminal.outputs import csv_text
 from fxfault.cli.terminal.process_setup import machine, versions
-from fxfault.cli.terminal.text import ten_digits
 from fxfault.experiment.applied_settings import applied
 from fxfault.passes import FrozenPart
 from fxfault.sites.site import FaultSite
@@ -140,46 +138,33 @@ def _all_statistics(results: Sequence[CellResult]) -> dict[str, Any] | None:
     if not parts:
         return None
     total = FaultStatistics(len(parts[0].layer_stats))
-    for part in parts:
-        total.merge(part)
-    return total.to_dict()
+    return functools.reduce(FaultStatistics.merge, parts, total).to_dict()
 
 
 def to_csv(findings: Findings) -> str:
     """A row for each result, in percent; sites struck alone come last, ranked."""
-    rows = [*findings.results, *(result for _, result in findings.ranked)]
-    runs = [f"run_{number}" for number in range(len(rows[0].runs))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_csv_row(rows[0]), *runs])
-    for row in rows:
-        writer.writerow([*_csv_row(row).values(), *map(_figure, row.runs)])
-    return text.getvalue()
+    return csv_text(map(_row, [*findings.results, *(result for _, result in findings.ranked)]))
 
 
-def _csv_row(result: CellResult) -> dict[str, Any]:
+def _row(result: CellResult) -> dict[str, Any]:
     entry = _common_entry(result)
-    figures = {key: _figure(entry[key]) for key in ("mean", "std", "degradation", "sdc_rate")}
     return {
         "layer": "all" if result.index is None else result.index,
-        "site": "" if result.index is None else inert(result.cell.place),
-        "probability": _figure(entry["probability"]),
-        "num_faults": _figure(entry["num_faults"]),
-        "baseline": _figure(result.baseline),
-        **figures,
+        "site": "" if result.index is None else result.cell.place,
+        "probability": entry["probability"],
+        "num_faults": entry["num_faults"],
+        "baseline": result.baseline,
+        **{key: entry[key] for key in ("mean", "std", "degradation", "sdc_rate")},
         **_ends("mean", entry["interval"]),
         **_ends("sdc_rate", entry["sdc_interval"]),
-        "injection_rate": _figure(entry["injection_rate"]),
+        "injection_rate": entry["injection_rate"],
+        **{f"run_{number}": accuracy for number, accuracy in enumerate(result.runs)},
     }
 
 
-def _ends(name: str, ends: Sequence[float] | None) -> dict[str, str]:
+def _ends(name: str, ends: Sequence[float] | None) -> dict[str, float | None]:
     low, high = ends or (None, None)
-    return {f"{name}_low": _figure(low), f"{name}_high": _figure(high)}
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else ten_digits(value)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def is_same_evaluation(old: Any, new: Any) -> bool:

@@ -11,8 +11,6 @@ from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.fault_evaluation import CellResult, estimate, rank
 from fxfault.cli.reports.campaign_report import standing_lines
 from fxfault.cli.terminal.text import (
-    and_more,
-    counted,
     figure,
     lined_up,
     mean_and_std,
@@ -25,6 +23,7 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.faults.fault_models import label_of
+from fxfault.messages import and_more, counted
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.sites.fault_sites import FaultSites
@@ -49,15 +48,11 @@ class Setting:
         command: the command line.
         experiment: the configuration with the changes of the command line.
         faults: the sites of the transformed model.
-        checkpoint: the weights.
-        facts: sizes of the data set, if they are known.
-        batches: the batches of the data set.
-        device: where the model runs.
         configs: the configuration with each of the rates, in the order of evaluation.
         num_runs: trials for each result.
         sweep: whether the command line gave a list of rates, perhaps of one.
         per_layer: whether each site is also struck alone.
-        frozen: what became of each quantised layer; None if the model is not frozen.
+        frozen: the results of freezing; None if the model is not frozen.
     """
 
     command: str
@@ -131,9 +126,8 @@ def announcement(setting: Setting, config: FaultInjectionConfig) -> str:
 def _rate_label(config: FaultInjectionConfig) -> str:
     """Write how often faults strike.
 
-    >>> _rate_label(FaultInjectionConfig(probability=10)), _rate_label(
-    ...     FaultInjectionConfig(num_faults=1))
-    ('10.0% fault probability', '1 fault per sample')
+    >>> _rate_label(FaultInjectionConfig(num_faults=1))
+    '1 fault per sample'
     """
     if config.faults is not None:
         return "the faults of the configuration"
@@ -205,12 +199,6 @@ def _layers_text(layers: Any) -> str:
     return f" (layers: {and_more(map(str, listed), _MOST_NAMED)})"
 
 
-def _rate_line(result: CellResult) -> str:
-    """How many elements faults hit in fact."""
-    hit, total = result.total("faults"), result.total("elements")
-    return f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
-
-
 def _interval_line(result: CellResult) -> str:
     """The intervals of the accuracy and the SDC rate; one run gives none for the accuracy."""
     summary = estimate([result], CONFIDENCE)
@@ -224,7 +212,9 @@ def _interval_line(result: CellResult) -> str:
 
 def _measured_lines(result: CellResult) -> list[str]:
     """Intervals and rates, and in mode `layer` the site that each trial struck."""
-    lines = [_interval_line(result), _rate_line(result)]
+    hit, total = result.total("faults"), result.total("elements")
+    realised = f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
+    lines = [_interval_line(result), realised]
     if result.run_layers is not None:
         lines.append(f"  Layer of each run: {', '.join(map(str, result.run_layers))}")
     return lines
@@ -270,29 +260,22 @@ def summary_lines(results: Sequence[CellResult]) -> list[str]:
 
 def ranking_lines(findings: Findings) -> list[str]:
     """The table of sites struck alone, the most vulnerable first."""
+    ranked = findings.ranked
     head = ["Rank", "Layer", "Accuracy", "Degradation (points)", f"{CONFIDENCE:g}%", "SDC", "Ranks"]
-    rows = [
-        [
-            str(site.rank),
-            str(result.index),
-            mean_and_std(result),
-            points(result.degradation),
-            "-"
-            if math.isnan(site.fall_low)
-            else f"{figure(site.fall_low)} to {figure(site.fall_high)}",
-            f"{figure(site.sdc)}%",
-            f"{site.rank_low}-{site.rank_high}",
-        ]
-        for site, result in findings.ranked
-    ]
+    rows = []
+    for site, result in ranked:
+        interval = f"{figure(site.fall_low)} to {figure(site.fall_high)}"
+        row = [str(site.rank), str(result.index), mean_and_std(result), points(result.degradation)]
+        row += ["-" if math.isnan(site.fall_low) else interval, f"{figure(site.sdc)}%"]
+        rows.append([*row, f"{site.rank_low}-{site.rank_high}"])
     title = "Layer Ranking (each struck alone, the most vulnerable first):"
     top, line, *lines = lined_up(head, rows)
-    names = [site.name for site, _ in findings.ranked]
+    names = [site.name for site, _ in ranked]
     named = [f" {text} | {name}" for text, name in zip(lines, names, strict=True)]
     end = f"{CONFIDENCE:g}%: interval of the degradation; Ranks: where the layer may stand"
-    if any(len(result.runs) < 2 for _, result in findings.ranked):
+    if any(len(result.runs) < 2 for _, result in ranked):
         end += f"; {_ONE_RUN}"
-    standing = standing_lines([site for site, _ in findings.ranked])
+    standing = standing_lines([site for site, _ in ranked])
     return [title, f" {top} | Site", f"{line}-------", *named, f"({end})", *standing]
 
 

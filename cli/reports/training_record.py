@@ -27,17 +27,15 @@ _PACKAGES = ("fxfault", "torch", "brevitas", "lightning", "torchvision", "numpy"
 
 @dataclass(kw_only=True)
 class TrainingRecord:
-    """What is known of a run before it ends.
+    """The facts about a run before it ends.
 
     Attributes:
         command: the command line.
         repeat: a command line that repeats the run.
         start: path and SHA-256 of the weights that training starts from; None if they are random.
-        config: the configuration, with its seeds.
-        device: where the network is trained.
         devices: number of processes.
         sessions: command and times of each earlier session of the run.
-        started: start of this session, in seconds since the epoch of `time.time`.
+        started: start of this session, as `time.time` gives it.
     """
 
     command: str

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from fxfault.cli.terminal.text import counted, percent
+from fxfault.cli.terminal.text import lined_up, percent
 from fxfault.config.curriculum import EpochPlan, epoch_plan
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.experiment.sections import ExperimentConfig
+from fxfault.messages import counted
 from fxfault.sites.fault_sites import FaultSites
+from fxfault.training.batch_norm import batch_norms
 from fxfault.training.optimizers import learning_rate
-
-if TYPE_CHECKING:
-    from fxfault.training.run import TrainingResult
+from fxfault.training.run import TrainingResult
+from fxfault.training.run_folder import CALIBRATED
 
 # In a plan of more epochs, those with the same faults share a line.
 LONGEST_PLAN = 20
@@ -23,6 +24,8 @@ _SHOWN_GROUPS = 16
 
 # Percentage points by which the accuracy under faults may be the higher one by chance.
 _ODDLY_BETTER = 1.0
+
+_settings = attrgetter("probability", "step_interval", "epoch_interval", "injection_type")
 
 
 def start_lines(
@@ -34,10 +37,9 @@ def start_lines(
     beginning: str,
     folder: str | None,
 ) -> list[str]:
-    """Say what is trained, on which data, and under which faults.
+    """Say what is trained, on which data (so many samples in each split), and under which faults.
 
-    `sites` is None without faults, and `folder` if nothing is written; `sizes` are numbers of
-    samples for training, validation and test.
+    `sites` is None without faults, and `folder` if nothing is written.
     """
     assert config.dataset is not None
     assert config.model is not None
@@ -100,47 +102,25 @@ def _epochs(config: ExperimentConfig) -> str:
 # -- the plan -------------------------------------------------------------------------------
 
 
-@dataclass
-class _Group:
-    """Consecutive epochs with the same faults."""
-
-    plans: list[EpochPlan] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-
-
 def plan_lines(config: ExperimentConfig) -> list[str]:
     """A table of what happens in each epoch, from 0; in a long plan, epochs share lines."""
     epochs = config.training.epochs
     plans = [epoch_plan(config.fault_injection, epoch) for epoch in range(epochs)]
-    groups: list[_Group] = []
-    for plan in plans:
-        known = groups[-1].plans[0] if groups and epochs > LONGEST_PLAN else None
-        if known is None or _settings(known) != _settings(plan):
-            groups.append(_Group())
-        groups[-1].plans.append(plan)
-        groups[-1].rates.append(learning_rate(config, plan.epoch))
+    same = _settings if epochs > LONGEST_PLAN else attrgetter("epoch")
+    groups = [list(group) for _, group in groupby(plans, same)]
     rows = [_plan_row(config, group) for group in groups]
     if len(rows) > LONGEST_PLAN:
-        left = sum(len(group.plans) for group in groups[_SHOWN_GROUPS:-2])
+        left = sum(map(len, groups[_SHOWN_GROUPS:-2]))
         gap = (f"({left} more)", *("..." for _ in rows[0][1:]))
         rows = [*rows[:_SHOWN_GROUPS], gap, *rows[-2:]]
     heads = ("Epoch", "Learning rate", "Probability", "step_interval", "Type", "Noisy")
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in [heads, *rows]
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    return lined_up(heads, rows, gap="  ")
 
 
-def _settings(plan: EpochPlan) -> tuple[Any, ...]:
-    return plan.probability, plan.step_interval, plan.epoch_interval, plan.injection_type
-
-
-def _plan_row(config: ExperimentConfig, group: _Group) -> tuple[str, ...]:
-    first, last = group.plans[0], group.plans[-1]
+def _plan_row(config: ExperimentConfig, plans: Sequence[EpochPlan]) -> tuple[str, ...]:
+    first, last = plans[0], plans[-1]
     span = f"{first.epoch}" if first is last else f"{first.epoch}-{last.epoch}"
-    start, final = (f"{group.rates[i]:.3g}" for i in (0, -1))
+    start, final = (f"{learning_rate(config, plan.epoch):.3g}" for plan in (first, last))
     rates = start if start == final else f"{start} to {final}"
     faults = config.fault_injection
     if not faults.enabled or faults.apply_during == "eval":
@@ -150,7 +130,7 @@ def _plan_row(config: ExperimentConfig, group: _Group) -> tuple[str, ...]:
     if first.several:
         rate, name = "-", "; ".join(map(str, first.entries))
     values = rate, f"{first.step_interval:g}", str(name)
-    return span, rates, *values, _noisy(group.plans)
+    return span, rates, *values, _noisy(plans)
 
 
 def _noisy(plans: Sequence[EpochPlan]) -> str:
@@ -184,8 +164,6 @@ def result_lines(
     config: ExperimentConfig, result: TrainingResult, folder: Path, again: str
 ) -> list[str]:
     """Say what the training reached, and with which weights; `again` is how to resume it."""
-    from fxfault.training.run_folder import CALIBRATED
-
     lines = []
     which = "last epoch's weights"
     if result.best is not None:
@@ -213,8 +191,6 @@ def result_lines(
 
 def _has_noisy_statistics(result: TrainingResult, faulty: float) -> bool:
     """Whether batch norms make the network worse without faults than under them."""
-    from fxfault.training.batch_norm import batch_norms
-
     if result.calibrated or faulty <= result.test_accuracy + _ODDLY_BETTER:
         return False
     return bool(batch_norms(result.network))

@@ -6,10 +6,11 @@ Nothing heavy is imported here, so that `--help` and a bad flag answer at once.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +19,7 @@ from fxfault.errors import ConfigError
 from fxfault.files.access import expanded
 from fxfault.messages import nearest
 
-_Value = TypeVar("_Value")
+_Number = TypeVar("_Number", int, float)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -32,12 +33,11 @@ class OneLineParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.add_argument(
-            "--traceback",
-            action="store_true",
-            help="show where an error comes from, for instance in your own network "
-            "(or set FXFAULT_TRACEBACK=1)",
+        text = (
+            "show where an error comes from, for instance in your own network "
+            "(or set FXFAULT_TRACEBACK=1)"
         )
+        self.add_argument("--traceback", action="store_true", help=text)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line, or end the program with status 2."""
@@ -72,73 +72,49 @@ class OneLineParser(argparse.ArgumentParser):
 # -- types of values ------------------------------------------------------------------------
 
 
-def percentage(text: str) -> float:
-    """Read a probability in percent.
+def _number(
+    kind: Callable[[str], _Number], is_allowed: Callable[[_Number], bool], allowed: str
+) -> Callable[[str], _Number]:
+    """The type of an option whose value is a number."""
 
-    >>> percentage("1e-3")
-    0.001
-    """
-    return _number(text, lambda value: 0 <= value <= 100, "a number from 0 to 100 (percent)")
-
-
-def margin(text: str) -> float:
-    """Read the half width of an interval in percentage points."""
-    allowed = "a number above 0 and up to 50 (percentage points)"
-    return _number(text, lambda value: 0 < value <= 50, allowed)
-
-
-def confidence(text: str) -> float:
-    """Read the confidence of an interval in percent."""
-    allowed = "a number from 50 to 99.999 (percent)"
-    return _number(text, lambda value: 50 <= value <= 99.999, allowed)
-
-
-def seconds(text: str) -> float:
-    """Read a time limit in seconds."""
-    allowed = "a number of seconds above 0, up to 10000000"
-    return _number(text, lambda value: 0 < value <= 1e7, allowed)
-
-
-def gpus(text: str) -> float:
-    """Read a number of GPUs, which may be a fraction."""
-    return _number(text, lambda value: 0 <= value <= 1024, "a number from 0 to 1024")
-
-
-def _number(text: str, is_allowed: Callable[[float], bool], allowed: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not is_allowed(value):  # A NaN never is.
+    def read(text: str) -> _Number:
+        with suppress(ValueError):
+            value = kind(text)
+            if is_allowed(value):  # A NaN never is.
+                return value
         raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
-    return value
+
+    return read
 
 
-def percentages(text: str) -> tuple[float, ...]:
-    """Read probabilities in percent, separated by commas.
+percentage = _number(float, lambda x: 0 <= x <= 100, "a number from 0 to 100 (percent)")
+margin = _number(float, lambda x: 0 < x <= 50, "a number above 0 and up to 50 (percentage points)")
+confidence = _number(float, lambda x: 50 <= x <= 99.999, "a number from 50 to 99.999 (percent)")
+seconds = _number(float, lambda x: 0 < x <= 1e7, "a number of seconds above 0, up to 10000000")
+gpus = _number(float, lambda x: 0 <= x <= 1024, "a number from 0 to 1024")
+count = _number(int, lambda x: x >= 1, "an integer of at least 1")
+_fault_count = _number(int, lambda x: 0 <= x < 2**31, "a whole number from 0")
 
-    >>> percentages("0, 0.5, 10")
-    (0.0, 0.5, 10.0)
+
+def seed(text: str) -> int:
+    """Read the seed of the faults."""
+    from fxfault.config.fault_injection import MAX_SEED
+
+    return _number(int, lambda x: 0 <= x <= MAX_SEED, "an integer from 0 to 2**63 - 1")(text)
+
+
+def _several(text: str, read: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    """Read different numbers, separated by commas.
+
+    >>> percentages("0, 0.5, 10"), fault_counts("1, 2,4")
+    ((0.0, 0.5, 10.0), (1, 2, 4))
     >>> percentages("0,,5")
     Traceback (most recent call last):
     ...
     argparse.ArgumentTypeError: item 2 of 3: '' is not a number from 0 to 100 (percent)
     """
-    return _several(text, percentage)
-
-
-def fault_counts(text: str) -> tuple[int, ...]:
-    """Read numbers of faults, separated by commas.
-
-    >>> fault_counts("1, 2,4")
-    (1, 2, 4)
-    """
-    return _several(text, lambda item: _integer(item, 0, 2**31 - 1, "a whole number from 0"))
-
-
-def _several(text: str, read: Callable[[str], _Value]) -> tuple[_Value, ...]:
     items = [item.strip() for item in text.split(",")]
-    values: list[_Value] = []
+    values: list[_Number] = []
     for number, item in enumerate(items, start=1):
         where = f"item {number} of {len(items)}"
         try:
@@ -151,9 +127,8 @@ def _several(text: str, read: Callable[[str], _Value]) -> tuple[_Value, ...]:
     return tuple(values)
 
 
-def count(text: str) -> int:
-    """Read an integer of at least 1."""
-    return _integer(text, 1, math.inf, "an integer of at least 1")
+percentages = partial(_several, read=percentage)
+fault_counts = partial(_several, read=_fault_count)
 
 
 def memory(text: str) -> int:
@@ -173,23 +148,6 @@ def memory(text: str) -> int:
             f"{text!r} is not an amount of memory, such as 512M, 2G or 0"
         )
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-
-
-def seed(text: str) -> int:
-    """Read the seed of the faults."""
-    from fxfault.config.fault_injection import MAX_SEED
-
-    return _integer(text, 0, MAX_SEED, "an integer from 0 to 2**63 - 1")
-
-
-def _integer(text: str, least: int, most: float, allowed: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
-    return value
 
 
 def layers(text: str) -> list[str | int]:
@@ -243,16 +201,6 @@ def checkpoint(text: str) -> str:
     return text
 
 
-def folder(text: str) -> Path:
-    """Read the path of a folder."""
-    return _check_path(text, "a folder")
-
-
-def file(text: str) -> Path:
-    """Read the path of a file."""
-    return _check_path(text, "a file")
-
-
 def _check_path(text: str, what: str) -> Path:
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of {what}")
@@ -262,40 +210,29 @@ def _check_path(text: str, what: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+folder = partial(_check_path, what="a folder")
+file = partial(_check_path, what="a file")
+
+
 # -- options that several commands have -----------------------------------------------------
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config`, which must be given."""
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="configuration file, or the name of a bundled one, such as digits",
-    )
+    text = "configuration file, or the name of a bundled one, such as digits"
+    parser.add_argument("--config", required=True, metavar="FILE", help=text)
 
 
 def add_layer(group: argparse._ActionsContainer, more: str = "") -> None:
     """Add `--layer`, with more text at the end of its help."""
-    group.add_argument(
-        "--layer",
-        type=layers,
-        action="extend",
-        metavar="SITE,...",
-        help="select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated"
-        + more,
-    )
+    text = "select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated" + more
+    group.add_argument("--layer", type=layers, action="extend", metavar="SITE,...", help=text)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
     """Add `--device`."""
-    group.add_argument(
-        "--device",
-        type=device,
-        default="auto",
-        metavar="NAME",
-        help="auto, cpu, cuda or cuda:N (default: auto, which takes CUDA if there is a GPU)",
-    )
+    text = "auto, cpu, cuda or cuda:N (default: auto, which takes CUDA if there is a GPU)"
+    group.add_argument("--device", type=device, default="auto", metavar="NAME", help=text)
 
 
 def add_no_progress(group: argparse._ActionsContainer) -> None:
@@ -306,32 +243,23 @@ def add_no_progress(group: argparse._ActionsContainer) -> None:
 def add_speed_options(group: argparse._ActionsContainer) -> None:
     """Add the options that make trials faster or slower and leave their results the same."""
     add = group.add_argument
-    add(
-        "--cache-memory",
-        type=memory,
-        metavar="SIZE",
-        help="memory of a machine for activations of the fault-free run, such as 512M or 2G; "
+    text = (
+        "memory of a machine for activations of the fault-free run, such as 512M or 2G; "
         "trials start from them, or from the data if SIZE is 0 (default: a quarter of the free "
-        "memory)",
+        "memory)"
     )
-    add(
-        "--no-freeze",
-        dest="freeze",
-        action="store_false",
-        help="quantise the weights again in each batch (slower)",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="use torch.compile for trials that change nearly everything, if it and a C++ compiler "
+    add("--cache-memory", type=memory, metavar="SIZE", help=text)
+    text = "quantise the weights again in each batch (slower)"
+    add("--no-freeze", dest="freeze", action="store_false", help=text)
+    text = (
+        "use torch.compile for trials that change nearly everything, if it and a C++ compiler "
         "work, the outputs are the same bit for bit, and it is faster; compiling takes up to a "
-        "minute",
+        "minute"
     )
-    add(
-        "--verify",
-        type=percentage,
-        metavar="PERCENT",
-        help="run this share of the batches again, in full and without compiled code, and stop if "
+    add("--compile", action="store_true", help=text)
+    text = (
+        "run this share of the batches again, in full and without compiled code, and stop if "
         "predictions differ; 0 for none (default: one batch with struck samples in the first trial "
-        "of each cell, or in a later one if it would take more than 2%% of the time so far)",
+        "of each cell, or in a later one if it would take more than 2%% of the time so far)"
     )
+    add("--verify", type=percentage, metavar="PERCENT", help=text)

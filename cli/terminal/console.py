@@ -34,10 +34,6 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
     An error that the user can fix, or one in the user's network or data set, ends with status 2. A
     bug in fxfault also does, with a line that says so. `--traceback` shows where an error comes
     from.
-
-    Args:
-        command: a function that takes the parsed arguments and returns the exit status.
-        arguments: the parsed command line.
     """
     _open_streams()
     try:
@@ -82,7 +78,6 @@ def error_line(text: str) -> str:
 
 
 def _ended_by(error: BaseException, with_traceback: bool) -> int:
-    """Report an error; returns the exit status."""
     if _is_of_output(error):
         _give_up(sys.stdout)
         if isinstance(error, BrokenPipeError):  # The reader (`| head`) has seen enough.
@@ -145,7 +140,7 @@ def _open_nothing(number: int) -> None:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Let what is in the buffer go nowhere, or Python fails to write it at its end: status 120."""
+    """Discard the buffer; otherwise Python fails to write it at its end, with status 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fxfault.campaign.records.store_files import part_of, store_of
+from fxfault.cli.terminal.text import ten_digits
 from fxfault.errors import ConfigError
 from fxfault.files.access import write_atomically
 from fxfault.messages import reason_of
@@ -20,12 +23,9 @@ from fxfault.messages import reason_of
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that can be written, as far as that can be known beforehand.
+    """A file, named by an option (`flag`), that can be written as far as one can know beforehand.
 
-    Attributes:
-        flag: the command line option that names it.
-        path: the path as messages show it; a relative path stays relative to the folder that the
-            process is in when this object is made.
+    A relative path stays relative to the folder that the process is in when this object is made.
     """
 
     flag: str
@@ -99,13 +99,11 @@ class OutputFile:
 class NumberedFile(OutputFile):
     """A JSON file with a default name, which replaces no file that holds something else.
 
-    If its name is taken, it becomes NAME_2, NAME_3 and so on.
+    If its name is taken, it becomes NAME_2, NAME_3 and so on. The names of `others` are taken.
 
     Attributes:
-        path: the first name to try.
-        may_replace: a function of an old and a new JSON document, whether the new one may replace
-            the old one.
-        others: other output files; their names are taken.
+        may_replace: a function that tells of an old and a new JSON document whether the new one
+            may replace the old one.
     """
 
     may_replace: Callable[[Any, Any], bool]
@@ -162,11 +160,9 @@ class NumberedFile(OutputFile):
 
 
 def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Path]) -> None:
-    """Check that no output is an input or another output.
+    """Check that no output is an input (by its name in messages) or another output.
 
-    Args:
-        outputs: the files to be written.
-        inputs: the files to be read, by what they are; `store` means all files of that store.
+    The input `store` means all files of that store.
     """
     seen: list[OutputFile] = []
     for output in outputs:
@@ -184,14 +180,31 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
         seen.append(output)
 
 
-def inert(value: Any) -> Any:
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows with the same keys as CSV; a list of names becomes one field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(map(_field, row.values()))
+    return text.getvalue()
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, float):
+        return ten_digits(value)
+    return _inert(";".join(value) if isinstance(value, list) else value)
+
+
+def _inert(value: Any) -> Any:
     """Make a value safe for a CSV file, so that no spreadsheet reads a text as a formula.
 
     Names of sites, faults and files come from others. A text that begins like a formula gets an
     apostrophe in front, which spreadsheets read as the mark of a text.
 
-    >>> inert("=1+1"), inert("features.2"), inert(-1.5)
-    ("'=1+1", 'features.2', -1.5)
+    >>> _inert("=1+1"), _inert("features.2"), _inert(-1)
+    ("'=1+1", 'features.2', -1)
     """
     is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if is_formula else value

@@ -30,13 +30,9 @@ def let_threads_sleep() -> None:
 
 
 def fit_threads(operations: int, device: torch.device) -> None:
-    """Use one thread if a batch is little work, unless the user chose a number.
+    """Use one thread if a batch has few operations (multiply-adds), unless the user chose a number.
 
     On a machine with other work, two threads made a small network 20 times slower.
-
-    Args:
-        operations: multiply-adds of a batch, as `try_model` counts them.
-        device: where the network runs.
     """
     import torch
 

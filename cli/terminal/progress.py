@@ -23,25 +23,15 @@ class Progress:
         self._bar: Any = None
 
     def start(self, total: int, unit: str = " samples") -> None:
-        """Show the bar.
-
-        Args:
-            total: number of units, such as the samples of all trials.
-            unit: name of a unit, with a space in front.
-        """
+        """Show the bar of so many units; the name of the unit has a space in front."""
         if not self.visible:
             return
         try:
             from tqdm import tqdm
         except ImportError:  # Without the extra `cli` there is no bar.
             return
-        self._bar = tqdm(
-            total=total,
-            unit=unit,
-            unit_scale=unit == " samples",
-            leave=False,
-            dynamic_ncols=True,
-        )
+        scaled = unit == " samples"
+        self._bar = tqdm(total=total, unit=unit, unit_scale=scaled, leave=False, dynamic_ncols=True)
 
     def advance(self, units: int) -> None:
         """Move the bar, for instance by the samples of a batch."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from fxfault.messages import aligned
 
 if TYPE_CHECKING:
     from fxfault.campaign.fault_evaluation import CellResult
 
 NOTHING = "-"
-_MOST_NAMED = 10
 
 
 def figure(value: float, decimals: int = 2) -> str:
@@ -34,15 +35,6 @@ def with_interval(value: float, low: float, high: float) -> str:
     if math.isnan(low) or math.isnan(high):
         return figure(value)
     return f"{figure(value)} [{figure(low)}, {figure(high)}]"
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things.
-
-    >>> counted(1, "cell"), counted(1200, "trial")
-    ('1 cell', '1,200 trials')
-    """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -70,40 +62,19 @@ def ten_digits(value: float) -> str:
     return format(value, ".10g")
 
 
-def and_more(names: Iterable[str], most: int = _MOST_NAMED) -> str:
-    """Name some things, and count the rest.
-
-    >>> and_more(["a", "b", "c", "d"], most=2), and_more(["a", "b"])
-    ('a, b and 2 more', 'a, b')
-    """
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
-def lined_up(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
-    r"""Write a table with columns that line up.
+def lined_up(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0, gap: str = " | "
+) -> list[str]:
+    r"""Write a table with a head; so many columns, from the first, are flush left.
 
     >>> print("\n".join(lined_up(["Site", "SDC"], [["stem", "1.00"], ["a", "12.00"]], left=1)))
     Site |   SDC
     ------------
     stem |  1.00
     a    | 12.00
-
-    Args:
-        head: the heads of the columns.
-        rows: the texts of each row, one for each column.
-        left: how many columns, from the first, are flush left.
     """
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        " | ".join(
-            text.ljust(width) if place < left else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]
-    return [lines[0], "-" * (sum(widths) + 3 * (len(widths) - 1)), *lines[1:]]
+    top, *lines = aligned([head, *rows], range(left, len(head)), gap)
+    return [top, "-" * max(map(len, [top, *lines])), *lines]
 
 
 def percent(value: float, decimals: int = 1) -> str:

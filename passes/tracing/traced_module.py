@@ -85,7 +85,7 @@ class TracedModule(Transformed, GraphModule):
         kind: Any = type(self)
         train_graph = self.__dict__.get("train_graph")
         evaluate = kind.forward
-        train = evaluate if train_graph is None else _compile(train_graph)
+        train = evaluate if train_graph is None else compile_graph(train_graph)
 
         def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
             graph = train if self.training else evaluate
@@ -296,10 +296,11 @@ def _own_class(kind: type) -> type:
     return class_from(kind.__bases__, kind)
 
 
-def _compile(graph: Graph) -> Callable[..., Any]:
+def compile_graph(graph: Graph, name: str = "<train graph>") -> Callable[..., Any]:
+    """The forward that a graph generates; `name` stands for its file in tracebacks."""
     code = graph.python_code("self")
     namespace = dict(code.globals)
-    exec(compile(code.src, "<train graph>", "exec"), namespace)
+    exec(compile(code.src, name, "exec"), namespace)
     return namespace["forward"]
 
 
