@@ -324,8 +324,7 @@ def add_speed_options(group: argparse._ActionsContainer) -> None:
         "--compile",
         action="store_true",
         help="use torch.compile for trials that change nearly everything, if it and a C++ compiler "
-        "work, the outputs are the same bit for bit, and it is faster; compiling takes up to a "
-        "minute",
+        "work and the outputs are the same bit for bit; compiling takes up to a minute",
     )
     add(
         "--verify",

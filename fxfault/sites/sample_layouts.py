@@ -32,9 +32,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxfault.faults.bits import same_bits
 from fxfault.faults.layouts import CONSTANT, Arrangement
 from fxfault.faults.random_numbers import counter_hash, stream_key, uniform_int63, uniform_open
-from fxfault.sites.live_values import SampleRows, gather, same_bits
+from fxfault.sites.live_values import SampleRows, gather
 from fxfault.sites.measuring import armed_at_zero
 from fxfault.sites.site import FaultSite
 
