@@ -19,7 +19,7 @@ import fxfault
 from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError
 from fxfault.evaluation import FullRunner, IncrementalRunner
 from fxfault.evaluation.full import verification
-from fxfault.evaluation.incremental import golden_cache
+from fxfault.evaluation.incremental import golden_cache, packs
 from fxfault.evaluation.incremental import runner as incremental
 from fxfault.evaluation.incremental.batch_independence import INFLUENCE, PLACE, independence
 from fxfault.evaluation.incremental.free_memory import free_memory
@@ -78,8 +78,8 @@ def counted(runner: IncrementalRunner, monkeypatch: pytest.MonkeyPatch) -> list[
         sizes.append(len(leaf))
         return original(model, segments, number, state)
 
-    original = incremental.advance
-    monkeypatch.setattr(incremental, "advance", advance)
+    original = packs.advance
+    monkeypatch.setattr(packs, "advance", advance)
     return sizes
 
 

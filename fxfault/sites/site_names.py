@@ -1,0 +1,52 @@
+"""Select sites by their names and indices."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from fxfault.errors import SiteError
+from fxfault.messages import nearest
+
+
+def indices_of(
+    layers: str | int | Iterable[str | int] | None, names: Sequence[str], where: str = "layers"
+) -> list[int]:
+    """Return the indices of the sites that patterns and indices select; None selects all.
+
+    >>> indices_of(["layer1.*", 0], ["stem", "layer1.0", "layer1.1", "head"])
+    [0, 1, 2]
+
+    Args:
+        layers: shell-style patterns and indices.
+        names: names of all sites, in the order of execution.
+        where: what the message calls `layers`.
+
+    Raises:
+        SiteError: a pattern or index matches no site.
+    """
+    places = range(len(names))
+    if layers is None:
+        return list(places)
+    chosen: set[int] = set()
+    for item in [layers] if isinstance(layers, (str, int)) else layers:
+        if isinstance(item, int):
+            found = [item] if item in places else []
+        else:
+            found = [i for i in places if fnmatch.fnmatchcase(names[i], item)]
+        if not found:
+            hint = nearest(str(item), names)
+            raise SiteError(f"{where}: {item!r} matches no site{hint}; {listed(names)}")
+        chosen.update(found)
+    return sorted(chosen)
+
+
+def listed(names: Sequence[str]) -> str:
+    """List the first sites, as the end of a message.
+
+    >>> listed(["stem", "head"])
+    'the 2 sites are: 0 stem, 1 head'
+    """
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    shown = ", ".join(f"{i} {name}" for i, name in enumerate(names[:12]))
+    return f"the {len(names)} sites are: {shown}{more}"
