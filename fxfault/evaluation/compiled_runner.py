@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -103,7 +103,6 @@ class CompiledRunner:
         self._backend = backend
         self._compilation: Compilation | None = None
         self._golden: Predictions | None = None
-        self._sizes: list[int] = []
 
     @property
     def why_full(self) -> str | None:
@@ -111,51 +110,39 @@ class CompiledRunner:
         return self.runner.why_full
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.golden`; the first call compiles.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-        """
+        """See `Runner.golden`; the first call compiles."""
         golden = self.runner.golden(on_batch)
         if golden is not self._golden:  # The first call, or parameters have changed.
             self._golden = golden
-            self.why_not = self._try()
+            self.why_not = self._try(len(golden.labels))
             self.say(self.why_not or USED)
         return golden
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.run`.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-            FxFaultError: a batch has other predictions without compiled code (`verify`).
-            SiteError: values that were hit are not codes.
-        """
-        self.golden()
-        if self.why_not is not None or not self._is_worthwhile():
+        """See `Runner.run`."""
+        sizes = self.golden().sizes
+        numbers = sample_numbers(self.faults.clock, sizes)
+        if self.why_not is not None or not self._is_worthwhile(sizes, numbers):
             return self.runner.run(on_batch)
         started = time.perf_counter()
         with self._compiled_code():
             made = self._full.run(on_batch)
         self._verification.note(time.perf_counter() - started)
         assert made.struck is not None
-        self._verification.check(self._sizes, self._numbers(), made.top, made.struck)
+        self._verification.check(sizes, numbers, made.top, made.struck)
         return made
 
-    def _is_worthwhile(self) -> bool:
+    def _is_worthwhile(self, sizes: Sequence[int], numbers: torch.Tensor) -> bool:
         """Whether compiled code evaluates under the faults that are set now; see the module."""
         if isinstance(self.runner, FullRunner) or self.why_full is not None:
             return True
-        numbers, sites = self._numbers(), len(self.faults)
+        sites = len(self.faults)
         first = torch.full(numbers.shape, sites)
-        for site, hit in samples_hit_by_site(self.model, numbers, self._sizes):
+        for site, hit in samples_hit_by_site(self.model, numbers, sizes):
             first[hit] = first[hit].clamp(max=site.index)
         return bool((sites - first).sum() >= LEAST_SHARE * sites * len(numbers))
 
-    def _numbers(self) -> torch.Tensor:
-        return sample_numbers(self.faults.clock, self._sizes)
-
-    def _try(self) -> str | None:
+    def _try(self, samples: int) -> str | None:
         """Compile, once, and return why the code is not used, as a sentence; None if it is."""
         inputs = next(inputs for inputs, _ in self.loader).to(self.device)
         if self._compilation is None:
@@ -168,14 +155,13 @@ class CompiledRunner:
         if other == 0:
             return None
         return (
-            f"compiled code is not used: without faults, {other} of {sum(self._sizes)} samples get "
-            "other outputs than without torch.compile, which rounds in another way"
+            f"compiled code is not used: without faults, {other} of {samples} samples get other "
+            "outputs than without torch.compile, which rounds in another way"
         )
 
     def _other_outputs(self) -> int:
         """The number of samples whose outputs without faults differ in any bit."""
         other = 0
-        self._sizes = []
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
             for images, labels in self.loader:
                 inputs, size = images.to(self.device), len(labels)
@@ -184,7 +170,6 @@ class CompiledRunner:
                     with self._compiled_code():
                         found = scores_of(self.model(inputs), size)
                 other += int((~equal_samples(found, expected, SampleRows(0, 1))).sum())
-                self._sizes.append(size)
         return other
 
     @contextmanager

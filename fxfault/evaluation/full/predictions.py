@@ -41,12 +41,14 @@ class Predictions:
             faults. All samples count as hit if hardware units are broken (`hw_mask`) at a site
             that a container calls by its own code.
         classes: number of classes that the model scores; None if unknown.
+        sizes: number of samples in each batch.
     """
 
     top: Tensor
     labels: Tensor
     struck: Tensor | None = None
     classes: int | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def correct(self) -> int:
@@ -65,6 +67,7 @@ def predict(
     device: torch.device | str = "cpu",
     on_batch: OnBatch | None = None,
     faults: FaultSites | None = None,
+    forward: Callable[[int, Tensor], Any] | None = None,
 ) -> Predictions:
     """Run a network over a data set.
 
@@ -77,30 +80,34 @@ def predict(
         device: the device of the model.
         on_batch: called after each batch.
         faults: sites that number their samples from 0 in this pass; by default they count on.
+        forward: runs the batch of a given number in place of `model`.
 
     Raises:
         DataError: there is no sample, the scores have another shape, or the labels are not
             classes.
     """
-    top, labels, done, classes = [], [], 0, 0
+    top, labels, sizes, done, classes = [], [], [], 0, 0
     # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
     with in_eval_mode(model), torch.no_grad():
-        for inputs, given in loader:
+        for number, (inputs, given) in enumerate(loader):
             right = labels_of(given, done)
             numbered: AbstractContextManager[None] = nullcontext()
             if faults is not None:
                 numbered = faults.samples(sample_numbers(faults.clock, [len(right)], done))
             with numbered:
-                scores = scores_of(model(inputs.to(device)), len(right))
+                moved = inputs.to(device)
+                output = model(moved) if forward is None else forward(number, moved)
+                scores = scores_of(output, len(right))
                 top.append(ranked(scores))
             classes = scores.shape[1]
             labels.append(labels_of(right, done, classes))
+            sizes.append(len(right))
             done += len(right)
             if on_batch is not None:
                 on_batch(len(right))
     if done == 0:
         raise DataError("accuracy: the data has no sample")
-    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), classes=classes)
+    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), None, classes, tuple(sizes))
 
 
 def sample_numbers(clock: FaultClock, sizes: Sequence[int], done: int = 0) -> Tensor:

@@ -41,12 +41,22 @@ class Runner(Protocol):
         """
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
-        """Evaluate without faults; the result is kept until parameters change."""
+        """Evaluate without faults; the result is kept until parameters change.
+
+        Raises:
+            DataError: there is no sample, or the model returns no scores.
+        """
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
         """Evaluate under the faults that `model.faults` is set to.
 
         Samples are numbered from 0, and the count of the model's own forwards does not move.
+
+        Raises:
+            DataError: there is no sample, or the model returns no scores.
+            FxFaultError: a repeated batch has other predictions; see
+                `fxfault.evaluation.full.verification`.
+            SiteError: values that were hit are not codes.
         """
 
 
@@ -92,11 +102,7 @@ class FullRunner:
         self._measured = False
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.golden`.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-        """
+        """See `Runner.golden`."""
         state = state_of(self.model)
         if self._golden is None or self._state != state:
             self._measure()
@@ -107,25 +113,13 @@ class FullRunner:
         return self._golden
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.run`.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-            SiteError: values that were hit are not codes.
-        """
+        """See `Runner.run`."""
         if not self._measured:
             self._measure()
-        sizes: list[int] = []
-
-        def note(samples: int) -> None:
-            sizes.append(samples)
-            if on_batch is not None:
-                on_batch(samples)
-
-        made = predict(self.model, self.loader, self.device, note, self.faults)
+        made = predict(self.model, self.loader, self.device, on_batch, self.faults)
         self.faults.check()
-        numbers = sample_numbers(self.faults.clock, sizes)
-        return replace(made, struck=samples_hit_anywhere(self.model, numbers, sizes))
+        numbers = sample_numbers(self.faults.clock, made.sizes)
+        return replace(made, struck=samples_hit_anywhere(self.model, numbers, made.sizes))
 
     def _measure(self) -> None:
         """See which elements of each activation belong to which sample."""

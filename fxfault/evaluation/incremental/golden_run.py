@@ -18,13 +18,7 @@ from torch.nn.modules import module as torch_hooks
 
 from fxfault.errors import DataError
 from fxfault.evaluation.full.model_state import modules_of, own_forwards, state_of
-from fxfault.evaluation.full.predictions import (
-    OnBatch,
-    Predictions,
-    labels_of,
-    ranked,
-    scores_of,
-)
+from fxfault.evaluation.full.predictions import OnBatch, Predictions, predict, scores_of
 from fxfault.evaluation.incremental.batch_independence import (
     Independence,
     independence,
@@ -65,7 +59,6 @@ class GoldenRun:
         mixing: whether samples may influence each other, so that any may change.
         pack_sizes: sizes of the batches that struck samples may be put into, ascending.
         layouts: layouts of the sites for which it is known which samples they strike.
-        sizes: number of samples in each batch.
         alone: batches that stay whole anyway, as batches of their size round differently.
         predictions: predictions for the data, set at the end of the run.
     """
@@ -77,14 +70,13 @@ class GoldenRun:
     mixing: bool
     pack_sizes: tuple[int, ...]
     layouts: dict[str, Layout]
-    sizes: list[int] = field(default_factory=list)
     alone: set[int] = field(default_factory=set)
     predictions: Predictions = field(init=False)
 
     @property
     def offsets(self) -> list[int]:
         """Number of the first sample of each batch, followed by the number of all samples."""
-        return [0, *itertools.accumulate(self.sizes)]
+        return [0, *itertools.accumulate(self.predictions.sizes)]
 
 
 def why_never_incremental(model: nn.Module) -> str | None:
@@ -212,25 +204,17 @@ def _go_through(
     on_batch: OnBatch | None,
 ) -> None:
     """Run all batches, and note their predictions and states."""
-    top, labels = [], []
     agree: dict[int, bool] = {}
-    for number, (images, given) in enumerate(loader):
-        inputs, done = images.to(device), sum(golden.sizes)
-        right = labels_of(given, done)
-        with faults_of(model).samples(torch.arange(len(right))):
-            if len(right) not in agree:
-                agree[len(right)] = not agree or _agrees(model, inputs, golden, len(agree))
-            if not agree[len(right)]:
-                golden.alone.add(number)
-            output = _golden_batch(model, inputs, number, golden)
-        scores = scores_of(output, len(right))
-        top.append(ranked(scores))
-        labels.append(labels_of(right, done, scores.shape[1]))
-        golden.sizes.append(len(right))
-        if on_batch is not None:
-            on_batch(len(right))
-    classes = scores.shape[1]
-    golden.predictions = Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), None, classes)
+
+    def forward(number: int, inputs: Tensor) -> Any:
+        size = len(inputs)
+        if size not in agree:
+            agree[size] = not agree or _agrees(model, inputs, golden, len(agree))
+        if not agree[size]:
+            golden.alone.add(number)
+        return _golden_batch(model, inputs, number, golden)
+
+    golden.predictions = predict(model, loader, device, on_batch, faults_of(model), forward)
 
 
 def _agrees(model: Any, inputs: Tensor, golden: GoldenRun, seen: int) -> bool:

@@ -7,15 +7,16 @@ run from cut to cut; samples leave a pack when they are golden again and nothing
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxfault.evaluation.full.predictions import OnBatch, ranked, scores_of
+from fxfault.evaluation.full.runner import Runner
 from fxfault.evaluation.full.verification import some_batches
 from fxfault.evaluation.incremental.golden_cache import INPUT
 from fxfault.evaluation.incremental.golden_run import GoldenRun
@@ -92,9 +93,7 @@ class Evaluation:
 
     def __init__(
         self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        device: torch.device | str,
+        runner: Runner,
         golden: GoldenRun,
         numbers: Tensor,
         struck: Strikes,
@@ -103,16 +102,13 @@ class Evaluation:
         """Prepare to run what is struck.
 
         Args:
-            model: the transformed model.
-            loader: batches of (inputs, labels), the same in each pass.
-            device: the device of the model.
+            runner: the runner, with the model and its data.
             golden: the golden run.
             numbers: numbers of the samples, int64.
             struck: where the samples are struck.
             on_batch: called with the number of samples done since the last call.
         """
-        self.model, self.loader, self.device = model, loader, device
-        self.faults = faults_of(model)
+        self.runner, self.model, self.faults = runner, runner.model, faults_of(runner.model)
         self.golden, self.numbers, self.struck = golden, numbers, struck
         self.top = golden.predictions.top.clone()
         self.on_batch = on_batch
@@ -125,10 +121,10 @@ class Evaluation:
     def run(self) -> None:
         """Run what is struck, and update `top`."""
         first = self.struck.first
-        by_batch = first.split(self.golden.sizes)
+        sizes = self.golden.predictions.sizes
         whole = {
             batch: int(starts.min())
-            for batch, starts in enumerate(by_batch)
+            for batch, starts in enumerate(first.split(list(sizes)))
             if self.struck.whole or batch in self.golden.alone
         }
         packed = torch.ones_like(first, dtype=torch.bool)
@@ -136,7 +132,7 @@ class Evaluation:
             packed[self.offsets[batch] : self.offsets[batch + 1]] = False
         self.starting = [((first == place) & packed).nonzero()[:, 0] for place in range(self.end)]
         whole = {batch: start for batch, start in whole.items() if start < self.end}
-        running = sum(map(len, self.starting)) + sum(self.golden.sizes[b] for b in whole)
+        running = sum(map(len, self.starting)) + sum(sizes[batch] for batch in whole)
         self._done(len(first) - running)
         if INPUT not in self.golden.cache.sites:
             self._run_from_data(whole)
@@ -155,8 +151,8 @@ class Evaluation:
         samples, self.starting[0] = self.starting[0], self.starting[0][:0]
         parts = self._by_batch(samples)
         wanted = [*parts, *(batch for batch, start in whole.items() if start == 0)]
-        for batch, images in some_batches(self.loader, wanted):
-            inputs = images.to(self.device)
+        for batch, images in some_batches(self.runner.loader, wanted):
+            inputs = images.to(self.runner.device)
             if batch in parts:
                 here, rows = parts[batch]
                 self.waiting[0].append(_Waiting(here, [inputs], rows))

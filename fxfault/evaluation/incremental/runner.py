@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -133,42 +134,31 @@ class IncrementalRunner:
         )
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.golden`.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-        """
+        """See `Runner.golden`."""
         golden = self._golden_run(on_batch)
         if golden is None:
             return self._full.golden(on_batch)
         return golden.predictions
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.run`.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-            FxFaultError: a batch has other predictions in a full run (`verify`).
-            SiteError: values that were hit are not codes.
-        """
+        """See `Runner.run`."""
         golden = self._golden_run()
         if golden is None or self.faults.statistics is not None:
             return self._full.run(on_batch)
         started = time.perf_counter()
-        numbers = sample_numbers(self.faults.clock, golden.sizes)
+        sizes = golden.predictions.sizes
+        numbers = sample_numbers(self.faults.clock, sizes)
         with in_eval_mode(self.model), torch.no_grad():
             struck = find_strikes(golden, numbers)
-            evaluation = Evaluation(
-                self.model, self.loader, self.device, golden, numbers, struck, on_batch
-            )
+            evaluation = Evaluation(self, golden, numbers, struck, on_batch)
             evaluation.run()
             self.faults.check()
         hit = struck.last >= 0
         if not struck.known:
-            hit = samples_hit_anywhere(self.model, numbers, golden.sizes)
+            hit = samples_hit_anywhere(self.model, numbers, sizes)
         self._verification.note(time.perf_counter() - started)
-        self._verification.check(golden.sizes, numbers, evaluation.top, hit)
-        return Predictions(evaluation.top, golden.predictions.labels, hit)
+        self._verification.check(sizes, numbers, evaluation.top, hit)
+        return replace(golden.predictions, top=evaluation.top, struck=hit)
 
     def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | None:
         """The fault-free run, repeated if parameters have changed; None if all runs are full."""
