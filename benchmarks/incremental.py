@@ -33,7 +33,7 @@ from benchmarks.measuring import (
     verdict,
 )
 from fxfault.evaluation import FullRunner, IncrementalRunner
-from fxfault.evaluation.full.predictions import Runner
+from fxfault.evaluation.full.runner import Runner
 from fxfault.models import build_model
 from fxfault.sites.fault_sites import FaultSites, faults_of
 

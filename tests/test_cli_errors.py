@@ -296,7 +296,7 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    monkeypatch.setattr("fxfault.evaluation.full.predictions.predict", full)
+    monkeypatch.setattr("fxfault.evaluation.full.runner.predict", full)
     assert "lower --batch-size" in fails("--config", "digits")
 
 
@@ -307,7 +307,7 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
 def unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if anything is evaluated."""
     monkeypatch.setattr(
-        "fxfault.evaluation.full.predictions.predict", lambda *a, **k: pytest.fail("evaluated")
+        "fxfault.evaluation.full.runner.predict", lambda *a, **k: pytest.fail("evaluated")
     )
 
 

@@ -769,13 +769,13 @@ def test_a_prediction_that_is_not_verified_ends_the_command(
     command: Callable[..., Run], untracked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    evaluate_rightly = incremental._Evaluation.run
+    evaluate_rightly = incremental.Evaluation.run
 
     def wrong(self: Any) -> None:
         evaluate_rightly(self)
         self.top[0] = self.top[0].flip(0)
 
-    monkeypatch.setattr(incremental._Evaluation, "run", wrong)
+    monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     run = command("--config", untracked, "--batch-size", "250", "--verify", "100")
     assert run.status == 2
     assert run.err.startswith("error: verify: batch 0, sample 0: ")

@@ -1,8 +1,7 @@
-"""Compiled code where it is faster: the same predictions, and no others."""
+"""Compiled code where faults strike most of the network: the same predictions, and no others."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from fxfault.errors import ConfigError, FxFaultError
 from fxfault.evaluation import CompiledRunner, FullRunner, IncrementalRunner
 from fxfault.evaluation.compiled_runner import USED
 from fxfault.evaluation.full.predictions import OnBatch, Predictions
+from fxfault.evaluation.incremental import runner as incremental
 from fxfault.passes.exact_arithmetic import keep_kernels
 
 FAULTS = {"enabled": True, "apply_during": "eval", "probability": 20.0, "seed": 3}
@@ -44,28 +44,38 @@ def model() -> Any:
     return fxfault.freeze(fxfault.transform(small(), FAULTS))
 
 
-class Other(FullRunner):
-    """The other runner: it counts its runs, and takes some time over each."""
+class Full(FullRunner):
+    """Full runs, counted."""
 
-    def __init__(self, model: nn.Module, seconds: float = 0.0) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model, DATA)
-        self.seconds, self.runs = seconds, 0
+        self.runs = 0
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
-        time.sleep(self.seconds)
+        self.runs += 1
+        return super().run(on_batch)
+
+
+class Incremental(IncrementalRunner):
+    """Incremental runs, counted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, DATA)
+        self.runs = 0
+
+    def run(self, on_batch: OnBatch | None = None) -> Predictions:
         self.runs += 1
         return super().run(on_batch)
 
 
 class Backend:
-    """A compiler that compiles nothing, and whose code may be slow or wrong."""
+    """A compiler that compiles nothing, and makes code that may be wrong."""
 
-    def __init__(self, seconds: float = 0.0, wrong: bool = False) -> None:
-        self.seconds, self.wrong, self.calls = seconds, wrong, 0
+    def __init__(self, wrong: bool = False) -> None:
+        self.wrong, self.calls = wrong, 0
 
     def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            time.sleep(self.seconds)
             self.calls += 1
             (scores,) = graph(*args)
             return [scores.flip(1) if self.wrong else scores]
@@ -86,44 +96,61 @@ def top(runner: Any, trial: int) -> Tensor:
 # -- which of the two -----------------------------------------------------------------------
 
 
-def test_compiled_code_takes_over_where_it_is_faster(model: Any) -> None:
-    other, backend, said = Other(model, seconds=0.1), Backend(), list[str]()
-    runner = runner_with(other, backend, said)
+def test_compiled_code_takes_the_place_of_full_runs(model: Any) -> None:
+    other, said = Full(model), list[str]()
+    runner = runner_with(other, Backend(), said)
     expected = [top(FullRunner(model, DATA), trial) for trial in range(3)]
     found = [top(runner, trial) for trial in range(3)]
     assert all(map(torch.equal, found, expected))
     assert not torch.equal(found[0], found[1])
-    assert other.runs == 1
+    assert other.runs == 0
     assert said == [USED]
 
 
-def test_what_is_faster_otherwise_is_never_run_by_compiled_code(model: Any) -> None:
-    other, backend = Other(model), Backend(seconds=0.05)
+def test_compiled_code_never_runs_where_faults_strike_little(model: Any) -> None:
+    other, backend = Incremental(model), Backend()
     runner = runner_with(other, backend)
+    model.faults.set_probability(0.5)
     runner.golden()
     calls = backend.calls
     for trial in range(3):
-        runner.faults.reset(trial=trial)
-        runner.run()
+        top(runner, trial)
     assert other.runs == 3
     assert backend.calls == calls
 
 
-def test_each_setting_of_the_sites_is_tried(model: Any) -> None:
-    other = Other(model, seconds=0.1)
+# A site that strikes every sample is the first of three, or the last, which skips two of them.
+CHOICES = [([0], 100.0, True), ([2], 100.0, False), (None, 100.0, True), (None, 0.5, False)]
+
+
+@pytest.mark.parametrize("order", [CHOICES, CHOICES[::-1]], ids=["forth", "back"])
+def test_the_choice_follows_from_the_faults_alone(model: Any, order: Any) -> None:
+    other = Incremental(model)
     runner = runner_with(other, Backend())
-    for probability in (1.0, 1.0, 50.0, 50.0, 1.0):
+    for layers, probability, is_compiled in 2 * order:
+        model.faults.select(layers)
         model.faults.set_probability(probability)
-        runner.run()
-    assert other.runs == 2
-    model.faults.select([0])
-    runner.run()
-    assert other.runs == 3
+        runs = other.runs
+        found = top(runner, 5)
+        assert (other.runs == runs) == is_compiled, (layers, probability)
+        assert torch.equal(found, top(FullRunner(model, DATA), 5))
+
+
+def test_compiled_code_runs_where_the_other_runner_runs_in_full(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incremental, "why_never_incremental", lambda _: "of a test")
+    model.faults.set_probability(0.5)
+    other = Incremental(model)
+    runner = runner_with(other, Backend())
+    assert torch.equal(top(runner, 1), top(FullRunner(model, DATA), 1))
+    assert runner.why_full == "every run is a full one: of a test"
+    assert other.runs == 0
 
 
 def test_code_is_compiled_only_inside_of_runs(model: Any) -> None:
     backend = Backend()
-    runner = runner_with(Other(model, seconds=0.1), backend)
+    runner = runner_with(Full(model), backend)
     runner.run()
     calls = backend.calls
     with torch.no_grad():
@@ -132,7 +159,7 @@ def test_code_is_compiled_only_inside_of_runs(model: Any) -> None:
 
 
 def test_samples_are_told_of_once(model: Any) -> None:
-    runner = runner_with(Other(model, seconds=0.1), Backend())
+    runner = runner_with(Full(model), Backend())
     done: list[int] = []
     runner.golden(done.append)
     for _ in range(2):
@@ -145,7 +172,7 @@ def test_statistics_count_each_run_once(model: Any, verify: float) -> None:
     counts = []
     for runner in (
         FullRunner(model, DATA),
-        runner_with(Other(model, seconds=0.1), Backend(), verify=verify),
+        runner_with(Full(model), Backend(), verify=verify),
     ):
         runner.golden()
         statistics = model.faults.new_statistics()
@@ -160,7 +187,7 @@ def test_statistics_count_each_run_once(model: Any, verify: float) -> None:
 
 
 def test_code_with_other_outputs_is_not_used(model: Any) -> None:
-    other, said = Other(model, seconds=0.1), list[str]()
+    other, said = Full(model), list[str]()
     runner = runner_with(other, Backend(wrong=True), said)
     expected = [top(FullRunner(model, DATA), trial) for trial in range(2)]
     assert all(torch.equal(top(runner, trial), expected[trial]) for trial in range(2))
@@ -180,25 +207,26 @@ def test_one_bit_in_one_sample_of_the_last_batch_is_seen(model: Any) -> None:
 
         return run
 
-    runner = runner_with(Other(model), rounds_otherwise)
+    runner = runner_with(Full(model), rounds_otherwise)
     runner.golden()
     assert "1 of 21 samples get other outputs" in runner.why_not
 
 
-def test_code_that_is_wrong_under_faults_is_given_up(model: Any) -> None:
-    other, backend, said = Other(model, seconds=0.1), Backend(), list[str]()
-    runner = runner_with(other, backend, said)
+@pytest.mark.parametrize("verify", [None, 100])
+def test_code_that_is_wrong_under_faults_is_found_by_verify(
+    model: Any, verify: float | None
+) -> None:
+    backend = Backend()
+    runner = runner_with(Full(model), backend, verify=verify)
     runner.golden()
     backend.wrong = True
-    expected = [top(FullRunner(model, DATA), trial) for trial in range(2)]
-    assert all(torch.equal(top(runner, trial), expected[trial]) for trial in range(2))
-    assert "not used any more: under the faults of trial 0 it predicts other" in said[-1]
-    assert (len(said), other.runs) == (2, 2)
+    with pytest.raises(FxFaultError, match=r"another class than the compiled one, .* \(trial 2\)"):
+        top(runner, 2)
 
 
 def test_later_errors_are_found_by_verify(model: Any) -> None:
     backend = Backend()
-    runner = runner_with(Other(model, seconds=0.1), backend, verify=100)
+    runner = runner_with(Full(model), backend, verify=100)
     for trial in range(2):
         top(runner, trial)
     backend.wrong = True
@@ -208,7 +236,7 @@ def test_later_errors_are_found_by_verify(model: Any) -> None:
 
 def test_new_parameters_are_looked_at_anew(model: Any) -> None:
     backend, said = Backend(), list[str]()
-    runner = runner_with(Other(model, seconds=0.1), backend, said)
+    runner = runner_with(Full(model), backend, said)
     runner.golden()
     backend.wrong = True
     with torch.no_grad():
@@ -228,7 +256,7 @@ def test_without_a_compiler_the_other_runner_is_used(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    other, said = Other(model), list[str]()
+    other, said = Full(model), list[str]()
     runner = runner_with(other, "inductor", said)
     for trial in range(2):
         top(runner, trial)
@@ -289,10 +317,10 @@ def test_inductor_rounds_as_the_model_does() -> None:
 @needs_compiler
 def test_compiled_incremental_and_full_runs_agree() -> None:
     model: Any = fxfault.freeze(fxfault.transform(float_weights(), FAULTS))
-    slow = Other(model, seconds=0.2)
-    runners = [CompiledRunner(slow, verify=50), IncrementalRunner(model, DATA), Other(model)]
+    full = Full(model)
+    runners = [CompiledRunner(full, verify=50), IncrementalRunner(model, DATA), Full(model)]
     for trial in range(3):
         tops = [top(runner, trial) for runner in runners]
         assert torch.equal(tops[0], tops[1])
         assert torch.equal(tops[0], tops[2])
-    assert slow.runs == 1
+    assert full.runs == 0

@@ -19,10 +19,11 @@ import fxfault
 from fxfault.errors import ConfigError, DataError, FxFaultError, SiteError
 from fxfault.evaluation import FullRunner, IncrementalRunner
 from fxfault.evaluation.full import verification
-from fxfault.evaluation.incremental import golden_cache
+from fxfault.evaluation.incremental import golden_cache, packs
 from fxfault.evaluation.incremental import runner as incremental
 from fxfault.evaluation.incremental.batch_independence import INFLUENCE, PLACE, independence
 from fxfault.evaluation.incremental.free_memory import free_memory
+from fxfault.faults.bits import same_bits
 from fxfault.functional import fault_inject
 from fxfault.models import build_model
 from fxfault.passes.segments import split_at_sites
@@ -33,7 +34,6 @@ from fxfault.sites.live_values import (
     gather,
     leaves_of,
     role_of,
-    same_bits,
     with_leaves,
 )
 
@@ -78,8 +78,8 @@ def counted(runner: IncrementalRunner, monkeypatch: pytest.MonkeyPatch) -> list[
         sizes.append(len(leaf))
         return original(model, segments, number, state)
 
-    original = incremental.advance
-    monkeypatch.setattr(incremental, "advance", advance)
+    original = packs.advance
+    monkeypatch.setattr(packs, "advance", advance)
     return sizes
 
 
@@ -618,13 +618,13 @@ def test_verify_finds_a_wrong_prediction(
 ) -> None:
     strike(model.faults, 1.0, "random", None)
     IncrementalRunner(model, data, verify=100).run()
-    evaluate = incremental._Evaluation.run
+    evaluate = incremental.Evaluation.run
 
     def wrong(self: Any) -> None:
         evaluate(self)
         self.top[21] = self.top[21].flip(0)
 
-    monkeypatch.setattr(incremental._Evaluation, "run", wrong)
+    monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     IncrementalRunner(model, data).run()
     message = r"verify: batch 1, sample 21: .* 1 of 16 samples \(trial 0\); evaluate this model"
     with pytest.raises(FxFaultError, match=message):
@@ -700,13 +700,13 @@ def test_the_default_finds_a_wrong_prediction(
     model: Any, data: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strike(model.faults, 5.0, "random", None)
-    evaluate = incremental._Evaluation.run
+    evaluate = incremental.Evaluation.run
 
     def wrong(self: Any) -> None:
         evaluate(self)
         self.top[:] = self.top.flip(1)
 
-    monkeypatch.setattr(incremental._Evaluation, "run", wrong)
+    monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     with pytest.raises(FxFaultError, match="verify: batch"):
         IncrementalRunner(model, data, verify=None).run()
     IncrementalRunner(model, data, verify=0).run()

@@ -253,8 +253,7 @@ def add_speed_options(group: argparse._ActionsContainer) -> None:
     add("--no-freeze", dest="freeze", action="store_false", help=text)
     text = (
         "use torch.compile for trials that change nearly everything, if it and a C++ compiler "
-        "work, the outputs are the same bit for bit, and it is faster; compiling takes up to a "
-        "minute"
+        "work and the outputs are the same bit for bit; compiling takes up to a minute"
     )
     add("--compile", action="store_true", help=text)
     text = (

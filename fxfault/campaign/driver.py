@@ -117,7 +117,8 @@ def run_study(
         incremental: recompute only what faults change; see
             `fxfault.evaluation.incremental.runner`.
         freeze: quantise weights once.
-        compile: run compiled code if that is faster; see `fxfault.evaluation.compiled_runner`.
+        compile: run compiled code if faults strike most of the network; see
+            `fxfault.evaluation.compiled_runner`.
         cache_memory: bytes for the cache of incremental runs, shared by all workers on a machine
             (or a GPU); default: a quarter of the free memory.
         verify: share of the batches to repeat in full and without compiled code, in percent; if

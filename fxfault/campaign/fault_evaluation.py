@@ -23,7 +23,8 @@ from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.study import samples_share_faults
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
-from fxfault.evaluation.full.predictions import OnBatch, Runner
+from fxfault.evaluation.full.predictions import OnBatch
+from fxfault.evaluation.full.runner import Runner
 from fxfault.evaluation.rows import TrialRow
 from fxfault.evaluation.trials import Trials
 from fxfault.faults.fault_models import get_fault_model, label_of

@@ -1,6 +1,6 @@
-"""What a network predicts under faults: runners, trials and their rows.
+"""Predictions of a network under faults: runners, trials and their rows.
 
-It counts; what the counts are worth is said by `fxfault.campaign`.
+This package counts; `fxfault.campaign` estimates from the counts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from fxfault.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from fxfault.evaluation.compiled_runner import CompiledRunner
-    from fxfault.evaluation.full.predictions import FullRunner, accuracy
+    from fxfault.evaluation.full.predictions import accuracy
+    from fxfault.evaluation.full.runner import FullRunner
     from fxfault.evaluation.incremental.runner import IncrementalRunner
     from fxfault.evaluation.runners import make_runner
 
@@ -28,7 +29,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "fxfault.evaluation.compiled_runner": ["CompiledRunner"],
         "fxfault.evaluation.incremental.runner": ["IncrementalRunner"],
-        "fxfault.evaluation.full.predictions": ["FullRunner", "accuracy"],
+        "fxfault.evaluation.full.predictions": ["accuracy"],
+        "fxfault.evaluation.full.runner": ["FullRunner"],
         "fxfault.evaluation.runners": ["make_runner"],
     },
 )

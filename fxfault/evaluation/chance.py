@@ -1,4 +1,4 @@
-"""Whether a network without faults is any better than guessing."""
+"""Decide whether a network without faults is better than guessing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LEVEL = 0.01
 
 
 def no_better_than_chance(correct: int, samples: int, classes: int) -> str | None:
-    """Say that an accuracy is no better than that of guessing, if it is not.
+    """Return a sentence if an accuracy is no better than guessing.
 
-    Faults cost nothing where nothing is left to lose, so that a campaign on a network with the
-    wrong weights, labels or preprocessing finds it to withstand all of them. Chance is one class
-    in so many; an accuracy is better if guesses would be right so often with a probability below
-    1 %, by the binomial distribution, one-sided.
+    If there is nothing left to lose, faults cost nothing: a network with the wrong weights, labels
+    or preprocessing seems to withstand all of them. An accuracy is better than chance if guesses,
+    each right with probability 1 / classes, would be right as often with a probability below 1 %
+    (one-sided binomial test).
 
     >>> no_better_than_chance(51, 500, 10)
     'golden accuracy 10.2% is no better than chance (10 classes): wrong weights, labels or \
@@ -26,12 +26,12 @@ preprocessing?'
     True
 
     Args:
-        correct: samples that are predicted rightly without faults.
-        samples: at least 1.
-        classes: that the network gives scores for.
+        correct: number of samples predicted correctly without faults.
+        samples: number of samples, at least 1.
+        classes: number of classes that the network scores.
 
     Returns:
-        The sentence, without its full stop; None where the accuracy is better.
+        The sentence, without its full stop; None if the accuracy is better.
     """
     if at_least(correct, samples, 1 / classes) < LEVEL:
         return None
@@ -42,26 +42,26 @@ preprocessing?'
 
 
 def doubt_of(golden: Predictions) -> str | None:
-    """What `no_better_than_chance` says of predictions without faults; None if nothing."""
+    """Apply `no_better_than_chance` to predictions without faults; None for unknown classes."""
     if golden.classes is None:
         return None
     return no_better_than_chance(golden.correct, len(golden.labels), golden.classes)
 
 
 def at_least(count: int, number: int, chance: float) -> float:
-    """How probable it is that at least so many of some independent trials succeed.
+    """Probability of at least `count` successes in independent trials.
 
     >>> round(at_least(2, 3, 0.5), 3), at_least(0, 3, 0.5), at_least(3, 3, 1.0)
     (0.5, 1.0, 1.0)
 
     Args:
-        count: of successes, at most `number`.
-        number: of trials.
-        chance: of each to succeed, above 0 and at most 1.
+        count: number of successes, at most `number`.
+        number: number of trials.
+        chance: probability of each success, above 0 and at most 1.
     """
     if count <= 0 or chance >= 1:
         return 1.0
-    # By hand, as scipy need not be installed where trials are run.
+    # Written out because workers may lack scipy.
     log, log_not = math.log(chance), math.log1p(-chance)
     whole = math.lgamma(number + 1)
     terms = [

@@ -1,4 +1,4 @@
-"""See, on the first data, that a network takes it, and that faults did not change the network."""
+"""Check on the first data that a network takes it, and that a transform kept its outputs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def try_model(model: nn.Module, batches: Iterable[tuple[Any, Any]], device: torch.device) -> int:
-    """Run one batch, so that a network that does not take the data is found out at once.
+    """Run one batch, to find at once a network that does not take the data.
 
     Returns:
-        How much work the batch was: about its multiply-add operations.
+        About the number of multiply-add operations of the batch.
 
     Raises:
-        DataError: the network fails; its error is quoted.
+        DataError: the network fails; the message quotes its error.
     """
     images, _ = next(iter(batches))
     work: list[int] = []
 
     def count(layer: Any, args: Any, output: Any) -> None:
-        values = getattr(output, "value", output)  # a QuantTensor has them there
+        values = getattr(output, "value", output)  # the values of a QuantTensor
         if isinstance(values, torch.Tensor):
             work.append(values.numel() * layer.weight[0].numel())
 
@@ -63,19 +63,19 @@ def check_model(
     """Compare a transformed model with the given one on the first batches; see `fxfault.check`.
 
     Args:
-        faulty: what `fxfault.transform` returned; it may be changed.
-        model: what it was made from.
-        batches: of inputs and labels.
-        device: where the models are.
-        most: batches to look at.
-        modes: to compare in.
+        faulty: the transformed model, which the check may change.
+        model: the given model.
+        batches: batches of (inputs, labels).
+        device: the device of the models.
+        most: largest number of batches to compare.
+        modes: modes to compare in.
 
     Returns:
-        What a user should know of it, a sentence each.
+        Notes for the user, a sentence each.
 
     Raises:
-        TransformError: the two differ, and nothing can be done about it.
-        SiteError: a layer was called and not struck.
+        TransformError: the two differ, and the check cannot mend it.
+        SiteError: a layer was called but not struck.
     """
     notes: dict[str, None] = {}
     for images, _ in itertools.islice(batches, most):

@@ -1,48 +1,48 @@
-"""Evaluate by compiled code where that is faster, and by another runner everywhere else.
+"""Evaluate by compiled code if faults strike most of the network, and by another runner if not.
 
-Predictions are to be the same, and are compared. Compiled code runs the whole network on every
-sample and rounds as the network does without it (`fxfault.passes.exact_arithmetic`); it is used
-only where its outputs for all data, without faults, are bit for bit those without it. The other
-runner may do less (`fxfault.evaluation.incremental.runner`): under every setting of the sites, the
-first evaluation is its own. If that takes longer than compiled code needs at least, the same faults
-are run by compiled code as well; the predictions are compared, and the faster of the two runs all
-further evaluations under that setting, of which `verify` compares a share.
+Compiled code runs the whole network on every sample, and rounds as the network does without it
+(`fxfault.passes.exact_arithmetic`). It is used only if its outputs for all data, without faults,
+are bit for bit those without it; `verify` compares predictions under faults. The other runner may
+do less (`fxfault.evaluation.incremental.runner`): it repeats, for each struck sample, only what
+comes after the first site that strikes it.
+
+Which of the two evaluates follows from the draws of the faults alone, never from a clock, so that
+two runs of a study do the same. A struck sample passes a share of the sites: those from the first
+one that strikes it to the last. Compiled code evaluates if this share, averaged over all samples,
+is at least `LEAST_SHARE`, and whenever the other runner would run all samples or whole batches.
+
+At worst this costs a compiled pass over all data where the other runner would have repeated
+little: nearly all of the network's work may lie before the first quarter of its sites, or faults
+may be masked early. Under this share, compiled code is never used, even if it were the faster of
+the two.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from fxfault.errors import ConfigError
-from fxfault.evaluation.full.predictions import (
-    FullRunner,
-    OnBatch,
-    Predictions,
-    Runner,
-    disabled,
-    in_eval_mode,
-    predict,
-    recording,
-    sample_numbers,
-    scores_of,
-)
+from fxfault.evaluation.full.model_state import disabled, in_eval_mode
+from fxfault.evaluation.full.predictions import OnBatch, Predictions, sample_numbers, scores_of
+from fxfault.evaluation.full.runner import FullRunner, Runner, samples_hit_by_site
 from fxfault.evaluation.full.verification import Verification
-from fxfault.passes.compilation import compile
+from fxfault.passes.compilation import Compilation, compile
 from fxfault.passes.freeze import freeze
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.live_values import SampleRows, equal_samples
+from fxfault.sites.measuring import run_without_faults
 
 _LOGGER = logging.getLogger(__name__)
 
+LEAST_SHARE = 0.75
 USED = (
     "compiled: without faults, the outputs for all data are bit for bit those without "
-    "torch.compile; it runs where it is faster"
+    "torch.compile; it runs where faults strike most of the network"
 )
 INSTEAD = "evaluate this model without compiled code"
 
@@ -66,9 +66,8 @@ class CompiledRunner:
     True
 
     Attributes:
-        model: what `fxfault.transform` returned, frozen.
-        faults: its sites.
-        why_not: why no compiled code is used, as a sentence; None: it is. Known after `golden`.
+        why_not: why compiled code is never used, as a sentence; None if it is. Known after
+            `golden`.
     """
 
     def __init__(
@@ -81,16 +80,15 @@ class CompiledRunner:
         """Take another runner; nothing is run or compiled yet.
 
         Args:
-            runner: what else there is; with a frozen model.
-            verify: run this share of the batches of compiled evaluations without compiled code,
-                too, and compare; in percent. `runner` verifies its own. None: a few, see
+            runner: the other runner, with a frozen model.
+            verify: share of the batches of compiled evaluations to repeat without compiled code
+                and compare, in percent; `runner` verifies its own. None: a few, see
                 `fxfault.evaluation.full.verification`.
-            say: called with a sentence when something was compiled, or was not, or is no more
-                used.
-            backend: of torch.compile; all but Inductor are for tests.
+            say: called with a sentence when something was compiled, or could not be.
+            backend: the backend of torch.compile; all but Inductor are for tests.
 
         Raises:
-            ConfigError: the model is not frozen, or `verify` is out of its range.
+            ConfigError: the model is not frozen, or `verify` is not within 0 and 100.
         """
         self.runner, self.say = runner, say
         self.model, self.loader, self.device = runner.model, runner.loader, runner.device
@@ -103,76 +101,57 @@ class CompiledRunner:
             self.model, self.loader, self.device, verify, "compiled", INSTEAD
         )
         self._backend = backend
-        self._compilation: Any = None
+        self._compilation: Compilation | None = None
         self._golden: Predictions | None = None
-        self._sizes: list[int] | None = None
-        self._least_seconds = 0.0
-        self._is_faster: dict[tuple[Any, ...], bool] = {}
 
     @property
     def why_full(self) -> str | None:
-        """What the other runner says of the kind, see `IncrementalRunner.why_full`; or None."""
-        return getattr(self.runner, "why_full", None)
+        """See `Runner.why_full`; the other runner's reason."""
+        return self.runner.why_full
 
     def golden(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.golden`; compiled code is made and tried the first time.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-        """
+        """See `Runner.golden`; the first call compiles."""
         golden = self.runner.golden(on_batch)
-        if golden is not self._golden:  # The first, or parameters have changed.
+        if golden is not self._golden:  # The first call, or parameters have changed.
             self._golden = golden
-            self._try()
+            self.why_not = self._try(len(golden.labels))
+            self.say(self.why_not or USED)
         return golden
 
     def run(self, on_batch: OnBatch | None = None) -> Predictions:
-        """See `Runner.run`.
-
-        Raises:
-            DataError: there is no sample, or the model returns no scores.
-            FxFaultError: a run of a batch without compiled code gave other predictions (`verify`).
-            SiteError: values that were hit are no codes.
-        """
-        self.golden()
-        if self.why_not is not None:
-            return self.runner.run(on_batch)
-        setting = self._setting()
-        if setting not in self._is_faster:
-            return self._run_first(setting, on_batch)
-        if not self._is_faster[setting]:
+        """See `Runner.run`."""
+        sizes = self.golden().sizes
+        numbers = sample_numbers(self.faults.clock, sizes)
+        if self.why_not is not None or not self._is_worthwhile(sizes, numbers):
             return self.runner.run(on_batch)
         started = time.perf_counter()
-        made = self._run_compiled(on_batch)
+        with self._compiled_code():
+            made = self._full.run(on_batch)
         self._verification.note(time.perf_counter() - started)
-        if self._verification.share != 0:
-            if self._sizes is None:
-                self._sizes = [len(labels) for _, labels in self.loader]
-            numbers = sample_numbers(self.faults.clock, self._sizes)
-            self._verification.check(self._sizes, numbers, made.top, made.struck)
+        assert made.struck is not None
+        self._verification.check(sizes, numbers, made.top, made.struck)
         return made
 
-    # -- compiling ----------------------------------------------------------------------
+    def _is_worthwhile(self, sizes: Sequence[int], numbers: torch.Tensor) -> bool:
+        """Whether compiled code evaluates under the faults that are set now; see the module."""
+        if isinstance(self.runner, FullRunner) or self.why_full is not None:
+            return True
+        sites = len(self.faults)
+        first = torch.full(numbers.shape, sites)
+        for site, hit in samples_hit_by_site(self.model, numbers, sizes):
+            first[hit] = first[hit].clamp(max=site.index)
+        return bool((sites - first).sum() >= LEAST_SHARE * sites * len(numbers))
 
-    def _try(self) -> None:
-        """Compile, once; see whether the outputs are the same, and how long they take."""
+    def _try(self, samples: int) -> str | None:
+        """Compile, once, and return why the code is not used, as a sentence; None if it is."""
+        inputs = next(inputs for inputs, _ in self.loader).to(self.device)
         if self._compilation is None:
-            inputs = next(inputs for inputs, _ in self.loader).to(self.device)
             self._compilation = compile(self.model, inputs, backend=self._backend, exact=True)
             self._compilation.switch(False)
-        self._is_faster.clear()
-        self.why_not = self._why_not()
-        self.say(self.why_not or USED)
-        if self.why_not is None:
-            started = time.perf_counter()
-            with self._compiled_code(), disabled(self.faults):
-                predict(self.model, self.loader, self.device, faults=self.faults)
-            self._least_seconds = time.perf_counter() - started
-
-    def _why_not(self) -> str | None:
         if not self._compilation.compiled:
             return str(self._compilation)
-        other, samples = self._other_outputs()
+        run_without_faults(self.faults, [inputs])  # Shows how many elements each site has.
+        other = self._other_outputs()
         if other == 0:
             return None
         return (
@@ -180,9 +159,9 @@ class CompiledRunner:
             "outputs than without torch.compile, which rounds in another way"
         )
 
-    def _other_outputs(self) -> tuple[int, int]:
-        """Samples whose outputs differ in any bit, without faults; and all samples."""
-        other = samples = 0
+    def _other_outputs(self) -> int:
+        """The number of samples whose outputs without faults differ in any bit."""
+        other = 0
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
             for images, labels in self.loader:
                 inputs, size = images.to(self.device), len(labels)
@@ -191,46 +170,13 @@ class CompiledRunner:
                     with self._compiled_code():
                         found = scores_of(self.model(inputs), size)
                 other += int((~equal_samples(found, expected, SampleRows(0, 1))).sum())
-                samples += size
-        return other, samples
+        return other
 
     @contextmanager
     def _compiled_code(self) -> Iterator[None]:
+        assert self._compilation is not None
         self._compilation.switch(True)
         try:
             yield
         finally:
             self._compilation.switch(False)
-
-    # -- running ------------------------------------------------------------------------
-
-    def _setting(self) -> tuple[Any, ...]:
-        """What the cost of an evaluation depends on."""
-        struck = [(site.index, *map(str, site.faults)) for site in self.faults if site.armed]
-        return (self.faults.statistics is None, *struck)
-
-    def _run_first(self, setting: tuple[Any, ...], on_batch: OnBatch | None) -> Predictions:
-        """Run by the other runner and, where that is slow, compare with compiled code."""
-        started = time.perf_counter()
-        expected = self.runner.run(on_batch)
-        seconds = time.perf_counter() - started
-        if seconds <= self._least_seconds:
-            self._is_faster[setting] = False
-            return expected
-        with recording(self.faults, None):  # This trial is counted already.
-            started = time.perf_counter()
-            found = self._run_compiled(None)
-            self._is_faster[setting] = time.perf_counter() - started < seconds
-        other = int((found.top != expected.top).any(1).sum())
-        if other:
-            self.why_not = (
-                f"compiled code is not used any more: under the faults of trial "
-                f"{self.faults.trial} it predicts other classes for {other} of "
-                f"{len(expected.labels)} samples"
-            )
-            self.say(self.why_not)
-        return expected
-
-    def _run_compiled(self, on_batch: OnBatch | None) -> Predictions:
-        with self._compiled_code():
-            return self._full.run(on_batch)

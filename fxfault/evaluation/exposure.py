@@ -1,9 +1,8 @@
-"""How many elements a trial exposes to faults, and how many of those are hit.
+"""Count the elements that a trial exposes to faults, and those that it hits.
 
-Where an evaluation does again only what faults change, activations are not seen as a whole, and
-statistics that count in them would make it run in full. But which elements are hit follows from
-the seed, the trial, the site and the number of the sample alone, so that hits can be counted
-without an activation.
+An incremental evaluation never sees whole activations; statistics that count in them would make it
+run in full. But the seed, the trial, the site and the sample number alone decide which elements
+are hit, so that hits can be counted without an activation.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from fxfault.evaluation.full.predictions import recording
+from fxfault.evaluation.full.model_state import recording
 from fxfault.faults.layouts import Layout
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.measuring import run_without_faults
@@ -27,8 +26,8 @@ class Exposure:
     """Counts elements and hits of evaluations of a model on one set of data.
 
     Attributes:
-        elements: of a sample at each site, by name; None where no number holds for all samples.
-        never_called: names of sites that no forward reaches, whatever the batch.
+        elements: number of elements of one sample at each site, by name; None if samples differ.
+        never_called: names of the sites that no batch reaches.
     """
 
     def __init__(
@@ -38,19 +37,19 @@ class Exposure:
         samples: int,
         others: Iterable[Any] = (),
     ) -> None:
-        """See how many elements each site has, and whether it is called at all.
+        """Measure how many elements each site has, and whether it is called at all.
 
         Args:
-            faults: sites of the model.
+            faults: the sites of the model.
             inputs: a batch, on the device of the model.
-            samples: of all the data.
-            others: the other batches; run until each site was called.
+            samples: number of samples of all data.
+            others: the other batches, which run until each site was called.
         """
         self.faults, self.samples = faults, samples
         faults.measure_extents(inputs)
         seen = _elements_of(faults, inputs)
-        # Elements of a sample. None where the activation does not belong to the samples of the
-        # batch, and where a container calls the site as often as it likes.
+        # None if the activation does not belong to samples, or a container may call the site
+        # several times.
         self.elements = {
             site.name: site.elements
             if site.elements
@@ -69,10 +68,10 @@ class Exposure:
         self.elements.update(dict.fromkeys(self.never_called, 0))
 
     def check(self) -> None:
-        """See that each sample has as many elements as `num_faults` asks for.
+        """Check that each sample has as many elements as `num_faults` asks for.
 
         Raises:
-            SiteError: it has not.
+            SiteError: it has fewer.
         """
         for site in self.faults:
             elements = self.elements[site.name]
@@ -84,10 +83,10 @@ class Exposure:
         """Run an evaluation and count.
 
         Args:
-            run: evaluates the model on all the data with the present settings of its sites.
+            run: evaluates the model on all data with the present settings of its sites.
 
         Returns:
-            The predictions, the elements that were hit, and the elements that were exposed.
+            The predictions, the number of hit elements, and the number of exposed elements.
         """
         exposed = [site for site in self.faults if site.armed and self.elements[site.name] != 0]
         statistics = self.faults.statistics
@@ -110,6 +109,6 @@ class Exposure:
 
 
 def _elements_of(faults: FaultSites, inputs: Any) -> list[int]:
-    """The elements of each site in a forward of one batch, in which nothing is hit."""
+    """The number of elements of each site in a fault-free forward of one batch."""
     statistics = run_without_faults(faults, [inputs])
     return [statistics.layer_stats[site.index].total_activations for site in faults]

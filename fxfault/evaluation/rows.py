@@ -1,7 +1,6 @@
-"""What one trial of a campaign found: counts over the data, never rates.
+"""The result of one trial of a campaign: counts over the data, never rates.
 
-Counts add up exactly and are the same wherever a trial runs; rates and their intervals follow
-from them.
+Counts add up exactly and are the same wherever a trial runs; rates and intervals follow from them.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ class TrialRow:
     """One finished trial: an evaluation of the whole data under one set of faults.
 
     Attributes:
-        cell: key of the cell that the trial belongs to.
-        trial: its number in the cell, 0 and up.
-        samples: samples of the data.
-        correct: those whose label has the highest score.
-        golden_correct: the same without faults.
+        cell: key of the cell of the trial.
+        trial: number of the trial in the cell, from 0.
+        samples: number of samples.
+        correct: number of samples predicted correctly.
+        golden_correct: number of samples predicted correctly without faults.
         sdc: silent data corruptions: samples with another prediction than without faults.
-        critical_sdc: samples that are predicted rightly without faults and wrongly with them.
-        top5: samples whose label is among the five highest scores; None below five classes.
-        faults: elements that were hit (a hit may leave an element as it was).
-        elements: elements that were exposed to faults.
-        struck: samples in which at least one element was hit.
-        masked: struck samples that have the prediction that they have without faults.
-        seconds: how long the trial took; the only field that is not the same each time.
+        critical_sdc: samples predicted correctly without faults, and wrongly with them.
+        top5: samples with their label among the five highest scores; None below five classes.
+        faults: number of hit elements (a hit may leave an element as it was).
+        elements: number of elements exposed to faults.
+        struck: samples with at least one hit element.
+        masked: struck samples that kept their prediction.
+        seconds: duration of the trial, the only field that differs from run to run.
     """
 
     cell: str
@@ -54,10 +53,11 @@ class TrialRow:
     seconds: float
 
     def __post_init__(self) -> None:
-        """See that the counts are possible: here, as no row is made elsewhere.
+        """Check that the counts are possible.
 
         Raises:
-            FxFaultError: they are not, which is a bug, or the row is one of an older version's.
+            FxFaultError: they are not, because of a bug in this version or in the one that stored
+                the row.
         """
         counts = (self.correct, self.golden_correct, self.sdc, self.critical_sdc, self.struck)
         some = (*counts, self.masked, 0 if self.top5 is None else self.top5)
@@ -75,12 +75,12 @@ class TrialRow:
             )
 
     def same_counts(self, other: TrialRow) -> bool:
-        """Whether two rows agree in everything but the time that was taken."""
+        """Whether two rows agree in everything but their times."""
         return self.to_list()[:-1] == other.to_list()[:-1]
 
     def to_list(self) -> list[Any]:
-        """The fields in their order, as JSON can hold them."""
-        return list(vars(self).values())  # dataclasses.astuple copies each value, deeply
+        """The fields in order, as plain values."""
+        return list(vars(self).values())  # `dataclasses.astuple` makes deep copies.
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> TrialRow:
@@ -103,7 +103,7 @@ def measure(
     elements: int,
     seconds: float,
 ) -> TrialRow:
-    """Count what the faults of one trial did.
+    """Count the effects of the faults of one trial.
 
     >>> import torch
     >>> from fxfault.evaluation.full.predictions import Predictions
@@ -117,16 +117,16 @@ def measure(
 
     Args:
         golden: predictions without faults.
-        faulty: predictions of the trial, of the same samples in the same order.
+        faulty: predictions of the trial, for the same samples in the same order.
         cell: key of the cell.
         trial: number of the trial.
-        faults: elements that were hit.
-        elements: elements that were exposed.
-        seconds: how long the trial took.
+        faults: number of hit elements.
+        elements: number of exposed elements.
+        seconds: duration of the trial.
 
     Raises:
-        FxFaultError: the predictions are of different numbers of samples, or nobody noted which
-            samples were struck.
+        FxFaultError: the predictions have different numbers of samples, or `faulty` does not say
+            which samples were struck.
     """
     if faulty.struck is None or len(golden.labels) != len(faulty.labels):
         raise FxFaultError(
@@ -134,7 +134,7 @@ def measure(
             f"{len(golden.labels)} and {len(faulty.labels)} samples, "
             f"{'without' if faulty.struck is None else 'with'} a note of the struck ones"
         )
-    # In NumPy, which takes a fifth of the time of torch for a few hundred samples.
+    # For a few hundred samples, NumPy takes a fifth of the time of torch.
     labels, top, struck = faulty.labels.numpy(), faulty.top.numpy(), faulty.struck.numpy()
     was, now = golden.top.numpy()[:, 0], top[:, 0]
     changed, was_right, now_right = was != now, was == labels, now == labels

@@ -1,18 +1,19 @@
-"""Make what evaluates a network, in the ways that a user allows."""
+"""Make the runner that evaluates a network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from fxfault.evaluation.full.predictions import FullRunner
+from fxfault.evaluation.full.runner import FullRunner
 from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fxfault.evaluation.full.predictions import OnNote, Runner
+    from fxfault.evaluation.full.predictions import OnNote
+    from fxfault.evaluation.full.runner import Runner
 
 
 def make_runner(
@@ -26,19 +27,20 @@ def make_runner(
     cache_memory: int | None = None,
     verify: float | None = None,
 ) -> Runner:
-    """Make what evaluates a network, in the ways that a user allows.
+    """Make the runner that evaluates a network.
 
     Args:
-        model: transformed, on the device.
-        batches: of inputs and labels; read once for each pass over the data.
-        device: where the model is.
-        on_note: called with what came of compiling.
-        incremental: do again only what faults change.
-        compile: run compiled code where that is faster; the model must be frozen.
-        cache_memory: bytes for activations that incremental runs start from; None: a quarter of
-            what is free.
-        verify: share of the batches that are run in full and without compiled code, too, in
-            percent; None: as far as that takes little time.
+        model: the transformed model, on `device`.
+        batches: batches of (inputs, labels), read once in each pass over the data.
+        device: the device of the model.
+        on_note: called with the result of compiling.
+        incremental: whether to repeat only what faults change.
+        compile: whether to run compiled code if faults strike most of the network; the model must
+            be frozen.
+        cache_memory: bytes for the activations that incremental runs start from; None: a quarter
+            of the free memory.
+        verify: share of the batches to repeat in full and without compiled code, in percent; None:
+            as many as take little time.
     """
     from fxfault.evaluation.compiled_runner import CompiledRunner
     from fxfault.evaluation.incremental.runner import IncrementalRunner
@@ -50,14 +52,14 @@ def make_runner(
 
 
 def run_golden(runner: Runner, on_note: OnNote) -> None:
-    """Run the data without faults, and tell what a user should know of what was found.
+    """Run the data without faults, and report what the user should know.
 
     Args:
-        runner: of `make_runner`.
-        on_note: called with why an incremental run does more than faults make necessary, and with
-            which faults belong to batches, not to samples.
+        runner: a runner of `make_runner`.
+        on_note: called with the reason if an incremental run does more than faults make necessary,
+            and with the sites of which the faults belong to batches, not to samples.
     """
     runner.golden()
-    for note in (getattr(runner, "why_full", None), faults_of(runner.model).layouts_note):
+    for note in (runner.why_full, faults_of(runner.model).layouts_note):
         if note is not None:
             on_note(note)

@@ -1,8 +1,7 @@
-"""One trial: the sites are set to what a cell asks for, the data is evaluated, effects are counted.
+"""Run one trial: set the sites as a cell asks, evaluate the data, and count the effects.
 
 Studies (`fxfault.campaign.workers.trial_runner`) and small evaluations
-(`fxfault.campaign.fault_evaluation`) both run here, so that the same settings give the same rows in
-either.
+(`fxfault.campaign.fault_evaluation`) share this code, so that the same settings give the same rows.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ from typing import TYPE_CHECKING
 
 from fxfault.errors import FOREIGN, SiteError
 from fxfault.evaluation.exposure import Exposure
-from fxfault.evaluation.full.predictions import in_eval_mode
+from fxfault.evaluation.full.model_state import in_eval_mode
 from fxfault.evaluation.rows import TrialRow, measure
 from fxfault.foreign import is_out_of_memory, told
 from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
     from fxfault.config.fault_injection import FaultInjectionConfig
-    from fxfault.evaluation.full.predictions import OnBatch, Runner
+    from fxfault.evaluation.full.predictions import OnBatch
+    from fxfault.evaluation.full.runner import Runner
 
 
 class Trials:
-    """Runs trials of a transformed model on one set of data.
+    """Runs trials of a transformed model on one data set.
 
-    What `set` changes at the sites stays; who wants it back keeps it.
+    Changes that `set` makes to the sites stay; a caller who wants the old settings back must keep
+    them.
 
     Attributes:
-        runner: runs the model on the data.
-        faults: its sites.
+        faults: the sites of the model.
         golden: predictions without faults.
         exposure: counts elements and hits.
     """
@@ -42,16 +42,16 @@ class Trials:
         on_batch: OnBatch | None = None,
         named: Callable[[str], str] = str,
     ) -> None:
-        """Evaluate without faults, if that was not done yet, and see what each site has.
+        """Evaluate without faults, if that was not done yet, and measure the sites.
 
         Args:
-            runner: with a model whose sites strike in an evaluation.
-            on_batch: called with a number of samples whenever a trial has done some.
-            named: gives the words for a cell's key in messages.
+            runner: a runner of a model with sites that strike in an evaluation.
+            on_batch: called with the number of samples that a trial has done since the last call.
+            named: turns the key of a cell into words for messages.
         """
         self.runner, self.on_batch, self._named = runner, on_batch, named
         self.faults = faults_of(runner.model)
-        self.golden = runner.golden()  # Kept: asking the runner looks at all parameters.
+        self.golden = runner.golden()  # Kept, as each call looks at all parameters.
         batches = (inputs.to(runner.device) for inputs, _ in runner.loader)
         samples = len(self.golden.labels)
         self.exposure = Exposure(self.faults, next(batches), samples, batches)
@@ -59,19 +59,19 @@ class Trials:
 
     @property
     def never_called(self) -> tuple[str, ...]:
-        """Names of sites that no forward reaches, so that no fault can strike there."""
+        """Names of sites that no forward reaches, where no fault can strike."""
         return self.exposure.never_called
 
     def set(self, config: FaultInjectionConfig, sites: Iterable[str] | None = None) -> None:
-        """Let the sites be struck as a configuration says.
+        """Set the faults of the sites.
 
         Args:
-            config: fault models, rates and layers; what it says of times and seeds does not count.
-            sites: names of those that are struck; default: what `config.layers` selects, of which
-                a model in mode `layer` has one taken out for each trial.
+            config: fault models, rates and layers; its schedule and seed do not count.
+            sites: names of the sites to strike; default: those that `config.layers` selects, of
+                which a model in mode `layer` strikes one in each trial.
 
         Raises:
-            FxFaultError: a site or a fault model is not there, or they do not fit each other, or
+            FxFaultError: a site or a fault model does not exist, they do not fit each other, or
                 none of the sites is ever called.
         """
         self._sites = None if sites is None else frozenset(sites)
@@ -87,19 +87,19 @@ class Trials:
         """Run one trial.
 
         Args:
-            cell: key that its row is to have.
-            trial: its number, which its faults are drawn from.
+            cell: key of the cell, for the row.
+            trial: number of the trial, from which its faults are drawn.
 
         Raises:
-            FxFaultError: the model fails, or cannot be struck as it was set; what code of somebody
-                else's raised is quoted, with the trial.
+            FxFaultError: the model fails, or cannot be struck as it was set; errors of the user's
+                code are quoted, with the trial.
         """
         try:
             return self._run(cell, trial)
         except FOREIGN as error:
             named = told(error, f"trial {trial} of {self._named(cell)}")
             on_device = is_out_of_memory(error) and not isinstance(error, MemoryError)
-            if named is error or on_device:  # Callers know what to lower.
+            if named is error or on_device:  # Callers know what to do about memory.
                 raise
             raise named from error
 
@@ -115,7 +115,7 @@ class Trials:
         return replace(row, seconds=time.perf_counter() - started)
 
     def _keep_to_sites(self) -> None:
-        # Not `select`, which in mode `layer` takes the site of the configuration.
+        # Not by `select`, which in mode `layer` takes the site of the configuration.
         if self._sites is not None:
             for site in self.faults:
                 site.selected = site.name in self._sites
@@ -123,10 +123,10 @@ class Trials:
             self.faults.select(self.faults.config.layers, without=self.never_called)
 
     def _check_called(self, config: FaultInjectionConfig) -> None:
-        """Refuse to strike where nothing ever comes by: it would be found to withstand all faults.
+        """Refuse a cell of sites that are never called: it would seem to withstand all faults.
 
         Raises:
-            SiteError: no site that is to be struck is ever called.
+            SiteError: none of the sites to strike is ever called.
         """
         if not self.never_called:
             return

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fxfault.faults.bits import bits_of
-from fxfault.faults.bits import same_bits as same_bits  # Others import it from here.
 
 Rows = tuple[Tensor, Tensor]
 """A leaf of a batch, and the numbers of samples in it (int64, one dimension)."""

@@ -5,7 +5,7 @@ The model runs once without faults, because only a forward shows the elements of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fxfault.sites.site import FaultSite
 
 _Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
-_Versions = list[tuple[int, int]]
+Versions = list[tuple[int, int, int]]
 
 
 @contextmanager
@@ -80,7 +80,7 @@ class Extents:
 
     def __init__(self) -> None:
         self._shapes: _Shapes | None = None
-        self._versions: _Versions = []
+        self._versions: Versions = []
 
     def prepare(self, sites: FaultSites, inputs: Sequence[Any]) -> None:
         """Measure if faults are spread over sites whose extent for such inputs is unknown.
@@ -96,7 +96,10 @@ class Extents:
         # Learned widths change when parameters do.
         if not needed or (
             self._shapes == _shapes_of(inputs)
-            and ("word" not in needed or self._versions == _versions_of(sites))
+            and (
+                "word" not in needed
+                or self._versions == versions_of(sites.clock.model.parameters())
+            )
         ):
             return
         try:
@@ -120,7 +123,10 @@ class Extents:
         finally:
             for site, (elements, word_bits) in zip(sites, before, strict=True):
                 site.seen.elements, site.seen.word_bits = elements, word_bits
-        self._shapes, self._versions = _shapes_of(inputs), _versions_of(sites)
+        self._shapes, self._versions = (
+            _shapes_of(inputs),
+            versions_of(sites.clock.model.parameters()),
+        )
 
 
 def _needed_at(site: FaultSite) -> str | None:
@@ -136,9 +142,13 @@ def _shapes_of(inputs: Sequence[Any]) -> _Shapes:
     return [(x.dtype, tuple(x.shape[1:])) for x in leaves]
 
 
-def _versions_of(sites: FaultSites) -> _Versions:
-    """What changes when a parameter does."""
-    return [(p.data_ptr(), p._version) for p in sites.clock.model.parameters()]
+def versions_of(tensors: Iterable[torch.Tensor]) -> Versions:
+    """Identities, addresses and versions of tensors.
+
+    They change if a tensor is replaced, moved, or written to. Torch does not count writes to
+    inference tensors.
+    """
+    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def _extent_of(site: FaultSite, calls: int) -> Extent:

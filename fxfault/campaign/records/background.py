@@ -5,12 +5,15 @@ No row depends on them and nothing is compared with them, so that they may be mi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 INPUT, OUTPUT, LAYER, OPERATION = "input", "output", "layer", "operation"
 SITE, CONTAINER = "site", "container"
+
+_NOTHING_ELSE: Any = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Node:
     kind: str
     label: str
     site: str | None = None
+
+    __pydantic_config__ = _NOTHING_ELSE
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class SiteNote:
     bit_width: int | None
     signed: bool | None
     elements: int | None
+
+    __pydantic_config__ = _NOTHING_ELSE
 
 
 @dataclass(frozen=True)
@@ -80,18 +87,15 @@ class Background:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Background:
-        """Invert `to_dict`; missing keys take their defaults.
+        """Invert `to_dict`; missing keys take their defaults, and unknown ones are ignored.
 
         >>> Background.from_dict({})
         Background(nodes=(), edges=(), sites=(), environment={}, begun='', classes=None, \
 never_called=())
+
+        Raises:
+            ValueError: a value has the wrong type.
         """
-        return cls(
-            nodes=tuple(Node(**node) for node in content.get("nodes", ())),
-            edges=tuple((first, second) for first, second in content.get("edges", ())),
-            sites=tuple(SiteNote(**site) for site in content.get("sites", ())),
-            environment=dict(content.get("environment", {})),
-            begun=str(content.get("begun", "")),
-            classes=content.get("classes"),
-            never_called=tuple(content.get("never_called", ())),
-        )
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)

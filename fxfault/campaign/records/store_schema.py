@@ -81,19 +81,13 @@ def _mapping(path: Path, about: Mapping[Any, Any], name: str) -> dict[str, Any]:
 
 
 def _check_background(path: Path, content: Mapping[str, Any]) -> None:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        read = TypeAdapter(Background).validate_json(json.dumps(content), strict=True)
-    except (ValidationError, ValueError) as error:
-        listed = error.errors() if isinstance(error, ValidationError) else []
-        where = ".".join(map(str, listed[0]["loc"])) if listed else str(error)
-        message = listed[0]["msg"] if listed else "not JSON"
-        refuse(path, f"background.{where}: {message}")
-    try:
-        Background.from_dict(content)
-    except (TypeError, ValueError, AttributeError) as error:  # An unknown key.
-        refuse(path, f"background: {error}")
+        read = Background.from_dict(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        refuse(path, f"background.{'.'.join(map(str, first['loc']))}: {first['msg']}")
     last = len(read.nodes) - 1
     if any(not 0 <= first < second <= last for first, second in read.edges):
         refuse(path, "background.edges: an edge does not lead to a later node")

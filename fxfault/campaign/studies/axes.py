@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,8 @@ from fxfault.config.fault_injection import SECTION, FaultInjectionConfig, contra
 from fxfault.config.schema import parse_section, section_to_dict, tuple_from_list, unknown_key
 from fxfault.errors import SiteError
 from fxfault.experiment.sections import CheckpointConfig, ExperimentConfig
-from fxfault.messages import got, key_text, nearest
+from fxfault.messages import got, key_text
+from fxfault.sites.site_names import indices_of
 
 EACH, ALL = "each", "all"
 _OF_ONE_FAULT = ("injection_type", "probability", "num_faults", "bit", "layers")
@@ -82,13 +82,6 @@ def given_axes(section: Any, problems: list[str]) -> dict[str, Any]:
         problems += found
         if not found:
             axes[key] = values
-    problems += _clashes(section)
-    return axes
-
-
-def _clashes(section: Mapping[Any, Any]) -> list[str]:
-    """List the axes that exclude each other."""
-    problems = []
     if "probability" in section and "num_faults" in section:
         problems.append(
             "axes.probability, axes.num_faults: both are given, allowed: one of them, as a cell "
@@ -100,7 +93,7 @@ def _clashes(section: Mapping[Any, Any]) -> list[str]:
             f"axes.faults: given beside {', '.join(beside)}, which its entries set themselves; "
             "leave one or the other out"
         )
-    return problems
+    return axes
 
 
 def _values(key: str, given: Any) -> tuple[tuple[Any, ...], list[str]]:
@@ -135,10 +128,8 @@ _ALLOWED = {
 def _value_problem(key: str, value: Any, place: str) -> str | None:
     """Check a value by the rules of its section, which are written only there."""
     plain = list(value) if isinstance(value, tuple) else value
-    if key == "checkpoint":
-        found = parse_section(CheckpointConfig, {"path": plain}, "axes")[1]
-    else:
-        found = parse_section(FaultInjectionConfig, {key: plain}, "axes")[1]
+    home: Any = CheckpointConfig if key == "checkpoint" else FaultInjectionConfig
+    found = parse_section(home, {"path" if key == "checkpoint" else key: plain}, "axes")[1]
     if key in _ALLOWED and (found or value is None):
         return f"{place}: got {got(value)}, allowed: {_ALLOWED[key]}"
     return found[0].replace(f"axes.{key}", place, 1) if found else None
@@ -179,43 +170,33 @@ def with_base(given: Mapping[str, Any], experiment: ExperimentConfig, problems: 
         return Axes(faults=_faults_with_base(given, base, problems), checkpoint=checkpoint)
     plain = base.to_dict()
     models = given.get("injection_type", (plain["injection_type"],))
-    bits = given.get("bit", (plain.get("bit"),))
     if "bit" in given and given["bit"] != (None,) and not any(map(takes_bit, models)):
         problems.append(
             f"axes.bit: none of the fault models {', '.join(models)} strikes a single bit; leave "
             "it out"
         )
-    probabilities, counts = _rates_with_base(given, base, problems)
-    return Axes(
-        injection_type=models,
-        probability=probabilities,
-        num_faults=counts,
-        bit=bits,
-        layers=given.get("layers", (ALL,)),
-        checkpoint=checkpoint,
-    )
-
-
-def _rates_with_base(
-    given: Mapping[str, Any], base: FaultInjectionConfig, problems: list[str]
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Return the values of `probability` and `num_faults`, one of which is empty."""
     if "probability" in given and base.num_faults is not None:
         problems.append(
             f"axes.probability: given beside {SECTION}.num_faults: {base.num_faults}, which it "
             "would replace; leave one out"
         )
-    if "num_faults" not in given and base.num_faults is None:
-        return given.get("probability", (float(base.probability),)), ()
-    counts = given.get("num_faults", (base.num_faults,))
-    problems += contradictions(dataclasses.replace(base, num_faults=counts[0]), SECTION)
-    return (), counts
+    counts = given.get("num_faults", () if base.num_faults is None else (base.num_faults,))
+    if counts:
+        problems += contradictions(dataclasses.replace(base, num_faults=counts[0]), SECTION)
+    return Axes(
+        injection_type=models,
+        probability=() if counts else given.get("probability", (float(base.probability),)),
+        num_faults=counts,
+        bit=given.get("bit", (plain.get("bit"),)),
+        layers=given.get("layers", (ALL,)),
+        checkpoint=checkpoint,
+    )
 
 
 def _faults_with_base(
     given: Mapping[str, Any], base: FaultInjectionConfig, problems: list[str]
 ) -> Faults:
-    """Return the lists of `faults`; the list of the base is named by its entries."""
+    """The lists of `faults`; the list of the base is named by its entries."""
     if "faults" in given:
         faults: Faults = given["faults"]
         first = next(iter(faults.values()))
@@ -236,7 +217,11 @@ def places_of(
     axis: Sequence[Layers], base: Any, names: Sequence[str]
 ) -> list[tuple[str, ...] | None]:
     """Return the sites of each cell for the values of `layers`; None stands for all sites."""
-    selected = tuple(names) if base is None else _matching(_several(base), names)
+
+    def matching(layers: Any) -> tuple[str, ...]:
+        return tuple(names[index] for index in indices_of(layers, names, "axes.layers"))
+
+    selected = matching(base)
     places: list[tuple[str, ...] | None] = []
     for value in axis:
         if value == EACH:
@@ -244,48 +229,22 @@ def places_of(
         elif value == ALL:
             places.append(None if base is None else selected)
         else:
-            places.append(_matching(_several(value), names))
+            places.append(matching(value))
     return places
-
-
-def _several(layers: Any) -> Sequence[str | int]:
-    return [layers] if isinstance(layers, (str, int)) else list(layers)
-
-
-def _matching(items: Sequence[str | int], names: Sequence[str]) -> tuple[str, ...]:
-    """The sites that match some patterns and indices, in the order of execution."""
-    chosen: set[str] = set()
-    for item in items:
-        if isinstance(item, int):
-            found = list(names[item : item + 1])
-        else:
-            found = [name for name in names if fnmatch.fnmatchcase(name, item)]
-        if not found:
-            listed = ", ".join(f"{i} {name}" for i, name in enumerate(names[:12]))
-            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            raise SiteError(
-                f"axes.layers: {item!r} matches no site{nearest(str(item), names)}; the "
-                f"{len(names)} sites are: {listed}{more}"
-            )
-        chosen.update(found)
-    return tuple(name for name in names if name in chosen)
 
 
 def bits_of(
     axis: Sequence[int | str | None], sites: Sequence[str], widths: Mapping[str, int] | None
 ) -> list[int | str | None]:
     """Return the bits of some sites for the values of `bit`."""
+    known = widths or {}
+    unknown = [site for site in sites if site not in known]
+    if EACH in axis and unknown:
+        raise SiteError(
+            f"axes.bit: 'each' needs the bit width of {', '.join(unknown)}, which is not "
+            "known before a forward; list the bits"
+        )
     bits: list[int | str | None] = []
     for value in axis:
-        if value != EACH:
-            bits.append(value)
-            continue
-        known = widths or {}
-        unknown = [site for site in sites if site not in known]
-        if unknown:
-            raise SiteError(
-                f"axes.bit: 'each' needs the bit width of {', '.join(unknown)}, which is not "
-                "known before a forward; list the bits"
-            )
-        bits += range(min(known[site] for site in sites))
+        bits += range(min(known[site] for site in sites)) if value == EACH else [value]
     return list(dict.fromkeys(bits))

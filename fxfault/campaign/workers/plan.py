@@ -31,7 +31,7 @@ class Plan:
         threads: of torch; None leaves them as they are.
         incremental: do again only what faults change (`fxfault.evaluation.incremental.runner`).
         freeze: quantise weights once.
-        compile: run compiled code where that is faster (`fxfault.evaluation.compiled_runner`).
+        compile: run compiled code if faults strike most (`fxfault.evaluation.compiled_runner`).
         cache_memory: bytes for activations that incremental runs start from, of all workers that
             share a machine (or a GPU) together; None: a quarter of what is free.
         verify: share of the batches that are run in full and without compiled code, too, in

@@ -1,1 +1,1 @@
-"""Evaluate by running every batch whole: what all other runners must agree with."""
+"""Evaluate by running every batch in full, the reference for all other runners."""

@@ -1,17 +1,16 @@
-"""Run some batches in full and without compiled code, too, and compare what is predicted.
+"""Repeat some batches in full and without compiled code, and compare the predictions.
 
-By default little is: of each setting of the sites (a cell of a study, a rate of a sweep) one batch
-with struck samples, in the first trial under that setting. All that is verified by default may take
-`SMALL` of the time that the evaluations have taken, the fault-free one among them. The very first
-batch is verified whatever it takes; any other that would take too much waits for a later trial of
-its setting.
+By default little is verified: one batch with struck samples for each setting of the sites (a cell
+of a study, a rate of a sweep), in the first trial under that setting. All default verification
+together may take `SMALL` of the time of the evaluations, including the fault-free one. The very
+first batch is always verified; any other that would take too long waits for a later trial of its
+setting.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -19,89 +18,79 @@ import torch
 from torch import Tensor, nn
 
 from fxfault.errors import ConfigError, FxFaultError
-from fxfault.evaluation.full.predictions import in_eval_mode, ranked, recording, scores_of
+from fxfault.evaluation.full.model_state import in_eval_mode, recording
+from fxfault.evaluation.full.predictions import ranked, scores_of
 from fxfault.faults.random_numbers import uniform_float
 from fxfault.sites.fault_sites import faults_of
 
-# The share of the time of evaluations that verifying may take by default.
+# The share of the time of evaluations that default verification may take.
 SMALL = 0.02
 
 
-@dataclass
-class _Account:
-    """What evaluations took, and what of them was verified by default; in seconds.
-
-    Attributes:
-        ran: by all evaluations.
-        spent: on verifying.
-        settings: those of which a batch was verified.
-    """
-
-    ran: float = 0.0
-    spent: float = 0.0
-    settings: set[Any] = field(default_factory=set)
-
-    def allows(self) -> bool:
-        """Whether there is time to verify another batch, which takes what the others took."""
-        done = len(self.settings)
-        return done == 0 or self.spent * (1 + 1 / done) <= SMALL * self.ran
-
-
-@dataclass(frozen=True)
 class Verification:
-    """Checks the predictions of a runner by sample.
+    """Verifies the predictions of a runner, sample by sample."""
 
-    Attributes:
-        model: what `fxfault.transform` returned; its calls run the whole of it, uncompiled.
-        loader: gives the batches.
-        device: where the model is.
-        share: of the batches that are run once more, in percent; which ones follows from the
-            faults, their seed and the trial. None: a few, see above.
-        made_by: how the predictions were made, in a word.
-        instead: what to do where they are wrong, for the error.
-    """
-
-    model: nn.Module
-    loader: Iterable[Any]
-    device: torch.device | str
-    share: float | None
-    made_by: str
-    instead: str
-    _account: _Account = field(default_factory=_Account, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        check_share(self.share)
-
-    def note(self, seconds: float) -> None:
-        """Take note of what an evaluation took."""
-        self._account.ran += seconds
-
-    def check(
-        self, sizes: Sequence[int], numbers: Tensor, top: Tensor, struck: Tensor | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        device: torch.device | str,
+        share: float | None,
+        made_by: str,
+        instead: str,
     ) -> None:
-        """Run batches with the faults that are set now, and compare.
+        """Prepare to verify a runner.
 
         Args:
-            sizes: samples in each of the batches.
-            numbers: of the samples, see `fxfault.evaluation.full.predictions.sample_numbers`.
-            top: the predictions, see `Predictions.top`.
-            struck: which samples were hit, bool; None where that is not known.
+            model: what `fxfault.transform` returned; its calls run the whole of it, uncompiled.
+            loader: batches of (inputs, labels), the same in each pass.
+            device: the device of the model.
+            share: share of the batches to repeat, in percent. The faults, their seed and the trial
+                decide which ones. None: a few, see above.
+            made_by: the kind of run that is verified, in a word, for the error.
+            instead: what to do if predictions are wrong, for the error.
 
         Raises:
-            FxFaultError: they differ.
+            ConfigError: `share` is not within 0 and 100.
+        """
+        check_share(share)
+        self.model, self.loader, self.device = model, loader, device
+        self.share, self.made_by, self.instead = share, made_by, instead
+        self._ran = self._spent = 0.0  # Seconds of all evaluations, and of verifying by default.
+        self._settings: set[Any] = set()  # Those with a batch verified by default.
+
+    def note(self, seconds: float) -> None:
+        """Count the time of an evaluation."""
+        self._ran += seconds
+
+    def check(self, sizes: Sequence[int], numbers: Tensor, top: Tensor, struck: Tensor) -> None:
+        """Repeat batches with the faults that are set now, and compare.
+
+        Args:
+            sizes: number of samples in each batch.
+            numbers: numbers of the samples, see `fxfault.evaluation.full.predictions`.
+            top: the predictions, see `Predictions.top`.
+            struck: which samples were hit, bool, shape (samples,).
+
+        Raises:
+            FxFaultError: predictions differ.
         """
         if self.share is not None:
-            self._compare(self._chosen(len(sizes)), sizes, numbers, top)
+            self._compare(self._chosen(len(sizes), self.share), sizes, numbers, top)
             return
-        setting = self._setting
-        if setting in self._account.settings or not self._account.allows():
+        setting, done = self._setting, len(self._settings)
+        too_long = done and self._spent * (1 + 1 / done) > SMALL * self._ran
+        if setting in self._settings or too_long:
             return
-        chosen = self._one_of(sizes, struck)
-        if chosen:
-            started = time.perf_counter()
-            self._compare(chosen, sizes, numbers, top)
-            self._account.spent += time.perf_counter() - started
-            self._account.settings.add(setting)
+        batches = [b for b, part in enumerate(struck.split(list(sizes))) if part.any()]
+        if not batches:
+            return
+        clock = faults_of(self.model).clock
+        drawn = uniform_float(clock.seed, "verify one", setting, clock.trial)
+        started = time.perf_counter()
+        self._compare([batches[int(drawn * len(batches))]], sizes, numbers, top)
+        self._spent += time.perf_counter() - started
+        self._settings.add(setting)
 
     def _compare(
         self, chosen: Sequence[int], sizes: Sequence[int], numbers: Tensor, top: Tensor
@@ -125,34 +114,22 @@ class Verification:
 
     @property
     def _setting(self) -> tuple[Any, ...]:
-        """What strikes now."""
+        """The armed sites with their faults."""
         return tuple((s.name, *map(str, s.faults)) for s in faults_of(self.model) if s.armed)
 
-    def _one_of(self, sizes: Sequence[int], struck: Tensor | None) -> list[int]:
-        """One batch, drawn from those with struck samples; none where there are none."""
-        batches: Sequence[int] = range(len(sizes))
-        if struck is not None:
-            batches = [b for b, part in enumerate(struck.split(list(sizes))) if part.any()]
-        if not batches:
+    def _chosen(self, batches: int, share: float) -> list[int]:
+        if share == 0:
             return []
-        clock = faults_of(self.model).clock
-        drawn = uniform_float(clock.seed, "verify one", self._setting, clock.trial)
-        return [batches[int(drawn * len(batches))]]
-
-    def _chosen(self, batches: int) -> list[int]:
-        if not self.share:
-            return []
-        faults = faults_of(self.model)
-        clock, struck = faults.clock, [(s.name, *map(str, s.faults)) for s in faults if s.armed]
+        clock, setting = faults_of(self.model).clock, list(self._setting)
         return [
             batch
             for batch in range(batches)
-            if 100 * uniform_float(clock.seed, "verify", struck, clock.trial, batch) < self.share
+            if 100 * uniform_float(clock.seed, "verify", setting, clock.trial, batch) < share
         ]
 
 
 def check_share(share: float | None) -> None:
-    """See that a share of the batches is one; None is the default, a few of them.
+    """Check a share of the batches; None stands for a few of them.
 
     Raises:
         ConfigError: it is not a number from 0 to 100.
@@ -164,7 +141,7 @@ def check_share(share: float | None) -> None:
 
 
 def some_batches(loader: Iterable[Any], wanted: Sequence[int]) -> Iterable[tuple[int, Tensor]]:
-    """The inputs of some batches, with their numbers."""
+    """Yield the inputs of some batches, with their numbers."""
     left = set(wanted)
     if not left:
         return

@@ -1,4 +1,4 @@
-"""Evaluate under faults by computing again only what the faults change.
+"""Evaluate under faults by repeating only the work that the faults change.
 
-All that is kept of the fault-free run is here, with the proof that samples may be run apart.
+This package keeps the fault-free run, and proves that samples may be run in other batches.
 """

@@ -1,10 +1,10 @@
-"""Find out on clean data whether a model's samples may be run in other batches than theirs.
+"""Find out on clean data whether a model's samples may be run in other batches than their own.
 
-Two things forbid it. Samples may influence each other (a normalisation over the batch, a scale
-taken from it). And kernels may round differently for another number of samples, or at another
-place in the batch: a convolution of one image sums up in another order than one of 64. So a batch
-and some others made of its samples are run side by side, and the results of every operation,
-not only of the last one, are compared bit for bit: a quantiser hides most roundings, not all.
+Two things forbid it. Samples may influence each other (by a normalisation over the batch, or a
+scale taken from it). And kernels may round differently for another number of samples, or at another
+place in the batch: a convolution of one image adds up in another order than one of 64. So a batch
+and others made of its samples run side by side, and the results of every operation are compared
+bit for bit. The last result alone is not enough: a quantiser hides most roundings, not all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from fxfault.faults.bits import same_bits
 from fxfault.faults.random_numbers import stream_key, uniform_int63
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.sites.live_values import (
@@ -25,7 +26,6 @@ from fxfault.sites.live_values import (
     gather,
     leaves_of,
     roles_of,
-    same_bits,
 )
 from fxfault.sites.site import FaultSite
 
@@ -38,14 +38,14 @@ PLACE = "its results are rounded by the place of a sample in the batch"
 
 @dataclass(frozen=True)
 class Independence:
-    """What was found.
+    """Whether samples may leave their batches.
 
     Attributes:
-        why_not: why samples must stay in their batches; None: they need not.
-        mixing: whether they may influence each other.
-        sizes: batches of how many samples give the same bits, ascending.
-        mixed: names of sites whose activation has no share of its own for each sample, so that
-            its faults belong to the batch.
+        why_not: why samples must stay in their batches; None if they may leave.
+        mixing: whether samples may influence each other.
+        sizes: sizes of batches that give the same bits, ascending.
+        mixed: names of sites without a share of the activation for each sample; their faults
+            belong to the batch.
     """
 
     why_not: str | None
@@ -59,8 +59,8 @@ class _Trial:
     """A batch made of samples of another one.
 
     Attributes:
-        samples: of the original batch, int64.
-        looked_at: places in the new batch at which results are compared.
+        samples: places of the samples in the original batch, int64.
+        looked_at: places in the new batch where results are compared.
         same: whether all results have been the same so far.
     """
 
@@ -78,13 +78,13 @@ def independence(model: GraphModule, inputs: Tensor) -> Independence:
     """Examine a model on one batch.
 
     Args:
-        model: transformed, in eval mode and with its sites disabled, under `no_grad`.
-        inputs: of a whole batch; the first dimension is the batch.
+        model: the transformed model, in eval mode with its sites disabled, under `no_grad`.
+        inputs: inputs of a whole batch; the first dimension is the batch.
     """
     sizes = _sizes_below(len(inputs))
     try:
         return _examined(model, inputs, sizes)
-    # Whatever a model raises for a single sample: batch statistics of one, a squeezed dimension.
+    # A model may raise anything for a single sample: batch statistics, a squeezed dimension.
     except Exception:
         several = [size for size in sizes if size > 1]
         if several in ([], sizes):
@@ -117,10 +117,10 @@ def _examined(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -> Indep
 
 
 def _sizes_below(batch: int) -> list[int]:
-    """Sizes to try: the powers of two and what lies halfway between, below the batch's."""
+    """Sizes to try: the powers of two and the numbers halfway between, below the batch's."""
     powers = [1 << n for n in range(batch.bit_length())]
     sizes = {size for power in powers for size in (power, power * 3 // 2) if size < batch}
-    return sorted(sizes) or [2]  # A second size must be seen to know what belongs to a sample.
+    return sorted(sizes) or [2]  # Only a second size shows what belongs to a sample.
 
 
 def _some(order: Tensor, size: int) -> _Trial:
@@ -128,15 +128,15 @@ def _some(order: Tensor, size: int) -> _Trial:
 
 
 def sizes_that_agree(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -> bool:
-    """Whether batches of some sizes, made of a batch of another size, give its bits.
+    """Whether batches of all these sizes, made of a batch of another size, give its bits.
 
     Args:
         model: as for `independence`.
-        inputs: of the other batch.
-        sizes: to try; all must agree.
+        inputs: inputs of the other batch.
+        sizes: the sizes to try.
     """
     order = torch.arange(len(inputs)).flip(0)
-    # One of its own size shows how samples lie; see `_compare`.
+    # A batch of the same size shows how samples lie; see `_compare`.
     trials = [_some(order, size) for size in (len(inputs), *sizes)]
     _run_side_by_side(model, inputs, trials)
     return all(trial.same for trial in trials)
@@ -145,10 +145,10 @@ def sizes_that_agree(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -
 def _run_side_by_side(
     model: GraphModule, inputs: Tensor, trials: Sequence[_Trial]
 ) -> frozenset[str]:
-    """Run a batch and the trials node by node; note in the trials what differs.
+    """Run a batch and the trials node by node, and note differences in the trials.
 
     Returns:
-        Names of the sites whose activation is not laid out by samples.
+        Names of the sites with an activation that is not laid out by samples.
     """
     whole = _interpreter(model, inputs)
     for trial in trials:
@@ -184,10 +184,10 @@ def _step(run: Interpreter, node: Node) -> Any:
 def _compare(
     whole: Any, batch: int, others: Sequence[Any], trials: Sequence[_Trial], is_output: bool
 ) -> None:
-    """Compare one node's results; a difference is noted in the trial that it is found in.
+    """Compare one node's results, and note differences in the trials.
 
-    Where no trial has the same, samples may lie in a way that we do not see through (windows of
-    several images side by side). That says nothing yet: what comes out in the end does.
+    If all trials differ, samples may lie in a way that we do not recognise (windows of several
+    images side by side). That proves nothing; the output decides.
     """
     other = next(k for k, trial in enumerate(trials) if trial.size != batch)
     for place, leaf in enumerate(leaves_of(whole)):
@@ -197,7 +197,7 @@ def _compare(
             roles = roles_of(leaf, batch, leaves[other], trials[other].size)
         except ValueError:
             roles = []
-        for role in roles:  # The first that explains most, else what explains anything.
+        for role in roles:  # The first that explains most trials, or else any.
             these = [
                 _same(leaf, role, share, trial) for share, trial in zip(leaves, trials, strict=True)
             ]
@@ -223,9 +223,7 @@ def _same(leaf: Any, role: Any, share: Any, trial: _Trial) -> bool:
 def _by_samples(
     site: FaultSite, results: Sequence[Any], batch: int, trials: Sequence[_Trial]
 ) -> bool:
-    """Whether the faults of an activation belong to samples: each has its share of it, with the
-    same layout in every batch.
-    """
+    """Whether each sample has a share of the activation, with the same layout in every batch."""
     values = [getattr(result, "value", result) for result in results]
     sizes = [batch, *(trial.size for trial in trials)]
     layouts = [site.layout_of(tuple(v.shape), n) for v, n in zip(values, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""The free memory of a device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _UNKNOWN = 2**30
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that could still be taken without swapping; a guess of 1 GiB where nobody tells.
+    """Bytes that can be taken without swapping; a guess of 1 GiB if the system does not tell.
 
-    On the CPU it is what Linux calls available, within the limit of a container.
+    On the CPU this is the memory that Linux calls available, within the limit of a container.
 
     >>> free_memory() > 0
     True

@@ -1,7 +1,7 @@
-"""Activations of the fault-free run, kept within a budget of memory.
+"""Activations of the fault-free run, kept within a memory budget.
 
-What is kept are states at cuts (see `fxfault.passes.segments`) for all batches of the data. With
-the state at a cut, everything before it need not be computed again.
+The cache keeps the states of all batches at some cuts (see `fxfault.passes.segments`). A run that
+starts from the state at a cut need not compute what comes before it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from fxfault.foreign import is_out_of_memory as _is_memory_error
 
 INPUT = ""
 
@@ -23,8 +24,8 @@ class Candidate:
 
     Attributes:
         place: number of the segment that starts there; 0 is the model's input.
-        bytes: of the states of all batches.
-        seconds: it takes to get there from the data of one batch.
+        bytes: size of the states of all batches.
+        seconds: time from the data of one batch to this place.
     """
 
     place: int
@@ -33,11 +34,11 @@ class Candidate:
 
 
 def choose(candidates: Sequence[Candidate], starts: Sequence[int], budget: int) -> list[int]:
-    """Choose where to keep states so that most work is saved, within a budget.
+    """Choose the places at which keeping states saves most time, within a budget.
 
-    A run that starts at some segment goes back to the last kept place before it, or to the data.
-    Each of `starts` is taken to be as frequent as the others. One place after the other is
-    taken, the one that saves most seconds for each byte first.
+    A run that starts at a segment goes back to the last kept place before it, or to the data. All
+    of `starts` count as equally frequent. The choice is greedy: the place that saves most seconds
+    for each byte comes first.
 
     >>> early, late = Candidate(1, bytes=100, seconds=1.0), Candidate(2, bytes=10, seconds=4.0)
     >>> choose([early, late], starts=[1, 2], budget=1000)
@@ -46,15 +47,15 @@ def choose(candidates: Sequence[Candidate], starts: Sequence[int], budget: int) 
     [2]
 
     Args:
-        candidates: in the order of their places.
-        starts: segments that runs start at, ascending.
-        budget: bytes.
+        candidates: the candidates, in the order of their places.
+        starts: segments at which runs start, ascending.
+        budget: largest number of bytes.
 
     Returns:
-        Chosen places, ascending.
+        The chosen places, ascending.
     """
     end = max(starts, default=0) + 1
-    chosen = [Candidate(-1, 0, 0.0), Candidate(end, 0, 0.0)]  # The data, and what is behind all.
+    chosen = [Candidate(-1, 0, 0.0), Candidate(end, 0, 0.0)]  # The data, and the end.
     while True:
         best, best_gain = None, 0.0
         for candidate in candidates:
@@ -73,21 +74,21 @@ def choose(candidates: Sequence[Candidate], starts: Sequence[int], budget: int) 
 
 
 class GoldenCache:
-    """States by site (see `Segment.site`; `INPUT` stands for the model's input) and batch."""
+    """States by site and batch; `INPUT` stands for the model's input."""
 
     def __init__(self, sites: Iterable[str]) -> None:
-        """Make room for the states at some sites."""
+        """Prepare to keep states at these sites."""
         self._states: dict[str, list[list[Any]]] = {site: [] for site in sites}
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Where states are kept."""
+        """The sites at which states are kept."""
         return tuple(self._states)
 
     def keep(self, site: str, leaves: Sequence[Any]) -> None:
-        """Keep the leaves of a batch's state, in copies; batches come in their order.
+        """Keep copies of the leaves of a batch's state; batches come in order.
 
-        Where memory gives out, nothing is kept at this site from then on.
+        If memory runs out, the site is dropped.
         """
         if site not in self._states:
             return
@@ -99,7 +100,7 @@ class GoldenCache:
             del self._states[site]
 
     def leaves(self, site: str, batch: int) -> list[Any]:
-        """What was kept at a site for a batch; nobody may write into it."""
+        """The leaves kept at a site for a batch; callers must not write into them."""
         return self._states[site][batch]
 
 
@@ -109,12 +110,10 @@ def _copy(leaf: Any) -> Any:
 
 
 def bytes_of(leaves: Sequence[Any]) -> int:
-    """Memory that copies of some leaves take."""
+    """Size of the tensors among some leaves."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left; on the CPU torch has no type for it."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "DefaultCPUAllocator" in str(error)
+    """Whether memory ran out. On the CPU, torch raises a plain `RuntimeError`."""
+    return _is_memory_error(error) or "DefaultCPUAllocator" in str(error)
