@@ -1,13 +1,14 @@
-"""Measurements: every figure that README quotes comes from one command here.
+"""Measurements: one command here produces every figure that README quotes.
 
-- `python -m benchmarks.overhead`: what faults cost, against the clean network.
-- `python -m benchmarks.training`: what they cost a training step.
-- `python -m benchmarks.freeze`: what freezing a network for evaluation saves.
-- `python -m benchmarks.incremental`: what it saves to run only what faults change.
-- `python -m benchmarks.peers`: what other tools add, and how our time grows.
-- `python -m benchmarks.campaign`: what a campaign's bookkeeping costs and more workers give.
+- `python -m benchmarks.overhead`: the cost of faults over the clean network.
+- `python -m benchmarks.training`: the cost of faults in a training step.
+- `python -m benchmarks.freeze`: the gain of freezing a network for evaluation.
+- `python -m benchmarks.incremental`: the gain of running only what faults change.
+- `python -m benchmarks.check`: the cost of comparing a transformed network with the original one.
+- `python -m benchmarks.peers`: the time that other tools add, and how ours grows.
+- `python -m benchmarks.campaign`: the cost of a campaign's bookkeeping and gain of workers.
 - `python -m benchmarks.campaign_kills`: campaigns that are killed and resumed end the same.
-- `python -m benchmarks.fat`: what fault-aware training buys.
+- `python -m benchmarks.fat`: the gain of fault-aware training.
 
 `benchmarks.bundle_checkpoint` makes the weights that come with the package.
 """

@@ -1,11 +1,12 @@
-"""What a campaign costs beside its trials: bookkeeping, workers, and a store of a million rows.
+"""The cost of a campaign beyond its trials: bookkeeping, workers, and a store of a million rows.
 
     python -m benchmarks.campaign [--trials N] [--turns N] [--rows N] [--json FILE]
 
-Bookkeeping is what a run takes beyond the times of its trials: handing out, counting, stop rule,
-transactions, progress. Then one process with one thread against two, in turns, by trials a second
-once all workers are at work. Last a store of a million rows: writing it, and reading it as columns
-with all estimates, in a process of its own. The network is the bundled one for digits.
+Bookkeeping is the time of a run beyond the times of its trials: handing out, counting, stop rule,
+transactions, progress. The second part compares one process with one thread against two, in turns,
+by trials a second once all workers are at work. The third part is a store of a million rows:
+writing it, and reading it as columns with all estimates, in a separate process. The network is the
+bundled one for digits.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ MOST_BYTES = 10**9
 
 
 def main() -> None:
-    """Measure, print a table, and save it if asked to."""
+    """Measure, print a table, and save it on request."""
     counts = {
-        "trials": (30, "of each cell"),
+        "trials": (30, "trials of each cell"),
         "turns": (3, "runs with one worker and with two"),
-        "rows": (10**6, "of the large store"),
+        "rows": (10**6, "rows of the large store"),
     }
     options = parse_counts(__doc__, counts)
     torch.set_num_threads(1)
@@ -63,13 +64,12 @@ def main() -> None:
     save_json(options.json, found)
 
 
-def _study(trials: int, **changes: Any) -> Study:
-    study = Study.from_yaml("digits_study")
-    return replace(study, stop=None, trials=trials, **changes)
+def _study(trials: int) -> Study:
+    return replace(Study.from_yaml("digits_study"), stop=None, trials=trials)
 
 
 def _bookkeeping(folder: Path, trials: int) -> dict[str, float]:
-    study = replace(Study.from_yaml("digits_study"), trials=None)
+    study = Study.from_yaml("digits_study")
     assert study.stop is not None
     study = replace(study, stop=replace(study.stop, max_trials=max(trials, 10)))
     path = folder / "bookkeeping.sqlite"
@@ -86,7 +86,7 @@ def _bookkeeping(folder: Path, trials: int) -> dict[str, float]:
 
 
 class _Pace:
-    """Trials a second from the moment that all workers have sent rows."""
+    """Counts trials a second from the moment that all workers have sent rows."""
 
     def __init__(self, engine: ProcessEngine) -> None:
         self.engine = engine

@@ -1,16 +1,18 @@
-"""Kill and disturb a study again and again: it must end with the rows of an undisturbed one.
+"""Kill and disturb a study repeatedly: it must end with the rows of an undisturbed one.
 
     python -m benchmarks.campaign_kills [--driver N] [--workers N] [--others N] [--seed N]
         [--json FILE]
 
-SIGKILL, at random moments: first the driver of a study in one process, which is started anew each
-time (20 times), then workers of a study in two processes (10 times). Every second moment is drawn
-from the whole run, setting up included; the others come when rows were just written.
+First come SIGKILLs at random moments. They strike the driver of a study in one process, which is
+restarted each time (20 times), then workers of a study in two processes (10 times). Half of the
+moments are drawn from the whole run, including the setup; the others come right after rows were
+written.
 
-Then each of these (2 times): SIGTERM; SIGSTOP of the driver for a while; SIGSTOP of a worker; the
-store moved; the store deleted; the disk filled (a limit on file sizes); the checkpoint replaced;
-the clock set back. The study goes on, or ends with one line and status 2; what was finished is
-there, once; and when what was done is mended, it ends with the same rows.
+Then each of these happens (2 times): SIGTERM; SIGSTOP of the driver for a while; SIGSTOP of a
+worker; the store is moved; the store is deleted; the disk is full (a limit on file sizes); the
+checkpoint is replaced; the clock is set back. The study continues, or ends with one line and status
+2. Each finished trial is in the store exactly once. After the damage is repaired, the study ends
+with the same rows.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from fxfault.campaign.workers.process_engine import ProcessEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = "weights.pt"
+Run = subprocess.Popen[str]
 
 RUN = """
 import sys, time
@@ -66,7 +69,7 @@ except FxFaultError as error:
 
 
 def the_study() -> Study:
-    """The bundled study with fewer trials, which takes about a minute."""
+    """Return the bundled study with fewer trials, which takes about a minute."""
     content = Study.from_yaml("digits_study").to_dict()
     stop = {"margin": 1.5, "min_trials": 6, "max_trials": 30}
     axes = {**content["axes"], "checkpoint": [WEIGHTS]}
@@ -74,18 +77,18 @@ def the_study() -> Study:
 
 
 def main() -> None:
-    """Run undisturbed, then under kills; compare; end with status 1 where anything differs."""
+    """Run undisturbed, then under kills; compare; end with status 1 if anything differs."""
     counts = {
         "driver": (20, "kills of the driver"),
         "workers": (10, "kills of workers"),
-        "others": (2, "times that each other thing is done"),
-        "seed": (0, "of the moments"),
+        "others": (2, "repetitions of each other disturbance"),
+        "seed": (0, "seed of the moments"),
     }
     options = parse_counts(__doc__, counts, least=0)
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.chdir(folder)  # Where the weights are.
+        os.chdir(folder)  # The study looks for the weights here.
         _put_weights("digits")
         started = time.perf_counter()
         _finish(folder / "whole")
@@ -109,25 +112,38 @@ def main() -> None:
     sys.exit(not all([*same, *others.values()]))
 
 
-def _command(path: Path, kind: str = "") -> list[Any]:
-    return [sys.executable, "-c", RUN, path, kind]
+def _start(path: Path, kind: str = "") -> Run:
+    """Start a study in a process of its own; `kind` is a key of `DISTURBANCES`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, path, kind],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if kind else None,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+def _wait_for_rows(run: Run) -> str:
+    """Wait until a study has written rows; return the line that says so."""
+    assert run.stdout is not None
+    run.stdout.readline()  # The start.
+    return run.stdout.readline()
 
 
 def _finish(path: Path) -> None:
-    subprocess.run(_command(path), check=True, stdout=subprocess.DEVNULL, env=_environment())
+    run = _start(path)
+    run.communicate()
+    if run.returncode:
+        sys.exit(f"a study ended with status {run.returncode}")
 
 
 def _put_weights(name: str) -> None:
-    source = resources.files("fxfault.bundled") / "weights" / f"{name}.pt"
-    shutil.copy(str(source), WEIGHTS)
+    shutil.copy(str(resources.files("fxfault.bundled") / "weights" / f"{name}.pt"), "new.pt")
+    os.replace("new.pt", WEIGHTS)
 
 
 def _rows(path: Path) -> list[list[Any]]:
-    """All rows without their times."""
+    """Read all rows without their times."""
     if not path.exists() or not path.stat().st_size:
         return []
     with Store.open(path) as store:
@@ -136,18 +152,15 @@ def _rows(path: Path) -> list[list[Any]]:
 
 def _kill_driver(path: Path, kills: int, moments: random.Random, length: float) -> None:
     for number in range(kills):
-        run = subprocess.Popen(_command(path), stdout=subprocess.PIPE, env=_environment())
-        assert run.stdout is not None
+        run = _start(path)
         if number % 2:
             time.sleep(moments.uniform(0, length / 10))
         else:
-            run.stdout.readline()  # It starts, ...
-            run.stdout.readline()  # ... and has written for the first time.
+            _wait_for_rows(run)
             time.sleep(moments.uniform(0, 0.5))
         run.send_signal(signal.SIGKILL)
-        status = run.wait()
-        run.stdout.close()
-        print(f"  kill {number + 1}: status {status}, {len(_rows(path))} trials kept")
+        run.communicate()
+        print(f"  kill {number + 1}: status {run.returncode}, {len(_rows(path))} trials kept")
     _finish(path)
 
 
@@ -159,7 +172,7 @@ def _kill_workers(path: Path, kills: int, moments: random.Random) -> None:
     def kill(progress: Progress) -> None:
         if not left[0] or time.monotonic() < due[0] or not progress.rows:
             return
-        # Any of them, also one that is just setting itself up.
+        # The victim may be any worker, even one that is still setting up.
         victim = moments.choice(engine._workers)
         assert victim.process.pid is not None
         os.kill(victim.process.pid, signal.SIGKILL)
@@ -170,9 +183,6 @@ def _kill_workers(path: Path, kills: int, moments: random.Random) -> None:
     run_study(the_study(), path, engine=engine, on_progress=kill)
     if left[0]:
         sys.exit(f"the study ended {left[0]} kills too early: make it longer")
-
-
-Run = subprocess.Popen[str]
 
 
 def _terminate(run: Run, path: Path, line: str) -> None:
@@ -204,15 +214,14 @@ def _fill(run: Run, path: Path, line: str) -> None:
 
 
 def _replace_weights(run: Run, path: Path, line: str) -> None:
-    shutil.copy(str(resources.files("fxfault.bundled") / "weights" / "digits_fat.pt"), "new.pt")
-    os.replace("new.pt", WEIGHTS)
+    _put_weights("digits_fat")
 
 
 def _nothing(run: Run, path: Path, line: str) -> None:
     """The clock is set back from the start."""
 
 
-# What is done, and the statuses that the study may end with.
+# Each disturbance, and the statuses that the study may end with.
 DISTURBANCES: dict[str, tuple[Callable[[Run, Path, str], None], tuple[int, ...]]] = {
     "SIGTERM": (_terminate, (-signal.SIGTERM,)),
     "SIGSTOP": (_stop_a_while, (0,)),
@@ -226,19 +235,11 @@ DISTURBANCES: dict[str, tuple[Callable[[Run, Path, str], None], tuple[int, ...]]
 
 
 def _disturbed(folder: Path, kind: str, moments: random.Random, whole: list[list[Any]]) -> bool:
-    """Disturb a study, mend what was done, and let it end; returns whether all is well."""
+    """Disturb a study, repair the damage, and let it end; return whether nothing was lost."""
     path = folder / "disturbed"
     disturb, statuses = DISTURBANCES[kind]
-    run: Run = subprocess.Popen(
-        _command(path, kind),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=_environment(),
-        text=True,
-    )
-    assert run.stdout is not None
-    run.stdout.readline()  # It starts, ...
-    line = run.stdout.readline()  # ... and has written for the first time.
+    run = _start(path, kind)
+    line = _wait_for_rows(run)
     time.sleep(moments.uniform(0, 1))
     disturb(run, path, line)
     _, said = run.communicate(timeout=600)
@@ -253,9 +254,7 @@ def _disturbed(folder: Path, kind: str, moments: random.Random, whole: list[list
     well = run.returncode in statuses and len(said.splitlines()) == (run.returncode == 2)
     met = once and there and well and _rows(path) == whole
     print(f"  {kind}: status {run.returncode}, {len(rows)} trials kept {said.strip()[:200]}")
-    for file in folder.glob("disturbed*"):
-        file.unlink()
-    for file in folder.glob("moved*"):
+    for file in [*folder.glob("disturbed*"), *folder.glob("moved*")]:
         file.unlink()
     return met
 

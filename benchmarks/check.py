@@ -1,21 +1,20 @@
-"""What it costs to compare a transformed network with the given one before the first fault.
+"""The cost of comparing a transformed network with the original one before the first fault.
 
     python -m benchmarks.check [--turns N] [--threads N] [--json FILE]
 
-- `fxfault-eval --config digits`: the comparison of its first batch, beside one pass of the given
-  network over the test data. It must be below that.
+- `fxfault-eval --config digits`: the comparison of its first batch, against one pass of the
+  original network over the test data. It must take less time than the pass.
 - A per-layer study: quant_cnv with 2-bit weights and activations on 256 random images of 32 x 32
-  in batches of 64, each of its nine sites struck alone at 1 % in ten trials. The comparison of its
-  first batch must be less than 3 % of the study.
+  in batches of 64. Each of its nine sites is struck alone at 1 % in ten trials. The comparison of
+  the first batch must take less than 3 % of the study.
 
-In both, the comparison is what the commands run: the given network and the transformed one, in
+Both comparisons are those that the commands run: the original network and the transformed one, in
 eval mode, with strikes counted. Check and reference are timed in turns, in one process.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -23,15 +22,9 @@ import torch
 from torch import nn
 
 import fxfault
-from benchmarks.incremental import BATCH, IMAGES, network
-from benchmarks.measuring import (
-    Compared,
-    compare_in_turns,
-    load_average,
-    machine,
-    parse_options,
-    verdict,
-)
+from benchmarks.incremental import IMAGES, network
+from benchmarks.measuring import Compared, Run, compare_in_turns, run_benchmark, verdict
+from benchmarks.networks import BATCH
 from fxfault.evaluation import IncrementalRunner
 from fxfault.evaluation.checks import check_model
 from fxfault.evaluation.full.predictions import predict
@@ -43,28 +36,18 @@ CPU = torch.device("cpu")
 TRIALS = 10
 
 
-def main() -> None:
-    """Measure, print, and save where asked."""
-    options = parse_options(__doc__, turns=5)
-    torch.set_num_threads(options.threads)
-    before = load_average()
-    result: dict[str, Any] = {"schema": "fxfault-check/1", "machine": machine()}
-    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    print(f"load average {before} before, {options.turns} turns")
+def measure(turns: int) -> dict[str, Any]:
+    """Print and return the times of both comparisons."""
     print(f"\n{'check / reference':<44}{'seconds':>9}{'median':>8}{'quartiles':>16}   bound")
-    result["cases"] = {
-        "digits, one batch / one pass of the data": asdict(digits(options.turns)),
-        "CNV, one batch / per-layer study": asdict(study(options.turns)),
+    cases = {
+        "digits, one batch / one pass of the data": asdict(digits(turns)),
+        "CNV, one batch / per-layer study": asdict(study(turns)),
     }
-    result["load_average"] = {"before": before, "after": load_average()}
-    print(f"\nload average {result['load_average']['after']} after")
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"saved {options.json}")
+    return {"cases": cases}
 
 
 def digits(turns: int) -> Compared:
-    """The check of an evaluation, beside a pass over its data."""
+    """Compare the check of an evaluation with a pass over its data."""
     experiment = load_experiment("digits")
     data = open_test_data(experiment)
     batches = Batches(data.dataset, experiment.training.batch_size)
@@ -76,7 +59,7 @@ def digits(turns: int) -> Compared:
 
 
 def study(turns: int) -> Compared:
-    """The check of a study, beside the study."""
+    """Compare the check of a study with the study."""
     frozen, data = network()
     faulty = fxfault.thaw(frozen)
     check = _check_of(faults_of(faulty).original, data)
@@ -99,8 +82,8 @@ def study(turns: int) -> Compared:
     return case
 
 
-def _check_of(model: nn.Module, batches: Iterable[Any]) -> Callable[[], None]:
-    """What a command runs once, after it has transformed the model."""
+def _check_of(model: nn.Module, batches: Iterable[Any]) -> Run:
+    """Return the check that a command runs once, after it transformed the model."""
     faulty = fxfault.transform(model, {"enabled": True, "apply_during": "eval", "seed": 0})
 
     def check() -> None:
@@ -111,13 +94,11 @@ def _check_of(model: nn.Module, batches: Iterable[Any]) -> Callable[[], None]:
 
 def _print(name: str, case: Compared, bound: float) -> None:
     ratio = case.ratio
-    quartiles = f"{ratio.low:.3f} - {ratio.high:.3f}"
-    met = verdict(ratio.median < bound)
     print(
-        f"{name:<44}{case.seconds.median:>9.3f}{ratio.median:>8.3f}{quartiles:>16}   "
-        f"{bound:g}: {met}"
+        f"{name:<44}{case.seconds.median:>9.3f}{ratio.median:>8.3f}{ratio.quartiles():>16}   "
+        f"{bound:g}: {verdict(ratio.median < bound)}"
     )
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, "fxfault-check/1", 5, measure)

@@ -1,16 +1,16 @@
-"""What fault-aware training buys: accuracy under faults of networks trained with and without it.
+"""The gain of fault-aware training: accuracy under faults of networks trained with and without it.
 
     python -m benchmarks.fat [--seeds N] [--workers N] [--json FILE] [--plot FILE]
     python -m benchmarks.fat --calibrate [--ways TEXT ...] [--epochs N]
 
-Each way of training starts from the bundled experiment `digits_fat` and is repeated with
-several seeds (weights, order, augmentation and faults of training). Every network is then
-evaluated on the 500 test images at each probability, three trials each, under faults that are
-the same for all networks. An interval is Student's t over the seeds, at 95 %: what it holds is
-the mean over trainings; the choice of the test images is not in it.
+Each way of training starts from the bundled experiment `digits_fat` and is repeated with several
+seeds (weights, order, augmentation and faults of training). Every network is then evaluated on the
+500 test images at each probability, three trials each, under the same faults for all networks. An
+interval is Student's t over the seeds, at 95 %. It covers the mean over trainings, not the choice
+of the test images.
 
-With `--calibrate` every network is evaluated three times: as it is, and with the statistics of
-its batch norms estimated anew without and under the faults of its training.
+With `--calibrate` every network is evaluated three times: unchanged, and with the statistics of its
+batch norms estimated again without faults and under the faults of its training.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ import argparse
 import copy
 import dataclasses
 import importlib
-import json
 import logging
-import math
 import os
 import statistics
 import time
@@ -31,7 +29,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measuring import load_average, machine
+from scipy import stats
+
+from benchmarks.measuring import load_average, machine, save_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ _CURRICULUM = {
         {"epoch": 60, "probability": 15.0},
     ],
 }
-# What each changes of `digits_fat`, which trains with 10 % faults in all steps and `ste`.
+# Changes to `digits_fat`, which trains with 10 % faults in all steps and `ste`.
 WAYS: dict[str, dict[str, Any]] = {
     "no FAT": {"fault_injection.enabled": False},
     "ste, all steps (shipped)": {},
@@ -61,7 +61,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ste, curriculum 0 to 15 %": _CURRICULUM,
 }
 
-# With --calibrate: weights of clean training, trained on for a few epochs under faults.
+# With --calibrate: the weights of clean training, fine-tuned for a few epochs under faults.
 _SHORT = {
     "checkpoint.init_from": "bundled:digits",
     "training.epochs": 12,
@@ -73,18 +73,15 @@ FINE_TUNING: dict[str, dict[str, Any]] = {
     for percent in (10.0, 20.0, 30.0)
 }
 
-# What `training.calibrate` may be.
+# The values of `training.calibrate`.
 CALIBRATIONS = ("none", "clean", "faulty")
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 Accuracies = dict[str, list[float]]
 """Accuracy in percent at each of `PERCENTS`, by fault model."""
 
 
 def main() -> None:
-    """Train, evaluate, print, and save where asked."""
+    """Train, evaluate, print, and save on request."""
     options = _parse_arguments()
     started = time.perf_counter()
     print("; ".join(f"{key} {value}" for key, value in machine().items()))
@@ -97,15 +94,8 @@ def main() -> None:
     for fault_model in FAULT_MODELS:
         print("\n" + table(measured, fault_model))
     print(f"\n{(time.perf_counter() - started) / 60:.1f} min; load average {load_average()} after")
-    if options.json is not None:
-        content = {
-            "schema": "fxfault-fat/1",
-            "machine": machine(),
-            "percents": PERCENTS,
-            "accuracies": measured,
-        }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        print(f"saved {options.json}")
+    found = {"machine": machine(), "percents": PERCENTS, "accuracies": measured}
+    save_json(options.json, {"schema": "fxfault-fat/1", **found})
     if options.plot is not None:
         draw(measured, options.plot)
         print(f"saved {options.plot}")
@@ -120,7 +110,7 @@ def _parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[""],
         metavar="TEXT",
-        help="only the ways of training that have one of these in their name",
+        help="only the ways of training with one of these texts in their name",
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of each (default 120)")
     parser.add_argument(
@@ -142,11 +132,11 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, ways: list[str]) -> dict[str, list[Accuracies]]:
-    """Train and evaluate every way with every seed; a line for each that is done."""
+    """Train and evaluate every way with every seed; print a line for each finished one."""
     calibrations = CALIBRATIONS if options.calibrate else CALIBRATIONS[:1]
     names = [_name(way, how) for way in ways for how in calibrations]
     measured: dict[str, dict[int, Accuracies]] = {name: {} for name in names}
-    # A thread each: so small a network is slower on two.
+    # One thread each: a network this small is slower on two.
     with ProcessPoolExecutor(options.workers, get_context("spawn"), _start_worker) as pool:
         tasks = {
             pool.submit(train_and_evaluate, way, seed, calibrations, options.epochs): (way, seed)
@@ -174,7 +164,7 @@ def _start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
-    # Lightning sets its loggers up when it is imported.
+    # Lightning configures its loggers when it is imported.
     importlib.import_module("fxfault.training.lightning_import")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -183,16 +173,15 @@ def _start_worker() -> None:
 def train_and_evaluate(
     way: str, seed: int, calibrations: Sequence[str], epochs: int | None
 ) -> dict[str, Accuracies]:
-    """Train one network and evaluate it at every probability, by its calibration.
+    """Train one network and evaluate it at every probability, with each calibration.
 
-    What training does at its end with `training.calibrate` is done here to copies, so that one
-    training serves for all; a test holds the two against each other.
+    One training serves for all calibrations: each is applied to a copy, as training does at its
+    end. A test compares the two.
     """
     import torch
 
-    from fxfault.data import build_dataset, dataset_facts
     from fxfault.experiment import load_experiment
-    from fxfault.models import build_model
+    from fxfault.experiment.parts import load_model, open_test_data, open_training_data
     from fxfault.training import train
     from fxfault.training.run import calibrate
 
@@ -201,23 +190,15 @@ def train_and_evaluate(
     if epochs is not None:
         changes["training.epochs"] = epochs
     config = load_experiment("digits_fat", changes)
-    facts = dataset_facts("digits")
     torch.manual_seed(seed)
-    network = build_model(
-        "quant_digits",
-        num_classes=facts.num_classes,
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
-        weight_bit_width=config.quantization.weight_bit_width,
-        act_bit_width=config.quantization.act_bit_width,
-    )
-    training, test = build_dataset("digits", "train"), build_dataset("digits", "test")
+    network, _ = load_model(config, None)
+    training, test = open_training_data(config), open_test_data(config).dataset
     train(config, network, training, test)
     batches = list(torch.utils.data.DataLoader(test, batch_size=250))
     found = {}
     for how in calibrations:
         if how == "faulty" and not config.fault_injection.enabled:
-            # Those of `digits_fat`, which this way is trained without.
+            # The faults of `digits_fat`, as this way trains without any.
             config = load_experiment("digits_fat", {"seed.value": seed})
         copied = copy.deepcopy(network)
         calibrate(replaced(config, how), copied, training)
@@ -226,13 +207,13 @@ def train_and_evaluate(
 
 
 def replaced(config: ExperimentConfig, how: str) -> ExperimentConfig:
-    """The experiment with another `training.calibrate`."""
+    """Return the experiment with another `training.calibrate`."""
     training: Any = dataclasses.replace(config.training, calibrate=how)  # type: ignore[arg-type]
     return dataclasses.replace(config, training=training)
 
 
 def evaluate(network: nn.Module, batches: list[Any]) -> Accuracies:
-    """Accuracies under every fault model at every probability."""
+    """Measure the accuracies under every fault model at every probability."""
     import fxfault
     from fxfault.campaign import FaultEvaluation
     from fxfault.evaluation import FullRunner
@@ -247,31 +228,35 @@ def evaluate(network: nn.Module, batches: list[Any]) -> Accuracies:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval, by Student's t.
+    """Return the mean and the half width of its 95 % interval, by Student's t.
 
     >>> mean, half = interval([1.0, 2.0, 3.0])
     >>> round(mean, 2), round(half, 2)
     (2.0, 2.48)
     """
-    deviation = statistics.stdev(values)
-    return statistics.mean(values), _T95[len(values) - 1] * deviation / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return statistics.mean(values), float(half)
 
 
 def table(measured: dict[str, list[Accuracies]], fault_model: str) -> str:
-    """Mean accuracy and 95 % interval, a row for each way of training."""
+    """Format mean accuracies and 95 % intervals, a row for each way of training."""
     head = "".join(f"{f'{percent:g} %':>14}" for percent in PERCENTS)
     width = max(24, *(len(way) for way in measured))
     lines = [f"{fault_model + ' faults':<{width}}{head}"]
     for way, by_seed in measured.items():
-        columns = zip(*(accuracies[fault_model] for accuracies in by_seed), strict=True)
-        cells = [interval(list(column)) for column in columns]
+        cells = _intervals(by_seed, fault_model)
         row = "".join(f"{f'{mean:.1f} ± {half:.1f}':>14}" for mean, half in cells)
         lines.append(f"{way:<{width}}{row}")
     return "\n".join(lines)
 
 
+def _intervals(by_seed: list[Accuracies], fault_model: str) -> list[tuple[float, float]]:
+    columns = zip(*(accuracies[fault_model] for accuracies in by_seed), strict=True)
+    return [interval(list(column)) for column in columns]
+
+
 def draw(measured: dict[str, list[Accuracies]], path: Path) -> None:
-    """Accuracy against probability, a panel for each fault model, with 95 % bands."""
+    """Draw accuracy against probability with 95 % bands, a panel for each fault model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -280,8 +265,7 @@ def draw(measured: dict[str, list[Accuracies]], path: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for panel, fault_model in zip(panels, FAULT_MODELS, strict=True):
         for number, (way, by_seed) in enumerate(measured.items()):
-            columns = zip(*(accuracies[fault_model] for accuracies in by_seed), strict=True)
-            cells = [interval(list(column)) for column in columns]
+            cells = _intervals(by_seed, fault_model)
             means = [mean for mean, _ in cells]
             style = {"color": "black", "linestyle": "--"} if number == 0 else {}
             (line,) = panel.plot(PERCENTS, means, marker="o", markersize=3, label=way, **style)

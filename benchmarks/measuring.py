@@ -1,8 +1,8 @@
-"""Timing in turns, live memory, and what machine it was.
+"""Timing in turns, live memory, the machine, and the frame of a benchmark's command.
 
-A shared machine speeds up and slows down within seconds. So nothing is timed alone: each
-run of a case follows a run of the reference it is compared with, in one process, and
-what counts is the ratio of the two, over many turns.
+A shared machine speeds up and slows down within seconds, so nothing is timed alone. Each run of
+a case follows a run of its reference, in one process. The ratio of the two, over many turns, is
+the result.
 """
 
 from __future__ import annotations
@@ -53,14 +53,18 @@ class Spread:
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
+    def quartiles(self, digits: int = 3) -> str:
+        """Return the quartiles as text, for a table."""
+        return f"{self.low:.{digits}f} - {self.high:.{digits}f}"
+
 
 @dataclass(frozen=True)
 class Compared:
     """A case beside its reference.
 
     Attributes:
-        seconds: of the case.
-        reference: of the reference runs next to it.
+        seconds: time of the case.
+        reference: time of the reference runs next to it.
         ratio: case over reference, pair by pair.
         added: case minus reference in seconds, pair by pair.
     """
@@ -71,26 +75,39 @@ class Compared:
     added: Spread
 
 
-def parse_options(description: str | None, turns: int) -> argparse.Namespace:
-    """The command line of a benchmark that runs in turns: `--turns`, `--threads`, `--json`.
+def run_benchmark(
+    description: str | None, schema: str, turns: int, measure: Callable[[int], Mapping[str, Any]]
+) -> None:
+    """Run a benchmark that measures in turns: options, machine, load, measurement, JSON file.
 
     Args:
         description: the module's docstring.
+        schema: name and version of the JSON document.
         turns: default of `--turns`.
+        measure: takes the number of turns, prints a table, and returns the figures by name.
     """
     counts = {"turns": (turns, "runs of each pair"), "threads": (2, "torch threads")}
-    return parse_counts(description, counts)
+    options = parse_counts(description, counts)
+    torch.set_num_threads(options.threads)
+    before, runs_on = load_average(), machine()
+    print("; ".join(f"{key} {value}" for key, value in runs_on.items()))
+    print(f"load average {before} before, {options.turns} turns")
+    found = measure(options.turns)
+    after = load_average()
+    print(f"\nload average {after} after")
+    load = {"before": before, "after": after}
+    save_json(options.json, {"schema": schema, "machine": runs_on, **found, "load_average": load})
 
 
 def parse_counts(
     description: str | None, counts: Mapping[str, tuple[int, str]], least: int = 1
 ) -> argparse.Namespace:
-    """The command line of a benchmark: some integers, and `--json`.
+    """Parse the command line of a benchmark: some integers, and `--json`.
 
     Args:
         description: the module's docstring.
-        counts: by name, the default and what it counts.
-        least: smallest value of each.
+        counts: default and meaning of each option, by its name.
+        least: the smallest value of each option.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     for name, (default, what) in counts.items():
@@ -106,18 +123,25 @@ def parse_counts(
 
 
 def save_json(path: Path | None, found: Mapping[str, Any]) -> None:
-    """Save figures, if a file was named."""
+    """Save figures, if the user named a file."""
     if path is not None:
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(f"saved {path}")
 
 
 def verdict(met: bool) -> str:
-    """How a table says whether a bound is met."""
+    """Return the word for a table that says whether a bound is met."""
     return "met" if met else "MISSED"
 
 
+def ratio_row(name: str, case: Compared, bound: float | None = None, more: str = "") -> str:
+    """Format a row of a table: name, median and quartiles of the ratio, more cells, upper bound."""
+    row = f"{name:<26}{case.ratio.median:>8.3f}{case.ratio.quartiles():>16}{more}"
+    return row if bound is None else f"{row}   {bound:g}: {verdict(case.ratio.median <= bound)}"
+
+
 def seconds_of(run: Run) -> float:
-    """Time one run; the garbage collector waits until it is over."""
+    """Time one run, with the garbage collector off."""
     gc.collect()
     gc.disable()
     try:
@@ -131,12 +155,12 @@ def seconds_of(run: Run) -> float:
 def compare_in_turns(reference: Run, cases: Mapping[str, Run], turns: int) -> dict[str, Compared]:
     """Time every case against the reference: reference, case, reference, case, and so on.
 
-    The case of a pair runs first in every second turn, so that being second costs neither.
+    The case of a pair runs first in every second turn, so the order favours neither.
 
     Args:
-        reference: what the cases are compared with.
-        cases: by name.
-        turns: how often each pair runs; one more, before, is not counted.
+        reference: the run that the cases are compared with.
+        cases: runs by name.
+        turns: number of runs of each pair, after one that is not counted.
     """
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for turn in range(-1, turns):
@@ -162,10 +186,10 @@ def _compared(pairs: list[tuple[float, float]]) -> Compared:
 
 
 def peak_bytes(run: Run) -> int:
-    """Most bytes that torch's CPU allocator held for a run at any one time.
+    """Return the most bytes that torch's CPU allocator held for a run at any one time.
 
-    Counts what is allocated from the start of the run, by operators and inside their
-    kernels, less what is freed; memory that was there before does not count.
+    This counts allocations from the start of the run, by operators and inside their kernels, less
+    what is freed. Memory allocated before does not count.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
@@ -187,7 +211,7 @@ def peak_bytes(run: Run) -> int:
 
 @contextlib.contextmanager
 def _quiet_profiler() -> Iterator[None]:
-    """Hide what torch 2.13's profiler writes on stderr each time, whatever KINETO_LOG_LEVEL."""
+    """Hide the lines that torch 2.13's profiler writes to stderr, whatever KINETO_LOG_LEVEL is."""
     sys.stderr.flush()
     stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -201,7 +225,7 @@ def _quiet_profiler() -> Iterator[None]:
 
 
 def machine() -> dict[str, Any]:
-    """What the measurement ran on, in plain values."""
+    """Describe the machine and the versions in plain values."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -222,7 +246,7 @@ def _cpu_name() -> str:
 
 
 def load_average() -> tuple[float, ...]:
-    """Processes waiting to run, over 1, 5 and 15 minutes; empty where the system has none."""
+    """Return the load average over 1, 5 and 15 minutes; empty if the system has none."""
     try:
         return tuple(round(load, 2) for load in os.getloadavg())
     except OSError:

@@ -2,48 +2,49 @@
 
     python -m benchmarks.overhead [--turns N] [--threads N] [--json FILE]
 
-The network is quant_cnv with 2-bit weights and activations, in evaluation, without
-gradients, on batches of 64 images of 32 x 32. Beside fxfault stands a wrapper written to
-the specification, with a dense mask (`benchmarks.dense_wrapper`). Then come the small
-quant_digits (4 bits, 8 x 8 images), where the overhead of Python shows, a densenet121 with all its
-sites disabled, and the call of one site alone.
+The network is quant_cnv with 2-bit weights and activations, in evaluation, without gradients, on
+batches of 64 images of 32 x 32. The reference tool is a wrapper written to the specification, with
+a dense mask (`benchmarks.dense_wrapper`). Further cases are the small quant_digits (4 bits, 8 x 8
+images), where the overhead of Python shows, a densenet121 with all its sites disabled, and the
+call of one site alone.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import json
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from brevitas.nn import QuantHardTanh, QuantIdentity, QuantReLU
 from torch import Tensor, nn
 
-import fxfault
 from benchmarks import dense_wrapper
 from benchmarks.measuring import (
     Compared,
-    Run,
     Spread,
     compare_in_turns,
-    load_average,
-    machine,
-    parse_options,
     peak_bytes,
+    ratio_row,
+    run_benchmark,
     seconds_of,
     verdict,
 )
+from benchmarks.networks import (
+    BATCH,
+    Stopwatch,
+    outputs_of,
+    quant_cnv,
+    quant_digits,
+    transformed,
+)
 from fxfault.data.torchvision_import import import_torchvision
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.models import build_model
 
-BATCH = 64
 PERCENTS = (0.001, 0.1, 1.0, 5.0, 20.0)
-# Faulty over clean time, at most; at 1 % the dense wrapper must add ten times as much.
+# Upper bounds of faulty over clean time.
 BOUNDS = {
     "fxfault 0.001 %": 1.01,
     "fxfault 0.1 %": 1.01,
@@ -56,56 +57,21 @@ BOUNDS = {
     "one call, copying": 1.3,
     "one call, in place": 0.4,
 }
-DENSE_FACTOR = 10.0
+DENSE_FACTOR = 10.0  # The dense wrapper must add this many times as much at 1 %.
 TRANSFORM_SECONDS = 3.0
 MEBI = 1 << 20
 
 
-def main() -> None:
-    """Measure, print, and save where asked."""
-    options = parse_options(__doc__, turns=25)
-    torch.set_num_threads(options.threads)
-    before = load_average()
-    result: dict[str, Any] = {"schema": "fxfault-overhead/1", "machine": machine()}
-    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    print(f"load average {before} before, {options.turns} turns\n")
-    result["time"] = measure_time(options.turns)
-    result["others"] = measure_others(options.turns)
-    result["call"] = measure_call(10 * options.turns)
-    result["memory"] = measure_memory()
-    result["transform"] = measure_transform(min(5, options.turns))
-    result["load_average"] = {"before": before, "after": load_average()}
-    print(f"\nload average {result['load_average']['after']} after")
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"saved {options.json}")
-
-
-def network() -> tuple[nn.Module, Tensor]:
-    """The clean network, in eval mode, with scales and normalisation from one batch."""
-    torch.manual_seed(0)
-    model = build_model(
-        "quant_cnv",
-        num_classes=10,
-        in_channels=3,
-        image_size=(32, 32),
-        weight_bit_width=2,
-        act_bit_width=2,
-    )
-    images = torch.randn(BATCH, 3, 32, 32)
-    with torch.no_grad():
-        model(images)
-    return model.eval(), images
-
-
-def transformed(model: nn.Module, percent: float, **settings: Any) -> Any:
-    """The network with sites that strike while evaluating."""
-    config = {"enabled": True, "probability": percent, "apply_during": "eval", "seed": 0}
-    return fxfault.transform(model, {**config, **settings})
-
-
-def _forward_of(module: nn.Module, images: Tensor) -> Run:
-    return lambda: module(images)
+def measure(turns: int) -> dict[str, Any]:
+    """Print and return all figures."""
+    print()
+    return {
+        "time": measure_time(turns),
+        "others": measure_others(turns),
+        "call": measure_call(10 * turns),
+        "memory": measure_memory(),
+        "transform": measure_transform(min(5, turns)),
+    }
 
 
 # -- time --------------------------------------------------------------------------------
@@ -114,9 +80,9 @@ def _forward_of(module: nn.Module, images: Tensor) -> Run:
 def measure_time(turns: int) -> dict[str, Any]:
     """Print and return the ratios of faulty to clean time.
 
-    The first row compares the clean network with itself: what it shows is noise.
+    The first row compares the clean network with itself and shows the noise.
     """
-    model, images = network()
+    model, images = quant_cnv()
     disabled = transformed(model, 1.0)
     disabled.faults.enabled = False
     ours: dict[str, nn.Module] = {"clean again": model, "inserted, disabled": disabled}
@@ -132,8 +98,8 @@ def measure_time(turns: int) -> dict[str, Any]:
             if name.startswith("fxfault")
         }
         for group, count in ((ours, turns), (dense, max(3, turns // 3))):
-            cases = {name: _forward_of(module, images) for name, module in group.items()}
-            compared |= compare_in_turns(_forward_of(model, images), cases, count)
+            cases = {name: functools.partial(net, images) for name, net in group.items()}
+            compared |= compare_in_turns(functools.partial(model, images), cases, count)
     head = f"{'faulty / clean time':<26}{'median':>8}{'quartiles':>16}{'inside':>8}{'added':>11}"
     print(f"{head}   bound")
     for name, case in compared.items():
@@ -152,58 +118,37 @@ def measure_time(turns: int) -> dict[str, Any]:
 
 
 def _dense_factor(compared: dict[str, Compared], inside: Spread) -> float:
-    """How many times as much the dense wrapper adds; of our two figures the larger one counts."""
+    """Return how many times as much the dense wrapper adds, over the larger of our two figures."""
     case = compared["fxfault 1 %"]
     ours = max(case.added.median, (inside.median - 1) * case.reference.median)
     return compared["dense 1 %"].added.median / ours
 
 
 def _inside(net: Any, images: Tensor, turns: int) -> Spread:
-    """1 + the share of a forward's time that its inserted calls take.
+    """Return 1 + the time of the inserted calls over the rest of the same forward.
 
-    Numerator and denominator come from the same forward, so that the mood of the machine
-    cancels out; what the calls cost the layers around them (caches) is not in it.
+    Both times come from the same forward, so changes in the machine's load cancel out. The cost
+    that the calls cause in the layers around them (caches) is not included.
     """
-    spent = 0.0
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any) -> Any:
-            nonlocal spent
-            started = time.perf_counter()
-            result = function(*args)
-            spent += time.perf_counter() - started
-            return result
-
-        return call
-
-    net = copy.deepcopy(net)
-    calls = {function: timed(function) for function in (begin_forward, fault_inject)}
-    for node in net.graph.nodes:
-        node.target = calls.get(node.target, node.target)
-    net.recompile()
+    net, watch = copy.deepcopy(net), Stopwatch()
+    watch.time_calls(net)
     shares = []
     for turn in range(-1, turns):
-        spent = 0.0
-        total = seconds_of(_forward_of(net, images))
+        total = seconds_of(functools.partial(net, images))
+        spent = watch.read()
         if turn >= 0:
             shares.append(1 + spent / (total - spent))
     return Spread.of(shares)
 
 
 def _time_row(name: str, case: Compared, inside: Spread | None = None) -> str:
-    ratio, bound = case.ratio, BOUNDS.get(name)
-    row = (
-        f"{name:<26}{ratio.median:>8.3f}{f'{ratio.low:.3f} - {ratio.high:.3f}':>16}"
-        f"{'' if inside is None else f'{inside.median:.3f}':>8}"
-        f"{1e3 * case.added.median:>8.2f} ms"
-    )
-    return row if bound is None else f"{row}   {bound:g}: {verdict(ratio.median <= bound)}"
+    cells = f"{'' if inside is None else f'{inside.median:.3f}':>8}"
+    return ratio_row(name, case, BOUNDS.get(name), f"{cells}{1e3 * case.added.median:>8.2f} ms")
 
 
 def measure_others(turns: int) -> dict[str, Any]:
     """Print and return the ratios of two more networks."""
-    digits, small = build_digits()
+    digits, small = quant_digits()
     dense, images = densenet121().eval(), torch.randn(4, 3, 64, 64)
     disabled = transformed(dense, 1.0)
     disabled.faults.enabled = False
@@ -215,9 +160,8 @@ def measure_others(turns: int) -> dict[str, Any]:
             ("densenet121, disabled", dense, disabled, images, turns),
         ):
             inside[name] = _inside(net, batch, count)
-            compared |= compare_in_turns(
-                _forward_of(clean, batch), {name: _forward_of(net, batch)}, count
-            )
+            cases = {name: functools.partial(net, batch)}
+            compared |= compare_in_turns(functools.partial(clean, batch), cases, count)
     print()
     for name, case in compared.items():
         print(f"{_time_row(name, case, inside[name])} of {1e3 * case.reference.median:.1f} ms")
@@ -226,22 +170,9 @@ def measure_others(turns: int) -> dict[str, Any]:
     }
 
 
-def build_digits() -> tuple[nn.Module, Tensor]:
-    """The bundled network for digits and a batch for it, as `network` gives its own."""
-    torch.manual_seed(0)
-    settings = {"weight_bit_width": 4, "act_bit_width": 4}
-    model = build_model(
-        "quant_digits", num_classes=10, in_channels=1, image_size=(8, 8), **settings
-    )
-    images = torch.randn(BATCH, 1, 8, 8)
-    with torch.no_grad():
-        model(images)
-    return model.eval(), images
-
-
 def measure_call(turns: int) -> dict[str, Any]:
     """Print and return the time of one call of `fault_inject` over that of one `clone`."""
-    model, images = network()
+    model, images = quant_cnv()
     largest = _largest_output(model, images)
     net = transformed(model, 0.1)
     elements = largest.value[0].numel()
@@ -249,7 +180,7 @@ def measure_call(turns: int) -> dict[str, Any]:
         net(images)
         site = next(site for site in net.faults if site.elements == elements)
         copying = copy.copy(site)
-        copying.layer = None  # As where somebody else sees the activation.
+        copying.layer = None  # As if other code also saw the activation.
         sites = {"one call, copying": copying, "one call, in place": site}
         cases = {name: functools.partial(fault_inject, largest, s) for name, s in sites.items()}
         compared = compare_in_turns(largest.value.clone, cases, turns)
@@ -265,11 +196,11 @@ def measure_call(turns: int) -> dict[str, Any]:
 
 def measure_memory() -> dict[str, Any]:
     """Print and return the memory that faults need beyond the clean forward's."""
-    model, images = network()
+    model, images = quant_cnv()
     largest = _largest_output(model, images)
     activation = largest_activation(model, images)
     with torch.no_grad():
-        clean = peak_bytes(_forward_of(model, images))
+        clean = peak_bytes(functools.partial(model, images))
     print(
         f"\nmemory: largest activation {activation / MEBI:.1f} MiB, "
         f"clean forward at most {clean / MEBI:.1f} MiB\n"
@@ -279,7 +210,7 @@ def measure_memory() -> dict[str, Any]:
     for percent in (*PERCENTS, 100.0):
         net = transformed(model, percent)
         with torch.no_grad():
-            extra = peak_bytes(_forward_of(net, images)) - clean
+            extra = peak_bytes(functools.partial(net, images)) - clean
             call = _peak_of_call(net, largest, requires_grad=False)
         copying = _peak_of_call(net, largest, requires_grad=True)
         rows[f"{percent:g}"] = {"forward": extra, "call": call, "call_with_grad": copying}
@@ -290,34 +221,24 @@ def measure_memory() -> dict[str, Any]:
         )
     wrapped = dense_wrapper.inject(model, 1.0)
     with torch.no_grad():
-        dense = peak_bytes(_forward_of(wrapped, images)) - clean
+        dense = peak_bytes(functools.partial(wrapped, images)) - clean
     print(f"{'dense 1 %':<26}{dense / activation:>10.2f}")
     return {"largest_activation": activation, "clean": clean, "extra": rows, "dense": dense}
 
 
 def largest_activation(model: nn.Module, images: Tensor) -> int:
-    """Bytes of the largest output of a target."""
+    """Return the size in bytes of the largest output of a target."""
     values = _largest_output(model, images).value
     return int(values.numel() * values.element_size())
 
 
 def _largest_output(model: nn.Module, images: Tensor) -> Any:
-    """The largest output of a target, as the layer returns it."""
-    seen: list[Any] = []
-    hooks = [
-        module.register_forward_hook(lambda module, args, output: seen.append(output))
-        for module in model.modules()
-        if type(module).__name__ in dense_wrapper.TARGETS
-    ]
-    with torch.no_grad():
-        model(images)
-    for hook in hooks:
-        hook.remove()
-    return max(seen, key=lambda output: output.value.numel())
+    outputs = outputs_of(model, images, QuantIdentity, QuantReLU, QuantHardTanh)
+    return max(outputs, key=lambda output: output.value.numel())
 
 
 def _peak_of_call(net: Any, activation: Any, *, requires_grad: bool) -> int:
-    """What one call of `fault_inject` on the activation needs at most, its result included."""
+    """Return the most bytes that one call of `fault_inject` needs, including its result."""
     sizes = [site.elements for site in net.faults]
     elements = activation.value[0].numel()
     site = net.faults[sizes.index(elements)] if elements in sizes else net.faults[1]
@@ -330,7 +251,7 @@ def _peak_of_call(net: Any, activation: Any, *, requires_grad: bool) -> int:
 
 
 def measure_transform(turns: int) -> dict[str, Any]:
-    """Print and return how long `transform` takes for a quantised densenet121."""
+    """Print and return the time of `transform` for a quantised densenet121."""
     model = densenet121()
     seconds = sorted(seconds_of(lambda: transformed(model, 1.0)) for _ in range(turns))
     sites = len(transformed(model, 1.0).faults)
@@ -344,10 +265,10 @@ def measure_transform(turns: int) -> dict[str, Any]:
 
 
 def densenet121() -> nn.Module:
-    """Torchvision's densenet121, quantised by Brevitas's own flow."""
+    """Build torchvision's densenet121, quantised by Brevitas's own flow."""
     torchvision = import_torchvision()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Brevitas's flow warns of its own deprecation.
+        warnings.simplefilter("ignore")  # Brevitas's flow uses deprecated calls of its own.
         from brevitas.graph.quantize import preprocess_for_quantize, quantize
 
         torch.manual_seed(0)
@@ -357,4 +278,4 @@ def densenet121() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, "fxfault-overhead/1", 25, measure)

@@ -1,21 +1,22 @@
-"""What faults cost in fxfault and in other tools, and how fxfault's cost grows.
+"""The time that faults add in fxfault and in other tools, and how fxfault's time grows.
 
     python -m benchmarks.peers [--turns N] [--threads N] [--json FILE]
 
-A network with faults in 1 % of its activations against itself without, in evaluation, without
-gradients, on batches of 64 images of 32 x 32; the difference, over the elements that faults can
-strike, is what a tool adds. fxfault and a wrapper written to the specification
-(`benchmarks.dense_wrapper`) strike quant_cnv with 2-bit weights and activations, fxfault the frozen
-one, as `fxfault-eval` does, against the frozen one without faults. MRFI and PyTorchFI know no
-Brevitas: they strike its float twin (`benchmarks.peers_tools`), and are left out where they are not
-installed (`pip install mrfi pytorchfi`).
+A network with faults in 1 % of its activations is compared with itself without faults, in
+evaluation, without gradients, on batches of 64 images of 32 x 32. The difference, over the elements
+that faults can strike, is what a tool adds. fxfault and a wrapper written to the specification
+(`benchmarks.dense_wrapper`) strike quant_cnv with 2-bit weights and activations. For fxfault both
+networks are frozen, as in `fxfault-eval`. MRFI and PyTorchFI do not support Brevitas, so they
+strike a float twin (`benchmarks.peers_tools`). If they are not installed, they are skipped
+(`pip install mrfi pytorchfi`).
 
-Then come the time of fxfault against elements, rate and sites (`benchmarks.peers_growth`).
+A second part measures the time of fxfault against elements, rate and sites
+(`benchmarks.peers_growth`).
 """
 
 from __future__ import annotations
 
-import json
+import functools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,13 +28,11 @@ from benchmarks.measuring import (
     Compared,
     Spread,
     compare_in_turns,
-    load_average,
-    machine,
-    parse_options,
+    run_benchmark,
     seconds_of,
     verdict,
 )
-from benchmarks.overhead import BATCH, network
+from benchmarks.networks import BATCH, quant_cnv
 from benchmarks.peers_growth import measure_growth
 from benchmarks.peers_tools import (
     TOOLS,
@@ -45,8 +44,8 @@ from benchmarks.peers_tools import (
 )
 
 PERCENT = 1.0
-# What others add over what fxfault adds, at least.
 OURS, DENSE = "fxfault", "dense wrapper"
+# Lower bounds of the time that a tool adds over the time that fxfault adds.
 BOUNDS = {DENSE: 10.0, "MRFI": 1.0, "PyTorchFI": 1.0}
 MILLION = 1e6
 WIDTHS = (9, 10, 20, 10, 11, 10)
@@ -54,13 +53,13 @@ WIDTHS = (9, 10, 20, 10, 11, 10)
 
 @dataclass(frozen=True)
 class Measured:
-    """A tool beside the clean network that it strikes.
+    """The times of a tool and of the clean network that it strikes.
 
     Attributes:
         struck: the network with faults.
-        times: of it, and of the clean one.
-        calls: of the same forwards, the seconds spent in what the tool inserted.
-        before: seconds of what is done before a forward and is not in its time.
+        times: times of the network with faults and of the clean one.
+        calls: seconds that the same forwards spent in the code that the tool inserted.
+        before: seconds of the preparation of a forward, which is not in its time.
     """
 
     struck: Struck
@@ -70,45 +69,31 @@ class Measured:
 
     @property
     def added(self) -> float:
-        """Seconds that the tool adds.
+        """Seconds that the tool adds: the larger of two medians.
 
-        Of two medians the larger: the difference of two forwards drowns in noise where it is
-        small, and the inserted calls are without what they cost the layers around them.
+        A small difference of two forwards drowns in noise. The time of the inserted calls leaves
+        out the cost that they cause in the layers around them.
         """
         return max(self.times.added.median, self.calls.median)
 
     @property
     def per_million(self) -> float:
-        """Of these, the share of a million elements."""
+        """Seconds that the tool adds for a million elements."""
         return self.added * MILLION / self.struck.elements
 
 
-def main() -> None:
-    """Measure, print, and save where asked."""
-    options = parse_options(__doc__, turns=20)
-    torch.set_num_threads(options.threads)
-    before = load_average()
-    result: dict[str, Any] = {"schema": "fxfault-peers/1", "machine": machine()}
-    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    print(f"load average {before} before, {options.turns} turns\n")
-    with torch.no_grad():
-        result["tools"] = measure_tools(options.turns)
-        result["growth"] = measure_growth(options.turns)
-    result["load_average"] = {"before": before, "after": load_average()}
-    print(f"\nload average {result['load_average']['after']} after")
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"saved {options.json}")
+@torch.no_grad()
+def measure(turns: int) -> dict[str, Any]:
+    """Print and return all figures."""
+    print()
+    return {"tools": measure_tools(turns), "growth": measure_growth(turns)}
 
 
 def measure_tools(turns: int) -> dict[str, Any]:
-    """Print and return what each tool adds."""
+    """Print and return the time that each tool adds."""
     print(f"faults at {PERCENT:g} %, batches of {BATCH} images; ms for a forward")
-    heads = ("clean", "added", "quartiles", "calls", "a million", "ns a hit")
-    print(
-        f"{'':<20}" + "".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True))
-    )
-    model, images = network()
+    _print_cells("", "clean", "added", "quartiles", "calls", "a million", "ns a hit")
+    model, images = quant_cnv()
     measured = _measure_ours(model, images, turns)
     twin = float_twin(images)
     result: dict[str, Any] = {}
@@ -143,26 +128,30 @@ def _measure(name: str, struck: Struck, clean: nn.Module, images: Tensor, turns:
         struck.run()
         spent.append(struck.watch.read())
 
-    times = compare_in_turns(lambda: clean(images), {name: run}, turns)[name]
+    times = compare_in_turns(functools.partial(clean, images), {name: run}, turns)[name]
     before = None if struck.before is None else seconds_of(struck.before)
     measured = Measured(struck, times, Spread.of(spent[-turns:]), before)
     _print_row(name, measured)
     return measured
 
 
+def _print_cells(name: str, *cells: str) -> None:
+    print(
+        f"{name:<20}"
+        + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+    )
+
+
 def _print_row(name: str, measured: Measured) -> None:
     added = measured.times.added
-    cells = (
+    _print_cells(
+        name,
         f"{1e3 * measured.times.reference.median:.1f}",
         f"{1e3 * added.median:.2f}",
         f"{1e3 * added.low:.2f} - {1e3 * added.high:.2f}",
         f"{1e3 * measured.calls.median:.2f}",
         f"{1e3 * measured.per_million:.2f}",
         f"{1e9 * measured.added / measured.struck.hits:.0f}",
-    )
-    print(
-        f"{name:<20}"
-        + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
     )
     if measured.before is not None:
         hits = round(measured.struck.hits)
@@ -190,4 +179,4 @@ def _plain(case: Measured) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, "fxfault-peers/1", 20, measure)

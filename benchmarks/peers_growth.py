@@ -1,8 +1,7 @@
 """How the time of fxfault grows: with the elements of a site, with the rate, with the sites.
 
-Each forward has faults of its own, at other places than the one before, so that memory is paid
-for as in an evaluation. Lines are fitted to the relative error, so that a small case counts as
-much as a large one.
+Each forward has new faults at new places, so memory costs as much as in an evaluation. Lines are
+fitted by relative error, so that a small case counts as much as a large one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from brevitas.nn import QuantIdentity
 from torch import nn
 
 from benchmarks.measuring import Run, compare_in_turns, seconds_of, verdict
-from benchmarks.overhead import transformed
+from benchmarks.networks import transformed
 from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.functional import begin_forward, fault_inject
 
@@ -32,13 +31,14 @@ PERCENTS = (1e-7, 1e-5, 1e-3, 0.1, 1.0, 10.0, 50.0)
 SITES = (1, 10, 50, 100, 200)
 SITE_ELEMENTS = 16 * SAMPLES
 
-# The largest tensor over the smallest, with as many hits: in it each waits for memory.
+# Bound of the time for the largest tensor over the smallest, with as many hits. In the largest
+# tensor each hit waits for memory.
 MOST_BY_ELEMENTS = 4.0
-# A call that copies, over one that does not and one clone.
+# Bound of a call that copies, over one that does not plus one clone.
 MOST_BY_COPY = 1.5
-# How far a time may lie from its line.
+# Largest relative distance of a time from its line.
 TOLERANCE = 0.5
-# Run for at least so long at a time: the collection of garbage before it empties the caches.
+# Shortest timed stretch: the garbage collection before it empties the caches.
 LEAST_SECONDS = 10e-3
 
 
@@ -52,7 +52,7 @@ class Line:
     Attributes:
         constant: seconds at 0.
         slope: seconds for one more.
-        worst: the largest relative distance of a time from it.
+        worst: largest relative distance of a time from the line.
     """
 
     constant: float
@@ -78,7 +78,7 @@ def measure_growth(turns: int) -> dict[str, Any]:
 
 
 def seconds_in_turns(runs: Mapping[Any, Run], turns: int) -> dict[Any, Any]:
-    """Seconds of each run, an array of all turns: each has every run, in the same mood."""
+    """Time each run in every turn; return the seconds of each as an array over the turns."""
     repeats = {key: _enough(run) for key, run in runs.items()}
     seconds: dict[Any, list[float]] = {key: [] for key in runs}
     for _ in range(turns):
@@ -88,7 +88,7 @@ def seconds_in_turns(runs: Mapping[Any, Run], turns: int) -> dict[Any, Any]:
 
 
 def _enough(run: Run) -> int:
-    """How often to run for `LEAST_SECONDS`; the first few times, which are slower, do not count."""
+    """Return how often to run for `LEAST_SECONDS`, judged without the first, slower runs."""
     times, seconds = 1, 0.0
     while seconds < LEAST_SECONDS:
         started = time.perf_counter()
@@ -108,7 +108,7 @@ def _repeat(run: Run, times: int) -> None:
 
 
 class OneSite:
-    """A network of one 4-bit site, and an activation for it."""
+    """A network with one 4-bit site, and an activation for it."""
 
     def __init__(self, elements: int, percent: float) -> None:
         layer = quantiser()
@@ -121,14 +121,14 @@ class OneSite:
 
     @property
     def elements(self) -> int:
-        """Elements of the activation: a whole number for each sample."""
+        """Number of elements of the activation, a multiple of the samples."""
         return int(self.activation.value.numel())
 
     def strike(self, copying: bool = False) -> Run:
-        """A forward: the clock moves, the site strikes, in a copy or in place."""
+        """Return a forward: the clock moves, and the site strikes in a copy or in place."""
         site = copy.copy(self.site)
         if copying:
-            site.layer = None  # As where somebody else sees the activation.
+            site.layer = None  # As if other code also saw the activation.
 
         def run() -> None:
             begin_forward(self.sites, self.activation.value)
@@ -138,7 +138,7 @@ class OneSite:
 
 
 def quantiser() -> nn.Module:
-    """A 4-bit activation layer of fixed scale."""
+    """Build a 4-bit activation layer with a fixed scale."""
     settings = {"scaling_impl_type": "const", "scaling_init": 2.0}
     layer: nn.Module = QuantIdentity(bit_width=4, return_quant_tensor=True, **settings)
     return layer.eval()
@@ -148,7 +148,7 @@ def quantiser() -> nn.Module:
 
 
 def measure_elements(turns: int) -> dict[str, Any]:
-    """Print and return the time of one site against its elements, at as many hits."""
+    """Print and return the time of one site against its elements, with the same number of hits."""
     places = [OneSite(size, 100 * HITS / size) for size in _sizes_that_fit()]
     runs: dict[Any, Run] = {}
     for place in places:
@@ -179,7 +179,7 @@ def measure_elements(turns: int) -> dict[str, Any]:
 
 
 def _sizes_that_fit() -> list[int]:
-    """The sizes that memory allows: each with its activation, and room for one copy."""
+    """Return the sizes that fit in memory, each with its activation and room for one copy."""
     left = free_memory() // 2
     sizes = []
     for size in ELEMENTS:
@@ -230,7 +230,7 @@ def _print_line(slope: str, line: Line) -> None:
 
 
 def measure_sites(turns: int) -> dict[str, Any]:
-    """Print and return the time that sites add to networks of few and many."""
+    """Print and return the time that sites add, in networks of few and of many."""
     images = torch.randn(SAMPLES, SITE_ELEMENTS // SAMPLES)
     rows = []
     print(f"\nsites of {SITE_ELEMENTS} elements, 1 %, against their number")

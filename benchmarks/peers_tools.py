@@ -1,15 +1,15 @@
-"""The tools that are compared, each as its own documentation uses it.
+"""The tools that are compared, each used as its own documentation says.
 
 MRFI and PyTorchFI strike the float twin of quant_cnv.
 
-MRFI draws as many positions as a Poisson number says, anew in each forward, and sets them to
-random values: `RandomPositionByRate` with `UniformRandom`. What it does for integer faults, which
-is to quantise every activation by its own dynamic range first, has a row of its own.
+In each forward, MRFI draws new positions, with a Poisson number of them, and sets them to random
+values: `RandomPositionByRate` with `UniformRandom`. For integer faults it first quantises every
+activation by its own dynamic range; this has its own row.
 
-PyTorchFI strikes the neurons that were declared, which are drawn here, at the same rate, before
-any time is taken; it strikes outputs of layers that have weights, so those of convolutions and
-linear layers stand for the activations. Its forward alone counts; what declaring them takes is
-printed beside it, though other faults mean declaring again.
+PyTorchFI strikes declared neurons. They are drawn here, at the same rate, before the timing starts.
+PyTorchFI strikes outputs of layers with weights, so the outputs of convolutions and linear layers
+stand for the activations. Only its forward counts. The time to declare the neurons is printed
+separately, although other faults mean declaring again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import copy
 import functools
 import importlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,43 +30,10 @@ from torch import Tensor, nn
 import fxfault
 from benchmarks import dense_wrapper
 from benchmarks.measuring import Run
-from benchmarks.overhead import transformed
-from fxfault.functional import begin_forward, fault_inject
+from benchmarks.networks import Stopwatch, hook, outputs_of, transformed
 from fxfault.models.cnv import CONVOLUTIONS, HIDDEN_FEATURES
 
 CLASSES = 10
-
-
-class Stopwatch:
-    """Adds up the time between starts and stops."""
-
-    def __init__(self) -> None:
-        self._started = self._seconds = 0.0
-
-    def start(self, *_: Any) -> None:
-        """Go on; also a hook."""
-        self._started = time.perf_counter()
-
-    def stop(self, *_: Any) -> None:
-        """Rest; also a hook."""
-        self._seconds += time.perf_counter() - self._started
-
-    def read(self) -> float:
-        """The seconds since it was last read."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function whose calls are timed."""
-
-        @functools.wraps(function)
-        def call(*args: Any) -> Any:
-            self.start()
-            result = function(*args)
-            self.stop()
-            return result
-
-        return call
 
 
 @dataclass(frozen=True)
@@ -76,11 +42,11 @@ class Struck:
 
     Attributes:
         run: one forward.
-        watch: of the time in what was inserted into it.
-        elements: that faults can strike in it.
-        hits: how many they strike, on average.
-        before: what must run before a forward with other faults and is not in `run`, or None.
-        version: of the tool, where it is not fxfault's.
+        watch: stopwatch of the time in the inserted code.
+        elements: number of elements that faults can strike.
+        hits: mean number of elements that they strike.
+        before: the preparation of a forward with other faults, which is not in `run`, or None.
+        version: version of the tool; None for fxfault and the wrapper.
     """
 
     run: Run
@@ -96,10 +62,10 @@ class Tool:
     """Another tool.
 
     Attributes:
-        name: for the table.
-        package: what is installed and imported.
-        strike: gives the float twin with faults, for images and a rate in percent.
-        turns_fewer: how many times fewer turns it gets: the slower, the fewer.
+        name: name in the table.
+        package: package to install and import.
+        strike: returns the float twin with faults, for images and a rate in percent.
+        turns_fewer: divisor of the number of turns: a slow tool gets fewer.
     """
 
     name: str
@@ -109,7 +75,7 @@ class Tool:
 
 
 def why_missing(tool: Tool) -> str | None:
-    """Why a tool cannot be measured; None if it can."""
+    """Return why a tool cannot be measured; None if it can."""
     try:
         importlib.import_module(tool.package)
     except ModuleNotFoundError as error:
@@ -120,7 +86,7 @@ def why_missing(tool: Tool) -> str | None:
 
 
 def float_twin(images: Tensor) -> nn.Module:
-    """An ordinary network of the topology of quant_cnv, in eval mode, normalised to the images."""
+    """Build a float network with the topology of quant_cnv, in eval mode, normalised to images."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     width = images.shape[1]
@@ -145,28 +111,26 @@ def float_twin(images: Tensor) -> nn.Module:
 
 
 def strike_by_fxfault(model: nn.Module, images: Tensor, percent: float) -> Struck:
-    """Faults in the frozen network, as `fxfault-eval` runs it."""
+    """Strike the frozen network, as `fxfault-eval` runs it."""
     net: Any = transformed(model, percent)
     with torch.no_grad():
         net(images)
     elements = len(images) * sum(site.elements for site in net.faults)
-    watch = Stopwatch()
-    calls = {function: watch.timed(function) for function in (begin_forward, fault_inject)}
-    frozen: Any = fxfault.freeze(net)
-    for node in frozen.graph.nodes:
-        node.target = calls.get(node.target, node.target)
-    frozen.recompile()
-    return Struck(lambda: frozen(images), watch, elements, elements * percent / 100)
+    watch, frozen = Stopwatch(), fxfault.freeze(net)
+    watch.time_calls(frozen)
+    run = functools.partial(frozen, images)
+    return Struck(run, watch, elements, elements * percent / 100)
 
 
 def strike_by_wrapper(model: nn.Module, images: Tensor, percent: float, elements: int) -> Struck:
-    """The wrapper written to the specification, at the same activations."""
+    """Strike the same activations with the wrapper written to the specification."""
     net, watch = dense_wrapper.inject(model, percent), Stopwatch()
     for module in net.modules():
         if isinstance(module, dense_wrapper.QuantFaultInjectionLayer):
             module.register_forward_pre_hook(watch.start)
             module.register_forward_hook(watch.stop)
-    return Struck(lambda: net(images), watch, elements, elements * percent / 100)
+    run = functools.partial(net, images)
+    return Struck(run, watch, elements, elements * percent / 100)
 
 
 # -- MRFI --------------------------------------------------------------------------------
@@ -191,52 +155,36 @@ def _by_mrfi(twin: nn.Module, images: Tensor, percent: float, what: dict[str, An
     place = {"type": "activation_out", "enabled": True, "module_type": ["Hardtanh"]}
     config = mrfi.EasyConfig({"faultinject": [{**place, "selector": rate, **what}]})
     watch, twin = Stopwatch(), copy.deepcopy(twin)
-    elements = _elements(twin, images, nn.Hardtanh)
-    _hook(twin, watch.start, nn.Hardtanh)  # Hooks run in the order in which they were set.
+    elements = sum(output.numel() for output in outputs_of(twin, images, nn.Hardtanh))
+    hook(twin, watch.start, nn.Hardtanh)  # Hooks run in the order in which they were set.
     net = mrfi.MRFI(twin, config)
-    _hook(twin, watch.stop, nn.Hardtanh)
+    hook(twin, watch.stop, nn.Hardtanh)
     version = metadata.version("mrfi")
-    return Struck(lambda: net(images), watch, elements, elements * percent / 100, version=version)
-
-
-def _hook(model: nn.Module, hook: Callable[..., None], *kinds: type[nn.Module]) -> list[Any]:
-    """Set a hook on the outputs of all layers of some kinds."""
-    layers = [module for module in model.modules() if isinstance(module, kinds)]
-    return [layer.register_forward_hook(hook) for layer in layers]
-
-
-def _elements(model: nn.Module, images: Tensor, *kinds: type[nn.Module]) -> int:
-    """Elements of the outputs of all layers of some kinds."""
-    sizes: list[int] = []
-    hooks = _hook(model, lambda layer, args, output: sizes.append(output.numel()), *kinds)
-    with torch.no_grad():
-        model(images)
-    for hook in hooks:
-        hook.remove()
-    return sum(sizes)
+    run = functools.partial(net, images)
+    return Struck(run, watch, elements, elements * percent / 100, version=version)
 
 
 # -- PyTorchFI ---------------------------------------------------------------------------
 
 
 def strike_by_pytorchfi(twin: nn.Module, images: Tensor, percent: float) -> Struck:
-    """Set declared neurons to values that were drawn."""
-    # It would set a format for the whole program's messages, if nobody had set one.
+    """Set declared neurons to drawn values."""
+    # Without a handler, PyTorchFI would set a format for all log messages of the program.
     logging.getLogger().addHandler(logging.NullHandler())
     core: Any = importlib.import_module("pytorchfi.core")
     batch, *shape = images.shape
     kinds: list[type[nn.Module]] = [nn.Conv2d, nn.Linear]
     watch, twin = Stopwatch(), copy.deepcopy(twin)
     # Hooks run in the order in which they were set. A copy of a method would copy the watch.
-    _hook(twin, lambda *_: watch.start(), *kinds)
+    hook(twin, lambda *_: watch.start(), *kinds)
     injector = core.fault_injection(twin, batch, input_shape=shape, layer_types=kinds)
     shapes = [(batch, *output[1:]) for output in injector.get_output_size()]
     neurons = _draw_neurons(shapes, percent / 100)
     net = injector.declare_neuron_fi(**neurons)
-    _hook(net, watch.stop, *kinds)
+    hook(net, watch.stop, *kinds)
 
     def run() -> Any:
-        injector.reset_current_layer()  # It counts the layers that it comes by.
+        injector.reset_current_layer()  # It counts the layers that it passes.
         return net(images)
 
     return Struck(
@@ -250,7 +198,7 @@ def strike_by_pytorchfi(twin: nn.Module, images: Tensor, percent: float) -> Stru
 
 
 def _draw_neurons(shapes: list[tuple[int, ...]], rate: float) -> dict[str, list[Any]]:
-    """Draw neurons of layers' outputs and values for them, as PyTorchFI takes them."""
+    """Draw neurons of the layers' outputs and values for them, in PyTorchFI's format."""
     random = np.random.default_rng(0)
     names = ("batch", "dim1", "dim2", "dim3")
     neurons: dict[str, list[Any]] = {name: [] for name in (*names, "layer_num", "value")}

@@ -9,7 +9,6 @@ optimiser; 5 % of the elements of every activation are hit.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from benchmarks.measuring import (
     Run,
     compare_in_turns,
-    load_average,
-    machine,
-    parse_options,
     peak_bytes,
+    ratio_row,
+    run_benchmark,
     verdict,
 )
-from benchmarks.overhead import largest_activation, network, transformed
+from benchmarks.networks import quant_cnv, transformed
+from benchmarks.overhead import largest_activation
 
 PERCENT = 5.0
 BOUND = 1.10
@@ -38,15 +37,10 @@ CASES: dict[str, dict[str, Any]] = {
 BOUNDED = ("ste", "zero_faulty")
 
 
-def main() -> None:
-    """Measure, print, and save where asked."""
-    options = parse_options(__doc__, turns=9)
-    torch.set_num_threads(options.threads)
-    result: dict[str, Any] = {"schema": "fxfault-training-overhead/1", "machine": machine()}
-    result["load_average"] = {"before": load_average()}
-    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    print(f"load average {load_average()} before, {options.turns} turns\n")
-    model, images = network()
+def measure(turns: int) -> dict[str, Any]:
+    """Print and return time and memory."""
+    print()
+    model, images = quant_cnv()
     activation = largest_activation(model, images)
     model.train()
     steps = {
@@ -54,19 +48,16 @@ def main() -> None:
         for name, settings in CASES.items()
     }
     clean = step_of(model, images)
-    result["time"] = _measure_time(clean, steps, options.turns)
-    result["memory"] = _measure_memory(clean, steps, activation)
-    result["load_average"]["after"] = load_average()
-    print(f"\nload average {load_average()} after")
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"saved {options.json}")
+    return {
+        "time": _measure_time(clean, steps, turns),
+        "memory": _measure_memory(clean, steps, activation),
+    }
 
 
 def step_of(model: nn.Module, images: Tensor) -> Run:
-    """One training step of a model on a batch of images."""
+    """Return one training step of a model on a batch of images."""
     labels = torch.arange(len(images)) % 10
-    # So small a rate leaves the weights where they are, and every step does the same work.
+    # This tiny rate leaves the weights unchanged, so every step does the same work.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
 
     def run() -> None:
@@ -85,10 +76,8 @@ def _measure_time(clean: Run, steps: dict[str, Run], turns: int) -> dict[str, An
     rows = {}
     for name, case in compared.items():
         ratio = case.ratio
-        bound = f"{BOUND:.2f}: {verdict(ratio.median <= BOUND)}" if name in BOUNDED else ""
-        spread = f"{ratio.low:.3f} - {ratio.high:.3f}"
-        added = f"{1e3 * case.added.median:.1f} ms"
-        print(f"{name:<26}{ratio.median:>8.3f}{spread:>16}{added:>11}   {bound}".rstrip())
+        added = f"{f'{1e3 * case.added.median:.1f} ms':>11}"
+        print(ratio_row(name, case, BOUND if name in BOUNDED else None, added))
         rows[name] = {"median": ratio.median, "quartiles": [ratio.low, ratio.high]}
     print(f"clean step {1e3 * compared['clean again'].reference.median:.0f} ms (64 images)")
     return rows
@@ -107,4 +96,4 @@ def _measure_memory(clean: Run, steps: dict[str, Run], activation: int) -> dict[
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, "fxfault-training-overhead/1", 9, measure)
