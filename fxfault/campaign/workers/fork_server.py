@@ -72,6 +72,7 @@ class ForkedProcess(ForkServerProcess):
 
     @staticmethod
     def _Popen(process: BaseProcess) -> Any:
+        assert isinstance(process, ForkedProcess)
         return _Forked(process)
 
 
@@ -96,12 +97,12 @@ class _Forked(popen_forkserver.Popen):
         self.sentinel, pipe = self._server.connect_to_new_process(self._fds)
         # The worker watches this end: it closes when this process ends.
         ours = os.dup(pipe)
-        self.finalizer = util.Finalize(self, util.close_fds, (ours, self.sentinel))
+        self.finalizer = util.Finalize(self, _close, (ours, self.sentinel))
         with open(pipe, "wb") as file:
             file.write(message.getbuffer())
 
     @property
-    def pid(self) -> int | None:
+    def pid(self) -> int | None:  # type: ignore[override]
         """The process, or None until the server has forked it."""
         if self._pid is None and self.returncode is None and wait([self.sentinel], 0):
             try:
@@ -126,3 +127,8 @@ class _Forked(popen_forkserver.Popen):
         else:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
