@@ -131,7 +131,7 @@ class ProcessEngine(WorkerEngine[_Process]):
             if message is None:
                 self._replace(worker, self._bury(worker))
             else:
-                rows += self._heed(worker, *json.loads(message))
+                rows += self._handle(worker, *json.loads(message))
         for worker in list(self._workers):
             # A process that the worker started may keep the pipe open after its death.
             if now - worker.heard >= 2 * TICK and not worker.process.is_alive():
