@@ -1,11 +1,7 @@
-"""A small network and a user's LightningModule, with nothing about faults in them.
-
-As a script: train with two processes, and write down what each of them saw.
-"""
+"""A small network and a user's LightningModule, with nothing about faults in them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,8 +177,3 @@ class JoinedBatches(Sampler[int]):
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(Path(sys.argv[1]), processes=2, seed=None if sys.argv[2] == "drawn" else 7)

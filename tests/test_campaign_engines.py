@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from campaign_tools import (
 )
 
 from fxfault.campaign.driver import Progress, run_study
-from fxfault.campaign.workers import patience, process_engine, worker_engine, worker_history
+from fxfault.campaign.workers import (
+    fork_server,
+    patience,
+    process_engine,
+    worker_engine,
+    worker_history,
+)
 from fxfault.campaign.workers.engine import Batch
 from fxfault.campaign.workers.engines import LocalEngine, make_engine
 from fxfault.campaign.workers.plan import Plan
@@ -44,34 +51,45 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...
     return outcome(path)
 
 
+def processes_of(engine: ProcessEngine) -> set[int]:
+    """The PIDs of an engine's workers that have started, and of its fork server."""
+    pids = {worker.process.pid for worker in engine._workers}
+    return {pid for pid in (*pids, engine._server and engine._server.pid) if pid is not None}
+
+
 class Killer:
-    """Kills a worker each time that rows were stored, so often."""
+    """Kills a worker each time that rows were stored, so often; the first time the server too."""
 
     def __init__(self, engine: ProcessEngine, times: int) -> None:
-        self.engine, self.left, self.killed = engine, times, 0
+        self.engine, self.left, self.killed = engine, times, set[int]()
 
     def __call__(self, progress: Progress) -> None:
         ready = [worker for worker in self.engine._workers if worker.ready]
         if progress.rows and self.left and ready:
             self.left -= 1
-            self.killed += 1
-            victim = ready[self.left % len(ready)].process.pid
-            assert victim is not None
-            os.kill(victim, signal.SIGKILL)
+            victims = [ready[self.left % len(ready)].process.pid]
+            if not self.killed and self.engine._server is not None:
+                victims.append(self.engine._server.pid)
+            for victim in victims:
+                assert victim is not None
+                os.kill(victim, signal.SIGKILL)
+                self.killed.add(victim)
 
 
 def test_two_processes_give_the_same_rows(
     tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both say that they cannot compile anything, which is told once."""
+    """Both have our environment: they cannot compile anything, which is told once."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     path = tmp_path / "study.sqlite"
     engine = ProcessEngine(2)
-    workers: set[int | None] = set()
+    processes, files = set[int](), list[str]()
     notes: list[str] = []
 
     def note(progress: Progress) -> None:
-        workers.update(worker.process.pid for worker in engine._workers)
+        processes.update(processes_of(engine))
+        for folder in Path("/proc").glob(f"{max(processes)}/fd"):  # Linux
+            files.extend(os.path.realpath(file) for file in folder.iterdir())
 
     last = run_study(
         small_study(),
@@ -83,12 +101,14 @@ def test_two_processes_give_the_same_rows(
         on_note=notes.append,
     )
     assert last.is_finished
-    assert len(workers) == 2
+    assert len(processes) == 2 + process_engine.FORKS
+    assert not any(file.startswith(str(path)) for file in files)  # Nor its lock.
+    assert bool(files) == os.path.isdir("/proc/self/fd")
     assert len(notes) == 2  # Once for both workers; its weights are random.
     assert notes[0].startswith("not compiled: torch.compile needs a C++ compiler")
     assert "no better than chance" in notes[1]
     assert outcome(path) == undisturbed
-    assert not any(alive(pid) for pid in workers)
+    assert not any(alive(pid) for pid in processes)
 
 
 def test_workers_that_are_killed_cost_no_row(
@@ -98,8 +118,23 @@ def test_workers_that_are_killed_cost_no_row(
     engine = ProcessEngine(2)
     killer = Killer(engine, times=3)
     assert run_study(small_study(), path, engine=engine, on_progress=killer).is_finished
-    assert killer.killed == 3
+    assert len(killer.killed) == 3 + process_engine.FORKS
     assert outcome(path) == undisturbed
+    assert none_left(killer.killed)
+
+
+def test_without_a_fork_server_each_worker_is_a_new_python(
+    tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_engine, "FORKS", False)
+    path, engine, processes = tmp_path / "study.sqlite", ProcessEngine(1), set[int]()
+
+    def note(progress: Progress) -> None:
+        processes.update(processes_of(engine))
+
+    assert run_study(small_study(), path, engine=engine, on_progress=note).is_finished
+    assert outcome(path) == undisturbed
+    assert [alive(pid) for pid in processes] == [False]
 
 
 @needs_ray
@@ -126,12 +161,20 @@ def test_two_workers_of_ray_give_the_same_rows(
 # -- what goes wrong ------------------------------------------------------------------------
 
 
-def alive(pid: int | None) -> bool:
+def alive(pid: int) -> bool:
     try:
-        os.kill(pid or 0, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     return True
+
+
+def none_left(pids: Iterable[int]) -> bool:
+    """Wait until all of these processes are gone: one without a parent is for init to reap."""
+    until = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
 
 
 def test_an_error_of_a_worker_is_the_error_of_the_run(tmp_path: Path) -> None:
@@ -155,53 +198,65 @@ def test_a_worker_that_always_dies_is_an_error_that_says_so(
 def test_a_worker_that_cannot_be_started_leaves_none_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pids, start = list[int | None](), ProcessEngine._started
+    processes, start = set[int](), ProcessEngine._started
 
     def first_only(self: ProcessEngine, number: int) -> Any:
         if number:
+            processes.update(processes_of(self))
             raise OSError(11, "Resource temporarily unavailable")
-        worker = start(self, number)
-        pids.append(worker.process.pid)
-        return worker
+        return start(self, number)
 
     monkeypatch.setattr(ProcessEngine, "_started", first_only)
     with pytest.raises(EngineError, match="worker 1 of 3 cannot be started: Resource temporarily"):
         run_study(small_study(), tmp_path / "study.sqlite", engine=ProcessEngine(3))
-    assert [alive(pid) for pid in pids] == [False]
+    assert processes
+    assert not any(map(alive, processes))
 
 
 DRIVER = """
-import os, sys, time
+import sys, time
 sys.path.insert(0, sys.argv[2])
 from campaign_tools import small_study
+from fxfault import MSBFlipStrategy, register_fault_model
 from fxfault.campaign.driver import run_study
 from fxfault.campaign.workers.process_engine import ProcessEngine
-engine = ProcessEngine(1)
-def wait(progress):
-    print(*[worker.process.pid for worker in engine._workers], flush=True)
-    time.sleep(60)
-run_study(small_study(), sys.argv[1], engine=engine, on_progress=wait)
+
+class Mine(MSBFlipStrategy):
+    name = "of_the_script"
+
+register_fault_model(Mine())
+if __name__ == "__main__":
+    from test_campaign_engines import processes_of
+    engine = ProcessEngine(1)
+    def wait(progress):
+        if progress.rows:
+            print(*processes_of(engine), flush=True)
+            time.sleep(60)
+    axes = {"layers": ["all"], "injection_type": ["of_the_script"], "probability": [2.0]}
+    run_study(small_study(axes=axes), sys.argv[1], engine=engine, on_progress=wait)
 """
 
 
-def test_no_worker_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", DRIVER, tmp_path / "study.sqlite", Path(__file__).parent]
+def test_no_process_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
+    """The driver is a script with a fault model of its own, which its worker knows too."""
+    script = tmp_path / "script.py"
+    script.write_text(DRIVER)
+    argv = [sys.executable, script, tmp_path / "study.sqlite", Path(__file__).parent]
     driver = subprocess.Popen(argv, stdout=subprocess.PIPE)
     assert driver.stdout is not None
-    (worker,) = map(int, driver.stdout.readline().split())
-    assert alive(worker)
+    processes = list(map(int, driver.stdout.readline().split()))
+    assert len(processes) == 1 + process_engine.FORKS
+    assert all(map(alive, processes))
     driver.kill()
     driver.wait()
+    driver.stdout.read()  # All of them have it open: it ends when they have.
     driver.stdout.close()
-    until = time.monotonic() + 20
-    while alive(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not alive(worker)
+    assert none_left(processes)
 
 
 def test_a_worker_gets_no_interrupt_of_the_terminal() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    with process_engine._interrupts_held_back():
+    with process_engine._interrupts_blocked():
         held = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     assert signal.SIGINT in held
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
@@ -319,11 +374,31 @@ def test_a_stopped_worker_is_named_and_its_trials_go_to_others(
     assert any(note.endswith("; another one gets its trials") for note in told)
 
 
-def test_a_worker_that_is_stopped_at_half_a_message_keeps_nobody_waiting(
-    tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+HANGING = """
+import os, pathlib, signal
+try:
+    pathlib.Path(os.environ["STOPPED"]).touch(exist_ok=False)
+except FileExistsError:
+    import fxfault.campaign.workers.preload
+else:
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("stops_at", ["half a message", "the imports of the server"])
+def test_a_worker_that_stops_while_it_is_set_up_keeps_nobody_waiting(
+    tmp_path: Path,
+    undisturbed: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    stops_at: str,
 ) -> None:
     monkeypatch.setenv("STOPPED", str(tmp_path / "stopped"))
-    monkeypatch.setattr(process_engine, "work", stopped_at_half_a_message)
+    if stops_at == "half a message":
+        monkeypatch.setattr(process_engine, "work", stopped_at_half_a_message)
+    elif process_engine.FORKS:
+        (tmp_path / "hanging.py").write_text(HANGING)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(fork_server, "PRELOAD", "hanging")
     monkeypatch.setattr(worker_engine, "SAY_AFTER", 1.0)
     monkeypatch.setattr(patience, "_FIRST_SET_UP", 2.0)
     path = tmp_path / "study.sqlite"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 import torch
 import yaml
@@ -1052,21 +1053,13 @@ def test_ctrl_c_before_the_first_result_writes_nothing(
 
 def test_a_real_interrupt(tmp_path: Path) -> None:
     argv = [*FAST, "--sweep", "0,1,2,5,10,20,50,100", "--num-runs", "8"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fxfault.cli.evaluate", *argv],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    for line in process.stdout:  # Lines come as they are printed, also in a pipe.
-        if "probability 1%" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with forked.command("fxfault-eval", argv, folder=tmp_path) as process:
+        for line in process.stdout:  # Lines come as they are printed, also in a pipe.
+            if "probability 1%" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        assert process.wait() == 130
+        err = process.stderr
     assert "1 of 8 probabilities done and kept" in err
     assert "Traceback" not in err
     assert len(document(str(tmp_path / "fault_eval_random.json"))["results"]) == 1

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 import torch
 import yaml
@@ -270,11 +271,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(command: Callable[..., Run]
 
 def _killed(argv: list[str], seconds: float) -> bool:
     """Start the command, kill it so long after its first checkpoint; whether it still ran."""
-    argv = [sys.executable, "-m", "fxfault.cli.train", *argv, "--out", "run"]
-    with subprocess.Popen(argv, env=_environment(), stdout=subprocess.DEVNULL) as process:
-        _wait_for(lambda: Path("run/last.ckpt").exists() or process.poll() is not None)
+    with forked.command("fxfault-train", [*argv, "--out", "run"]) as process:
+        _wait_for(lambda: Path("run/last.ckpt").exists() or process.returncode is not None)
         time.sleep(seconds)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         return process.wait() == -signal.SIGKILL
 
 
@@ -300,19 +300,14 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
-    argv = [sys.executable, "-m", "fxfault.cli.train", *FAST, "--out", "run"]
-    argv += ["--set", "training.epochs=60"]
-    with subprocess.Popen(
-        argv, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+    argv = [*FAST, "--out", "run", "--set", "training.epochs=60"]
+    with forked.command("fxfault-train", argv) as process:
         for line in process.stdout:
             if line.startswith("Epoch  0"):
                 break
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    lines = err.splitlines()
+        assert process.wait() == 130
+        lines = process.stderr.splitlines()
     assert lines[0] == "stopping after this step (Ctrl-C again: at once)"
     assert re.fullmatch(
         r"interrupted: saved run/last.ckpt in epoch \d+ of 60 \(from 0\); continue with: "

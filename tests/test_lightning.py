@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import lightning_tasks as tasks
 import pytest
 import torch
@@ -763,22 +765,13 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_two_processes(folder: Path, seed: str) -> Path:
-    script = Path(tasks.__file__)
-    command = [sys.executable, str(script), str(folder), seed]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
-    run = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = run.communicate(timeout=120)
-        assert run.returncode == 0, output
-    finally:
-        stop_group(run.pid)
+    environment = {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    train = partial(tasks.train, seed=None if seed == "drawn" else 7)
+    with forked.Forked(train, folder, 2, environment=environment) as run:
+        try:
+            assert run.wait(120) == 0, run.stderr
+        finally:
+            stop_group(run.pid)
     return folder
 
 

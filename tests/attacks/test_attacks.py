@@ -11,6 +11,8 @@ from attacks.law import MAINS, breaches, ended
 from attacks.streams import FILE, Streams, status_with, stream_attacks
 from attacks.table import Attack, attacks
 
+from fxfault.campaign.workers import process_engine
+
 TABLE = attacks()
 STREAMS = list(stream_attacks())
 
@@ -23,7 +25,8 @@ def test_the_table_is_large_and_its_names_differ() -> None:
 
 @pytest.fixture(autouse=True)
 def workers_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers begin with what this process has imported, which takes them seconds else."""
+    """Fork workers from this process, which has imported what they need."""
+    monkeypatch.setattr(process_engine, "FORKS", False)
     forking = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: forking)
 

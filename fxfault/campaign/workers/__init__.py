@@ -1,4 +1,4 @@
-"""Where trials run: in this process, in several, or on a Ray cluster.
+"""Engines: they run batches of trials in this process, in several, or on a Ray cluster.
 
-An engine takes batches of trials and gives back rows. It never writes to a store.
+An engine returns rows. It never writes to a store.
 """

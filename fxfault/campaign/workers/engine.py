@@ -1,4 +1,4 @@
-"""What an engine is, what it is handed, and what its workers tell."""
+"""The interface of an engine, and the batches that it takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Engine(Protocol):
     """Runs trials.
 
     Attributes:
-        slots: batches that it wants to have at a time.
+        slots: the number of batches that keeps its workers busy
     """
 
     slots: int
@@ -27,25 +27,25 @@ class Engine(Protocol):
         """Set up at least one worker.
 
         Args:
-            plan: what to set up.
-            on_note: called with what workers want a user to know, now or later.
+            plan: the study, and how to run it
+            on_note: a function that shows the user a note, now or later
 
         Raises:
-            FxFaultError: something that the plan names cannot be used.
+            FxFaultError: something that the plan names cannot be used
         """
 
     def submit(self, batch: Batch) -> None:
-        """Take some trials, to be run when a worker is free."""
+        """Queue a batch for the next free worker."""
 
     def receive(self) -> list[TrialRow]:
-        """Wait for the rows of finished trials; at least one of what was submitted.
+        """Wait until at least one submitted trial is done, and return the new rows.
 
         Raises:
-            FxFaultError: a trial cannot be run.
+            FxFaultError: a trial cannot be run
         """
 
     def close(self) -> None:
-        """End all workers at once; what they are at is lost."""
+        """End all workers at once, without waiting for their trials."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Batch:
     """Trials of one cell that a worker runs one after the other.
 
     Attributes:
-        cell: key of the cell.
-        trials: their numbers.
+        cell: the cell's key
+        trials: the trials' numbers
     """
 
     cell: str

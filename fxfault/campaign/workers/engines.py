@@ -1,7 +1,7 @@
-"""Where trials run: in this process, in several, or on a Ray cluster.
+"""Makes engines by name, and runs trials in this process.
 
-Every engine gives the same rows. An engine hands batches to workers and gives back rows as they
-finish, in any order; only the driver writes (`fxfault.campaign.driver`).
+Every engine returns the same rows, in any order, as trials finish. Only the driver writes to the
+store (`fxfault.campaign.driver`).
 """
 
 from __future__ import annotations
@@ -76,33 +76,33 @@ def make_engine(
     gpus_per_trial: float | None = None,
     trial_timeout: float | None = None,
 ) -> Engine:
-    """Make an engine by its name.
+    """Make an engine.
 
     >>> make_engine("process")
     Traceback (most recent call last):
     ...
-    fxfault.errors.EngineError: engine 'process': there is none of that name (did you \
+    fxfault.errors.EngineError: engine 'process': there is no such engine (did you \
 mean 'processes'?); there are: local, processes, ray
 
     Args:
-        name: `local`, `processes` or `ray`.
-        workers: of `processes` (default: one for each core) and `ray` (default: as many as the
-            cluster has room for at the start).
-        address: of a Ray cluster; None starts one on this machine, `auto` finds a running one.
-        gpus_per_trial: GPUs that each worker of `ray` reserves; default: 1 where the cluster has
-            any, else 0.
-        trial_timeout: seconds after which a trial of `processes` or `ray` is given to another
-            worker, and after which the study ends if that one takes as long; default: what
-            follows from the trials so far (`fxfault.campaign.workers.patience`), and as often as a
-            worker may die.
+        name: `local`, `processes` or `ray`
+        workers: the number of workers, for `processes` (default: one for each core) and `ray`
+            (default: as many as the cluster has room for at the start)
+        address: the address of a Ray cluster; None starts one on this machine, `auto` finds a
+            running one
+        gpus_per_trial: the number of GPUs that each worker of `ray` reserves; default: 1 if the
+            cluster has any, else 0
+        trial_timeout: the time in seconds after which `processes` and `ray` give a trial to another
+            worker; if that one takes as long, the study ends. Default: a limit that follows from
+            the trials so far (`fxfault.campaign.workers.patience`)
 
     Raises:
         EngineError: there is no such engine, it does not take one of the arguments, or Ray is not
-            installed.
+            installed
     """
     if name not in ENGINES:
         raise EngineError(
-            f"engine {name!r}: there is none of that name{nearest(name, ENGINES)}; there are: "
+            f"engine {name!r}: there is no such engine{nearest(name, ENGINES)}; there are: "
             f"{', '.join(ENGINES)}"
         )
     given = {

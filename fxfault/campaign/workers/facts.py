@@ -1,7 +1,6 @@
-"""What a driver is told of a network that only workers build.
+"""What workers tell the driver of the network, which only they build.
 
-It stands apart from the trial runner: a driver that does not import Brevitas starts seconds
-earlier.
+This module does not import the trial runner: without Brevitas, the driver starts seconds earlier.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from fxfault.errors import SiteError
 
 @dataclass(frozen=True)
 class Facts:
-    """What only a network that was built can tell: plain values.
+    """What is only known once a network is built, in plain values.
 
     Attributes:
-        sites: names, in the order of execution.
-        bit_widths: of each site whose width is constant.
-        fingerprint: of study, code, data and networks; see `fxfault.campaign.records.fingerprint`.
-        background: what a report tells beside the rows; see `fxfault.campaign.records.background`.
-        never_called: names of sites that no forward reaches, by checkpoint.
+        sites: the sites' names, in the order of execution
+        bit_widths: the bit width of each site whose width is constant, by name
+        fingerprint: the fingerprint of study, code, data and networks; see
+            `fxfault.campaign.records.fingerprint`
+        background: what a report says beside the rows; see `fxfault.campaign.records.background`
+        never_called: the names of the sites that no forward reaches, by checkpoint
     """
 
     sites: Sequence[str]
@@ -34,10 +34,10 @@ class Facts:
     never_called: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def cells(self, study: Study) -> tuple[Cell, ...]:
-        """The cells of a study but for those that strike only sites that are never called.
+        """List the cells of a study, without those that strike only sites never called.
 
         Raises:
-            SiteError: a pattern or index of `layers` matches no site, or no cell is left.
+            SiteError: a pattern or index of `layers` matches no site, or no cell is left
         """
         cells = study.cells(self.sites, self.bit_widths)
         kept = tuple(
@@ -55,6 +55,6 @@ class Facts:
 def strikes_nothing(
     cell: Cell, never_called: Mapping[str, Sequence[str]], sites: Sequence[str]
 ) -> bool:
-    """Whether none of a cell's sites is ever called with its checkpoint."""
+    """Whether all sites of a cell are never called with its checkpoint."""
     quiet = never_called.get(str(cell.checkpoint), ())
     return set(sites if cell.layers is None else cell.layers) <= set(quiet)

@@ -1,4 +1,4 @@
-"""Sees what a transformed network looks like around its sites, as plain values for the store."""
+"""Describes a transformed network and its sites in plain values, for the store."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def background_of(
     elements: Mapping[str, int | None],
     device: torch.device,
 ) -> Background:
-    """Note what is to be told of a network.
+    """Describe a network for reports.
 
     Args:
-        model: what `fxfault.transform` returned, after a forward in which its sites were armed.
-        faults: its sites.
-        elements: of a sample at each site, by name; None where they are not known.
-        device: that it runs on.
+        model: a network that `fxfault.transform` returned, after a forward with armed sites
+        faults: its sites
+        elements: the number of elements of one sample at each site, by name; None if unknown
+        device: the device that it runs on
     """
     outline = _Outline()
     outline.model(model)
@@ -74,7 +74,7 @@ class _Outline:
         self._seen: set[int] = set()
 
     def model(self, model: nn.Module) -> None:
-        """Note all of a model."""
+        """Add a whole model."""
         if isinstance(model, GraphModule):
             self._graph(model, model.graph, "", None)
         else:
@@ -82,13 +82,13 @@ class _Outline:
             self._insides(model, "", caller)
 
     def _graph(self, module: nn.Module, graph: Graph, path: str, caller: int | None) -> int:
-        """Note a graph; gives the node that stands for its result.
+        """Add a graph, and return the node that stands for its result.
 
         Args:
-            module: whose graph it is.
-            graph: the graph.
-            path: of the module.
-            caller: the node that stands for its inputs; None where it has inputs of its own.
+            module: the module that owns the graph
+            graph: the graph
+            path: the module's path
+            caller: the node that stands for the inputs; None if the graph has nodes for them
         """
         numbers: dict[GraphNode, int] = {}
         for node in graph.nodes:
@@ -116,11 +116,7 @@ class _Outline:
         return self._insides(child, full, caller)
 
     def _insides(self, module: nn.Module, path: str, caller: int) -> int:
-        """Note what is in a module that a graph calls or that has a forward of its own.
-
-        Returns:
-            The node that stands for its result.
-        """
+        """Add what a module contains, and return the node that stands for its result."""
         self._seen.add(id(module))
         if isinstance(module, GraphModule):
             return self._graph(module, module.graph, path, caller)
@@ -143,7 +139,7 @@ class _Outline:
 
 
 def _plain_node(node: GraphNode, path: str) -> Node:
-    """A node of a graph that calls no module."""
+    """Describe a node that calls no module."""
     name = _joined(path, node.name)
     if node.op == "placeholder":
         return Node(name, INPUT, str(node.target))
@@ -153,7 +149,7 @@ def _plain_node(node: GraphNode, path: str) -> Node:
 
 
 def _is_bookkeeping(node: GraphNode) -> bool:
-    """Whether a node only numbers samples, or hands over the state of a site."""
+    """Whether a node only numbers samples, or passes on a site's state."""
     users = {user.target for user in node.users}
     is_state = node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
     return is_state or node.target is begin_forward

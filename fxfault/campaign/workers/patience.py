@@ -1,8 +1,8 @@
-"""How long a worker may stand still before others get its trials.
+"""Decides how long a worker may stand still before another one gets its trials.
 
-It follows from what trials and setting up have taken so far, and never is less than a minute and a
-half. A worker that sends signs of life may be at a trial that is longer than all before: it gets
-twice as long whenever the same trial is tried again.
+The limit follows from the longest trial and the longest set-up so far, and is at least 90 s. It
+doubles each time that the same trial is tried again, because a worker that sends signs of life may
+be running a trial that is longer than all before.
 
 >>> patience = Patience()
 >>> patience.limit(at_trial=True, silent=True), patience.limit(at_trial=True, silent=False)
@@ -20,38 +20,36 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SAY_AFTER = 45.0  # seconds, until a user is told
+SAY_AFTER = 45.0  # seconds until the user is told
 _LEAST = 90.0  # seconds
-_FIRST_SET_UP = 300.0  # seconds: imports from a slow disk let no sign of life through
+_FIRST_SET_UP = 300.0  # seconds: while a slow disk is read, no sign of life gets through
 _FAR = 5  # times the longest so far, in this process
-_TRIALS, _SET_UPS = 20, 5  # times the longest so far; setting up has a whole evaluation in it
-
-# The longest time between two looks: a driver that was stopped itself has heard nobody.
-TICK = 1.0  # seconds
+_TRIALS, _SET_UPS = 20, 5  # times the longest so far; set-up includes a whole evaluation
+TICK = 1.0  # seconds between two looks at the clock
 
 
 class Clock:
-    """Seconds in which the driver listened: it stands while the driver is stopped or busy."""
+    """Counts the seconds in which the driver listened; not those when it was stopped or busy."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._looked = time.monotonic()
 
     def look(self) -> float:
-        """Go on, by two ticks at most."""
+        """Advance by the time since the last look, at most two ticks, and return the time."""
         before, self._looked = self._looked, time.monotonic()
         self.now += min(self._looked - before, 2 * TICK)
         return self.now
 
 
 class Watch:
-    """Says, in a thread of its own, that this process is at something for far longer than usual.
+    """Tells the user, from a thread, if this process does something for far longer than usual.
 
-    It cannot while code in C keeps Python's lock. What it says, nothing follows from.
+    It only tells. It cannot while C code holds the GIL.
     """
 
     def __init__(self, on_note: Callable[[str], object]) -> None:
-        """Begin to look; `on_note` is called in that thread."""
+        """Start the thread, which calls `on_note`."""
         self._on_note, self._clock = on_note, Clock()
         self._at: tuple[str, float] | None = None
         self._longest = 0.0
@@ -60,7 +58,7 @@ class Watch:
 
     @contextmanager
     def at(self, what: str) -> Iterator[None]:
-        """Be at something, which `what` names after "not done for 60 s"."""
+        """Time the body; `what` follows "not done for 60 s" in the note."""
         began = time.monotonic()
         self._at = what, self._clock.now
         try:
@@ -70,7 +68,7 @@ class Watch:
             self._longest = max(self._longest, time.monotonic() - began)
 
     def close(self) -> None:
-        """Look no more."""
+        """End the thread."""
         self._over.set()
 
     def _look(self) -> None:
@@ -86,10 +84,10 @@ class Watch:
 
 
 class Patience:
-    """Learns from workers what is usual.
+    """Learns how long trials and set-up usually take.
 
     Attributes:
-        timeout: seconds that a user allows a trial; None: what is usual decides.
+        timeout: the user's limit for a trial, in seconds; None: the usual times decide
     """
 
     def __init__(self, timeout: float | None = None) -> None:
@@ -98,20 +96,20 @@ class Patience:
         self._longest_set_up: float | None = None
 
     def trial(self, seconds: float) -> None:
-        """Note what a trial took, and whatever came before it."""
+        """Note the time of a trial, in seconds, with any wait before it."""
         self._longest_trial = max(seconds, self._longest_trial or 0.0)
 
     def set_up(self, seconds: float) -> None:
-        """Note what it took to set a worker up."""
+        """Note the time that setting up a worker took, in seconds."""
         self._longest_set_up = max(seconds, self._longest_set_up or 0.0)
 
     def limit(self, *, at_trial: bool, silent: bool, again: int = 0) -> float | None:
-        """Seconds that a worker may stand still; None: as long as it likes.
+        """Return the seconds that a worker may stand still, or None for no limit.
 
         Args:
-            at_trial: whether it is at a trial; else it is being set up.
-            silent: whether it gives no sign of life.
-            again: how often it was too long before, for the same trial.
+            at_trial: whether it runs a trial; if not, it is being set up
+            silent: whether it gives no sign of life
+            again: the number of workers lost at the same trial before
         """
         if at_trial and self.timeout is not None:
             return self.timeout

@@ -1,4 +1,4 @@
-"""What a worker of a study is told: the study, its device, and what is done for speed."""
+"""What a worker needs to know: the study, the device, and the optimisations to use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a worker needs to know to set itself up: plain values. Rows depend on the study alone.
+    """What a worker needs to set itself up, in plain values. Rows depend on the study alone.
 
     >>> Plan(study={}, incremental=False, verify=5.0)
     Traceback (most recent call last):
@@ -25,20 +25,23 @@ class Plan:
 (--no-incremental, without --compile)
 
     Attributes:
-        study: as `Study.to_dict` gives it.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; of several GPUs, `auto` and `cuda` give worker
-            n the one that its turn comes to.
-        threads: of torch; None leaves them as they are.
-        incremental: do again only what faults change (`fxfault.evaluation.incremental.runner`).
-        freeze: quantise weights once.
-        compile: run compiled code if faults strike most (`fxfault.evaluation.compiled_runner`).
-        cache_memory: bytes for activations that incremental runs start from, of all workers that
-            share a machine (or a GPU) together; None: a quarter of what is free.
-        verify: share of the batches that are run in full and without compiled code, too, in
-            percent; other predictions are an error. None: one batch of each cell, as far as that
-            takes little time (`fxfault.evaluation.full.verification`).
-        sharing: workers on the machine.
-        folder: where relative paths start; None: in the current one.
+        study: the study, as `Study.to_dict` returns it
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; with several GPUs, `auto` and `cuda` hand them
+            out to the workers in turn
+        threads: the number of torch's threads; None keeps the present number
+        incremental: whether to compute only what faults change
+            (`fxfault.evaluation.incremental.runner`)
+        freeze: whether to quantise weights once
+        compile: whether to run compiled code if faults strike most of the network
+            (`fxfault.evaluation.compiled_runner`)
+        cache_memory: the memory for the activations that incremental runs start from, in bytes,
+            for all workers that share a machine (or a GPU) together; None: a quarter of the free
+            memory
+        verify: the share of the batches that also run in full and without compiled code, in
+            percent; different predictions are an error. None: one batch of each cell, if that
+            takes little time (`fxfault.evaluation.full.verification`)
+        sharing: the number of workers on the machine
+        folder: the folder that relative paths start from; None: the current one
     """
 
     study: Mapping[str, Any]
@@ -53,12 +56,12 @@ class Plan:
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together.
+        """Refuse values out of range and options that contradict each other.
 
         Raises:
-            ConfigError: something does not, or is out of its range.
+            ConfigError: there is such a value or option
         """
-        # Both import Brevitas, which takes seconds: a driver with workers needs it for no more.
+        # Both checks import Brevitas, which takes seconds: the driver does without it if it can.
         if self.cache_memory is not None:
             from fxfault.evaluation.incremental.runner import check_memory
 
@@ -76,16 +79,16 @@ class Plan:
             raise ConfigError(f"verify: nothing is to be compared, {full}, without --compile)")
 
     def to_json(self) -> str:
-        """The plan as text."""
+        """Write the plan as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`."""
+        """Read what `to_json` wrote."""
         return cls(**json.loads(text))
 
     def runner_options(self, device: torch.device) -> dict[str, Any]:
-        """The options of `make_runner` for a worker on a device."""
+        """The options of `make_runner` for one worker on a device."""
         return {
             "incremental": self.incremental,
             "compile": self.compile,
@@ -94,7 +97,7 @@ class Plan:
         }
 
     def cache_memory_on(self, device: torch.device) -> int:
-        """Bytes that one worker may keep on its device now."""
+        """The memory that one worker may use on its device now, in bytes."""
         import torch
 
         from fxfault.evaluation.incremental.free_memory import free_memory

@@ -1,4 +1,4 @@
-"""Run trials in several processes of this machine."""
+"""Runs trials in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -21,9 +23,11 @@ from fxfault.campaign.workers.worker_engine import BATCHES_EACH, Worker, WorkerE
 from fxfault.evaluation.rows import TrialRow
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
+    from fxfault.campaign.workers.fork_server import ForkServer
     from fxfault.campaign.workers.plan import Plan
+
+# macOS has a fork server too, but its system libraries do not survive a fork.
+FORKS = sys.platform == "linux"
 
 _PATIENCE = 10.0  # seconds for a worker to end
 
@@ -33,88 +37,109 @@ class _Process(Worker):
     """A process of this machine, and a pipe to it.
 
     Attributes:
-        reader: reads the pipe: of a message that has come in part, the rest may never come.
+        process: the process, which may not have been forked yet
+        connection: our end of the pipe
+        reader: the thread that reads the pipe; a message that came in part may block it for ever
     """
 
-    process: SpawnProcess
+    process: BaseProcess
     connection: Connection
     reader: threading.Thread = field(init=False)
 
 
 class ProcessEngine(WorkerEngine[_Process]):
-    """Runs trials in several processes, which are started anew (`spawn`), not forked.
+    """Runs trials in several processes on this machine.
 
-    As everywhere with `spawn`, a script that uses it needs `if __name__ == "__main__":`.
-    A worker that is killed, or stands still, costs the trial that it was at.
+    On Linux, the engine starts a fork server: one process that imports torch and Brevitas and
+    then forks the workers. Only the first worker waits for these imports, and all of them share
+    the memory. Elsewhere each worker is a new Python (`spawn`).
+
+    Either way, a worker imports the script that started the study, so the script needs
+    `if __name__ == "__main__":`. Workers have the environment variables, stdout and stderr of the
+    moment at which the engine started, and the working directory of the moment at which they
+    started themselves. If a worker is killed or stands still, only the trial that it was running
+    is lost, and another worker runs it again.
     """
 
     def __init__(self, workers: int | None = None, trial_timeout: float | None = None) -> None:
         """Start nothing yet.
 
         Args:
-            workers: how many; default: one for each core that this process may use.
-            trial_timeout: seconds that a trial may take; default: see
-                `fxfault.campaign.workers.patience`.
+            workers: number of workers; default: one for each core that this process may use
+            trial_timeout: time that a trial may take, in seconds; default: see
+                `fxfault.campaign.workers.patience`
         """
         super().__init__(trial_timeout)
         self.workers = workers or _cores()
         self.slots = self.workers * BATCHES_EACH
+        self._server: ForkServer | None = None
         self._inbox: SimpleQueue[tuple[_Process, bytes | None]] = SimpleQueue()
 
     def close(self) -> None:
         """See `Engine.close`."""
         for worker in self._workers:
-            worker.process.kill()  # One that was stopped gets no other signal.
+            worker.process.kill()  # A stopped process obeys no other signal.
         for worker in self._workers:
-            _buried(worker)
+            self._bury(worker)
         self._workers = []
+        if self._server is not None:
+            self._server.stop()
 
     def _prepared(self, plan: Plan) -> Plan:
+        if FORKS:
+            from fxfault.campaign.workers.fork_server import ForkServer
+
+            self._server = ForkServer()
         return replace(plan, sharing=self.workers)
 
     def _started(self, number: int) -> _Process:
         assert self._plan is not None
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=work,
-            args=(theirs, self._plan.to_json(), number),
-            name=f"trials {number}",
-            daemon=True,
-        )
-        with _interrupts_held_back():
-            process.start()
-        theirs.close()  # So that the worker's death closes the pipe.
+        ours, theirs = multiprocessing.Pipe()
+        process = self._new_process(f"trials {number}", (theirs, self._plan.to_json(), number))
+        try:
+            with _interrupts_blocked():
+                process.start()
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()  # So that the worker's death closes the pipe.
         worker = _Process(number, process=process, connection=ours)
         worker.reader = threading.Thread(target=_read, args=(worker, self._inbox), daemon=True)
         worker.reader.start()
         return worker
 
+    def _new_process(self, name: str, args: tuple[Connection, str, int]) -> BaseProcess:
+        if self._server is None:
+            context = multiprocessing.get_context("spawn")
+            return context.Process(target=work, args=args, name=name, daemon=True)
+        from fxfault.campaign.workers.fork_server import ForkedProcess
+
+        return ForkedProcess(self._server, target=work, args=args, name=name)
+
     def _give(self, worker: _Process, cell: str, trials: list[int]) -> None:
         message = json.dumps({"cell": cell, "trials": trials}).encode()
-        # Where it is dead `_listen` will see it; the batch is noted as its own.
-        with suppress(OSError):
+        with suppress(OSError):  # If the worker is dead, `_listen` hands its batches out again.
             worker.connection.send_bytes(message)
 
     def _listen(self) -> list[TrialRow]:
-        """Wait for a message or a death, and see to all that there are."""
         messages = self._read_inbox()
         now, rows = self._clock.look(), list[TrialRow]()
         for worker, message in messages:
             if worker not in self._workers:
-                continue  # Another one has its trials.
+                continue  # It was replaced.
             if message is None:
-                self._replace(worker, _buried(worker))
+                self._replace(worker, self._bury(worker))
             else:
-                rows += self._heed(worker, *json.loads(message))
+                rows += self._handle(worker, *json.loads(message))
         for worker in list(self._workers):
-            # What it started itself may hold its end of the pipe open.
+            # A process that the worker started may keep the pipe open after its death.
             if now - worker.heard >= 2 * TICK and not worker.process.is_alive():
-                self._replace(worker, _buried(worker))
+                self._replace(worker, self._bury(worker))
         return rows
 
     def _read_inbox(self) -> list[tuple[_Process, bytes | None]]:
-        """What came, in its order; waits for the first of it."""
+        """Wait up to `TICK` for a message, and take all that are there."""
         messages = []
         with suppress(Empty):
             messages.append(self._inbox.get(timeout=TICK))
@@ -124,11 +149,25 @@ class ProcessEngine(WorkerEngine[_Process]):
 
     def _end(self, worker: _Process) -> None:
         worker.process.kill()
-        _buried(worker)
+        self._bury(worker)
+
+    def _bury(self, worker: _Process) -> str:
+        """Wait for a worker to end, and say how it ended."""
+        process = worker.process
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join(_PATIENCE)
+        if process.is_alive() and self._server is not None:
+            self._server.stop()  # It stands still itself, and reports no death.
+        process.join()
+        status = process.exitcode or 0
+        process.close()
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
 def _read(worker: _Process, inbox: SimpleQueue[tuple[_Process, bytes | None]]) -> None:
-    """Pass on what a worker sends, and None when its end of the pipe is closed."""
+    """Put what a worker sends into the inbox, and None when the pipe is closed."""
     with suppress(EOFError, OSError):
         while True:
             inbox.put((worker, worker.connection.recv_bytes()))
@@ -136,34 +175,23 @@ def _read(worker: _Process, inbox: SimpleQueue[tuple[_Process, bytes | None]]) -
     worker.connection.close()
 
 
-def _buried(worker: _Process) -> str:
-    """Wait for the end of a worker; returns how it ended, in words."""
-    worker.process.join(_PATIENCE)
-    if worker.process.is_alive():
-        worker.process.kill()
-        worker.process.join()
-    status = worker.process.exitcode or 0
-    worker.process.close()
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-
-
 def _cores() -> int:
-    """The cores that this process may use."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment, so that a process that is started never gets it.
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C for a moment: a process that is started now inherits that, and never gets it.
 
-    It inherits what is held back. An interrupt that comes meanwhile is ours afterwards.
+    If Ctrl-C comes meanwhile, this process gets it afterwards.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # Its start, in the first one's, would end the holding back.
+    resource_tracker.ensure_running()  # The first start would start it, and end the blocking.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,7 +1,7 @@
-"""Run trials on a Ray cluster: one actor for each worker.
+"""Runs trials on a Ray cluster: one actor for each worker.
 
-Only this module imports Ray (`pip install 'fxfault[ray]'`). fxfault, the data and the checkpoints
-must be there on every machine, under the paths that the study names.
+Only this module imports Ray (`pip install 'fxfault[ray]'`). Every machine needs fxfault, and the
+data and checkpoints under the paths that the study names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _Trials:
-    """The actor. It gives messages as text (JSON), so that no error of ours must be pickled."""
+    """The actor. It returns messages as JSON, so that none of our errors is pickled."""
 
     def __init__(self, plan: str) -> None:
         self._plan = plan
@@ -37,17 +37,17 @@ class _Trials:
         self._messages: list[tuple[str, Any]] = []
 
     def facts(self) -> str:
-        """Set up, and say what was found."""
+        """Set up the worker, and return its messages."""
         try:
-            # As worker 0: Ray shows each worker only the GPUs that are its own.
+            # As worker 0: Ray shows each actor only its own GPUs.
             self._trial_runner = set_up(self._plan, 0, self._note)
             self._messages.append(("facts", asdict(self._trial_runner.facts())))
-        except (Exception, SystemExit) as error:  # whatever it is, the driver is to know
+        except (Exception, SystemExit) as error:  # The driver reports it.
             self._messages.append(("error", plain_error(error)))
         return self._told()
 
     def run(self, cell: str, trials: list[int]) -> str:
-        """Run some trials of a cell."""
+        """Run some trials of a cell, and return the messages."""
         from fxfault.campaign.studies.cell import Cell
 
         assert self._trial_runner is not None
@@ -55,7 +55,7 @@ class _Trials:
             made = Cell.from_key(cell)
             for trial in trials:
                 self._messages.append(("row", self._trial_runner.run(made, trial).to_list()))
-        except (Exception, SystemExit) as error:  # whatever it is, the driver is to know
+        except (Exception, SystemExit) as error:  # The driver reports it.
             self._messages.append(("error", plain_error(error)))
         return self._told()
 
@@ -77,9 +77,11 @@ class _Actor(Worker):
 class RayEngine(WorkerEngine[_Actor]):
     """Runs trials on a Ray cluster.
 
-    An actor that dies, or whose machine does, costs the batch that it was at: about a quarter of
-    a second of trials, or one that takes longer.
+    If an actor or its machine dies, its batch is lost and runs again: trials of about a quarter of
+    a second, or a single longer one.
     """
+
+    tells_all = False
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class RayEngine(WorkerEngine[_Actor]):
         gpus_per_trial: float | None = None,
         trial_timeout: float | None = None,
     ) -> None:
-        """Connect to nothing yet; the arguments are those of `make_engine`."""
+        """Take the arguments of `make_engine`; `start` connects to the cluster."""
         super().__init__(trial_timeout)
         self.workers = workers or 0
         self.slots = 0
@@ -98,10 +100,8 @@ class RayEngine(WorkerEngine[_Actor]):
         self._cores = 1
         self._calls: dict[Any, _Actor] = {}
 
-    tells_all = False
-
     def close(self) -> None:
-        """See `Engine.close`; a cluster that was there before stays."""
+        """See `Engine.close`; only a cluster that we started ends too."""
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers, self._calls = [], {}
@@ -135,7 +135,7 @@ class RayEngine(WorkerEngine[_Actor]):
         self._is_ours = True
 
     def _count_workers(self) -> None:
-        """Settle how many workers there are, and which share of a machine each has."""
+        """Settle the number of workers and the GPUs of each."""
         there = ray.cluster_resources()
         if self._gpus is None:
             self._gpus = 1.0 if there.get("GPU", 0) >= 1 else 0.0
@@ -151,7 +151,7 @@ class RayEngine(WorkerEngine[_Actor]):
             )
 
     def _most_together(self) -> int:
-        """How many workers may come to share a machine's memory, or that of a GPU."""
+        """Count the workers that may share a machine's memory, or a GPU's."""
         if self._gpus:
             return max(1, int(1 / self._gpus))
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -172,7 +172,7 @@ class RayEngine(WorkerEngine[_Actor]):
         self._calls[worker.actor.run.remote(cell, trials)] = worker
 
     def _listen(self) -> list[TrialRow]:
-        """Wait for one call to end."""
+        """Wait for one call to return, and handle its messages."""
         done, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
         self._clock.look()
         if not done:
@@ -185,9 +185,9 @@ class RayEngine(WorkerEngine[_Actor]):
             self._end(worker)
             self._replace(worker, type(error).__name__)
             return []
-        return [row for message in messages for row in self._heed(worker, *message)]
+        return [row for message in messages for row in self._handle(worker, *message)]
 
     def _end(self, worker: _Actor) -> None:
-        # Its other calls, which fail as well, are handed out again, too.
+        # Its other calls fail too; `_replace` queues all its batches again.
         self._calls = {call: w for call, w in self._calls.items() if w is not worker}
         ray.kill(worker.actor)

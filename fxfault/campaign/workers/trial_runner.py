@@ -1,7 +1,7 @@
-"""A study's data and network, set up to run its trials, in whatever process.
+"""Runs a study's trials with its data and network, in any process.
 
-Nothing but plain values goes in (`Plan`) and out (`Facts`, rows): Brevitas's modules cannot be
-pickled, so every worker builds its own network from configuration and checkpoint.
+Only plain values go in (`Plan`) and come out (`Facts`, rows). Brevitas's modules cannot be pickled,
+so every worker builds its own network from configuration and checkpoint.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
 class TrialRunner:
     """Runs the trials of a study in this process.
 
-    One network is held at a time, that of the last cell's checkpoint.
+    It holds one network at a time, with the checkpoint of the last cell.
     """
 
     def __init__(self, plan: Plan, worker: int = 0, on_note: OnNote = lambda text: None) -> None:
-        """Open the data; the network is built when it is needed.
+        """Open the data. The network is built when it is needed.
 
         Args:
-            plan: what to set up.
-            worker: number of the worker on its machine, 0 and up.
-            on_note: called with what a user should know.
+            plan: the study, and how to run it
+            worker: the worker's number on its machine, 0 and up
+            on_note: a function that shows the user a note
 
         Raises:
-            FxFaultError: the data cannot be read, or there is no such device.
+            FxFaultError: the data cannot be read, or there is no such device
         """
         self.plan, self.on_note = plan, on_note
-        self.folder = os.getcwd()  # Before code of the user's may leave it.
+        self.folder = os.getcwd()  # User code may change it later.
         self._files: dict[str | None, str | None] = {}
         self._said: set[str] = set()
         self.study = Study.from_dict(plan.study)
@@ -70,28 +70,30 @@ class TrialRunner:
         self._network: _Network | None = None
 
     def say_once(self, text: str) -> None:
-        """Tell what a user should know, though a network may be built again and again."""
+        """Show a note once, however often the network is built."""
         if text not in self._said:
             self._said.add(text)
             self.on_note(text)
 
     def note_file(self, checkpoint: str | None, content: str | None) -> None:
-        """Compare a checkpoint that was loaded with what it was when it was loaded first.
+        """Compare a checkpoint's hash with that of its first loading.
 
         Raises:
-            DataError: it was replaced in between.
+            DataError: the file was replaced in between
         """
         refuse_other(str(checkpoint), self._files.setdefault(checkpoint, content), content)
 
     def facts(self) -> Facts:
-        """Build the network with each of the study's checkpoints, and see what they are.
+        """Build the network with each of the study's checkpoints, and describe them.
 
         Raises:
-            FxFaultError: a checkpoint or the network cannot be used, or they have other sites.
+            FxFaultError: a checkpoint or the network cannot be used
         """
         networks: dict[str, Any] = {}
         never_called: dict[str, Sequence[str]] = {}
-        for checkpoint in reversed(self.study.axes.checkpoint):  # Ends with that of the first cell.
+        for checkpoint in reversed(
+            self.study.axes.checkpoint
+        ):  # The first cell's comes last, and stays.
             network = self._network_of(checkpoint)
             network.check(self.study)
             networks[checkpoint] = network.facts()
@@ -114,7 +116,7 @@ class TrialRunner:
         """Run one trial.
 
         Raises:
-            FxFaultError: the cell's settings do not fit the network, or the network fails.
+            FxFaultError: the cell's settings do not fit the network, or the network fails
         """
         network = self._network_of(cell.checkpoint)
         try:
@@ -127,7 +129,7 @@ class TrialRunner:
 
     def _network_of(self, checkpoint: str | None) -> _Network:
         if self._network is None or self._network.checkpoint != checkpoint:
-            self._network = None  # Its memory is needed for the next.
+            self._network = None  # The next one needs its memory.
             self._network = _Network(self, checkpoint, self._data, self._batches)
         return self._network
 
@@ -178,7 +180,7 @@ class _Network:
             owner.say_once(f"{checkpoint}: {doubt}" if several else doubt)
 
     def facts(self) -> dict[str, Any]:
-        """The part of the fingerprint that is of this network."""
+        """The network's part of the fingerprint."""
         return {
             "checkpoint": self.file,
             "state": self.state,
@@ -187,10 +189,10 @@ class _Network:
         }
 
     def check(self, study: Study) -> None:
-        """See, before hours of work, that every cell can be run.
+        """Check that every cell can run, before hours of work.
 
         Raises:
-            FxFaultError: a cell's settings do not fit the network.
+            FxFaultError: a cell's settings do not fit the network
         """
         widths = {site.name: site.bit_width for site in self.faults if site.bit_width is not None}
         quiet = {str(self.checkpoint): self.trials.never_called}
@@ -200,7 +202,7 @@ class _Network:
             if cell.checkpoint == self.checkpoint
             and not strikes_nothing(cell, quiet, self.faults.names)
         ]
-        # Of those that differ in their rate alone, the one with the highest.
+        # Of cells that differ only in their rate, the one with the highest rate is enough.
         highest = {(c.place, c.fault): c for c in sorted(own, key=lambda c: c.rate or 0.0)}
         for cell in highest.values():
             self._set(study, cell)
@@ -212,13 +214,13 @@ class _Network:
         return self.trials.run(cell.key, trial)
 
     def _set(self, study: Study, cell: Cell) -> None:
-        self._cell = None  # Until all of it is set.
+        self._cell = None  # In case the settings are refused.
         self.trials.set(study.fault_config(cell))
         self._cell = cell
 
 
 def _open_config(study: Study) -> FaultInjectionConfig:
-    """The base of all cells, with all sites: which ones are struck is for a cell to say."""
+    """The fault settings that all cells start from, with all sites: each cell selects its own."""
     return dataclasses.replace(study.experiment.fault_injection, layers=None)
 
 

@@ -1,8 +1,7 @@
-"""A worker process of a campaign: a trial runner, and a pipe to the driver.
+"""A worker process of a campaign: it runs trials, and talks to the driver through a pipe.
 
-What goes through the pipe is JSON, not pickles. The driver sends batches; the worker answers with
-its facts, with notes for the user, with each row as it finishes, with signs of life, or with an
-error, after which it ends.
+The messages are JSON, not pickles. The driver sends batches. The worker sends its facts, notes for
+the user, each row as soon as it is done, signs of life, or an error, after which it ends.
 """
 
 from __future__ import annotations
@@ -20,18 +19,8 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from fxfault.errors import (
-    BugError,
-    ConfigError,
-    DataError,
-    EngineError,
-    ForeignCodeError,
-    FreezeError,
-    FxFaultError,
-    SiteError,
-    StoreError,
-    TransformError,
-)
+from fxfault import errors
+from fxfault.errors import EngineError, FxFaultError, InvalidConfigError
 from fxfault.foreign import told
 
 if TYPE_CHECKING:
@@ -41,46 +30,36 @@ if TYPE_CHECKING:
 _SIGN_EVERY = 5.0  # seconds
 _SENDING = threading.Lock()
 
-# Those that are made from their message alone.
+# The errors that can be made from a message alone.
 _KINDS: dict[str, type[FxFaultError]] = {
-    kind.__name__: kind
-    for kind in (
-        BugError,
-        ConfigError,
-        DataError,
-        EngineError,
-        ForeignCodeError,
-        FreezeError,
-        FxFaultError,
-        SiteError,
-        StoreError,
-        TransformError,
-    )
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, FxFaultError) and kind is not InvalidConfigError
 }
 
 
 def work(connection: Connection, plan: str, number: int) -> None:
-    """Run what comes through the pipe, until it is closed.
+    """Run the batches that come through a pipe, until it is closed.
 
     Args:
-        connection: to the driver.
-        plan: of `fxfault.campaign.workers.plan.Plan.to_json`.
-        number: of the worker, 0 and up.
+        connection: the worker's end of the pipe
+        plan: the text that `fxfault.campaign.workers.plan.Plan.to_json` returned
+        number: the worker's number, 0 and up
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The driver handles Ctrl-C, and ends us.
     threading.Thread(target=_follow_the_driver, daemon=True).start()
     threading.Thread(target=_give_signs_of_life, args=(connection,), daemon=True).start()
     try:
         _work(connection, plan, number)
     except _DriverGoneError:
-        pass  # It has had enough, or was killed.
-    except BaseException as error:  # A network's own code may raise anything.
+        pass
+    except BaseException as error:  # The user's code may raise anything.
         with suppress(_DriverGoneError):
             send(connection, "error", plain_error(error))
 
 
 def _work(connection: Connection, plan: str, number: int) -> None:
-    # Imported late: the sooner the driver's end is watched, the better.
+    # This imports torch; the threads above already run.
     trial_runner = set_up(plan, number, lambda text: send(connection, "note", text))
     from fxfault.campaign.studies.cell import Cell
 
@@ -98,9 +77,9 @@ def set_up(plan: str, number: int, on_note: OnNote) -> TrialRunner:
     """Make a worker's trial runner.
 
     Args:
-        plan: of `fxfault.campaign.workers.plan.Plan.to_json`.
-        number: of the worker on its machine, 0 and up.
-        on_note: called with what a user should know.
+        plan: the text that `fxfault.campaign.workers.plan.Plan.to_json` returned
+        number: the worker's number on its machine, 0 and up
+        on_note: a function that shows the user a note
     """
     import torch
 
@@ -108,14 +87,14 @@ def set_up(plan: str, number: int, on_note: OnNote) -> TrialRunner:
     from fxfault.campaign.workers.trial_runner import TrialRunner
 
     made = Plan.from_json(plan)
-    if made.folder is not None and os.path.isdir(made.folder):  # Not on each machine of a cluster.
+    if made.folder is not None and os.path.isdir(made.folder):  # A cluster's machines may lack it.
         os.chdir(made.folder)
     torch.set_num_threads(made.threads or 1)
     return TrialRunner(made, number, on_note)
 
 
 def _follow_the_driver() -> None:
-    """End when the driver does, also in the middle of a trial that takes hours."""
+    """End this process when the driver ends, even in the middle of a trial."""
     driver = multiprocessing.parent_process()
     if driver is not None:
         driver.join()
@@ -123,8 +102,8 @@ def _follow_the_driver() -> None:
 
 
 def _give_signs_of_life(connection: Connection) -> None:
-    """Tell the driver again and again that this process runs, whatever its trial does."""
-    with suppress(_DriverGoneError, OSError, ValueError):  # The driver is gone.
+    """Tell the driver every few seconds that this process runs."""
+    with suppress(_DriverGoneError, OSError, ValueError):
         while True:
             time.sleep(_SIGN_EVERY)
             send(connection, "alive", None)
@@ -138,12 +117,12 @@ def send(connection: Connection, kind: str, content: Any) -> None:
 
 
 class _DriverGoneError(BaseException):
-    """The driver's end of the pipe is closed; no code on the way is to take it for an error."""
+    """The driver closed its end of the pipe. No `Exception`: user code must not catch it."""
 
 
 @contextmanager
 def _to_driver() -> Iterator[None]:
-    """Tell an end of our pipe from the same error in somebody else's code."""
+    """Raise `_DriverGoneError` if our pipe is closed; other code raises the same errors."""
     try:
         yield
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -151,7 +130,7 @@ def _to_driver() -> Iterator[None]:
 
 
 def plain_error(error: BaseException) -> dict[str, str]:
-    """An error as plain values."""
+    """Describe an error in plain values."""
     shown = "".join(traceback.format_exception(error))
     error = told(error)
     kinds = [kind for kind in type(error).__mro__ if kind in _KINDS.values()]
@@ -163,7 +142,7 @@ def plain_error(error: BaseException) -> dict[str, str]:
 
 
 def retold(content: dict[str, str], who: str) -> FxFaultError:
-    """Make the error that a worker told of.
+    """Make an error from the description that a worker sent.
 
     >>> retold({"kind": "DataError", "message": "no such file", "traceback": ""}, "worker 0")
     DataError('no such file')
@@ -180,7 +159,7 @@ def retold(content: dict[str, str], who: str) -> FxFaultError:
 
 
 class _InWorkerError(Exception):
-    """Shows a worker's traceback above our own, as `concurrent.futures` does."""
+    """Shows the worker's traceback above the driver's, as `concurrent.futures` does."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"

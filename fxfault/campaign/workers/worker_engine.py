@@ -1,6 +1,6 @@
-"""What engines with workers have in common: handing batches out, and replacing workers.
+"""The base of engines with workers: it hands out batches, and replaces workers.
 
-One that dies is replaced at once, and one that stands still when it has done so for too long.
+It replaces a dead worker at once, and one that stands still after a time limit.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from fxfault.campaign.workers.plan import Plan
     from fxfault.evaluation.full.predictions import OnNote
 
-# A batch that runs and one that waits, so that no worker waits for the driver.
+# One batch runs and one waits, so that no worker waits for the driver.
 BATCHES_EACH = 2
 
 
 @dataclass(eq=False)
 class Worker:
-    """Somebody who runs trials, and what was handed out to it.
+    """A worker, and the batches that it has.
 
     Attributes:
-        number: 0 and up; one that takes the place of another has its number.
-        ready: whether it is set up.
-        batches: keys of cells, and the trials of them that are not finished.
-        since: when it began what it is at, by the engine's clock.
-        heard: when it gave the last sign of life.
-        is_told_of: whether the user knows that it stands still.
+        number: the worker's number, 0 and up; a replacement has the same one
+        ready: whether it is set up
+        batches: the cells' keys, each with the trials that are not done
+        since: the time at which its trial or set-up began, in seconds of the engine's clock
+        heard: the time of its last message
+        is_told_of: whether the user knows that it stands still
     """
 
     number: int
@@ -48,7 +48,7 @@ class Worker:
 
     @property
     def trial(self) -> tuple[str, int] | None:
-        """The trial that it is at; None where it is being set up, or idle."""
+        """The trial that it runs, or None if it is idle or being set up."""
         return (self.batches[0][0], self.batches[0][1][0]) if self.batches else None
 
 
@@ -61,10 +61,10 @@ class WorkerEngine(ABC, Generic[W]):
     The kinds are `facts` (it is ready), `note` (for the user), `row`, `alive` and `error`.
 
     Attributes:
-        workers: how many.
-        slots: batches that the engine wants to have at a time.
-        tells_all: whether workers tell of each trial at once, and that they are alive; else of a
-            batch when it is finished.
+        workers: the number of workers
+        slots: the number of batches that keeps the workers busy
+        tells_all: whether workers send each row at once, and signs of life; if not, they answer
+            once for each batch
     """
 
     workers: int
@@ -87,8 +87,8 @@ class WorkerEngine(ABC, Generic[W]):
         self._plan = self._prepared(plan)
         self.slots = self.workers * BATCHES_EACH
         try:
-            for number in range(self.workers):  # One by one, so that `close` ends each of them.
-                self._workers.append(self._begun(number))
+            for number in range(self.workers):  # In a loop, so that `close` ends those before.
+                self._workers.append(self._start_worker(number))
         except OSError as error:
             raise EngineError(
                 f"worker {len(self._workers)} of {self.workers} cannot be started: "
@@ -118,29 +118,29 @@ class WorkerEngine(ABC, Generic[W]):
             self._look_after(worker, now)
         return rows
 
-    # -- for the kinds of engines -------------------------------------------------------
+    # -- what each engine defines -------------------------------------------------------
 
     @abstractmethod
     def _prepared(self, plan: Plan) -> Plan:
-        """Settle how many workers there are; returns the plan for each of them."""
+        """Settle the number of workers, and return their plan."""
 
     @abstractmethod
     def _started(self, number: int) -> W:
-        """Start a worker, and do not wait for it."""
+        """Start a worker without waiting for it."""
 
     @abstractmethod
     def _give(self, worker: W, cell: str, trials: list[int]) -> None:
-        """Hand a batch to a worker, which may be dead."""
+        """Send a batch to a worker, which may be dead."""
 
     @abstractmethod
     def _listen(self) -> list[TrialRow]:
-        """Wait for a message or a death, for about `TICK`, and see to it."""
+        """Wait about `TICK` for messages and deaths, and handle them; return the rows."""
 
     @abstractmethod
     def _end(self, worker: W) -> None:
-        """End a worker at once that does not answer."""
+        """End a worker at once, even if it does not answer."""
 
-    # -- common to them -----------------------------------------------------------------
+    # -- what all engines share -----------------------------------------------------------------
 
     def _hand_out(self) -> None:
         for depth in range(BATCHES_EACH):
@@ -148,54 +148,55 @@ class WorkerEngine(ABC, Generic[W]):
                 if self._waiting and worker.ready and len(worker.batches) <= depth:
                     cell, trials = self._waiting.popleft()
                     if not worker.batches:
-                        self._goes_on(worker)
+                        self._restart_time(worker)
                     worker.batches.append((cell, trials))
                     self._give(worker, cell, list(trials))
 
-    def _heed(self, worker: W, kind: str, content: Any) -> list[TrialRow]:
-        """See to a message of a worker; returns the row, if it is one."""
+    def _handle(self, worker: W, kind: str, content: Any) -> list[TrialRow]:
+        """Handle a worker's message, and return its row, if it has one."""
         worker.heard = self._clock.now
         if kind == "alive":
             return []
         if kind == "error":
             raise retold(content, f"worker {worker.number}")
         if kind == "row":
-            return [self._noted(worker, TrialRow.from_list(content))]
+            return [self._checked(worker, TrialRow.from_list(content))]
         if kind == "facts":
             self._history.enlist(worker.number, content)
             worker.ready = True
             self._patience.set_up(self._clock.now - worker.since)
-            self._goes_on(worker)
+            self._restart_time(worker)
         else:
             self._history.note(content)
         return []
 
-    def _noted(self, worker: W, row: TrialRow) -> TrialRow:
+    def _checked(self, worker: W, row: TrialRow) -> TrialRow:
+        """Take a row's trial off the worker's list; it must be the first."""
         cell, trials = worker.batches[0]
         trial = trials.popleft()
         if (cell, trial) != (row.cell, row.trial):
             raise EngineError(
-                f"worker {worker.number} answered with trial {row.trial} of {row.cell} when it was "
-                f"at trial {trial} of {cell}: this is a bug in fxfault"
+                f"worker {worker.number} answered with trial {row.trial} of {row.cell} instead of "
+                f"trial {trial} of {cell}: this is a bug in fxfault"
             )
         self._patience.trial(self._clock.now - worker.since)
-        self._goes_on(worker)
+        self._restart_time(worker)
         if not trials:
             worker.batches.popleft()
         return row
 
-    def _begun(self, number: int) -> W:
+    def _start_worker(self, number: int) -> W:
         worker = self._started(number)
-        self._goes_on(worker)
+        self._restart_time(worker)
         return worker
 
-    def _goes_on(self, worker: W) -> None:
-        """Note that a worker begins something: time runs anew."""
+    def _restart_time(self, worker: W) -> None:
+        """Restart the worker's time, because it begins a trial or its set-up."""
         worker.since = worker.heard = self._clock.now
         worker.is_told_of = False
 
     def _look_after(self, worker: W, now: float) -> None:
-        """Say that a worker stands still, and replace one that has done so for too long."""
+        """Tell the user if a worker stands still, and replace it after the time limit."""
         trial = worker.trial
         if worker.ready and trial is None:  # It has nothing to do.
             worker.since = now
@@ -209,9 +210,8 @@ class WorkerEngine(ABC, Generic[W]):
         at = "while it was set up" if trial is None else f"at trial {trial[1]} of {trial[0]}"
         if limit is not None and still > limit:
             timed_out = trial is not None and self._patience.timeout is not None
-            # A timeout may be shorter than the time between two signs of life.
             how = f"not done after {still:.0f} s"
-            if silent and not timed_out:
+            if silent and not timed_out:  # A timeout may be shorter than a worker's silence.
                 how = f"no sign of life for {mute:.0f} s"
             self._history.note(f"worker {worker.number}: {how} {at}; another one gets its trials")
             self._end(worker)
@@ -224,16 +224,16 @@ class WorkerEngine(ABC, Generic[W]):
             self._history.note(f"worker {worker.number}: {how} for {still:.0f} s {at}{until}")
 
     def _replace(self, worker: W, how: str, most: int | None = None) -> None:
-        """Start another worker in the place of a dead one, and hand its trials out again.
+        """Start another worker in place of a dead one, and queue its batches again.
 
         Args:
-            worker: the dead one.
-            how: it died, in a few words.
-            most: how often it may happen over one trial; default: `MOST_DEATHS`.
+            worker: the dead worker
+            how: the cause of death, in a few words
+            most: the number of deaths at one trial that ends the study; default: `MOST_DEATHS`
         """
         place = self._workers.index(worker)
         del self._workers[place]
         if worker.batches or not worker.ready:
             self._history.lose(worker.trial, how, most)
         self._waiting.extendleft(reversed(worker.batches))
-        self._workers.insert(place, self._begun(worker.number))
+        self._workers.insert(place, self._start_worker(worker.number))

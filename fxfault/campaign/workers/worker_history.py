@@ -1,4 +1,4 @@
-"""What the driver knows of its workers: whether they agree, and how often they die over what."""
+"""Keeps what the driver knows of its workers: whether they agree, and where they died."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fxfault.errors import EngineError
 if TYPE_CHECKING:
     from fxfault.evaluation.full.predictions import OnNote
 
-# A worker that dies so often over one trial, or so often before it is ready, dies of that.
+# So many deaths at one trial, or in a row before a worker is ready, end the study.
 MOST_DEATHS = 5
 MOST_TIMEOUTS = 2
 
 Trial = tuple[str, int]
-"""Key of the cell and number."""
+"""The key of a cell, and the number of a trial in it."""
 
 
 class WorkerHistory:
-    """Keeps count of the workers of an engine.
+    """Compares the workers of an engine, and counts their deaths.
 
     Attributes:
-        facts: what the first worker that was ready found, as plain values; None before.
-        on_note: called with what workers want a user to know, once for all that say the same.
+        facts: the facts of the first worker that was ready, as plain values; None before that
+        on_note: a function that shows the user a note; each text is shown once
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class WorkerHistory:
         """Note that a worker is ready.
 
         Raises:
-            EngineError: its network, data or code are not those of the first one.
+            EngineError: its network, data or code differ from those of the first worker
         """
         self._deaths[None] = 0
         if self.facts is None:
@@ -46,29 +46,29 @@ class WorkerHistory:
         lines = differences(self.facts["fingerprint"], facts["fingerprint"], ("there", "here"))
         if lines:
             raise EngineError(
-                f"worker {worker} does not compute what the first one does, {refusal(lines)}"
+                f"worker {worker} does not compute what the first worker does, {refusal(lines)}"
             )
 
     def note(self, text: str) -> None:
-        """Pass a worker's note on, if no worker has said so before."""
+        """Show a worker's note to the user, unless the same was shown before."""
         if text not in self._notes:
             self._notes.add(text)
             self.on_note(text)
 
     def deaths(self, trial: Trial | None) -> int:
-        """How many workers died at a trial, or while they were set up."""
+        """Count the deaths at a trial, or, for None, those during set-up since the last success."""
         return self._deaths[trial]
 
     def lose(self, trial: Trial | None, how: str, most: int | None = None) -> None:
-        """Note that a worker died, or was ended as it stood still.
+        """Note that a worker died, or was ended because it stood still.
 
         Args:
-            trial: that it was at; None where it was not ready yet.
-            how: it died, in a few words.
-            most: how often it may happen; default: `MOST_DEATHS`.
+            trial: the trial that it was running; None if it was not ready yet
+            how: the cause of death, in a few words
+            most: the number of deaths that ends the study; default: `MOST_DEATHS`
 
         Raises:
-            EngineError: it has happened too often.
+            EngineError: this was one death too many
         """
         self._deaths[trial] += 1
         if most is not None and self._deaths[trial] >= most and trial is not None:

@@ -1,0 +1,9 @@
+"""Imports what every worker needs. The fork server imports this module before it forks.
+
+It must run no operation of torch and must not touch CUDA: neither survives a fork.
+"""
+
+from contextlib import suppress
+
+with suppress(Exception):  # A worker meets the same error and reports it.
+    import fxfault.campaign.workers.trial_runner  # noqa: F401
