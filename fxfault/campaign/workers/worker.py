@@ -19,7 +19,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from fxfault import errors
+import fxfault.errors as errors
 from fxfault.errors import EngineError, FxFaultError, InvalidConfigError
 from fxfault.foreign import told
 
