@@ -45,10 +45,10 @@ class Verification:
             model: what `fxfault.transform` returned; its calls run the whole of it, uncompiled.
             loader: batches of (inputs, labels), the same in each pass.
             device: the device of the model.
-            share: share of the batches to repeat, in percent. The faults, their seed and the trial
+            share: share of the batches to repeat, in percent; the faults, their seed and the trial
                 decide which ones. None: a few, see above.
-            made_by: the kind of run that is verified, in a word, for the error.
-            instead: what to do if predictions are wrong, for the error.
+            made_by: kind of the verified runs, in a word, for the error.
+            instead: advice if predictions are wrong, for the error.
 
         Raises:
             ConfigError: `share` is not within 0 and 100.

@@ -99,15 +99,7 @@ class Evaluation:
         struck: Strikes,
         on_batch: OnBatch | None,
     ) -> None:
-        """Prepare to run what is struck.
-
-        Args:
-            runner: the runner, with the model and its data.
-            golden: the golden run.
-            numbers: numbers of the samples, int64.
-            struck: where the samples are struck.
-            on_batch: called with the number of samples done since the last call.
-        """
+        """Prepare to run the struck samples; `numbers` are those of all samples, int64."""
         self.runner, self.model, self.faults = runner, runner.model, faults_of(runner.model)
         self.golden, self.numbers, self.struck = golden, numbers, struck
         self.top = golden.predictions.top.clone()

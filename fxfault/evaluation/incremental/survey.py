@@ -48,15 +48,7 @@ class Survey:
         found: Independence,
         loading: float,
     ) -> None:
-        """Survey all cuts.
-
-        Args:
-            model: the transformed model, in eval mode with its sites disabled.
-            segments: segments of the model, cut at all sites.
-            inputs: a batch.
-            found: whether samples may leave their batch.
-            loading: time to load one batch, in seconds.
-        """
+        """Survey the cuts between segments on a batch that took `loading` seconds to load."""
         self.segments = segments
         self.whole_batches = found.why_not is not None
         self.cuts: list[Cut] = []
