@@ -210,9 +210,8 @@ class Session:
         return self._finish(folder, result)
 
     def _train(self, network: nn.Module, **more: Any) -> TrainingResult | None:
-        data = self.training_data, self.test_data
-        common = {"device": self.device, "sources": self.sources}
-        return train(self.config, network, *data, **common, **more)
+        more.update(device=self.device, sources=self.sources)
+        return train(self.config, network, self.training_data, self.test_data, **more)
 
     def _interrupted(self, folder: RunFolder, epoch: int) -> int:
         if self.plan.is_helper:

@@ -163,11 +163,9 @@ class _CompiledCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run compiled code if it was made for such inputs, else the model itself."""
         (model,) = self._model
-        unusual = (
-            kwargs or torch.is_grad_enabled() or model._forward_hooks or model._forward_pre_hooks
-        )
-        unusual = unusual or any(part.why_own_forward() is not None for part in self._traced)
-        if unusual or self._kind_of(args) != self._kind:
+        unusual = kwargs or model._forward_hooks or model._forward_pre_hooks
+        own_forward = any(part.why_own_forward() is not None for part in self._traced)
+        if unusual or own_forward or torch.is_grad_enabled() or self._kind_of(args) != self._kind:
             return model._call_impl(*args, **kwargs)
         for layer in self._layers:
             layer.refresh()

@@ -56,8 +56,8 @@ class Findings:
         for cell, row in zip(cells, rows, strict=True):
             name = self.summary.cells[cell].checkpoint
             if classes is not None and name not in found:
-                counts = (int(self.table[key][row]) for key in ("golden_correct", "samples"))
-                found[name] = no_better_than_chance(*counts, classes)
+                golden, samples = (self.table[key][row] for key in ("golden_correct", "samples"))
+                found[name] = no_better_than_chance(int(golden), int(samples), classes)
         several = len(found) > 1
         return [f"{name}: {doubt}" if several else doubt for name, doubt in found.items() if doubt]
 

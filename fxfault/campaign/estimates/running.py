@@ -10,7 +10,17 @@ from fxfault.evaluation.rows import TrialRow
 
 
 class RunningMeans:
-    """The accuracy of each cell, in percent, by the cell's key."""
+    """The accuracy of each cell, in percent, by the cell's key.
+
+    >>> counts = {"samples": 50, "golden_correct": 45, "sdc": 9, "critical_sdc": 7, "top5": None}
+    >>> seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
+    >>> means = RunningMeans()
+    >>> for trial, correct in enumerate([40, 42]):
+    ...     means.add(TrialRow(cell="stem", trial=trial, correct=correct, **counts, **seen))
+    >>> mean, half = means.accuracy("stem")
+    >>> mean, round(half, 1), means.weakest()
+    (82.0, 25.4, (8.0, ['stem']))
+    """
 
     def __init__(self) -> None:
         # Trials, sum and sum of squares of the accuracy, and the golden accuracy.
