@@ -181,14 +181,12 @@ def _schema(section: type[Any]) -> type[BaseModel]:
     hints = get_type_hints(section, include_extras=True)
     definitions: dict[str, Any] = {}
     for field in fields(section):
-        required = field.default is MISSING and field.default_factory is MISSING
-        definitions[field.name] = (hints[field.name], ... if required else _default(field))
+        default = ... if field.default is MISSING else field.default
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        definitions[field.name] = (hints[field.name], default)
     _SCHEMAS[section] = create_model(section.__name__, __config__=rules, **definitions)
     return _SCHEMAS[section]
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _json_schema(section: type[Any]) -> dict[str, Any]:
@@ -232,7 +230,8 @@ def _complaint(detail: ErrorDetails, value: Any, schema: dict[str, Any]) -> str:
     if isinstance(value, (list, tuple)):
         index = next((step for step in steps if isinstance(step, int)), None)
         if index is not None:
-            return f"[{index}]" + _refusal(value[index], _items(schema))
+            items = next((o["items"] for o in _options(schema) if "items" in o), schema)
+            return f"[{index}]" + _refusal(value[index], items)
     if schema.get("type") == "object" and steps:
         if "[key]" in steps:
             return f": got the key {got(detail['input'])}, allowed: text as a key"
@@ -241,25 +240,12 @@ def _complaint(detail: ErrorDetails, value: Any, schema: dict[str, Any]) -> str:
 
 
 def _refusal(value: Any, schema: dict[str, Any]) -> str:
-    note = f"; {_YAML_BOOLEANS}" if isinstance(value, bool) and _takes_text(schema) else ""
+    options, note = _options(schema), ""
     if isinstance(value, str):
-        note = did_you_mean([value], _fixed_texts(schema))
+        note = did_you_mean([value], [text for o in options for text in o.get("enum", [])])
+    elif isinstance(value, bool) and any(o.get("type") == "string" or "enum" in o for o in options):
+        note = f"; {_YAML_BOOLEANS}"
     return f": got {got(value)}, allowed: {_allowed(schema)}{note}"
-
-
-def _items(schema: dict[str, Any]) -> dict[str, Any]:
-    for option in _options(schema):
-        if "items" in option:
-            return dict(option["items"])
-    return schema
-
-
-def _takes_text(schema: dict[str, Any]) -> bool:
-    return any(option.get("type") == "string" or "enum" in option for option in _options(schema))
-
-
-def _fixed_texts(schema: dict[str, Any]) -> list[str]:
-    return [text for option in _options(schema) for text in option.get("enum", [])]
 
 
 def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
@@ -292,7 +278,8 @@ def _choices(schema: dict[str, Any]) -> list[str]:
     if kind == "string":
         return ["non-empty text" if schema.get("minLength") else "text"]
     if kind == "array":
-        return [_list_words(schema)]
+        noun = "a non-empty list" if schema.get("minItems") else "a list"
+        return [f"{noun} (each item {_allowed(schema['items'])})"]
     fixed = {
         "boolean": "true or false",
         "null": "null",
@@ -301,26 +288,13 @@ def _choices(schema: dict[str, Any]) -> list[str]:
     return [fixed.get(str(kind)) or str(schema.get("description", "any value"))]
 
 
-def _list_words(schema: dict[str, Any]) -> str:
-    noun = "a non-empty list" if schema.get("minItems") else "a list"
-    return f"{noun} (each item {_allowed(schema['items'])})"
-
-
 def _range(schema: dict[str, Any]) -> str:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     if low is not None and high is not None:
         return f" from {_number(low)} to {_number(high)}"
-    words = [
-        f"{word} {_number(limit)}"
-        for word, limit in (
-            ("of at least", low),
-            ("above", above),
-            ("of at most", high),
-            ("below", below),
-        )
-        if limit is not None
-    ]
+    limits = {"of at least": low, "above": above, "of at most": high, "below": below}
+    words = [f"{word} {_number(n)}" for word, n in limits.items() if n is not None]
     return " " + " and ".join(words) if words else ""
 
 
