@@ -1,10 +1,10 @@
-"""Fault-aware training by one line in a loop that knows nothing of faults.
+"""Fault-aware training with one extra line in an ordinary training loop.
 
     python examples/minimal_loop.py [EPOCHS]
 
-`fxfault.transform` is the only change to an ordinary training script. Nobody tells the model what
-epoch it is, so it stays epoch 0 for the faults; each training step draws by `step_interval` whether
-it is noisy, and in evaluation there are no faults.
+`fxfault.transform` is the only change to the training script. The loop does not tell the model
+which epoch it is, so for the faults it stays epoch 0. `step_interval` is the chance that a training
+step is noisy. Evaluation has no faults.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FAULTS = {"enabled": True, "probability": 10.0, "step_interval": 0.3, "seed": 7}
 
 
 def main(epochs: int = 10) -> list[bool]:
-    """Train and report; gives for each step whether it was noisy."""
+    """Train and report; return for each step whether it was noisy."""
     torch.manual_seed(0)
     train_loader: DataLoader[Any] = DataLoader(
         build_dataset("digits", "train"), batch_size=64, shuffle=True, drop_last=True
@@ -51,14 +51,14 @@ def main(epochs: int = 10) -> list[bool]:
             loss = criterion(model(inputs), labels)
             loss.backward()
             optimizer.step()
-            noisy.append(model.faults[0].armed)  # only to show it
+            noisy.append(model.faults[0].armed)  # only for the report
         model.eval()
         print(
             f"epoch {epoch}: loss {loss.item():.3f}, accuracy {accuracy(model, test_loader):.1f} %"
         )
 
     print(f"{sum(noisy)} of {len(noisy)} steps were noisy")
-    net.eval()  # shares its weights with the model, and has no faults
+    net.eval()  # the original: it shares its weights with the model and has no faults
     print(f"accuracy without faults: {accuracy(net, test_loader):.1f} %")
     faulty = fxfault.transform(net, {**FAULTS, "apply_during": "eval"})
     print(f"accuracy under faults: {accuracy(faulty, test_loader):.1f} %")
@@ -66,5 +66,5 @@ def main(epochs: int = 10) -> list[bool]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # so small a network is slower on two
+    torch.set_num_threads(1)  # a network this small is slower on two threads
     main(*map(int, sys.argv[1:2]))

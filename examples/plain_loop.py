@@ -1,9 +1,9 @@
-"""Fault-aware training in a plain loop: the schedule is told to a `FaultInjector`.
+"""Fault-aware training in a plain loop, with the schedule in a `FaultInjector`.
 
     python examples/plain_loop.py [EPOCHS]
 
 The loop is that of the specification, word for word. It trains a small quantised network on
-handwritten digits, with faults in about half of the steps, and then shows its accuracy with and
+handwritten digits, with faults in about half of the steps, and then prints its accuracy with and
 without faults. Ten epochs take about ten seconds.
 """
 
@@ -34,7 +34,7 @@ CONFIG = FaultInjectionConfig(
 
 
 def main(num_epochs: int = 10) -> int:
-    """Train and report; gives the number of noisy steps."""
+    """Train and report; return the number of noisy steps."""
     torch.manual_seed(0)
     config = CONFIG
     train_loader: DataLoader[Any] = DataLoader(
@@ -104,5 +104,5 @@ def main(num_epochs: int = 10) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # so small a network is slower on two
+    torch.set_num_threads(1)  # a network this small is slower on two threads
     main(*map(int, sys.argv[1:2]))

@@ -1,4 +1,4 @@
-"""Stores of invented trials, and pages made of them, for the tests of the report's page."""
+"""Stores of invented trials, and pages made from them, for the tests of the report's page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOSTILE = '<script>document.title="struck"</script>&$x_1$"\''
 
 
 def residual(sites: Sequence[str] = SITES) -> Background:
-    """A network with a shortcut from the first of four sites to the last."""
+    """Describe a network with a shortcut from the first of four sites to the last."""
     nodes = [
         Node("x", "input", "x"),
         Node("stem", "layer", "QuantConv2d"),
@@ -53,7 +53,7 @@ def write_store(
     trials: int = 4,
     **changes: Any,
 ) -> Study:
-    """A store of invented trials; the first site of `sites` is never struck alone."""
+    """Write a store of invented trials; the first site of `sites` is never struck alone."""
     content: dict[str, Any] = {
         "dataset": {"name": "digits"},
         "model": {"name": "quant_digits"},
@@ -101,7 +101,7 @@ def _invented(cell: Cell, trials: int, weak: dict[str, float]) -> list[TrialRow]
 
 
 def page_of(store: Path, html: Path, *options: str) -> str:
-    """The page that the command makes of a store."""
+    """Return the page that the command makes from a store."""
     status = campaign.main(["report", "--store", str(store), "--html", str(html), *options])
     assert status == 0
     return html.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A study that takes a second, and its rows without their times."""
+"""A study that takes a second, workers that fail, and rows without their times."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ SMALL: dict[str, Any] = {
         "injection_type": ["random", "msb_flip"],
         "probability": [2.0],
     },
-    # Some cells are sure at once, some later, some never.
+    # Some cells reach the margin at once, some later, some never.
     "stop": {"margin": 6.0, "min_trials": 4, "max_trials": 14},
 }
 
 
 def small_study(**changes: Any) -> Study:
-    """The study, with some of its sections replaced; None leaves one out."""
+    """Return the study with some sections replaced; None leaves a section out."""
     content = {**SMALL, **changes}
     return Study.from_dict({key: value for key, value in content.items() if value is not None})
 
 
 def stopped_at_half_a_message(connection: Connection, plan: str, number: int) -> None:
-    """A worker; the first one, in a folder where `stopped` does not exist, comes no further."""
+    """Work, but stop in the middle of a message if the file `$STOPPED` does not exist yet."""
     try:
         Path(os.environ["STOPPED"]).touch(exist_ok=False)
     except FileExistsError:
@@ -49,7 +49,7 @@ def stopped_at_half_a_message(connection: Connection, plan: str, number: int) ->
 
 
 def slow_at_trial_2(connection: Connection, plan: str, number: int) -> None:
-    """A worker for which no trial of that number ends."""
+    """Work, but never end trial 2 of a cell."""
     run = TrialRunner.run
 
     def slow(self: TrialRunner, cell: Cell, trial: int) -> TrialRow:
@@ -61,11 +61,11 @@ def slow_at_trial_2(connection: Connection, plan: str, number: int) -> None:
 
 
 def outcome(path: Path) -> list[tuple[Any, ...]]:
-    """The rows of a store, without the time that they took."""
+    """Read the rows of a store without their times."""
     with Store.open(path) as store:
         return [without_time(row) for row in store.rows()]
 
 
 def without_time(row: TrialRow) -> tuple[Any, ...]:
-    """The fields of a row that are the same each time."""
+    """Return the fields of a row that are the same in each run."""
     return tuple(row.to_list()[:-1])

@@ -1,7 +1,7 @@
-"""Small networks whose forwards are written as public code of this field writes them.
+"""Small networks with forwards in the style of public code of this field.
 
-Each entry names the calls to make, and what to change between them after the transform. Where
-its forward cannot be traced, `kept` says what the reason must be: none is kept for nothing.
+Each entry names the calls to make, and the changes between them after the transform. If its forward
+cannot be traced, `kept` gives the expected reason: no forward is kept without one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUMBER, WITH, NONE = "value as a number", "`try` or a `with`", "compares a value
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call, made anew for a number of samples."""
+    """The arguments of one call, built for a number of samples each time."""
 
     args: Callable[[int], tuple[Any, ...]]
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -40,15 +40,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Forward:
-    """A network, and what is done with it.
+    """A network, and the calls and changes to try.
 
     Attributes:
-        name: of the entry.
-        build: makes the network.
-        calls: to make, before and after each change.
-        changes: of a model, after it was transformed.
-        kept: a part of the reason why a container keeps its own forward, by its path.
-        reset: puts state outside of the network back.
+        name: name of the entry.
+        build: builds the network.
+        calls: calls to make before and after each change.
+        changes: changes to the transformed model.
+        kept: part of the reason why a container keeps its own forward, by the container's path.
+        reset: restores state outside the network.
     """
 
     name: str
@@ -67,7 +67,7 @@ TABLE: list[Forward] = []
 
 
 def entry(*calls: Call, **options: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Put a class of networks into the table."""
+    """Add a class of networks to the table."""
 
     def add(kind: type[nn.Module]) -> type[nn.Module]:
         TABLE.append(Forward(kind.__name__, kind, calls or (FLAT,), **options))
@@ -211,7 +211,7 @@ class MultiCrop(nn.Module):
 
 
 class Detect(nn.Module):
-    """Heads at two scales; grids are cached on the module for the last size that it met."""
+    """Heads at two scales; the module caches the grids for the last size that it met."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ class NestedUNet(nn.Module):
 
 @entry(Call(lambda n: (rows(n, 4),)), Call(lambda n: (rows(n, 4), torch.arange(n) % 5)))
 class Generator(nn.Module):
-    """From a latent vector, with labels or without."""
+    """Generates from a latent vector, with or without labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -769,7 +769,7 @@ class SortedBatch(nn.Module):
 
 @entry(FLAT)
 class Recurrent(nn.Module):
-    """One block, used again and again."""
+    """One block, used repeatedly."""
 
     def __init__(self) -> None:
         super().__init__()

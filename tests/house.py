@@ -1,6 +1,6 @@
-"""The rooms of the house, from the top to the ground, and what imports what.
+"""The rooms of the code, from top to bottom, and the imports between them.
 
-`python -m tests.house` prints the count; `tests/test_architecture.py` holds the rule.
+`python -m tests.house` prints the counts; `tests/test_architecture.py` enforces the rule.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A file imports only files of its own room and of rooms below. A module is in the room with the
-# longest name that it starts with.
+# A file imports only files of its own room and of rooms below. A module is in the room that is its
+# longest prefix.
 ROOMS = (
     "fxfault.cli",
     "fxfault.cli.page",
@@ -44,19 +44,19 @@ ROOMS = (
     "fxfault.faults",
     "fxfault.files",
     "fxfault.bundled",
-    "fxfault",  # What lies loose: errors, messages, factories; and the front door, which is lazy.
+    "fxfault",  # Loose files: errors, messages, factories; and the lazy front door.
 )
 FRONT_DOOR = "fxfault"
 
 
 @dataclass(frozen=True)
 class Import:
-    """One file that imports another, at its start or within a function.
+    """An import of one file by another, at its start or within a function.
 
     Attributes:
-        importer: the module.
-        imported: the module.
-        types_only: whether only type checkers see it.
+        importer: name of the importing module.
+        imported: name of the imported module.
+        types_only: whether only type checkers run the import.
     """
 
     importer: str
@@ -65,7 +65,7 @@ class Import:
 
 
 def room_of(module: str) -> str:
-    """The room that a module is in.
+    """Return the room of a module.
 
     >>> room_of("fxfault.campaign.workers.engines"), room_of("fxfault.errors")
     ('fxfault.campaign.workers', 'fxfault')
@@ -75,7 +75,7 @@ def room_of(module: str) -> str:
 
 
 def modules() -> dict[str, Path]:
-    """The files of the package, by the names that they are imported under."""
+    """Return the files of the package by their import names."""
     found = {}
     for folder, prefix in (("fxfault", ""), ("passes", "fxfault."), ("cli", "fxfault.")):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -85,7 +85,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> list[Import]:
-    """Every import of one file of the package by another; packages that are only faces are none."""
+    """Return every import between files of the package, except imports of an `__init__.py`."""
     files = modules()
     found = set()
     for importer, path in files.items():
@@ -98,7 +98,7 @@ def imports() -> list[Import]:
 
 
 def _imported(path: Path) -> Iterator[tuple[str, bool]]:
-    """What a file imports, as `module` or `module.name`; whether only for type checkers."""
+    """Yield each import of a file, as `module` or `module.name`, and whether it is types only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
         id(inner)
@@ -115,7 +115,7 @@ def _imported(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def upward(arrows: list[Import]) -> list[Import]:
-    """The imports that lead to a room above; the front door's own are lazy and may."""
+    """Return the imports of a room above; the front door's lazy imports are allowed."""
     place = {room: number for number, room in enumerate(ROOMS)}
     return [
         arrow
@@ -126,7 +126,7 @@ def upward(arrows: list[Import]) -> list[Import]:
 
 
 def circles(edges: set[tuple[str, str]]) -> list[list[str]]:
-    """Groups of nodes that reach each other.
+    """Return the groups of nodes that reach each other.
 
     >>> circles({("a", "b"), ("b", "a"), ("b", "c")})
     [['a', 'b']]
@@ -147,7 +147,7 @@ def circles(edges: set[tuple[str, str]]) -> list[list[str]]:
 
 
 def levels(edges: set[tuple[str, str]]) -> int:
-    """How many storeys there are: rooms on the longest way down, with the rooms within them.
+    """Count the levels: outer rooms on the longest path down.
 
     >>> levels({("fxfault.cli.page", "fxfault.cli.terminal"), ("fxfault.cli", "fxfault.files")})
     2
@@ -167,7 +167,7 @@ def _outer(room: str) -> str:
 
 
 def main() -> int:
-    """Print the count; 1 where the rule is broken."""
+    """Print the counts; return 1 if the rule is broken."""
     arrows = [arrow for arrow in imports() if arrow.importer != FRONT_DOOR]
     real = [arrow for arrow in arrows if not arrow.types_only]
     files = {(arrow.importer, arrow.imported) for arrow in real}

@@ -1,4 +1,4 @@
-"""A small network and a user's LightningModule, with nothing about faults in them."""
+"""A small network and a user's LightningModule, without any code for faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONSTANT: dict[str, Any] = {"scaling_impl_type": "const", "return_quant_tensor":
 
 
 class Keep(nn.Module):
-    """Remembers the codes that reached it: clean or struck."""
+    """Records the codes that reach it, clean or struck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Keep(nn.Module):
 
 
 def network(batch_norm: bool = False) -> nn.Sequential:
-    """Two sites, `0` and `4`, of four bits; scales do not depend on the data."""
+    """Build a network with two 4-bit sites, `0` and `4`; scales do not depend on the data."""
     torch.manual_seed(0)
     return nn.Sequential(
         QuantIdentity(bit_width=4, min_val=-2.0, max_val=2.0, **CONSTANT),
@@ -83,7 +83,7 @@ class Task(LightningModule):
 
 
 def keep(task: Task) -> Keep:
-    """What the network of a task saw behind its first site."""
+    """Return the record behind the first site of a task's network."""
     found = task.net[1]
     assert isinstance(found, Keep)
     return found
@@ -94,7 +94,7 @@ def gradients(task: Task) -> list[Tensor]:
 
 
 class GradientTask(Task):
-    """Writes down the gradient of each step."""
+    """Records the gradient of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ FAULTS = {"enabled": True, "probability": 20.0, "step_interval": 0.5, "apply_dur
 
 
 class WriteDown(FaultAwareTraining):
-    """Writes what one process saw to a file when training ends."""
+    """Writes the record of one process to a file when training ends."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__({**FAULTS, **settings}, log_statistics=True)
@@ -132,7 +132,7 @@ class WriteDown(FaultAwareTraining):
 
 
 def train(folder: Path, processes: int, **settings: Any) -> None:
-    """Two epochs with validation, with a joined batch of `2 * BATCH`."""
+    """Train two epochs with validation, with a joined batch of `2 * BATCH`."""
     trainer = Trainer(
         accelerator="cpu",
         devices=processes,
@@ -157,7 +157,7 @@ def train(folder: Path, processes: int, **settings: Any) -> None:
 
 
 class JoinedBatches(Sampler[int]):
-    """The samples that two processes have, joined: in each batch first those of rank 0."""
+    """The joined samples of two processes; in each batch those of rank 0 come first."""
 
     def __init__(self, samples: int, shuffle: bool) -> None:
         self.parts = [

@@ -1,4 +1,4 @@
-"""Networks that the passes are tried on: hand-written ones, and those of third parties.
+"""Networks to test the passes on: hand-written ones, and those of third parties.
 
 Each entry builds the same network every time it is called, and names an input shape.
 """
@@ -28,7 +28,7 @@ class Entry:
     def __call__(self) -> nn.Module:
         torch.manual_seed(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Brevitas's flow warns of its own deprecation.
+            warnings.simplefilter("ignore")  # Brevitas's flow uses deprecated calls of its own.
             model = self.build()
             model(self.input())
         return model
@@ -97,7 +97,7 @@ class FunctionalDropout(nn.Module):
 
 
 class Branching(nn.Module):
-    """An auxiliary head while training."""
+    """An auxiliary head in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Modes(nn.Module):
 
 
 class TypeQuestion(nn.Module):
-    """Asks for the type of a value of which the graph cannot know it."""
+    """Asks for the type of a value that the graph cannot know."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class TypeQuestion(nn.Module):
 
 
 class SideEffects(nn.Module):
-    """Counts its calls and remembers a value: effects that tracing would do once."""
+    """Counts its calls and stores a value: effects that tracing would run only once."""
 
     def __init__(self) -> None:
         super().__init__()
