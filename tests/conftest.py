@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,6 +51,15 @@ def pytest_configure() -> None:
     mixed = why_mixed({module.__name__: str(module.__file__) for module in modules})
     if mixed is not None:
         raise pytest.UsageError(mixed)
+
+
+def pytest_collection_finish() -> None:
+    """Take torch, its neighbours and the tests themselves out of what the collector looks through.
+
+    They live until the end. Looking through them each time took half of what some files take.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _calibrated(model: nn.Module, *inputs: Tensor) -> nn.Module:
