@@ -568,11 +568,12 @@ MORE_AXES = {**SMALL["axes"], "injection_type": ["lsb_flip", *SMALL["axes"]["inj
     ],
 )
 def test_a_study_that_grew_ends_as_if_it_had_always_been_so(
-    tmp_path: Path, first: Study, then: Study
+    tmp_path: Path, undisturbed: Path, first: Study, then: Study
 ) -> None:
     grown = after(tmp_path / "grown.sqlite", first, then)
-    at_once = after(tmp_path / "at_once.sqlite", then)
-    assert grown == at_once
+    is_known = then.to_dict() == small_study().to_dict()
+    at_once = outcome(undisturbed) if is_known else after(tmp_path / "at_once.sqlite", then)
+    assert grown == sorted(at_once)
     with Store.open(tmp_path / "grown.sqlite") as store:
         cells, table = [Cell.from_key(key) for key in store.cells()], store.table()
     assert UNFINISHED not in states(then, table, cells)

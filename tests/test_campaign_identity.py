@@ -62,7 +62,9 @@ def test_a_checkpoint_that_is_replaced_ends_the_study(
 ) -> None:
     axes = {"layers": ["all"], "injection_type": ["random"], "probability": [2.0]}
     axes["checkpoint"] = ["a.pt", "b.pt"]
-    study = small_study(axes=axes, checkpoint=None, stop=None, trials=40)
+    # A worker goes on while the driver acts: it must not be through by then.
+    trials = 40 if engine == "processes" else 6
+    study = small_study(axes=axes, checkpoint=None, stop=None, trials=trials)
     path, undisturbed = weights / "s.sqlite", weights / "whole.sqlite"
     made: Any = ProcessEngine(1) if engine == "processes" else engine
     with pytest.raises(DataError, match=rf"{name[0]}\.pt'.*({message})"):
@@ -82,7 +84,7 @@ def test_a_checkpoint_that_is_written_anew_with_the_same_content_is_none_other(
     def rewrite() -> None:
         os.replace("b.pt", "a.pt")
 
-    study = small_study(checkpoint={"path": "a.pt"})
+    study = small_study(checkpoint={"path": "a.pt"}, stop=None, trials=2)
     assert run_study(study, "s.sqlite", on_progress=once(rewrite)).is_finished
 
 
@@ -96,13 +98,14 @@ def test_a_store_that_is_deleted_in_mid_run_is_saved_and_gone_on_with(tmp_path: 
         for ending in ("", "-wal", "-shm"):
             path.with_name(f"s.sqlite{ending}").unlink()
 
+    study = small_study(stop=None, trials=3)
     with pytest.raises(StoreError, match=r"moved or deleted .* are kept in .*s\.kept-1\.sqlite"):
-        run_study(small_study(), path, on_progress=once(delete))
+        run_study(study, path, on_progress=once(delete))
     assert not path.exists()
     os.replace(tmp_path / "s.kept-1.sqlite", path)
     kept = outcome(path)
-    run_study(small_study(), undisturbed)
-    run_study(small_study(), path)
+    run_study(study, undisturbed)
+    run_study(study, path)
     assert kept
     assert set(kept) <= set(outcome(undisturbed))
     assert outcome(path) == outcome(undisturbed)
@@ -116,7 +119,7 @@ def test_a_store_that_is_deleted_after_its_last_row_is_noticed(tmp_path: Path) -
             path.unlink()
 
     with pytest.raises(StoreError, match="moved or deleted"):
-        run_study(small_study(), path, on_progress=delete)
+        run_study(small_study(stop=None, trials=1), path, on_progress=delete)
 
 
 # -- folders that code of the user's changes ------------------------------------------------
@@ -148,6 +151,8 @@ def test_a_model_that_changes_the_folder_moves_neither_weights_nor_store(
         model={"name": wandering},
         axes={**axes, "checkpoint": ["a.pt", "b.pt"]},
         checkpoint=None,
+        stop=None,
+        trials=2,
     )
     assert run_study(study, "s.sqlite").is_finished
     assert Path.cwd() == Path("/")

@@ -377,6 +377,18 @@ def test_output_stands_in_the_current_folder(command: Callable[..., Run]) -> Non
     assert os.listdir("weights") == ["best.pth"]
 
 
+SECOND_FILE = "fault_eval_random_2.json (fault_eval_random.json is kept: it holds something else)"
+
+
+@pytest.fixture(scope="module")
+def one_percent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The results of an evaluation of one percent."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("one_percent"))
+        assert evaluate.main([*FAST, "--probability", "1"]) == 0
+        return Path("fault_eval_random.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -391,18 +403,26 @@ def test_output_stands_in_the_current_folder(command: Callable[..., Run]) -> Non
     ids=" ".join,
 )
 def test_another_evaluation_gets_another_file(
-    command: Callable[..., Run], other: list[str]
+    command: Callable[..., Run], one_percent: bytes, other: list[str]
 ) -> None:
-    command(*FAST, "--probability", "1")
-    first = Path("fault_eval_random.json").read_bytes()
-    for _ in range(2):  # The same one again takes the place of its own.
-        run = command(*FAST, *other)
-        saved = "fault_eval_random_2.json (fault_eval_random.json is kept: it holds something else)"
-        assert f"Results saved to: {saved}\n" in run.out
+    Path("fault_eval_random.json").write_bytes(one_percent)
+    run = command(*FAST, *other)
+    assert f"Results saved to: {SECOND_FILE}\n" in run.out
+    assert Path("fault_eval_random.json").read_bytes() == one_percent
+    assert sorted(os.listdir()) == ["fault_eval_random.json", "fault_eval_random_2.json"]
+
+
+def test_the_same_evaluation_again_takes_the_place_of_its_own(
+    command: Callable[..., Run], one_percent: bytes
+) -> None:
+    Path("fault_eval_random.json").write_bytes(one_percent)
+    for _ in range(2):
+        run = command(*FAST, "--probability", "2")
+        assert f"Results saved to: {SECOND_FILE}\n" in run.out
     assert "Results saved to: fault_eval_random.json\n" in command(*FAST, "--probability", "1").out
     found = document()
-    found["command"] = json.loads(first)["command"]
-    assert found == json.loads(first)
+    found["command"] = json.loads(one_percent)["command"]
+    assert found == json.loads(one_percent)
     assert sorted(os.listdir()) == ["fault_eval_random.json", "fault_eval_random_2.json"]
 
 
