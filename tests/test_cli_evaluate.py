@@ -484,8 +484,8 @@ def test_weights_that_are_replaced_while_it_evaluates_are_said_at_the_end(
     run = command(*FAST, "--checkpoint", file, "--probability", "1")
     assert run.status == 2
     assert re.fullmatch(
-        r"error: checkpoint 'best\.pth' was replaced while the evaluation ran \(.*\): what was "
-        r"written is of the old one; .*\n",
+        r"error: checkpoint 'best\.pth' was replaced while the evaluation ran \(.*\): the "
+        r"written results are those of the old file; .*\n",
         run.err,
     )
     written = document("fault_eval_random.json")

@@ -182,7 +182,7 @@ def test_what_was_not_measured_is_told(faulty: Faulty) -> None:
 def test_another_number_of_elements_than_was_measured_is_told(faulty: Faulty) -> None:
     model = faulty(net(), num_faults=5)
     model(data())
-    with pytest.raises(SiteError, match="it has 20 elements for each sample, where 48 were meas"):
+    with pytest.raises(SiteError, match="it has 20 elements for each sample, but 48 were meas"):
         samples_hit(model.faults[0], torch.arange(4), Layout(4, 1, (20,)))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults.codes import Word
-from fxfault.faults.fault_models import FaultModel, label_of
+from fxfault.faults.fault_models import FaultModel, RandomStrategy, label_of
 from fxfault.sites.site import FaultSite
 
 _CHECKED = "contracts"
@@ -22,7 +22,7 @@ def is_checked(site: FaultSite, model: FaultModel) -> bool:
 
 def is_ours(model: FaultModel) -> bool:
     """Say whether a fault model is one of fxfault's own; those keep the rules and never change."""
-    return type(model).__module__ == FaultModel.__module__
+    return type(model).__module__ == RandomStrategy.__module__
 
 
 def checked(
