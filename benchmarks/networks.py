@@ -98,9 +98,9 @@ class Stopwatch:
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
-    def time_calls(self, net: Any) -> None:
+    def time_calls(self, net: Any, functions: Any = (begin_forward, fault_inject)) -> None:
         """Time the calls that fxfault inserted into a network, which is changed."""
-        calls = {function: self._timed(function) for function in (begin_forward, fault_inject)}
+        calls = {function: self._timed(function) for function in functions}
         for node in net.graph.nodes:
             node.target = calls.get(node.target, node.target)
         net.recompile()

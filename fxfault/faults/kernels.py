@@ -207,6 +207,11 @@ def _draw_in_order(stream: Stream, place: Place, index: Ints, bits: Ints) -> tup
 
 
 @_compiled
+def _is_hit(stream: Stream, row: int) -> Any:
+    return _gap(_mix(_start(stream, row) + _STEP), stream.scale) < stream.elements
+
+
+@_compiled
 def samples_hit(given: tuple[Any, ...], hit: Bools) -> None:
     """Say which samples have a hit: those in which the first gap ends.
 
@@ -216,7 +221,17 @@ def samples_hit(given: tuple[Any, ...], hit: Bools) -> None:
     """
     stream = Stream(*given)
     for row in range(stream.numbers.size):
-        hit[row] = _gap(_mix(_start(stream, row) + _STEP), stream.scale) < stream.elements
+        hit[row] = _is_hit(stream, row)
+
+
+@_compiled
+def any_hit(key: int, numbers: UInts, elements: int, scale: float, outer: int) -> bool:
+    """Say whether any sample has a hit, by the fields of `Stream`."""
+    stream = Stream(key, numbers, elements, scale, outer)
+    for row in range(numbers.size):  # noqa: SIM110  # Numba has no generator expressions.
+        if _is_hit(stream, row):
+            return True
+    return False
 
 
 @_compiled
