@@ -57,6 +57,7 @@ BOUNDS = {
     "one call, copying": 1.3,
     "one call, in place": 0.4,
 }
+SITE_MICROSECONDS = 120.0  # Upper bound of one strike after a layer has filled the caches.
 DENSE_FACTOR = 10.0  # The dense wrapper must add this many times as much at 1 %.
 TRANSFORM_SECONDS = 3.0
 MEBI = 1 << 20
@@ -110,7 +111,14 @@ def measure_time(turns: int) -> dict[str, Any]:
     clean = compared["clean again"].reference
     print(f"clean forward {1e3 * clean.median:.1f} ms ({BATCH} images)")
     print("inside: 1 + the time in the inserted calls over the rest of the same forward")
+    with torch.no_grad():
+        site = _site_cost(ours["fxfault 0.001 %"], images, turns)
+    print(
+        f"one site at 0.001 %, inside a forward: {site.median:.0f} us ({site.quartiles(0)})   "
+        f"{SITE_MICROSECONDS:g}: {verdict(site.median <= SITE_MICROSECONDS)}"
+    )
     return {
+        "site_microseconds": asdict(site),
         "cases": {name: asdict(case) for name, case in compared.items()},
         "inside": {name: asdict(spread) for name, spread in inside.items()},
         "dense_over_fxfault_added_at_1_percent": factor,
@@ -139,6 +147,17 @@ def _inside(net: Any, images: Tensor, turns: int) -> Spread:
         if turn >= 0:
             shares.append(1 + spent / (total - spent))
     return Spread.of(shares)
+
+
+def _site_cost(net: Any, images: Tensor, turns: int) -> Spread:
+    """Return the microseconds that one call of `fault_inject` takes, mean over the sites."""
+    net, watch = copy.deepcopy(net), Stopwatch()
+    watch.time_calls(net, (fault_inject,))
+    costs = []
+    for _ in range(1 + turns):
+        net(images)
+        costs.append(1e6 * watch.read() / len(net.faults))
+    return Spread.of(costs[1:])
 
 
 def _time_row(name: str, case: Compared, inside: Spread | None = None) -> str:

@@ -502,3 +502,25 @@ def test_a_driver_that_was_stopped_has_not_waited(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(patience.time, "monotonic", lambda: next(times))
     clock = patience.Clock()
     assert [clock.look(), clock.look()] == [0.5, 2.5]
+
+
+PRELOADED = """
+import os
+import fxfault.campaign.workers.preload
+import torch
+print(len(os.listdir("/proc/self/task")), torch.cuda.is_initialized())
+"""
+
+
+@pytest.mark.skipif(not process_engine.FORKS, reason="workers are not forked here")
+def test_what_workers_are_forked_from_has_no_threads_of_torch() -> None:
+    """Threads do not survive a fork; OpenBLAS starts its own again, so it is told to have none."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    run = subprocess.run(
+        [sys.executable, "-c", PRELOADED],
+        env={**environment, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "1 False\n"
