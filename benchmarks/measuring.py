@@ -163,6 +163,8 @@ def compare_in_turns(reference: Run, cases: Mapping[str, Run], turns: int) -> di
         turns: number of runs of each pair, after one that is not counted.
     """
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    gc.collect()
+    gc.freeze()  # Or each run would wait a third of a second until all objects are looked through.
     for turn in range(-1, turns):
         for name, case in cases.items():
             if turn % 2:
