@@ -1,7 +1,8 @@
 """The operations that the insert pass puts into a graph.
 
-`fault_inject` strikes one activation; `begin_forward` moves the clock. The cost follows the
-number of hits: only elements that are hit are read, converted and written.
+`fault_inject` strikes one value, an activation or the words that `stored_weight` and `stored_bias`
+read; `begin_forward` moves the clock. The cost follows the number of hits: only elements that are
+hit are read, converted and written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx.node import has_side_effect
 
+from fxfault.quantisers.stored_words import clean_bias, clean_weight
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 from fxfault.strike.calls import inject_compiled
@@ -61,3 +63,35 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
         return x
     value = strike_values(activation, site, moment)
     return x if value is activation.value else with_value(x, activation, value)
+
+
+def stored_weight(layer: Any) -> Any:
+    """Read the quantised weight of a layer, as its memory stores it.
+
+    >>> from brevitas.nn import QuantLinear
+    >>> stored_weight(QuantLinear(4, 2, bias=False, weight_bit_width=4)).value.shape
+    torch.Size([2, 4])
+
+    Args:
+        layer: a layer with a weight quantiser.
+
+    Returns:
+        An `IntQuantTensor` of the shape of the weight; if the layer does not quantise its weight,
+        the weight.
+    """
+    return clean_weight(layer)
+
+
+def stored_bias(layer: Any, input: Any, weight: Any) -> Any:
+    """Read the quantised bias of a layer, as its memory stores it.
+
+    Args:
+        layer: a layer with a bias quantiser.
+        input: the input of the layer: the scale of the bias may be that of the accumulator, which
+            is the scale of the input times that of the weight.
+        weight: the quantised weight of the layer.
+
+    Returns:
+        An `IntQuantTensor` of the shape of the bias.
+    """
+    return clean_bias(layer, input, weight)

@@ -72,6 +72,8 @@ def test_defaults() -> None:
         "seed": None,
         "track_statistics": False,
         "verbose": False,
+        "memory": "activations",
+        "persist": "step",
         "hw_mask": False,
         "frequency_value": 1024,
         "gradient_mode": "ste",

@@ -32,6 +32,7 @@ from fxfault.config.entries import (
     Interval,
     Layers,
     Length,
+    Memories,
     Name,
     Percentage,
     RateUnit,
@@ -184,6 +185,20 @@ allowed: a number from 0 to 100
         Interval,
         Field(description="Number of parallel hardware units, used with `hw_mask`."),
     ] = 1024
+    memory: Annotated[
+        Memories,
+        Field(
+            description="What faults strike: the outputs of the `targets`, the quantised weights "
+            "or the quantised biases of all layers; or a list of these."
+        ),
+    ] = "activations"
+    persist: Annotated[
+        Literal["step", "epoch", "run"],
+        Field(
+            description="While training, how long faults of weights and biases stay: they are "
+            "drawn for each step, for each epoch, or once. An evaluation draws them once."
+        ),
+    ] = "step"
     gradient_mode: Annotated[
         Literal["ste", "zero_faulty"],
         Field(
@@ -279,6 +294,15 @@ allowed: a number from 0 to 100
             own["probability"] = None
         return (FaultEntry(**own),)
 
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """The memories that any of the faults strikes.
+
+        >>> FaultInjectionConfig(memory=["weights", "activations"]).memories
+        ('weights', 'activations')
+        """
+        return tuple(dict.fromkeys(kind for entry in self.entries() for kind in entry.memories))
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values that YAML and JSON can hold.
 
@@ -315,6 +339,8 @@ def _plain_list(items: Sequence[Any] | None, key: str) -> Any:
 def _plain_item(item: Any, where: str) -> dict[str, Any]:
     values = dict(item) if isinstance(item, Mapping) else section_to_dict(item)
     plain = {key: value for key, value in values.items() if value is not None}
+    if plain.get("memory") == "activations":
+        del plain["memory"]  # Stores of studies know these faults without it.
     if "injection_type" in plain:
         plain["injection_type"] = _fault_model_name(plain["injection_type"], where)
     return plain

@@ -147,7 +147,11 @@ def read_quantiser(module: Any) -> Quantiser:
     >>> read_quantiser(QuantIdentity(bit_width=4, narrow_range=True))
     Quantiser(narrow_range=True, binary=False, bit_width=4)
     """
-    proxy = module.act_quant
+    return read_proxy(module.act_quant)
+
+
+def read_proxy(proxy: Any) -> Quantiser:
+    """Read the constants of an integer quantiser, of activations, weights or biases."""
     parts = list(proxy.modules())
     ternary = any(isinstance(part, TernaryQuant) for part in parts)
     constants = [part for part in parts if isinstance(part, BitWidthConst)]

@@ -120,6 +120,8 @@ def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
     training = clock.training
     if not (training or again or torch.is_grad_enabled()):
         # An evaluation has no checkpoints; to look for some would take time.
+        if site.stored is not None:
+            return _moment_now(site, again, extra)
         return Moment(site.stream(extra=extra), clock.batch, clock.first_sample, clock.given)
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
@@ -134,6 +136,8 @@ def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
 
 def _moment_now(site: FaultSite, again: bool, extra: int) -> Moment:
     clock = site.clock
+    if site.stored is not None:  # The whole tensor is one sample.
+        return Moment(site.stream(), 1, clock.stored_draw, None)
     return Moment(site.stream(again, extra), clock.batch, clock.first_sample, clock.given)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults import kernels
-from fxfault.faults.codes import Parameter, Word, fits, tolerance
+from fxfault.faults.codes import MAX_BIT_WIDTH, Parameter, Word, fits, is_wide, tolerance
 from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
 from fxfault.faults.layouts import Layout
 from fxfault.faults.sampling import gap_scale, room_for
@@ -130,7 +130,7 @@ def _made(
     lasting = known and all(is_ours(fault.model) for fault in site.faults)
     word, limit = _word_and_limit(site, value.dtype, width, signed, zero_point)
     layout = site.layout_of(tuple(value.shape), batch)
-    order = order_for_loops(value, scale, zero_point)
+    order = None if is_wide(word, value.dtype) else order_for_loops(value, scale, zero_point)
     parts = _parts(site, word, layout, order is not None)
     like = kernels.LIKE.get(str(value.dtype).removeprefix("torch."))
     return Plan(facts if lasting else None, word, limit, layout, order, like, parts)
@@ -254,6 +254,11 @@ def _learned_width(x: Any) -> int | Tensor:
     return learned
 
 
+def _is_sound(bit_width: int, dtype: torch.dtype) -> bool:
+    """Whether a dtype tells the codes of a word that are not too large; see `to_codes`."""
+    return dtype in _LOOP_TYPES and 1 <= bit_width <= MAX_BIT_WIDTH
+
+
 def _word_and_limit(
     site: FaultSite,
     dtype: torch.dtype,
@@ -262,11 +267,10 @@ def _word_and_limit(
     zero_point: Parameter,
 ) -> tuple[Word, Parameter]:
     """The word of an activation, and the largest distance of a value from its code, in codes."""
-    if isinstance(bit_width, int) and not fits(bit_width, dtype):
+    if isinstance(bit_width, int) and not (fits(bit_width, dtype) or _is_sound(bit_width, dtype)):
         raise SiteError(
             f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 "
-            "bits that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider "
-            "dtype"
+            "bits in float32 and float64, 8 in bfloat16, 11 in float16; use a wider dtype"
         )
     word = Word(bit_width, signed, site.quantiser.narrow_range, site.quantiser.binary)
     limit = tolerance(dtype, zero_point, word)

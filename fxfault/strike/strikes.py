@@ -6,6 +6,7 @@ Only elements that are hit are read, converted, corrupted and written. The plan 
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults import kernels
-from fxfault.faults.codes import Parameter, to_codes, to_values
+from fxfault.faults.codes import Parameter, is_wide, to_codes, to_values
 from fxfault.faults.fault_models import BitModel
 from fxfault.faults.random_numbers import rehash
 from fxfault.faults.sampling import Hits, Numbers, on_host
@@ -73,6 +74,8 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
             "was replaced, or set `unsupported: skip`"
         )
     value: Tensor = x.value
+    if site.stored is not None and not value.requires_grad:
+        return _struck_once(x, site, moment)
     if not value.requires_grad:
         notes = None if site.statistics is None else notes_of(x, site)
         written = _faulty(x, site, moment, value, notes)
@@ -84,6 +87,25 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     stopped = None if notes is None else notes.stopped
     faulty: Tensor = FaultInject.apply(value, Struck(written, stopped))
     return faulty
+
+
+def _struck_once(x: Any, site: FaultSite, moment: Moment) -> Tensor:
+    """Strike the words of a memory, or return them as they were struck for this draw before.
+
+    A frozen layer gives the same words in each forward; they are struck once for each trial.
+    """
+    value: Tensor = x.value
+    notes, counts_writes = notes_of(x, site), not value.is_inference()
+    when = (moment, value._version if counts_writes else None)
+    clean = (value, x.scale, x.zero_point, site.setting)
+    if notes is None and counts_writes and "struck" in site.caches:
+        struck_when, struck_from, struck = site.caches["struck"]
+        if struck_when == when and all(map(operator.is_, struck_from, clean)):
+            return struck  # type: ignore[no-any-return]
+    written = _faulty(x, site, moment, value, notes)
+    struck = value if written is None else written
+    site.caches["struck"] = (when, clean, struck)
+    return struck
 
 
 def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
@@ -308,7 +330,7 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     corrupted = corrupt() if is_checked(site, model) else checked(site, model, codes, word, corrupt)
     if hits.writes is not None:
         corrupted = torch.where(hits.writes, corrupted, codes)
-    faulty = to_values(corrupted, scale, zero_point, values.dtype)
+    faulty = to_values(corrupted, scale, zero_point, values.dtype, is_wide(word, values.dtype))
     # A value whose code stays keeps its bits, even -0.0.
     write(values, hits.index, torch.where(corrupted == codes, original, faulty))
     return Change(hits, codes, corrupted)

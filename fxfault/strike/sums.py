@@ -36,8 +36,20 @@ def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
         site: the site.
         stopping: whether gradients end at hits.
     """
-    recorded = site.statistics is not None and not recomputing()
+    recorded = site.statistics is not None and not recomputing() and _is_new(site)
     return Notes(x, site, recorded, stopping) if recorded or stopping else None
+
+
+def _is_new(site: FaultSite) -> bool:
+    """Whether the faults of a strike were not recorded yet: those of a memory stay for a trial."""
+    if site.stored is None:
+        return True
+    clock = site.clock
+    draw = (site.statistics, clock.passes, site.stream(), clock.stored_draw)
+    if site.caches.get("recorded") == draw:
+        return False
+    site.caches["recorded"] = draw
+    return True
 
 
 class Notes:

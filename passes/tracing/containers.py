@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,8 @@ from fxfault.passes.tracing.model_tracer import ModelTracer
 from fxfault.passes.tracing.refusals import why_kept, why_untraceable
 from fxfault.passes.tracing.sharing import holds, twin
 from fxfault.passes.tracing.side_effects import random_states_kept
+from fxfault.passes.tracing.targets import target_rule
 from fxfault.passes.tracing.traced_module import Terms, TracedModule, adopt, release, why_no_room
-from fxfault.quantisers.quant_tensors import is_activation
 
 _TRACING = threading.RLock()
 _TARGETS = tuple(FaultInjectionConfig().targets)
@@ -46,7 +45,11 @@ class Container:
     reason: str = ""
 
 
-def trace(model: nn.Module, targets: tuple[str, ...] = _TARGETS) -> nn.Module:
+def trace(
+    model: nn.Module,
+    targets: tuple[str, ...] = _TARGETS,
+    memories: tuple[str, ...] = ("activations",),
+) -> nn.Module:
     """Trace a model into a graph whose leaves include every fault target.
 
     The result shares its layers, parameters and buffers with `model` and has the same
@@ -61,6 +64,7 @@ def trace(model: nn.Module, targets: tuple[str, ...] = _TARGETS) -> nn.Module:
     Args:
         model: any model; it is not changed.
         targets: class names of the activation layers whose outputs faults may strike.
+        memories: what faults may strike: `activations`, `weights`, `biases`.
 
     Returns:
         A `TracedModule`, or a module of the model's class if the model's own forward cannot be
@@ -69,9 +73,9 @@ def trace(model: nn.Module, targets: tuple[str, ...] = _TARGETS) -> nn.Module:
     Raises:
         TransformError: the model has none of the targets.
     """
-    is_target = functools.partial(is_activation, class_names=targets)
+    is_target = target_rule(targets, memories)
     if not is_target(model) and not holds(model, is_target):
-        raise TransformError(_no_target_message(model, targets))
+        raise TransformError(_no_target_message(model, targets, memories))
     for path, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule":
             raise TransformError(
@@ -117,9 +121,16 @@ def containers_of(model: nn.Module) -> tuple[Container, ...]:
     return model.__dict__.get("_containers", ())
 
 
-def _no_target_message(model: nn.Module, targets: tuple[str, ...]) -> str:
+def _no_target_message(
+    model: nn.Module, targets: tuple[str, ...], memories: tuple[str, ...]
+) -> str:
     kinds = sorted({type(module).__name__ for module in model.modules()})
     shown = ", ".join(kinds[:20]) + (f" and {len(kinds) - 20} more" if len(kinds) > 20 else "")
+    if "activations" not in memories:
+        return (
+            f"{type(model).__name__} has no {' or '.join(memories)} in layers of brevitas.nn; it "
+            f"has {shown}. Quantise them with these layers"
+        )
     return (
         f"{type(model).__name__} has no module of the types {', '.join(targets)}; it has {shown}. "
         "Quantise its activations with brevitas.nn layers, or name their types in `targets`"

@@ -23,10 +23,13 @@ from fxfault.campaign.records.background import (
     Node,
     SiteNote,
 )
-from fxfault.functional import begin_forward, fault_inject
+from fxfault.functional import begin_forward, fault_inject, stored_bias, stored_weight
+from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
+
+_READS = {stored_bias, stored_weight}
 
 
 def background_of(
@@ -50,7 +53,10 @@ def background_of(
 
 
 def _note(site: FaultSite, elements: int | None) -> SiteNote:
-    return SiteNote(site.name, site.index, site.module_type, site.bit_width, site.signed, elements)
+    return SiteNote(
+        *(site.name, site.index, site.module_type, site.bit_width, site.signed, elements),
+        memory=site.memory,
+    )
 
 
 def _environment(device: torch.device) -> dict[str, str]:
@@ -121,8 +127,8 @@ class _Outline:
         if isinstance(module, GraphModule):
             return self._graph(module, module.graph, path, caller)
         site = site_struck_inside(module)
-        if site is not None:
-            self._site(site, [caller])
+        for struck in [*sites_struck_inside(module), *([] if site is None else [site])]:
+            self._site(struck, [caller])
         for name, child in module.named_children():
             if id(child) not in self._seen:
                 self._insides(child, _joined(path, name), caller)
@@ -149,15 +155,17 @@ def _plain_node(node: GraphNode, path: str) -> Node:
 
 
 def _is_bookkeeping(node: GraphNode) -> bool:
-    """Whether a node only numbers samples, or passes on a site's state."""
+    """Whether a node only numbers samples, reads words, or passes on a site's state."""
     users = {user.target for user in node.users}
     is_state = node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
-    return is_state or node.target is begin_forward
+    reads_words = node.op == "get_attr" and bool(users) and users <= _READS
+    return is_state or reads_words or node.target in (begin_forward, *_READS)
 
 
 def _has_sites_inside(module: nn.Module) -> bool:
     return any(
         site_struck_inside(inner) is not None
+        or sites_struck_inside(inner)
         or (
             isinstance(inner, GraphModule)
             and any(node.target is fault_inject for node in inner.graph.nodes)

@@ -53,6 +53,9 @@ def find_strikes(golden: GoldenRun, numbers: Tensor) -> Strikes:
         for site in segment.sites:
             if not (site.armed and site.strikes):
                 continue
+            if site.stored is not None:  # Its faults are those of all samples.
+                struck[place] |= samples_hit(site, numbers, site.stored.layout)
+                continue
             layout = golden.layouts.get(site.name)
             if layout is None or golden.mixing:
                 struck[place], known = True, False
