@@ -109,9 +109,7 @@ def test_every_code_of_a_weight_against_plain_integers(
         ]
     for name, bit, oracle in cases:
         faulty = struck(net, injection_type=name, bit=bit)
-        words = words_in(faulty, faulty.get_submodule("0"), torch.zeros(1, clean.shape[1]))[
-            "weight"
-        ]
+        words = words_in(faulty, faulty.get_submodule("0"), no_input)["weight"]
         expected = [
             [signed_of(oracle(code & ((1 << bits) - 1), bits), bits) for code in row]
             for row in clean.tolist()
@@ -130,9 +128,7 @@ def test_random_faults_give_codes_of_the_range(bits: int) -> None:
     found: set[int] = set()
     for trial in range(60):
         faulty.faults.reset(trial)
-        words = words_in(faulty, faulty.get_submodule("0"), torch.zeros(1, clean.shape[1]))[
-            "weight"
-        ]
+        words = words_in(faulty, faulty.get_submodule("0"), no_input)["weight"]
         found |= set(codes_of(words).flatten().tolist())
     top = (1 << (bits - 1)) - 1
     assert found <= set(range(-top, top + 1))
@@ -513,9 +509,7 @@ def test_a_code_that_float32_does_not_tell_is_refused() -> None:
 
 def test_a_memory_that_a_network_does_not_have_is_refused() -> None:
     net = nn.Sequential(QuantReLU(), nn.Linear(3, 3))
-    with pytest.raises(
-        TransformError, match=r"Sequential has no weights in layers of brevitas\.nn"
-    ):
+    with pytest.raises(TransformError, match=r"has no weights in layers of brevitas\.nn"):
         struck(net)
     floats = nn.Sequential(QuantLinear(3, 3, bias=True))
     with pytest.raises(TransformError, match=r"no fault can strike its biases: 0\.bias \(its bias"):
