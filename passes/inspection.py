@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from fxfault.faults.fault_models import label_of
 from fxfault.messages import aligned, counted
+from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.tracing.containers import Container, containers_of
 from fxfault.passes.tracing.traced_module import TracedModule
@@ -436,5 +437,10 @@ def _notes_on_kept(model: nn.Module) -> list[str]:
         for c in containers_of(model)
         if c.handling == "kept"
     ]
-    hooked = [site_struck_inside(module) for module in model.modules()]
-    return notes + [f"# {site.name}: struck inside the layer" for site in hooked if site]
+    inside = [site for module in model.modules() for site in _struck_inside(module)]
+    return notes + [f"# {site.name}: struck inside the layer" for site in inside]
+
+
+def _struck_inside(layer: nn.Module) -> list[FaultSite]:
+    output = site_struck_inside(layer)
+    return [*sites_struck_inside(layer), *([] if output is None else [output])]

@@ -26,6 +26,8 @@ from fxfault.quantisers.stored_words import (
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite, Stored
 
+_READS = (stored_bias, stored_weight)
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -110,6 +112,7 @@ class StoredSites:
     def _rewrite(self, call: _Call, sites: str) -> None:
         """Strike the words of a layer before a graph calls it, and call it with them."""
         graph, node = call.graph, call.node
+        stack = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
         with graph.inserting_before(node):
             layer = graph.create_node("get_attr", str(node.target))
             # Read even if only the bias is struck, which may have its scale.
@@ -121,6 +124,7 @@ class StoredSites:
                 assert site is not None
                 state = graph.create_node("get_attr", f"{sites}.{self._attributes[site.name]}")
                 struck = graph.call_function(fault_inject, (words, state))
+                words.meta.update(stack)  # The containers that the layer is in.
                 node.update_kwarg(KINDS[kind].parameter, struck)
         if "weights" not in call.kinds:
             node.update_kwarg("weight", weight)
@@ -128,10 +132,17 @@ class StoredSites:
             accept_words(call.layer, kind)
 
 
+def reads_words(node: Node) -> bool:
+    """Whether a node of a graph only reads the words of a layer, for a `fault_inject` to strike."""
+    if node.op == "get_attr":
+        return bool(node.users) and all(user.target in _READS for user in node.users)
+    return node.target in _READS
+
+
 def erase_words(graph: Graph) -> bool:
     """Remove what `StoredSites` put into a graph; returns whether there was anything."""
     erased = False
-    for target in (stored_bias, stored_weight):
+    for target in _READS:
         for words in graph.find_nodes(op="call_function", target=target):
             for user in list(words.users):
                 if user.op == "call_function" and user.target is fault_inject:

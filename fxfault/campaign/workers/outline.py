@@ -23,13 +23,12 @@ from fxfault.campaign.records.background import (
     Node,
     SiteNote,
 )
-from fxfault.functional import begin_forward, fault_inject, stored_bias, stored_weight
+from fxfault.functional import begin_forward, fault_inject
 from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.stored_sites import reads_words
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
-
-_READS = {stored_bias, stored_weight}
 
 
 def background_of(
@@ -158,8 +157,7 @@ def _is_bookkeeping(node: GraphNode) -> bool:
     """Whether a node only numbers samples, reads words, or passes on a site's state."""
     users = {user.target for user in node.users}
     is_state = node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
-    reads_words = node.op == "get_attr" and bool(users) and users <= _READS
-    return is_state or reads_words or node.target in (begin_forward, *_READS)
+    return is_state or reads_words(node) or node.target is begin_forward
 
 
 def _has_sites_inside(module: nn.Module) -> bool:
