@@ -46,7 +46,8 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     Args:
         x: the output of the activation layer: an `IntQuantTensor` of any shape in float16,
             bfloat16, float32 or float64, or its plain value if the layer has handed the
-            `IntQuantTensor` over (`fxfault.passes.layer_outputs`).
+            `IntQuantTensor` over (`fxfault.passes.layer_outputs`). If the site has float words, a
+            `FloatQuantTensor` or a plain tensor.
         site: the site to strike.
 
     Returns:
@@ -62,7 +63,8 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     if moment is None:  # Not armed, or the layer has struck it before its hooks ran.
         return x
     value = strike_values(activation, site, moment)
-    return x if value is activation.value else with_value(x, activation, value)
+    is_clean = value is getattr(activation, "value", activation)
+    return x if is_clean else with_value(x, activation, value)
 
 
 def stored_weight(layer: Any) -> Any:

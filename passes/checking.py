@@ -272,8 +272,7 @@ def _innermost(
         container = model.get_submodule(path)
         expected = results_of(container, calls[path], mode == TRAIN)
         try:
-            traced = trace(container, tuple(config.targets), config.memories)
-            found = results_of(traced, calls[path], mode == TRAIN)
+            found = results_of(trace(container, config), calls[path], mode == TRAIN)
         except Exception:
             return path
         if not alike(found, expected):

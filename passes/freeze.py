@@ -26,10 +26,11 @@ from fxfault.passes.layer_outputs import LayerOutput
 from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.tracing.own_forward import give_forward_back, keep_forward
 from fxfault.passes.tracing.sharing import twin
-from fxfault.passes.tracing.targets import rule_of
+from fxfault.passes.tracing.targets import copied_rule
 from fxfault.passes.tracing.traced_module import twin_of_traced
 from fxfault.quantisers.constants import Settled
 from fxfault.quantisers.frozen_layers import HOW_TO_THAW, FrozenLayer, freeze_layer, settle
+from fxfault.quantisers.watch import Watch
 from fxfault.sites.fault_sites import FaultSites
 
 _RECORD = "_frozen"
@@ -118,7 +119,7 @@ class FreezeLayers(PassBase):
         found = _settled_layers(graph_module)
         settled = {id(layer) for layer, state in found.values() if state.constants is not None}
         sites = sites_or_none(graph_module)
-        is_struck = None if sites is None else rule_of(sites.config)
+        is_struck = None if sites is None else copied_rule(sites.config)
 
         def is_leaf(module: nn.Module) -> bool:
             # What is struck must belong to the frozen model's own sites.
@@ -213,6 +214,10 @@ def _record_of(model: nn.Module) -> _Record | None:
 def _settled_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Settled]]:
     """Each layer that may be frozen, with its settled values, by path."""
     found = {path: (layer, settle(layer)) for path, layer in model.named_modules()}
+    sites = sites_or_none(model)
+    if sites is not None and "parameters" in sites.config.memories:
+        struck = Settled(None, "faults strike its parameters", Watch(()))
+        found = {path: (layer, state and struck) for path, (layer, state) in found.items()}
     return {path: (layer, state) for path, (layer, state) in found.items() if state is not None}
 
 

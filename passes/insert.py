@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import float32 as FLOAT32
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -29,7 +30,8 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.messages import and_more
-from fxfault.passes.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
+from fxfault.passes.parameter_sites import ParameterSites
 from fxfault.passes.stored_sites import StoredSites
 from fxfault.passes.surgery import follow
 from fxfault.passes.tracing.containers import joined
@@ -39,6 +41,7 @@ from fxfault.passes.tracing.targets import activation_rule, rule_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import (
     has_own_forward,
+    ieee_words,
     read_quantiser,
     why_unsupported,
 )
@@ -73,6 +76,7 @@ class InsertFaults(PassBase):
         sites = FaultSites(self.config) if self.sites is None else self.sites
         plan = _Plan(graph_module, self.config, sites)
         plan.walk(graph_module, "", in_root_graph=True)
+        plan.parameters.add_all(graph_module)
         plan.problems |= plan.stored.problems
         if plan.problems and self.config.unsupported == "error":
             raise TransformError(
@@ -114,6 +118,8 @@ class _Plan:
         self.by_layer: dict[int, FaultSite] = {}
         self.visited: set[int] = set()
         self.stored = StoredSites(sites, config.memories)
+        self.parameters = ParameterSites(sites, config.memories)
+        self.dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), FLOAT32)
         self.is_target = rule_of(config)
         self.is_activation = activation_rule(config)
 
@@ -150,7 +156,7 @@ class _Plan:
             if not self.is_activation(child):
                 self.walk(child, full)
                 continue
-            if has_own_forward(child):
+            if self.config.word == "quantised" and has_own_forward(child):
                 self._add_own(module, "", child, full)
                 continue
             calls[full] = calls.get(full, 0) + 1
@@ -172,7 +178,7 @@ class _Plan:
             self.own_places.append((parent, name, child, site))
 
     def _supported(self, path: str, module: nn.Module, parent: nn.Module | None = None) -> bool:
-        why = why_unsupported(module)
+        why = why_unsupported(module) if self.config.word == "quantised" else None
         if why is not None:
             self.sites.skipped[path] = why
             # A layer of Brevitas (attention, LSTM) holds a QuantIdentity for every value that
@@ -184,7 +190,9 @@ class _Plan:
     def _site(self, name: str, path: str, module: nn.Module) -> FaultSite:
         if name not in self.by_name:
             kind = type(module).__name__
-            self.by_name[name] = self.sites.add(name, path, kind, read_quantiser(module))
+            is_ieee = self.config.word == "ieee"
+            words = ieee_words(self.dtype) if is_ieee else read_quantiser(module)
+            self.by_name[name] = self.sites.add(name, path, kind, words)
         return self.by_name[name][0]
 
     # -- rewrite ------------------------------------------------------------------------
@@ -205,6 +213,7 @@ class _Plan:
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
         self.stored.rewrite(_free_name)
+        self.parameters.install()
         self._begin()
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites
@@ -215,9 +224,10 @@ class _Plan:
     def _output_of(self, layer: nn.Module) -> LayerOutput:
         output = installed(layer)
         if output is None:
-            output = LayerOutput(layer, self.sites)
+            is_ieee = self.config.word == "ieee"
+            output = (FloatOutput if is_ieee else LayerOutput)(layer, self.sites)
             self.sites.outputs.append(output)
-            install(layer, output)
+            output.install()
         return output
 
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
@@ -226,7 +236,7 @@ class _Plan:
         site.output = self._output_of(layer)
         site.output.add(site, module.__dict__["_number"], graph is module.train_graph)
         alone = len(node.users) == 1 and site.layer in (None, layer)
-        site.layer = layer if alone else None
+        site.layer = layer if alone and self.config.word == "quantised" else None
         with graph.inserting_after(node):
             state = graph.create_node("get_attr", f"{_free_name(module)}.{attribute}")
         with graph.inserting_after(state):

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxfault.errors import SiteError
 from fxfault.passes.layer_memories import LayerMemory, accept_words, install_memory, memory_of
-from fxfault.passes.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
 from fxfault.passes.tracing.sharing import holds, shell
 from fxfault.passes.tracing.targets import rule_of
 from fxfault.quantisers.quant_tensors import (
@@ -68,6 +68,10 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
 
 def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
     """Our copy of a new layer, struck by the sites of the old one."""
+    if isinstance(output, FloatOutput):
+        output.layer = [shell(layer)]
+        output.install()
+        return output.layer[0]  # type: ignore[no-any-return]
     struck = {id(site): site for calls in output.sites.values() for site in calls}
     why = why_unsupported(layer)
     if why is None and has_own_forward(layer):
@@ -84,7 +88,7 @@ def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
         )
     ours = shell(layer)
     output.layer = [ours]
-    install(ours, output)
+    output.install()
     for site in struck.values():
         site.quantiser, site.module_type = read_quantiser(layer), type(layer).__name__
         site.layer = ours if site.layer is not None else None

@@ -17,7 +17,7 @@ from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.strip import StripFaults
 from fxfault.passes.tracing.containers import trace
 from fxfault.passes.tracing.sharing import twin
-from fxfault.passes.tracing.targets import rule_of
+from fxfault.passes.tracing.targets import copied_rule
 from fxfault.passes.tracing.traced_module import twin_of_traced
 from fxfault.sites.fault_sites import FaultSites, faults_of
 
@@ -72,7 +72,7 @@ def transform(
         return model
     insert: Any = InsertFaults(config)
     insert.requires(model)
-    faulty = insert(trace(model, tuple(config.targets), config.memories)).graph_module
+    faulty = insert(trace(model, config)).graph_module
     sites = faults_of(faulty)
     sites.attach(faulty, original=model)
     if config.faults is not None or len(config.memories) > 1:
@@ -121,4 +121,6 @@ def strip(model: nn.Module) -> nn.Module:
     if sites is None:
         return model
     strip_faults: Any = StripFaults()
-    return strip_faults(twin(model, rule_of(sites.config), new_object=twin_of_traced)).graph_module
+    return strip_faults(
+        twin(model, copied_rule(sites.config), new_object=twin_of_traced)
+    ).graph_module

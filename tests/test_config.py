@@ -74,6 +74,7 @@ def test_defaults() -> None:
         "verbose": False,
         "memory": "activations",
         "persist": "step",
+        "word": "quantised",
         "hw_mask": False,
         "frequency_value": 1024,
         "gradient_mode": "ste",

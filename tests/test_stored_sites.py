@@ -239,7 +239,8 @@ def test_the_graph_strikes_the_words_and_strip_gives_the_clean_text(memory: Any)
     assert ("weight = fault_inject" in faulty.code) == ("weights" in kinds)
     assert ("bias = fault_inject" in faulty.code) == ("biases" in kinds)
     stripped = fxfault.strip(faulty)
-    assert stripped.code == trace(net, memories=kinds).code == trace(net).code
+    config = fxfault.FaultInjectionConfig(memory=kinds)
+    assert stripped.code == trace(net, config).code == trace(net).code
     assert torch.equal(stripped(batch()), net(batch()))
     assert "stored_weight" in faulty.code  # The transformed model is as it was.
     assert list(faulty.state_dict()) == list(net.state_dict())

@@ -33,6 +33,7 @@ def contradictions(config: FaultInjectionConfig | None, where: str) -> list[str]
             f"persist: got {got(config.persist)}, allowed with a memory of weights or biases, as "
             "the faults of activations are drawn for each sample"
         )
+    found += _float_problems(config)
     prefix = f"{where}." if where else ""
     return [prefix + problem for problem in found]
 
@@ -106,6 +107,25 @@ def _memory_problems(fault: FaultEntry | FaultInjectionConfig) -> Iterator[str]:
             f"num_faults: got {got(fault.num_faults)} beside memory: {', '.join(kinds)}, allowed: "
             "activations alone, of which each sample has so many hit, or weights and biases, of "
             "which each trial has; give each an entry of `faults`"
+        )
+
+
+def _float_problems(config: FaultInjectionConfig) -> Iterator[str]:
+    """Yield what IEEE words do not allow."""
+    targets = _defaults_of(config)["targets"]
+    if config.word == "ieee" and "activations" not in config.memories:
+        yield f"word: got 'ieee' (str), allowed with a memory of {got('activations')}"
+    elif config.word == "ieee" and tuple(config.targets) == targets:
+        yield (
+            "targets: missing, name the module types whose float outputs `word: ieee` strikes, "
+            "such as `targets: [ReLU, Conv2d]`"
+        )
+    elif config.word != "ieee" and any(c in name for name in config.targets for c in "*?["):
+        yield f"targets: got {got(config.targets)}, allowed: class names; patterns with word: ieee"
+    if "parameters" in config.memories and config.apply_during != "eval" and config.enabled:
+        yield (
+            f"memory: got 'parameters' with apply_during: {config.apply_during}, allowed: eval, as "
+            "training updates these words"
         )
 
 

@@ -64,7 +64,7 @@ Bit = Annotated[int, Field(ge=0, le=31)] | Literal["random", "each"]
 Length = Annotated[int, Field(ge=1, le=32)]
 Layers = Name | Index | Annotated[list[Name | Index], Field(min_length=1)] | None
 RateUnit = Literal["element", "bit"]
-Memory = Literal["activations", "weights", "biases"]
+Memory = Literal["activations", "weights", "biases", "parameters"]
 Memories = Memory | Annotated[tuple[Memory, ...], Field(min_length=1), BeforeValidator(_unique)]
 InjectionType = Annotated[str | FaultModel, _FaultModelRule()]
 

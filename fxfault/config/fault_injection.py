@@ -189,7 +189,8 @@ allowed: a number from 0 to 100
         Memories,
         Field(
             description="What faults strike: the outputs of the `targets`, the quantised weights "
-            "or the quantised biases of all layers; or a list of these."
+            "or the quantised biases of all layers, or the float parameters and buffers "
+            "(`parameters`, IEEE words); or a list of these."
         ),
     ] = "activations"
     persist: Annotated[
@@ -215,9 +216,20 @@ allowed: a number from 0 to 100
     ] = None
     targets: Annotated[
         tuple[Name, ...],
-        Field(min_length=1, description="Class names of the modules whose outputs are sites."),
+        Field(
+            min_length=1,
+            description="Class names of the modules whose outputs are sites; with `word: ieee` "
+            "also patterns, such as `*ReLU`.",
+        ),
         BeforeValidator(tuple_from_list),
     ] = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
+    word: Annotated[
+        Literal["quantised", "ieee"],
+        Field(
+            description="The words of activations: those of the quantisers of Brevitas, or the "
+            "IEEE-754 bits of the float outputs of any module types that `targets` names."
+        ),
+    ] = "quantised"
     unsupported: Annotated[
         Literal["error", "skip"],
         Field(

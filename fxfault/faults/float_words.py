@@ -41,6 +41,10 @@ _IEEE = {
 }
 
 
+IEEE_DTYPES = tuple(_IEEE)
+"""The dtypes whose bits an `IeeeWord` holds."""
+
+
 class FloatWord(ABC):
     """A word that holds a floating-point number; its code is its bit pattern.
 

@@ -7,24 +7,36 @@ from typing import Any, NamedTuple
 import torch
 from brevitas.nn.mixin.parameter import QuantBiasMixin, QuantWeightMixin
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.proxy.float_parameter_quant import (
+    BiasFloatQuantProxyFromInjector,
+    WeightFloatQuantProxyFromInjector,
+)
 from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
 from brevitas.proxy.parameter_quant import BiasQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
+
+from fxfault.faults.float_words import IEEE_DTYPES
 
 
 class _Kind(NamedTuple):
     parameter: str
     quantiser: str
     layer: type
-    integer: type
+    words: tuple[type, ...]
 
 
 # Where a layer has the memory whose words faults strike; see `fxfault.passes.layer_memories`.
 MEMORY = "_fault_memory"
 
 KINDS = {
-    "weights": _Kind("weight", "weight_quant", QuantWeightMixin, WeightQuantProxyFromInjector),
-    "biases": _Kind("bias", "bias_quant", QuantBiasMixin, BiasQuantProxyFromInjector),
+    "weights": _Kind(
+        *("weight", "weight_quant", QuantWeightMixin),
+        (WeightQuantProxyFromInjector, WeightFloatQuantProxyFromInjector),
+    ),
+    "biases": _Kind(
+        *("bias", "bias_quant", QuantBiasMixin),
+        (BiasQuantProxyFromInjector, BiasFloatQuantProxyFromInjector),
+    ),
 }
 """The memories: the parameter, its quantiser, and their classes in Brevitas."""
 
@@ -41,7 +53,7 @@ def has_memory(layer: nn.Module, kind: str) -> bool:
 
 
 def why_no_words(layer: nn.Module, kind: str) -> str | None:
-    """Why a layer's weight or bias has no integer words that faults could strike; None if it has.
+    """Why a layer's weight or bias has no words that faults could strike; None if it has.
 
     >>> from brevitas.nn import QuantLinear
     >>> layer = QuantLinear(4, 4, bias=True)
@@ -52,15 +64,15 @@ def why_no_words(layer: nn.Module, kind: str) -> str | None:
         layer: a layer for which `has_memory` holds.
         kind: `weights` or `biases`.
     """
-    parameter, quantiser, _, integer = KINDS[kind]
+    parameter, quantiser, _, words = KINDS[kind]
     proxy: Any = layer._modules[quantiser]
     if not proxy.is_quant_enabled:
         return f"its {parameter} is not quantised"
     if isinstance(proxy, GroupwiseWeightQuantProxyFromInjector):
         return f"the quantiser of its {parameter} is groupwise"
-    if not isinstance(proxy, integer):
-        kind_of = type(proxy).__name__
-        return f"the quantiser of its {parameter} is not an integer one ({kind_of})"
+    if not isinstance(proxy, words):
+        name = type(proxy).__name__
+        return f"the quantiser of its {parameter} is neither integer nor minifloat ({name})"
     return None
 
 
@@ -146,3 +158,26 @@ def peeked_weight(layer: Any) -> Any:
         return None
     with torch.no_grad():  # A copy, as some quantisers clip the weight in place.
         return proxy(layer._parameters["weight"].detach().clone())
+
+
+def float_tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The float parameters and buffers that a module itself holds and that `state_dict` has.
+
+    >>> list(float_tensors_of(nn.BatchNorm1d(3)))
+    ['weight', 'bias', 'running_mean', 'running_var']
+
+    Args:
+        module: any module.
+
+    Returns:
+        The tensors of at least one element in float32, float16 or bfloat16, by name.
+    """
+    held = {**module._parameters, **module._buffers}
+    return {
+        name: tensor
+        for name, tensor in held.items()
+        if tensor is not None
+        and name not in module._non_persistent_buffers_set
+        and tensor.dtype in IEEE_DTYPES
+        and tensor.numel()
+    }

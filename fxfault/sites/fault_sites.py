@@ -58,6 +58,8 @@ class FaultSites(RunningSites):
         config: the configuration that the model was transformed with.
         statistics: the record of armed forwards, or None.
         skipped: paths of targets that faults cannot strike, and why.
+        parameters: the float parameters that are struck while the model runs; None without any.
+        running_depth: number of the model's parts that run, one within the other.
         running: number of the traced module whose graph runs now; None while Python code runs.
         outputs: the last step of each activation layer.
         checked: what `fxfault.check` found; empty if the model was not checked.

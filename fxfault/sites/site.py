@@ -67,7 +67,7 @@ class Stored(NamedTuple):
     Its faults are those of a whole forward; the whole tensor is one sample.
 
     Attributes:
-        kind: `weights` or `biases`.
+        kind: `weights`, `biases` or `parameters`.
         shape: shape of the tensor.
         channel_dim: the dimension of the output channels.
     """
@@ -196,7 +196,7 @@ class FaultSite:
 
     @property
     def memory(self) -> str:
-        """What is struck: `activations`, `weights` or `biases`."""
+        """What is struck: `activations`, `weights`, `biases` or `parameters`."""
         return "activations" if self.stored is None else self.stored.kind
 
     @property

@@ -23,7 +23,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from fxfault.errors import TransformError
+from fxfault.errors import SiteError, TransformError
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
 from fxfault.sites.site import FaultSite
@@ -79,6 +79,11 @@ def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
     """Do the work of `begin_forward`; compiled code calls it, too."""
     if not recomputing():
         refuse_recording(sites)
+        if sites.parameters is not None and sites.running_depth == 0 and sites.clock.enabled:
+            raise SiteError(
+                "memory: got 'parameters' in compiled code, which reads parameters itself; run the "
+                "model without torch.compile, or choose another memory"
+            )
         sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(batch_size_of(inputs))

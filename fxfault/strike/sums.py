@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxfault.faults.float_words import FloatWord
 from fxfault.faults.sampling import Hits
+from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
 from fxfault.sites.site import FaultSite
 from fxfault.strike.gradients import stopped_at
 from fxfault.strike.moments import recomputing
-from fxfault.strike.plan import one_number
+from fxfault.strike.plan import float_word_of, one_number
 
 
 class Change(NamedTuple):
@@ -64,7 +66,7 @@ class Notes:
             recorded: whether the site's statistics want the changes.
             stopping: whether gradients end at hits.
         """
-        self._value, self._site, self._stopping = x.value, site, stopping
+        self._value, self._site, self._stopping = plain(x), site, stopping
         self._sums: Sums | None = None
         if recorded and site.statistics is not None:
             self._sums = Sums(x, site.statistics.cosine)
@@ -130,20 +132,30 @@ def _real(hits: Hits) -> Tensor:
 class Sums:
     """The sums behind the statistics of one forward; exact, in float64.
 
+    The numbers that a float word stands for take the place of codes. Infinities and NaN that faults
+    make are counted, and left out of the other sums.
+
     With clean codes c and changes d, the sum of (c + d)² over all elements is
     Σc² + 2Σcd + Σd², and d is 0 except at hits.
     """
 
     def __init__(self, x: Any, cosine: bool) -> None:
         """Read the activation before the strike, if the cosine similarity is measured."""
-        self.elements = x.value.numel()
-        self.clean_square = _sum_of_squares(x) if cosine else None
-        zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
+        value = plain(x)
+        self.elements = value.numel()
+        self.floats = None if isinstance(x, IntQuantTensor) else float_word_of(x)[0]
+        self.clean_square = None
+        if cosine:
+            self.clean_square = _sum_of_squares(x) if self.floats is None else _square_of_numbers(x)
+        zero = torch.zeros((), dtype=torch.float64, device=value.device)
         self.injected, self.product, self.change_square = zero, zero, zero
+        self.nonfinite = zero
 
     def add(self, part: Change) -> None:
         """Add a part of the changes."""
         hits, codes, corrupted = part
+        if self.floats is not None:
+            codes, corrupted = self._numbers(self.floats, part)
         change = (corrupted - codes).double()
         if hits.real is None:
             self.injected = self.injected + codes.numel()
@@ -152,6 +164,14 @@ class Sums:
             self.injected = self.injected + hits.real.sum()
         self.product = self.product + torch.dot(codes.double(), change)
         self.change_square = self.change_square + torch.dot(change, change)
+
+    def _numbers(self, floats: FloatWord, part: Change) -> tuple[Tensor, Tensor]:
+        """The numbers before and after the faults; where one is not finite, 0 and 0."""
+        before, after = (floats.numbers(codes).double() for codes in part[1:])
+        arisen = before.isfinite() & ~after.isfinite() & _real(part.hits)
+        self.nonfinite = self.nonfinite + arisen.sum()
+        both = before.isfinite() & after.isfinite()
+        return torch.where(both, before, 0.0), torch.where(both, after, 0.0)
 
     def record(self, site: FaultSite) -> None:
         """Add the forward to the statistics of a site."""
@@ -166,7 +186,14 @@ class Sums:
             injected=self.injected,
             squared_change=self.change_square,
             squares=squares,
+            nonfinite=None if self.floats is None else self.nonfinite,
         )
+
+
+def _square_of_numbers(x: Any) -> Tensor:
+    """Sum of the squares of all finite numbers that a float tensor holds."""
+    value, scale = plain(x).detach().double(), float_word_of(x)[1]
+    return (value / scale).nan_to_num(0.0, 0.0, 0.0).square().sum()
 
 
 def _sum_of_squares(x: Any) -> Tensor:

@@ -281,7 +281,7 @@ def bundled_studies() -> tuple[str, ...]:
     """Return the names of the studies that come with the package.
 
     >>> bundled_studies()
-    ('digits_study',)
+    ('digits_study', 'digits_weights_study')
     """
     return bundled_names("studies")
 
