@@ -89,6 +89,7 @@ def test_every_value_of_a_quantiser_is_a_code(name: str, dtype: torch.dtype) -> 
         quantised = layer(grid(largest, dtype, scale))
     word, scale_of = read(quantised)
     assert word.max == largest
+    assert word.negative_zero_is_nan == ("fnuz" in name)
     if "scaled" in name:
         assert scale_of.log2().frac() != 0
     values = quantised.value
@@ -140,6 +141,20 @@ def test_an_unsigned_quantiser() -> None:
     assert same_bits(word.to_values(codes, scale), quantised.value + 0.0)
 
 
+def test_formats_are_equal_however_brevitas_lists_their_nans() -> None:
+    layer = QuantIdentity(act_quant=float_quant_ocp.Fp8e5m2OCPAct, return_quant_tensor=True)
+    quantised = layer.eval()(torch.ones(1))
+    assert quantised.nan_values == ("01", "11", "10")
+    assert read(quantised)[0] == MiniFloat(5, 2, 15, infinities=(0,), nans=(1, 2, 3))
+
+
+def test_an_unsigned_fnuz_quantiser_has_no_nan() -> None:
+    fnuz = float_quant_fnuz.Fp8e4m3FNUZAct
+    layer = QuantReLU(act_quant=fnuz, return_quant_tensor=True, signed=False)
+    word, _ = read(layer.eval()(torch.ones(1)))
+    assert word == MiniFloat(4, 3, 8, signed=False)
+
+
 WEIGHTS = {
     "ocp e4m3": float_quant_ocp.Fp8e4m3OCPWeightPerTensorFloat,
     "ocp e5m2 per channel": float_quant_ocp.Fp8e5m2OCPWeightPerChannelFloat,
@@ -160,6 +175,7 @@ def test_weights(name: str, dtype: torch.dtype) -> None:
     assert scale.shape == ((5, 1, 1, 1) if "channel" in name else ())
     codes, distance = word.to_codes(weight.value, scale)
     assert bool((distance <= word.tolerance(dtype)).all())
+    assert word.negative_zero_is_nan == ("fnuz" in name)
     back = word.to_values(codes, scale, dtype)
     assert same_bits(back, weight.value + 0.0 if word.negative_zero_is_nan else weight.value)
 
@@ -287,6 +303,18 @@ def test_a_scale_of_zeros_is_no_power_of_two_but_has_a_code() -> None:
     x[:, 3] = 1e-11  # Now the value depends on the scale, which no byte holds.
     memory = memory_of(layer(x))
     assert memory.scale_codes()[1].flatten().tolist() == [pytest.approx(0.219, abs=1e-3), 0.0]
+
+
+def test_a_scale_of_zeros_that_is_no_number_is_told() -> None:
+    quantised = TENSORS["linear float"]
+    value = torch.zeros_like(quantised.value_)
+    for scale in (0.0, -1.0, torch.nan):
+        memory = memory_of(quantised.set(value_=value, scale_=torch.full((3, 2, 1), scale)))
+        codes, distance = memory.scale_codes()
+        if scale != scale:  # This byte has a NaN.
+            assert codes.unique().tolist() == [255]
+        else:
+            assert not bool((distance == 0).any())
 
 
 def test_scales_that_are_any_number() -> None:

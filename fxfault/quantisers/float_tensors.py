@@ -72,7 +72,7 @@ def _minifloat(tensor: Any) -> MiniFloat:
     }
     # The properties `signed` and the like read from the device as well.
     signed, named = bool(tensor.signed), (tensor.inf_values, tensor.nan_values)
-    infinities, nans = (tuple(sorted(int(m, 2) for m in mantissas or ())) for mantissas in named)
+    infinities, nans = (tuple(sorted(int(m, 2) for m in ms or ())) for ms in named)
     like_fnuz = fields["exponent_bias"] == 1 << (fields["exponent_bits"] - 1)
     return MiniFloat(
         **fields,
