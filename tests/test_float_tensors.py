@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from brevitas.core.restrict_val import FloatRestrictValue, PowerOfTwoRestrictValue
 from brevitas.nn import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantLinear, QuantReLU
 from brevitas.quant import Int8ActPerTensorFloat, float_quant_fnuz, float_quant_ocp, mx_quant_ocp
 from brevitas.quant import float as float_quant
@@ -19,7 +20,7 @@ from fxfault.faults import Word
 from fxfault.faults.bits import same_bits
 from fxfault.faults.float_words import IeeeWord, SharedExponent
 from fxfault.faults.minifloats import MiniFloat
-from fxfault.quantisers.float_tensors import Groups, float_words, groups
+from fxfault.quantisers.float_tensors import Groups, float_words, groups, has_powers_of_two
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -324,6 +325,30 @@ def test_scales_that_are_any_number() -> None:
     assert same_bits(memory.scale_word.to_values(codes), memory.scales.detach())
     assert not bool(distance.any())
     assert memory_of(TENSORS["linear float"]).scale_word == SharedExponent()
+
+
+def check_scales(proxy: Any, quantised: Any, powers_of_two: bool) -> None:
+    assert has_powers_of_two(proxy) == powers_of_two
+    memory = memory_of(quantised)
+    found = not bool(memory.scale_codes()[1].any())
+    # The threshold of an integer is 128 here: a power of two without any restriction.
+    assert found == powers_of_two or (found and isinstance(memory.word, Word))
+
+
+@pytest.mark.parametrize("scaling", ["fp", "power_of_two"])
+@pytest.mark.parametrize("threshold", ["fp", "power_of_two"])
+def test_scales_that_are_powers_of_two_are_known(scaling: str, threshold: str) -> None:
+    torch.manual_seed(0)
+    kinds = {"fp": FloatRestrictValue, "power_of_two": PowerOfTwoRestrictValue}
+    changes = {"restrict_scaling_type": scaling, "restrict_threshold_impl": kinds[threshold]}
+    expected = scaling == threshold == "power_of_two"
+    for base in (mx_quant_ocp.MXFloat8e4m3Weight, mx_quant_ocp.MXInt8Weight):
+        layer = QuantLinear(40, 3, bias=False, weight_quant=base.let(**changes))
+        check_scales(layer.weight_quant, layer.quant_weight(), expected)
+    for base in (mx_quant_ocp.MXFloat8e4m3Act, mx_quant_ocp.MXInt8Act):
+        act = QuantIdentity(act_quant=base.let(**changes), return_quant_tensor=True, group_dim=1)
+        check_scales(act.act_quant, act.eval()(torch.randn(2, 40)), expected)
+    assert not has_powers_of_two(QuantIdentity(act_quant=Int8ActPerTensorFloat).act_quant)
 
 
 def test_words_of_integer_groups() -> None:
