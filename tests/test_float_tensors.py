@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from brevitas.core.restrict_val import FloatRestrictValue, PowerOfTwoRestrictValue
 from brevitas.nn import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantLinear, QuantReLU
 from brevitas.quant import Int8ActPerTensorFloat, float_quant_fnuz, float_quant_ocp, mx_quant_ocp
 from brevitas.quant import float as float_quant
@@ -19,7 +20,7 @@ from fxfault.faults import Word
 from fxfault.faults.bits import same_bits
 from fxfault.faults.float_words import IeeeWord, SharedExponent
 from fxfault.faults.minifloats import MiniFloat
-from fxfault.quantisers.float_tensors import Groups, float_words, groups
+from fxfault.quantisers.float_tensors import Groups, float_words, groups, has_powers_of_two
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -89,6 +90,7 @@ def test_every_value_of_a_quantiser_is_a_code(name: str, dtype: torch.dtype) -> 
         quantised = layer(grid(largest, dtype, scale))
     word, scale_of = read(quantised)
     assert word.max == largest
+    assert word.negative_zero_is_nan == ("fnuz" in name)
     if "scaled" in name:
         assert scale_of.log2().frac() != 0
     values = quantised.value
@@ -140,6 +142,20 @@ def test_an_unsigned_quantiser() -> None:
     assert same_bits(word.to_values(codes, scale), quantised.value + 0.0)
 
 
+def test_formats_are_equal_however_brevitas_lists_their_nans() -> None:
+    layer = QuantIdentity(act_quant=float_quant_ocp.Fp8e5m2OCPAct, return_quant_tensor=True)
+    quantised = layer.eval()(torch.ones(1))
+    assert quantised.nan_values == ("01", "11", "10")
+    assert read(quantised)[0] == MiniFloat(5, 2, 15, infinities=(0,), nans=(1, 2, 3))
+
+
+def test_an_unsigned_fnuz_quantiser_has_no_nan() -> None:
+    fnuz = float_quant_fnuz.Fp8e4m3FNUZAct
+    layer = QuantReLU(act_quant=fnuz, return_quant_tensor=True, signed=False)
+    word, _ = read(layer.eval()(torch.ones(1)))
+    assert word == MiniFloat(4, 3, 8, signed=False)
+
+
 WEIGHTS = {
     "ocp e4m3": float_quant_ocp.Fp8e4m3OCPWeightPerTensorFloat,
     "ocp e5m2 per channel": float_quant_ocp.Fp8e5m2OCPWeightPerChannelFloat,
@@ -160,6 +176,7 @@ def test_weights(name: str, dtype: torch.dtype) -> None:
     assert scale.shape == ((5, 1, 1, 1) if "channel" in name else ())
     codes, distance = word.to_codes(weight.value, scale)
     assert bool((distance <= word.tolerance(dtype)).all())
+    assert word.negative_zero_is_nan == ("fnuz" in name)
     back = word.to_values(codes, scale, dtype)
     assert same_bits(back, weight.value + 0.0 if word.negative_zero_is_nan else weight.value)
 
@@ -289,6 +306,18 @@ def test_a_scale_of_zeros_is_no_power_of_two_but_has_a_code() -> None:
     assert memory.scale_codes()[1].flatten().tolist() == [pytest.approx(0.219, abs=1e-3), 0.0]
 
 
+def test_a_scale_of_zeros_that_is_no_number_is_told() -> None:
+    quantised = TENSORS["linear float"]
+    value = torch.zeros_like(quantised.value_)
+    for scale in (0.0, -1.0, torch.nan):
+        memory = memory_of(quantised.set(value_=value, scale_=torch.full((3, 2, 1), scale)))
+        codes, distance = memory.scale_codes()
+        if scale != scale:  # This byte has a NaN.
+            assert codes.unique().tolist() == [255]
+        else:
+            assert not bool((distance == 0).any())
+
+
 def test_scales_that_are_any_number() -> None:
     memory = memory_of(TENSORS["linear float"], power_of_two=False)
     assert memory.scale_word == IeeeWord(torch.float32)
@@ -296,6 +325,30 @@ def test_scales_that_are_any_number() -> None:
     assert same_bits(memory.scale_word.to_values(codes), memory.scales.detach())
     assert not bool(distance.any())
     assert memory_of(TENSORS["linear float"]).scale_word == SharedExponent()
+
+
+def check_scales(proxy: Any, quantised: Any, powers_of_two: bool) -> None:
+    assert has_powers_of_two(proxy) == powers_of_two
+    memory = memory_of(quantised)
+    found = not bool(memory.scale_codes()[1].any())
+    # The threshold of an integer is 128 here: a power of two without any restriction.
+    assert found == powers_of_two or (found and isinstance(memory.word, Word))
+
+
+@pytest.mark.parametrize("scaling", ["fp", "power_of_two"])
+@pytest.mark.parametrize("threshold", ["fp", "power_of_two"])
+def test_scales_that_are_powers_of_two_are_known(scaling: str, threshold: str) -> None:
+    torch.manual_seed(0)
+    kinds = {"fp": FloatRestrictValue, "power_of_two": PowerOfTwoRestrictValue}
+    changes = {"restrict_scaling_type": scaling, "restrict_threshold_impl": kinds[threshold]}
+    expected = scaling == threshold == "power_of_two"
+    for base in (mx_quant_ocp.MXFloat8e4m3Weight, mx_quant_ocp.MXInt8Weight):
+        layer = QuantLinear(40, 3, bias=False, weight_quant=base.let(**changes))
+        check_scales(layer.weight_quant, layer.quant_weight(), expected)
+    for base in (mx_quant_ocp.MXFloat8e4m3Act, mx_quant_ocp.MXInt8Act):
+        act = QuantIdentity(act_quant=base.let(**changes), return_quant_tensor=True, group_dim=1)
+        check_scales(act.act_quant, act.eval()(torch.randn(2, 40)), expected)
+    assert not has_powers_of_two(QuantIdentity(act_quant=Int8ActPerTensorFloat).act_quant)
 
 
 def test_words_of_integer_groups() -> None:

@@ -156,7 +156,7 @@ def test_special_values(name: str) -> None:
 def test_what_is_no_number_of_the_format_is_told(name: str) -> None:
     word, _ = FORMATS[name]
     beyond = np.nextafter(word.max, np.inf) * (1 + 2.0 ** -(word.mantissa_bits + 1))
-    between = word.step * np.array([0.5, 1.5])
+    between = word.step * np.array([0.5, 1.5, 0.3, 0.7])
     wrong = torch.from_numpy(np.array([beyond, -beyond, 1e300, *between, *-between]))
     _, distance = word.to_codes(wrong)
     assert not bool((distance <= word.tolerance(torch.float64)).any())
@@ -171,9 +171,46 @@ def test_what_is_no_number_of_the_format_is_told(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_a_dtype_that_fits_holds_every_number(name: str, dtype: torch.dtype) -> None:
     word, _ = FORMATS[name]
+    assert_fits(word, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(MiniFloat(5, 2, bias) for bias in (-64, 13, 14, 15, 22, 23, 24, 25, 132, 133, 148, 149)),
+        *(MiniFloat(8, 1, bias) for bias in (126, 127, 128)),
+        *(SharedExponent(bits, bias) for bits in (5, 8) for bias in (-64, 0, 15, 127, 134, 150)),
+        *(SharedExponent(5, bias) for bias in (14, 16, 24, 25)),
+    ],
+)
+def test_a_dtype_that_is_too_small(word: FloatWord, dtype: torch.dtype) -> None:
+    assert_fits(word, dtype)
+
+
+def assert_fits(word: FloatWord, dtype: torch.dtype) -> None:
     numbers = word.numbers(every_code(word))
     numbers = numbers[numbers.isfinite()]
     assert word.fits(dtype) == torch.equal(numbers.to(dtype).double(), numbers)
+
+
+def test_as_many_mantissa_bits_as_the_dtype_has() -> None:
+    """A scale then rounds values by up to a step, so neighbours may share a value."""
+    word = MiniFloat(5, 7, 15)
+    codes = every_code(word)
+    for scale in torch.tensor([0.7, 0.9, 1.3]).bfloat16():
+        values = word.to_values(codes, scale, torch.bfloat16)
+        again, distance = word.to_codes(values, scale)
+        assert 0.25 < float(distance.max()) <= word.tolerance(torch.bfloat16) == 1.0
+        assert int((again - codes).abs().max()) == 1
+
+
+def test_no_infinity_below_an_unsigned_format() -> None:
+    word = MiniFloat(3, 2, 3, signed=False, infinities=(0,))
+    codes, distance = word.to_codes(torch.tensor([math.inf, -math.inf, -1.0, -0.0]))
+    assert distance[:2].tolist() == [0.0, math.inf]
+    assert (distance <= word.tolerance(torch.float32)).tolist() == [True, False, False, True]
+    assert codes[[0, 3]].tolist() == [0b111_00, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -404,6 +441,7 @@ def test_what_is_no_shared_exponent_is_told() -> None:
     codes, distance = word.to_codes(torch.tensor(wrong, dtype=torch.float64))
     assert not bool((distance <= word.tolerance(torch.float64)).any())
     assert codes[:4].tolist() == [127 - 41, 128, 127, 127]
+    assert codes[-2:].tolist() == [0, 254]
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -457,8 +495,8 @@ def test_roles_of_other_words() -> None:
 
 
 def test_specials_that_arise_are_counted() -> None:
-    clean = torch.tensor([1.0, math.nan, math.inf, 1.0, 1.0, math.nan])
-    faulty = torch.tensor([math.nan, math.nan, math.nan, -math.inf, 2.0, math.inf])
+    clean = torch.tensor([1.0, math.nan, math.inf, 1.0, 1.0, math.nan, math.inf])
+    faulty = torch.tensor([math.nan, math.nan, math.nan, -math.inf, 2.0, math.inf, -math.inf])
     nans, infinities = specials_arisen(clean, faulty)
     assert (int(nans), int(infinities)) == (2, 2)
 

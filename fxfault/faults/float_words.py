@@ -158,7 +158,7 @@ class IeeeWord(FloatWord):
         _check_no_scale(scale)
         if values.dtype != self.dtype:
             raise ConfigError(f"float word: got values of {values.dtype}, expected {self.dtype}")
-        bits = values.contiguous().view(_IEEE[self.dtype][0])
+        bits = values.view(_IEEE[self.dtype][0])
         distance = torch.zeros(values.shape, dtype=torch.float64, device=values.device)
         return self.word.to_pattern(bits.to(torch.int64)), distance
 

@@ -155,7 +155,7 @@ class MiniFloat(FloatWord):
     def to_codes(self, values: Tensor, scale: Parameter = 1.0) -> tuple[Tensor, Tensor]:
         factor = scale.double() if isinstance(scale, Tensor) else scale
         exact = values.double() / factor
-        size = exact.abs().nan_to_num(posinf=torch.finfo(torch.float64).max)
+        size = exact.abs().nan_to_num()
         # The exponent of the numbers around each value, and the step between them.
         exponent = (size.view(torch.int64) >> MANTISSA) - BIAS
         exponent = exponent.clamp(min=1 - self.exponent_bias)

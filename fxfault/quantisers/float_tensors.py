@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from brevitas.core.restrict_val import PowerOfTwoRestrictValue
 from brevitas.quant_tensor import (
     FloatQuantTensor,
     GroupwiseFloatQuantTensor,
     GroupwiseIntQuantTensor,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxfault.errors import SiteError
 from fxfault.faults import codes as integers
@@ -72,7 +73,7 @@ def _minifloat(tensor: Any) -> MiniFloat:
     }
     # The properties `signed` and the like read from the device as well.
     signed, named = bool(tensor.signed), (tensor.inf_values, tensor.nan_values)
-    infinities, nans = (tuple(sorted(int(m, 2) for m in mantissas or ())) for mantissas in named)
+    infinities, nans = (tuple(sorted(int(m, 2) for m in ms or ())) for ms in named)
     like_fnuz = fields["exponent_bias"] == 1 << (fields["exponent_bits"] - 1)
     return MiniFloat(
         **fields,
@@ -164,8 +165,8 @@ def groups(tensor: Any, power_of_two: bool = True, narrow_range: bool = False) -
 
     Args:
         tensor: anything. Its numbers are read from its device.
-        power_of_two: whether the quantiser restricts scales to powers of two, as the MX ones do;
-            if not, a scale is an IEEE word of its dtype.
+        power_of_two: whether scales are powers of two, see `has_powers_of_two`; if not, a scale is
+            an IEEE word of its dtype.
         narrow_range: whether the quantiser of an integer tensor leaves out one extreme code.
 
     Raises:
@@ -189,3 +190,25 @@ def groups(tensor: Any, power_of_two: bool = True, narrow_range: bool = False) -
         word, zero_points = _minifloat(tensor), 0.0
     scale_word = SharedExponent() if power_of_two else IeeeWord(scales.dtype)
     return Groups(word, scale_word, values, scales, zero_points, dim, shape)
+
+
+def has_powers_of_two(proxy: nn.Module) -> bool:
+    """Whether a quantiser restricts its scales to powers of two, as the MX ones do.
+
+    A scale is a statistic divided by a threshold; both must be restricted.
+
+    >>> from brevitas.nn import QuantLinear
+    >>> from brevitas.quant.mx_quant_ocp import MXInt8Weight
+    >>> layer = QuantLinear(32, 1, bias=False, weight_quant=MXInt8Weight)
+    >>> has_powers_of_two(layer.weight_quant)
+    True
+
+    Args:
+        proxy: the `weight_quant` or `act_quant` of a layer.
+    """
+    parts = [
+        part.restrict_value_impl
+        for name, part in proxy.named_modules()
+        if name.endswith((".restrict_clamp_scaling", ".restrict_clamp_threshold"))
+    ]
+    return bool(parts) and all(isinstance(part, PowerOfTwoRestrictValue) for part in parts)
