@@ -21,6 +21,7 @@ from fxfault.passes.tracing.sharing import twin
 from fxfault.passes.tracing.traced_module import twin_of_traced
 from fxfault.quantisers.quant_tensors import is_activation
 from fxfault.sites.fault_sites import FaultSites, faults_of
+from fxfault.strike.listing import list_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def transform(
     insert.requires(model)
     faulty = insert(trace(model, tuple(config.targets))).graph_module
     sites = faults_of(faulty)
-    sites.attach(faulty, original=model)
+    sites.attach(faulty, original=model, list_ahead=list_ahead)
     if config.faults is not None:
         sites.set_faults(config)
     sites.select(config.layers)
