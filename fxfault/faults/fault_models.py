@@ -267,9 +267,11 @@ class ReplayStrategy(BitModel):
 
     Attributes:
         most_bits: the fewest bits of a word that has all bits of the list.
+        label: the name with that of the list.
     """
 
     most_bits: int = 1
+    label: str = "replay"
     name = "replay"
     effect = "flip"
     strikes_single_bits: ClassVar[bool] = False

@@ -21,6 +21,7 @@ from fxfault.faults.fault_models import FaultModel
 from fxfault.faults.random_numbers import uniform_float
 from fxfault.sites.handles import Handle
 from fxfault.sites.measuring import Extents
+from fxfault.sites.replays import given_faults
 from fxfault.sites.running_sites import RunningSites
 from fxfault.sites.sample_layouts import SampleLayouts
 from fxfault.sites.settings import setting_of
@@ -254,9 +255,11 @@ class FaultSites(RunningSites):
             self.matching(None if config.faults is None else entry.layers, f"faults[{n}].layers")
             for n, entry in enumerate(config.entries())
         ]
+        given = given_faults(self, config)
         for site in self:
-            here = tuple(fault for fault in setting.faults if site.index in struck[fault.number])
-            site.setting = replace(setting, faults=here)
+            here = [fault for fault in setting.faults if site.index in struck[fault.number]]
+            faults = [given.get((fault.number, site.index), fault) for fault in here]
+            site.setting = replace(setting, faults=tuple(f for f in faults if f is not None))
 
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
         """Set the fault model of every site, by name or by instance."""
