@@ -83,7 +83,8 @@ def _check(site: FaultSite, replay: ReplayList, hit: Hit) -> None:
         value, most = (hit.mask.bit_length() - 1, width - 1) if by_bit else (hit.mask, 2**width - 1)
         raise SiteError(
             f"{replay.origin.at(hit.line, replay.origin.mask)}: got {value}, allowed: 0 to {most}, "
-            f"as the words of site {site.name} have {width} bits"
+            f"as the words of site {site.name} have {width} bits; was the list made for "
+            "another network?"
         )
     memory = getattr(site, "memory", "activations")
     if hit.memory not in (None, memory):
