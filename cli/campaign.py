@@ -214,6 +214,13 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _faults(options: argparse.Namespace) -> int:
+    _set_threads(options.threads)
+    from fxfault.cli.campaign_faults import write_faults
+
+    return write_faults(options)
+
+
 def _compare(options: argparse.Namespace) -> int:
     from fxfault.campaign.estimates.comparison import Side, compare
     from fxfault.cli.reports.campaign_report import comparison_lines
@@ -281,6 +288,12 @@ COMMANDS = {
         "Write the content of a store to files; existing files are replaced.",
         campaign_options.add_export,
         _export,
+    ),
+    "faults": Command(
+        "List every fault of one trial: site, sample, element, bits, and the codes before and\n"
+        "after. The trial runs again for that. `fxfault-eval --replay FILE` strikes the list.",
+        campaign_options.add_faults,
+        _faults,
     ),
     "compare": Command(
         "Compare the accuracy of two studies under the same faults, cell by cell.",

@@ -44,11 +44,20 @@ def write_figures(
 
 def claim_exports(given: Mapping[str, Path | None], store: Path) -> dict[str, OutputFile]:
     """Check that the exported files can be written; `given` has a file or None per format."""
+    return _claim(given, store, "--csv, --json or --parquet")
+
+
+def claim_lists(given: Mapping[str, Path | None], store: Path) -> dict[str, OutputFile]:
+    """Check that the lists of faults can be written; `given` has a file or None per format."""
+    return _claim(given, store, "--csv or --parquet")
+
+
+def _claim(given: Mapping[str, Path | None], store: Path, flags: str) -> dict[str, OutputFile]:
     outputs = {
         name: OutputFile(f"--{name}", path) for name, path in given.items() if path is not None
     }
     if not outputs:
-        raise ConfigError("name at least one file to write: --csv, --json or --parquet")
+        raise ConfigError(f"name at least one file to write: {flags}")
     refuse_overwriting(outputs.values(), {"store": store})
     for name in outputs:
         check_format(name)

@@ -50,6 +50,28 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     _add_confidence(parser)
 
 
+def add_faults(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `faults`."""
+    add_store(parser, "; it is only read")
+    text = (
+        "cell of the trial: its number from 1 in the order of the report, or its site, fault and "
+        'rate as there, such as "classifier.2 random 5%%" (default: the only one)'
+    )
+    parser.add_argument("--cell", metavar="CELL", help=text)
+    text = "number of the trial (default: 0)"
+    parser.add_argument("--trial", type=types.trial, default=0, metavar="N", help=text)
+    for flag, text in (
+        ("--csv", "comma-separated values"),
+        ("--parquet", "Parquet; needs pyarrow"),
+    ):
+        parser.add_argument(flag, type=types.file, metavar="FILE", help=text)
+    group = parser.add_argument_group("run", "the trial runs again, and must have the same counts")
+    types.add_device(group)
+    text = "threads (default: 1); other numbers may round sums differently"
+    group.add_argument("--threads", type=types.count, default=1, metavar="N", help=text)
+    types.add_no_progress(group)
+
+
 def add_compare(parser: argparse.ArgumentParser) -> None:
     """Add the options of `compare`."""
     parser.add_argument("a", type=types.file, metavar="A", help="store of a study")

@@ -71,14 +71,22 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
         "or number of faults, so not --sweep"
     )
     group.add_argument("--per-layer", action="store_true", help=text)
+    text = (
+        "strike exactly the faults of a list: of `fxfault-campaign faults`, or with the columns "
+        "Injection, Layer, TensorIndex and Bit; CSV or Parquet"
+    )
+    group.add_argument("--replay", type=types.file, metavar="FILE", help=text)
     text = "seed of the faults; the same seed gives the same faults"
     group.add_argument("--seed", type=types.seed, metavar="N", help=text)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
-    text = "trials for each probability, each with its own faults (default: 1)"
-    group.add_argument("--num-runs", type=types.count, default=1, metavar="N", help=text)
+    text = (
+        "trials for each probability, each with its own faults (default: 1, or with a list of "
+        "several injections one for each)"
+    )
+    group.add_argument("--num-runs", type=types.count, metavar="N", help=text)
     text = "samples in a batch (default: training.batch_size); the faults do not depend on it"
     group.add_argument("--batch-size", type=types.count, metavar="N", help=text)
     types.add_device(group)

@@ -19,6 +19,7 @@ from fxfault.campaign.fault_evaluation import (
     with_num_faults,
     with_probability,
 )
+from fxfault.cli.evaluation_replay import files_of, runs_of, with_replay
 from fxfault.cli.pictures.drawing import MOST_BARS
 from fxfault.cli.pictures.plots import check_plot, evaluation_picture
 from fxfault.cli.reports.evaluation_export import is_same_evaluation, to_csv, to_json
@@ -94,6 +95,8 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     """Read the configuration, change it as the command line says, and give notes on that."""
     _check_options(options)
     experiment = load_experiment(options.config)
+    faults = with_replay(options, experiment.fault_injection)
+    experiment = dataclasses.replace(experiment, fault_injection=faults)
     check_sections(experiment, ["dataset", "model"], options.config)
     path = options.checkpoint or experiment.checkpoint.path
     start = experiment.checkpoint.init_from
@@ -106,7 +109,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     # Checked here, before data is downloaded.
     if not path.startswith(BUNDLED) and not expanded(path).exists():
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
-    if experiment.fault_injection.faults is not None:
+    if faults.faults is not None:
         _check_beside_faults(options)
     notes: list[str] = []
     if start is not None:
@@ -114,6 +117,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     changes = _fault_changes(options, experiment.fault_injection, notes)
     faults = dataclasses.replace(experiment.fault_injection, **changes)
     faults.validate()
+    options.num_runs = runs_of(options.num_runs, faults)
     size = options.batch_size or experiment.training.batch_size
     changed = dataclasses.replace(
         experiment,
@@ -201,9 +205,8 @@ def _claim_outputs(options: argparse.Namespace, experiment: ExperimentConfig) ->
         if path is not None
     }
     checkpoint = expanded(str(experiment.checkpoint.path))
-    refuse_overwriting(
-        outputs.values(), {"configuration": options.config, "checkpoint": checkpoint}
-    )
+    inputs = {"configuration": options.config, "checkpoint": checkpoint}
+    refuse_overwriting(outputs.values(), {**inputs, **files_of(experiment.fault_injection)})
     if options.output is None:
         faults = experiment.fault_injection
         kind = faults.injection_type if faults.faults is None else "faults"

@@ -20,6 +20,7 @@ from fxfault.passes.tracing.sharing import twin
 from fxfault.passes.tracing.targets import copied_rule
 from fxfault.passes.tracing.traced_module import twin_of_traced
 from fxfault.sites.fault_sites import FaultSites, faults_of
+from fxfault.strike.listing import list_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def transform(
     insert.requires(model)
     faulty = insert(trace(model, config)).graph_module
     sites = faults_of(faulty)
-    sites.attach(faulty, original=model)
+    sites.attach(faulty, original=model, list_ahead=list_ahead)
     if config.faults is not None or len(config.memories) > 1:
         sites.set_faults(config)
     sites.select(config.layers)

@@ -410,6 +410,11 @@ def test_a_study_of_more_cells_than_memory_holds_is_refused(axes: dict[str, Any]
         ),
         ({"axes": {"faults": BOTH}}, ["axes.faults: got [{", "a mapping of a name"]),
         ({"axes": {"faults": {}}}, ["axes.faults: got {} (dict)"]),
+        ({"axes": {"faults": {"a": {"replay": "x"}}}}, ["axes.faults.a: has a list to replay"]),
+        (
+            {"axes": {}, "fault_injection": {"faults": [{"replay": "x"}]}},
+            ["fault_injection.faults: has a list to replay"],
+        ),
         ({"axes": {"faults": {"a": []}}}, ["axes.faults.a: got []", "a non-empty list"]),
         ({"axes": {"faults": {"a": None}}}, ["axes.faults.a: got null", "a non-empty list"]),
         ({"axes": {"faults": {1: BOTH}}}, ["axes.faults.1: got 1 (int) as a name"]),

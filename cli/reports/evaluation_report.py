@@ -130,7 +130,9 @@ def _rate_label(config: FaultInjectionConfig) -> str:
     '1 fault per sample'
     """
     if config.faults is not None:
-        return "the faults of the configuration"
+        entries = config.entries()
+        replayed = len(entries) == 1 and entries[0].replay is not None
+        return f"the {entries[0]}" if replayed else "the faults of the configuration"
     if config.num_faults is None:
         return f"{percent(config.probability)} fault probability"
     return f"{counted(config.num_faults, 'fault')} per sample"

@@ -93,6 +93,7 @@ confidence = _number(float, lambda x: 50 <= x <= 99.999, "a number from 50 to 99
 seconds = _number(float, lambda x: 0 < x <= 1e7, "a number of seconds above 0, up to 10000000")
 gpus = _number(float, lambda x: 0 <= x <= 1024, "a number from 0 to 1024")
 count = _number(int, lambda x: x >= 1, "an integer of at least 1")
+trial = _number(int, lambda x: 0 <= x <= 10**9, "a whole number from 0 to 1000000000")
 _fault_count = _number(int, lambda x: 0 <= x < 2**31, "a whole number from 0")
 
 

@@ -18,6 +18,7 @@ from fxfault.campaign.records.store_files import part_of, store_of
 from fxfault.cli.terminal.text import ten_digits
 from fxfault.errors import ConfigError
 from fxfault.files.access import write_atomically
+from fxfault.files.csv_fields import inert
 from fxfault.messages import reason_of
 
 
@@ -194,17 +195,4 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 def _field(value: Any) -> Any:
     if isinstance(value, float):
         return ten_digits(value)
-    return _inert(";".join(value) if isinstance(value, list) else value)
-
-
-def _inert(value: Any) -> Any:
-    """Make a value safe for a CSV file, so that no spreadsheet reads a text as a formula.
-
-    Names of sites, faults and files come from others. A text that begins like a formula gets an
-    apostrophe in front, which spreadsheets read as the mark of a text.
-
-    >>> _inert("=1+1"), _inert("features.2"), _inert(-1)
-    ("'=1+1", 'features.2', -1)
-    """
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    return inert(";".join(value) if isinstance(value, list) else value)

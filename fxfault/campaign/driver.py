@@ -157,14 +157,14 @@ def run_study(
         if not is_new(store_path):
             store = Store.open(store_path, write=True)
             # Refuse early what can be refused without a network.
-            _check_fits(store, {"study": fingerprint.of_study(study)})
+            check_fits(store, {"study": fingerprint.of_study(study)})
         facts = made.start(plan, on_note)
         cells = facts.cells(study)
         if store is None:
             store = Store.create(path, study.to_dict(), facts.fingerprint)
             store.note({**facts.background, "begun": _now()})
         else:
-            _check_fits(store, facts.fingerprint)
+            check_fits(store, facts.fingerprint)
             _extend(store, study, facts.fingerprint, on_note)
             store.note(facts.background)
         sources = Sources.of(Path(folder), facts.fingerprint["networks"])
@@ -182,7 +182,16 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _check_fits(store: Store, now: Mapping[str, Any]) -> None:
+def check_fits(store: Store, now: Mapping[str, Any]) -> None:
+    """Check that the trials of a store are of the present study, network, data and code.
+
+    Args:
+        store: the store.
+        now: the present fingerprint, or the parts of it that are known so far.
+
+    Raises:
+        StoreError: they are not.
+    """
     lines = fingerprint.conflicts(store.fingerprint, now)
     if lines:
         raise StoreError(

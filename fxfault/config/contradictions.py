@@ -43,11 +43,20 @@ def entry_problems(entries: Sequence[FaultEntry | None]) -> Iterator[str]:
     for index, entry in enumerate(entries):
         if entry is None:
             continue
+        if entry.replay is not None:
+            for key in _said_beside_replay(entry):
+                yield f"[{index}].{key}: given beside replay, whose list says all; leave it out"
+            continue
         if (entry.probability is None) == (entry.num_faults is None):
             have = "neither" if entry.probability is None else "both"
             yield f"[{index}]: has {have}, allowed: one of probability and num_faults"
         for problem in (*_word_problems(entry, [entry.injection_type]), *_memory_problems(entry)):
             yield f"[{index}].{problem}"
+
+
+def _said_beside_replay(entry: FaultEntry) -> list[str]:
+    defaults = {**_defaults_of(entry), "replay": entry.replay}
+    return [key for key, value in defaults.items() if getattr(entry, key) != value]
 
 
 def point_problems(points: Sequence[CurriculumPoint | None]) -> Iterator[str]:
@@ -162,12 +171,15 @@ def _beside_entries(
     """Yield what the section itself must leave to the entries of `faults`."""
     defaults = _defaults_of(config)
     for key in (*(field.name for field in fields(FaultEntry)), "hw_mask"):
-        if getattr(config, key) != defaults[key]:
+        if key in defaults and getattr(config, key) != defaults[key]:
             yield f"{key}: got {got(getattr(config, key))} beside faults; set it in their entries"
+    entries = [entry for entry in config.faults or () if isinstance(entry, FaultEntry)]
+    if config.mode == "layer" and any(entry.replay is not None for entry in entries):
+        yield "mode: got 'layer' (str) beside replay, whose list says which sites are struck"
     for key in ("probability", "injection_type"):
         if any(getattr(point, key) is not None for point in points):
             yield f"curriculum: changes {key}, which each entry of faults sets itself"
 
 
-def _defaults_of(config: FaultInjectionConfig) -> dict[str, Any]:
+def _defaults_of(config: FaultInjectionConfig | FaultEntry) -> dict[str, Any]:
     return {field.name: field.default for field in fields(config)}

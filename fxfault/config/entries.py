@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,6 +41,30 @@ class _FaultModelRule:
             allowed = callable(getattr(value, "corrupt", None)) and not isinstance(value, type)
         if not allowed:
             raise ValueError("no fault model")
+        return value
+
+
+class _ReplayRule:
+    """The file of a list of faults, or from Python a `fxfault.sites.fault_list.FaultList`."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        file = {"description": "the file of a list of faults"}
+        return {"anyOf": [file, {"type": "null"}]}
+
+    @staticmethod
+    def _check(value: Any) -> Any:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        is_listing = hasattr(value, "places") and hasattr(value, "csv_text")
+        if value is not None and not is_listing and not (isinstance(value, str) and value):
+            raise ValueError("no list of faults")
         return value
 
 
@@ -96,6 +121,11 @@ class FaultEntry:
     ] = None
     memory: Annotated[Memories, _AS_ABOVE] = "activations"
     layers: Annotated[Layers, _AS_ABOVE] = None
+    replay: Annotated[
+        Any,
+        _ReplayRule(),
+        Field(description="In place of all of these: the file of a list of faults to strike."),
+    ] = None
 
     @property
     def memories(self) -> tuple[str, ...]:
@@ -109,9 +139,11 @@ class FaultEntry:
     @property
     def strikes(self) -> bool:
         """Whether the fault can hit anything."""
-        return bool(self.probability or self.num_faults)
+        return bool(self.probability or self.num_faults or self.replay is not None)
 
     def __str__(self) -> str:
+        if self.replay is not None:
+            return f"replay of {self.replay}"
         model: Any = self.injection_type
         label = str(getattr(model, "label", None) or getattr(model, "name", model))
         chosen = [str(c) for c in (self.bit, self.burst_length) if c not in (None, "random")]

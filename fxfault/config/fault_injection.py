@@ -124,11 +124,11 @@ allowed: a number from 0 to 100
         Field(description="Adjacent bits that a `burst` flips; null takes 2."),
     ] = None
     faults: Annotated[
-        Sequence[FaultEntry | Mapping[str, Any]] | None,
-        SectionList(FaultEntry, entry_problems),
+        Sequence[FaultEntry | Mapping[str, Any]] | Mapping[str, Any] | None,
+        SectionList(FaultEntry, entry_problems, alone="replay"),
         Field(
             description="Several faults in one run, each with its own layers and rate; what an "
-            "entry says, the section itself then does not."
+            "entry says, the section itself then does not. `replay` strikes the faults of a list."
         ),
     ] = None
     apply_during: Annotated[
@@ -300,8 +300,10 @@ allowed: a number from 0 to 100
         ['msb_flip at 5 %']
         """
         if self.faults is not None:
-            return tuple(e if isinstance(e, FaultEntry) else FaultEntry(**e) for e in self.faults)
-        own = {field.name: getattr(self, field.name) for field in fields(FaultEntry)}
+            given = [self.faults] if isinstance(self.faults, Mapping) else self.faults
+            return tuple(e if isinstance(e, FaultEntry) else FaultEntry(**e) for e in given)
+        keys = {field.name for field in fields(FaultEntry)} - {"replay"}
+        own = {key: getattr(self, key) for key in keys}
         if self.num_faults is not None:
             own["probability"] = None
         return (FaultEntry(**own),)
@@ -341,7 +343,7 @@ allowed: a number from 0 to 100
         self.from_dict({field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def _plain_list(items: Sequence[Any] | None, key: str) -> Any:
+def _plain_list(items: Any, key: str) -> Any:
     """The points of a curriculum, or the entries of `faults`, as mappings without null."""
     if not isinstance(items, (list, tuple)):
         return items
@@ -351,6 +353,10 @@ def _plain_list(items: Sequence[Any] | None, key: str) -> Any:
 def _plain_item(item: Any, where: str) -> dict[str, Any]:
     values = dict(item) if isinstance(item, Mapping) else section_to_dict(item)
     plain = {key: value for key, value in values.items() if value is not None}
+    if "replay" in plain and not isinstance(plain["replay"], str):
+        raise ConfigError(f"{where}.replay: {plain['replay']!r} is no file; save it, and name that")
+    if "replay" in plain:
+        return {"replay": plain["replay"]}
     if plain.get("memory") == "activations":
         del plain["memory"]  # Stores of studies know these faults without it.
     if "injection_type" in plain:

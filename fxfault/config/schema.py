@@ -35,16 +35,19 @@ class SectionList:
     """Annotation of a field that holds null or a list of sections of one kind.
 
     An item is a mapping, which is checked as a section of its own, or an object of the dataclass.
+    If `alone` names a key, a mapping with this key stands for a list of itself.
 
     Attributes:
         item: the dataclass of an item.
         check: looks at the items together. It gets them in order, with None for an item that has
             a problem already, and returns one text for each problem, which starts with the index
             of the item (`[1].epoch: ...`).
+        alone: the key of an item that needs no list; None if every item does.
     """
 
     item: type[Any]
     check: Callable[[Sequence[Any]], Iterable[str]]
+    alone: str | None = None
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -56,11 +59,15 @@ class SectionList:
     ) -> JsonSchemaValue:
         keys = ", ".join(known_keys(self.item))
         item = {"description": f"a mapping with keys among {keys}"}
-        return {"anyOf": [{"type": "array", "minItems": 1, "items": item}, {"type": "null"}]}
+        alone = [] if self.alone is None else [{"description": f"`{{{self.alone}: FILE}}`"}]
+        several = {"type": "array", "minItems": 1, "items": item}
+        return {"anyOf": [several, *alone, {"type": "null"}]}
 
     def _parse(self, value: Any) -> tuple[Any, ...] | None:
         if value is None:
             return None
+        if self.alone is not None and isinstance(value, Mapping) and self.alone in value:
+            value = [value]
         if not isinstance(value, (list, tuple)) or not value:
             raise ValueError("no list of sections")
         items, problems = [], []

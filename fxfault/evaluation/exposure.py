@@ -64,12 +64,15 @@ class Exposure:
         self.elements.update(dict.fromkeys(self.never_called, 0))
 
     def check(self) -> None:
-        """Check that each sample has as many elements as `num_faults` asks for.
+        """Check that each sample has as many elements as `num_faults` or a list asks for.
 
         Raises:
             SiteError: it has fewer.
         """
         for site in self.faults:
+            for given in (fault.given for fault in site.faults):
+                if given is not None and site.seen.layout is not None:
+                    given.check(site.seen.layout.sample_shape)
             elements = self.elements[site.name]
             counted = any(fault.num_faults is not None for fault in site.faults)
             if counted and site.armed and elements:

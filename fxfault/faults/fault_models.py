@@ -259,6 +259,36 @@ class BurstStrategy(BitModel):
         return True
 
 
+@dataclass(frozen=True)
+class ReplayStrategy(BitModel):
+    """The bits flip that a list of faults names; the list takes the place of a draw.
+
+    It has no name in configurations, where `faults: {replay: FILE}` stands for it.
+
+    Attributes:
+        most_bits: the fewest bits of a word that has all bits of the list.
+        label: the name with that of the list.
+    """
+
+    most_bits: int = 1
+    label: str = "replay"
+    name = "replay"
+    effect = "flip"
+    strikes_single_bits: ClassVar[bool] = False
+
+    @property
+    def fewest_bits(self) -> int:
+        return self.most_bits
+
+    @property
+    def span(self) -> int:
+        return 1
+
+    @property
+    def is_drawn(self) -> bool:
+        return True  # Each hit brings its own bits.
+
+
 def _check_range(key: str, number: int, low: int, high: int) -> None:
     if type(number) is not int or not low <= number <= high:
         raise ConfigError(f"{key}: got {number!r}, allowed: an integer from {low} to {high}")

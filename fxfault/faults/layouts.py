@@ -63,6 +63,15 @@ class Layout:
         """Elements of one sample."""
         return self.rows * math.prod(self.row_shape)
 
+    @functools.cached_property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: that of a row, with the number of rows first if it has several.
+
+        >>> Layout(4, 1, (3, 8, 8)).sample_shape, Layout(4, 6, (8,)).sample_shape
+        ((3, 8, 8), (6, 8))
+        """
+        return self.row_shape if self.rows == 1 and self.row_shape else (self.rows, *self.row_shape)
+
     def place(self, index: Tensor) -> Tensor:
         """Return the positions in the tensor of elements that are counted sample after sample.
 
@@ -77,6 +86,24 @@ class Layout:
         piece = self.elements // self.outer
         sample, within = index // self.elements, index % self.elements
         return (within // piece * self.samples + sample) * piece + within % piece
+
+    def locate(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples, and the elements in them, at some positions: the inverse of `place`.
+
+        >>> import torch
+        >>> views = Layout(samples=3, rows=2, row_shape=(5,), outer=2)
+        >>> [found.tolist() for found in views.locate(torch.tensor([0, 4, 15, 5]))]
+        [[0, 0, 0, 1], [0, 4, 5, 0]]
+
+        Args:
+            position: flat row-major positions in the tensor; int64, any shape.
+        """
+        elements = max(1, self.elements)
+        if self.outer == 1 or self.samples == 1 or self.elements == 0:
+            return position // elements, position % elements
+        piece = elements // self.outer
+        block, within = position // piece, position % piece
+        return block % self.samples, block // self.samples * piece + within
 
 
 @dataclass(frozen=True)

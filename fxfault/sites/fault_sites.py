@@ -21,6 +21,7 @@ from fxfault.faults.fault_models import FaultModel
 from fxfault.faults.random_numbers import uniform_float
 from fxfault.sites.handles import Handle
 from fxfault.sites.measuring import Extents
+from fxfault.sites.replays import given_faults
 from fxfault.sites.running_sites import RunningSites
 from fxfault.sites.sample_layouts import SampleLayouts
 from fxfault.sites.settings import setting_of
@@ -257,9 +258,11 @@ class FaultSites(RunningSites):
             self._struck_by(entry, None if config.faults is None else f"faults[{n}]")
             for n, entry in enumerate(config.entries())
         ]
+        given = given_faults(self, config)
         for site in self:
-            here = tuple(fault for fault in setting.faults if site.index in struck[fault.number])
-            site.setting = replace(setting, faults=here)
+            here = [fault for fault in setting.faults if site.index in struck[fault.number]]
+            faults = [given.get((fault.number, site.index), fault) for fault in here]
+            site.setting = replace(setting, faults=tuple(f for f in faults if f is not None))
 
     def _struck_by(self, entry: FaultEntry, where: str | None) -> list[int]:
         """The indices of the sites that an entry strikes; `where` names one that has layers."""

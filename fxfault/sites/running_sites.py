@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fxfault.errors import ConfigError, SiteError
+from fxfault.sites.fault_recorder import FaultRecorder
+from fxfault.sites.listings import ListAhead, listing
 from fxfault.sites.site import FaultSite, Handover, why_no_codes
 from fxfault.sites.site_list import SiteList
 from fxfault.sites.statistics import FaultStatistics
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fxfault.config.fault_injection import FaultInjectionConfig
+    from fxfault.sites.fault_list import FaultList
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class RunningSites(SiteList):
         self._tree: list[tuple[nn.Module, tuple[nn.Module | None, ...]]] = []
         self._on_surgery: Callable[[Any, nn.Module, Any], None] | None = None
         self._original: list[nn.Module] = []
+        self._list_ahead: ListAhead | None = None
 
     def clear(self) -> list[FaultSite]:
         """Remove and return all sites; the clock and its settings stay."""
@@ -75,6 +79,7 @@ class RunningSites(SiteList):
             if site.name in known:
                 site.setting = known[site.name].setting
                 site.selected = known[site.name].selected
+                site.recorder = known[site.name].recorder
         if self.statistics is not None and len(self.statistics.layer_stats) == len(self):
             self.set_statistics(self.statistics)
         elif self.statistics is not None:
@@ -82,10 +87,17 @@ class RunningSites(SiteList):
 
     # -- forwards -----------------------------------------------------------------------
 
-    def attach(self, model: nn.Module, original: nn.Module) -> None:
-        """Remember the model whose mode the clock follows, and the one it was made from."""
+    def attach(self, model: nn.Module, original: nn.Module, list_ahead: ListAhead) -> None:
+        """Remember the model whose mode the clock follows, and the one it was made from.
+
+        Args:
+            model: the transformed model.
+            original: the model that it was made from.
+            list_ahead: lists the faults of samples without a forward.
+        """
         self.clock.follow(model)
         self._original = [original]
+        self._list_ahead = list_ahead
 
     @property
     def original(self) -> nn.Module:
@@ -183,6 +195,74 @@ class RunningSites(SiteList):
                 raise SiteError(
                     f"site {site.name}: values that were to be hit {why_no_codes(site)}"
                 )
+
+    # -- lists of faults ----------------------------------------------------------------
+
+    def listing(
+        self,
+        *inputs: Any,
+        trial: int | None = None,
+        samples: int | Sequence[int] | Tensor | None = None,
+    ) -> FaultList:
+        """List every fault of an evaluation; see `fxfault.sites.fault_list.FaultList`.
+
+        Without inputs nothing runs: the list has the elements that are hit, and the bits as far
+        as the fault models alone decide them. Some forward must have shown the elements of each
+        site before (`measure`). With inputs, the model runs on them, in evaluation mode, and the
+        list has all codes and values, too.
+
+        Settings, modes, clock and statistics are as before afterwards.
+
+        >>> import fxfault, torch
+        >>> from brevitas.nn import QuantReLU
+        >>> from torch import nn
+        >>> config = {"enabled": True, "apply_during": "eval", "injection_type": "msb_flip"}
+        >>> net = nn.Sequential(QuantReLU(bit_width=4)).eval()
+        >>> net = fxfault.transform(net, {**config, "num_faults": 1, "seed": 7})
+        >>> net.faults.measure(torch.rand(3, 5))
+        >>> for row in net.faults.listing(trial=17, samples=2).rows():
+        ...     print(row["site"], row["sample"], row["coordinates"], row["mask"])
+        0 0 1 8
+        0 1 3 8
+
+        Args:
+            inputs: the inputs of the model, a batch.
+            trial: number of the trial; None takes the present one.
+            samples: the numbers of the samples, or how many from 0. By default those of the
+                inputs, from 0; without inputs those that were evaluated since the last reset.
+
+        Raises:
+            SiteError: no fault strikes in an evaluation, or what there is to hit is not known.
+        """
+        return listing(self, self._list_ahead, inputs, trial, samples)
+
+    @contextmanager
+    def recording(self) -> Iterator[FaultRecorder]:
+        """List every fault of the forwards within the block.
+
+        >>> import fxfault, torch
+        >>> from brevitas.nn import QuantReLU
+        >>> from torch import nn
+        >>> config = {"enabled": True, "apply_during": "eval", "num_faults": 1, "seed": 7}
+        >>> net = fxfault.transform(nn.Sequential(QuantReLU(bit_width=4)).eval(), config)
+        >>> with net.faults.recording() as recorder:
+        ...     for batch in torch.rand(2, 3, 5):
+        ...         _ = net(batch)
+        >>> recorder.listing()
+        FaultList(6 hits at 1 site, with codes)
+
+        Yields:
+            The recorder; its `listing` returns the list of what was recorded so far.
+        """
+        recorder = FaultRecorder()
+        before = {site.name: site.recorder for site in self}
+        try:
+            for site in self:
+                site.recorder = recorder
+            yield recorder
+        finally:
+            for site in self:  # A replaced layer has a site of its own by now.
+                site.recorder = before.get(site.name)
 
     # -- statistics ---------------------------------------------------------------------
 

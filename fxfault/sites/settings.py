@@ -16,6 +16,7 @@ from fxfault.faults.fault_models import (
 
 if TYPE_CHECKING:
     from fxfault.config.fault_injection import FaultInjectionConfig
+    from fxfault.faults.given_hits import GivenHits
 
 
 class SiteFault(NamedTuple):
@@ -32,6 +33,7 @@ class SiteFault(NamedTuple):
         num_faults: hits of each sample, at all sites with this fault together; None if the
             probability is used.
         number: number of the fault among those of a run, from 0; each has its own random numbers.
+        given: the hits that a list gives, in place of a rate and a draw; or None.
     """
 
     model: FaultModel
@@ -39,10 +41,13 @@ class SiteFault(NamedTuple):
     rate_unit: str = "element"
     num_faults: int | None = None
     number: int = 0
+    given: GivenHits | None = None
 
     @property
     def strikes(self) -> bool:
         """Whether the fault hits anything at its rate."""
+        if self.given is not None:
+            return len(self.given) > 0
         return self.probability > 0 if self.num_faults is None else self.num_faults > 0
 
     @property
@@ -51,6 +56,8 @@ class SiteFault(NamedTuple):
         return is_same_in_every_sample(self.model)
 
     def __str__(self) -> str:
+        if self.given is not None:
+            return f"replay of {self.given.origin.source}"
         return f"{label_of(self.model)}{rate_text(self)}"
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fxfault.quantisers.quant_tensors import Quantiser
     from fxfault.sites.clock import FaultClock
+    from fxfault.sites.fault_recorder import FaultRecorder
     from fxfault.sites.statistics import FaultStatistics
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class Observed:
             `FaultSites.check`.
         extent: how much there is to hit; None if not measured.
         arrangement: how the samples of a batch lie in the activation; None if not measured.
+        layout: samples and elements of the activation in the last armed forward.
+        batch: samples of that forward.
     """
 
     signed: bool | None = None
@@ -104,6 +107,8 @@ class Observed:
     sound: Tensor | None = None
     extent: Extent | None = None
     arrangement: Arrangement | None = None
+    layout: Layout | None = None
+    batch: int | None = None
 
 
 class Handover(Protocol):
@@ -163,6 +168,7 @@ class FaultSite:
         counts_calls: whether one forward of the model may reach the site more than once, because
             Python code calls the layer or its container is called again.
         statistics: the record of armed forwards, or None.
+        recorder: the list of every hit, while one is made; else None.
         seen: what forwards showed.
         observer: while layouts are measured, gets each activation and returns the values that the
             forward continues with.
@@ -184,6 +190,7 @@ class FaultSite:
     layer: nn.Module | None = None
     counts_calls: bool = False
     statistics: FaultStatistics | None = None
+    recorder: FaultRecorder | None = None
     seen: Observed = field(default_factory=Observed)
     observer: Callable[[Any], Tensor] | None = None
     caches: dict[Any, Any] = field(default_factory=dict)

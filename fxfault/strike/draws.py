@@ -62,16 +62,20 @@ class Spread:
         """Probability of a hit, 0 to 1."""
         return self.fault.probability / 100
 
-    def source(self, key: int, numbers: Numbers) -> tuple[int, Numbers]:
+    def source(self, key: int, numbers: Numbers, call: int = 1) -> tuple[int, Numbers]:
         """The key and the sample numbers that determine the hits.
 
         Args:
             key: key of the site's random numbers in this forward.
             numbers: the sample numbers.
+            call: which call of the site in its forward this is.
 
         Returns:
-            The key of the fault's own random numbers, and the sample numbers to draw for.
+            The key of the fault's own random numbers, and the sample numbers to draw for. A fault
+            that a list gives draws nothing: its key is `call`.
         """
+        if self.fault.given is not None:
+            return call, numbers
         if self.fixed:
             key = self.site.clock.hardware_stream(self.site.name)
             device = numbers.device if isinstance(numbers, Tensor) else CPU
@@ -90,6 +94,9 @@ class Spread:
         Raises:
             SiteError: the number of elements is not known yet, or there are too few.
         """
+        if self.fault.given is not None:
+            trial, layout = self.site.clock.trial, self._shaped
+            return self.fault.given.hits(trial, key, numbers, layout, device)
         if self.site.setting.hw_units is not None:
             places = self._broken_places(device)
             return hits_at(places, key, numbers, self.layout)
@@ -112,6 +119,9 @@ class Spread:
         Raises:
             SiteError: as for `hits`.
         """
+        if self.fault.given is not None:
+            shape = self._shaped.sample_shape
+            return self.fault.given.samples_hit(self.site.clock.trial, key, numbers, shape)
         if self.site.setting.hw_units is not None:
             return torch.full((len(numbers),), self._broken_places(CPU).numel() > 0)
         if self.fault.num_faults is not None:
@@ -119,6 +129,15 @@ class Spread:
             return samples_hit_exactly(self._joint_key, numbers, share, count)
         targets = self.layout.elements * self.width
         return samples_hit_at_random(key, numbers, targets, self.probability)
+
+    @property
+    def _shaped(self) -> Layout:
+        """The layout; if it tells elements only, with the shape that the last forward showed."""
+        seen, layout = self.site.seen.layout, self.layout
+        flat = len(layout.sample_shape) == 1
+        if not flat or seen is None or seen.elements != layout.elements:
+            return layout
+        return dataclasses.replace(seen, samples=layout.samples, outer=layout.outer)
 
     @property
     def _joint_key(self) -> int:
@@ -207,22 +226,23 @@ def spread_of(site: FaultSite, fault: SiteFault, layout: Layout, bits: int | Non
     width = 1
     if fault.rate_unit == "bit":
         width = _extent(site).bits if bits is None else bits
-    by_element = fault.num_faults is None and site.setting.hw_units is None and width == 1
+    counted = fault.num_faults is not None or fault.given is not None
+    by_element = not counted and site.setting.hw_units is None and width == 1
     return Spread(site, fault, layout, width, by_element, fault.is_fixed)
 
 
-def _sources(
-    site: FaultSite, key: int, numbers: Numbers, layout: Layout
+def sources(
+    site: FaultSite, key: int, numbers: Numbers, layout: Layout, call: int = 1
 ) -> Iterator[tuple[Spread, int, Numbers]]:
     """The faults of a site, with the key and the sample numbers of each, without an activation."""
     layout = dataclasses.replace(layout, samples=len(numbers))
     for fault in site.faults if site.strikes else ():
         spread = spread_of(site, fault, layout, site.bit_width)
-        yield (spread, *spread.source(key, numbers))
+        yield (spread, *spread.source(key, numbers, call))
 
 
 def samples_hit(
-    site: FaultSite, numbers: Numbers, layout: Layout, key: int | None = None
+    site: FaultSite, numbers: Numbers, layout: Layout, key: int | None = None, call: int = 1
 ) -> Tensor:
     """Say which samples the faults of a site hit, without an activation.
 
@@ -232,6 +252,7 @@ def samples_hit(
         layout: layout of the site's activation; its number of samples is ignored.
         key: key of the site's random numbers, even if the site is not armed; None: the key of the
             next evaluation.
+        call: which call of the site in its forward has that key.
 
     Returns:
         bool, on the CPU, one for each number; all false if the site is not armed.
@@ -251,7 +272,7 @@ def samples_hit(
         if not site.armed:
             return hit
         key = site.stream()
-    for spread, own_key, own_numbers in _sources(site, key, numbers, layout):
+    for spread, own_key, own_numbers in sources(site, key, numbers, layout, call):
         hit |= spread.samples_hit(own_key, own_numbers)
     return hit
 
@@ -271,7 +292,7 @@ def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
         numbers, layout = range(1), site.stored.layout
     parts = [
         hits.index
-        for spread, key, own_numbers in _sources(site, site.stream(), numbers, layout)
+        for spread, key, own_numbers in sources(site, site.stream(), numbers, layout)
         for hits in spread.hits(key, own_numbers, CPU)
     ]
     if len(site.faults) == 1:  # One fault hits no element twice.

@@ -43,12 +43,14 @@ class Moment(NamedTuple):
         batch: samples in the forward; None before the first forward.
         first_sample: number of the first sample of the batch.
         given: numbers of all samples if the caller gave them (`FaultSites.samples`), else None.
+        call: which call of the site in its forward this is, from 1.
     """
 
     key: int
     batch: int | None
     first_sample: int
     given: Tensor | None
+    call: int = 1
 
 
 @dataclass
@@ -127,7 +129,9 @@ def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
         # An evaluation has no checkpoints; to look for some would take time.
         if site.stored is not None:
             return _moment_now(site, again, extra)
-        return Moment(site.stream(extra=extra), clock.batch, clock.first_sample, clock.given)
+        key = site.stream(extra=extra)
+        call = site._calls[1] if site.counts_calls else 1 + extra
+        return Moment(key, clock.batch, clock.first_sample, clock.given, call)
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
         moment = _strikes(repeated).next(site)
@@ -140,10 +144,11 @@ def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
 
 
 def _moment_now(site: FaultSite, again: bool, extra: int) -> Moment:
-    clock = site.clock
+    clock, key = site.clock, site.stream(again, extra)
     if site.stored is not None:  # The whole tensor is one sample.
-        return Moment(site.stream(), 1, clock.stored_draw, None)
-    return Moment(site.stream(again, extra), clock.batch, clock.first_sample, clock.given)
+        return Moment(key, 1, clock.stored_draw, None, 1)
+    call = site._calls[1] if site.counts_calls else 1 + extra
+    return Moment(key, clock.batch, clock.first_sample, clock.given, call)
 
 
 def _strikes(checkpoint: Any) -> _Strikes:

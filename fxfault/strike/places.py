@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxfault.faults.codes import Parameter
+
+
+def at(parameter: Parameter, shape: torch.Size, index: Tensor) -> Parameter:
+    """A quantisation parameter at some elements: one number, or one for each element."""
+    if isinstance(parameter, Tensor) and parameter.dim() > 0:
+        return parameter.expand(shape).take(index)
+    return parameter
+
 
 def read(values: Tensor, index: Tensor) -> Tensor:
     """Return `values.take(index)`; on a contiguous tensor a view makes it five times faster."""

@@ -143,6 +143,7 @@ def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Param
     if plan is None or plan.made_from != facts:
         plan = site.caches["plan"] = _made(site, x, facts, batch, width, scale, zero_point)
     seen.elements, seen.word_bits = plan.layout.elements, width
+    seen.layout, seen.batch = plan.layout, batch
     return plan, scale, zero_point
 
 

@@ -24,9 +24,10 @@ from fxfault.sites.site import FaultSite, why_no_codes
 from fxfault.strike.contracts import checked, is_checked, require_floats
 from fxfault.strike.gradients import FaultInject, Struck
 from fxfault.strike.moments import Moment, moment_of
-from fxfault.strike.places import read, write
+from fxfault.strike.places import at, read, write
 from fxfault.strike.plan import Part, Plan, note_sound, plan_of
-from fxfault.strike.sums import Change, Notes, notes_of
+from fxfault.strike.records import Change
+from fxfault.strike.sums import Notes, notes_of
 
 Quantiser: TypeAlias = tuple[Parameter, Parameter, Parameter]
 """Scale, zero point, and the largest distance of a value from its code, in codes."""
@@ -75,7 +76,8 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     if site.stored is not None and not value.requires_grad:
         return _struck_once(x, site, moment)
     if not value.requires_grad:
-        notes = None if site.statistics is None else notes_of(x, site)
+        asked = site.statistics is not None or site.recorder is not None
+        notes = notes_of(x, site) if asked else None
         written = _faulty(x, site, moment, value, notes)
         return value if written is None else written
     notes = notes_of(x, site, stopping=site.gradient_mode == "zero_faulty")
@@ -173,9 +175,12 @@ def _faulty(
         numbers: Numbers = range(moment.first_sample, moment.first_sample + samples)
     else:
         numbers = moment.given[:samples]
+    if notes is not None:
+        notes.begin(plan, quantiser, moment.call, numbers)
     for part in plan.parts:
-        source = part.spread.source(moment.key, numbers)
-        strike = _by_loop if part.draws_in_loop else _hit_by_hit
+        source = part.spread.source(moment.key, numbers, moment.call)
+        # The loop that draws does not tell which bits a hit struck.
+        strike = _by_loop if part.draws_in_loop and site.recorder is None else _hit_by_hit
         written = strike(plan, part, clean, written, quantiser, source, notes)
     if notes is not None:
         notes.finish()
@@ -246,7 +251,7 @@ def _note_by_loop(part: Part, given: tuple[Any, ...], samples: int, notes: Notes
             _refuse(part.spread.site, wrong, count)
         if count:
             index, codes, corrupted = torch.from_numpy(record[:, :count])
-            notes.add(Change(Hits(index), codes, corrupted))
+            notes.add(part, Change(Hits(index), codes, corrupted))
 
 
 def _hit_by_hit(
@@ -266,7 +271,7 @@ def _hit_by_hit(
         else:
             change = _at_by_loop(plan, part, written, quantiser, hits)
         if notes is not None:
-            notes.add(change)
+            notes.add(part, change)
     return written
 
 
@@ -311,7 +316,7 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
             user's fault model breaks a rule.
     """
     site, model, word = part.spread.site, part.model, plan.word
-    scale, zero_point = (_at(parameter, values, hits.index) for parameter in quantiser[:2])
+    scale, zero_point = (at(p, values.shape, hits.index) for p in quantiser[:2])
     original = read(values, hits.index)
     codes, distance = plan.to_codes(original, scale, zero_point)
     _check(site, distance, plan.limit, hits)
@@ -333,13 +338,6 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     # A value whose code stays keeps its bits, even -0.0.
     write(values, hits.index, torch.where(corrupted == codes, original, faulty))
     return Change(hits, codes, corrupted)
-
-
-def _at(parameter: Parameter, values: Tensor, index: Tensor) -> Parameter:
-    """A quantisation parameter at some elements: one number, or one for each element."""
-    if isinstance(parameter, Tensor) and parameter.dim() > 0:
-        return parameter.expand(values.shape).take(index)
-    return parameter
 
 
 def _check(site: FaultSite, distance: Tensor, limit: Parameter, hits: Hits) -> None:

@@ -1,33 +1,21 @@
-"""Collects what a strike changed, for statistics and for gradients that end at hits."""
+"""Collects what a strike changed, for statistics, lists, and gradients that end at hits."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxfault.faults.codes import Parameter
 from fxfault.faults.float_words import FloatWord
-from fxfault.faults.sampling import Hits
+from fxfault.faults.sampling import Hits, Numbers
 from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
 from fxfault.sites.site import FaultSite
 from fxfault.strike.gradients import stopped_at
 from fxfault.strike.moments import recomputing
-from fxfault.strike.plan import float_word_of, one_number
-
-
-class Change(NamedTuple):
-    """The change of some elements that were hit.
-
-    Attributes:
-        hits: the elements, without `bits` if a loop has used them.
-        codes: the codes before the fault, int64, one for each hit.
-        corrupted: the codes after the fault.
-    """
-
-    hits: Hits
-    codes: Tensor
-    corrupted: Tensor
+from fxfault.strike.plan import Part, Plan, float_word_of, one_number
+from fxfault.strike.records import Change, Records
 
 
 def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
@@ -38,7 +26,8 @@ def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
         site: the site.
         stopping: whether gradients end at hits.
     """
-    recorded = site.statistics is not None and not recomputing() and _is_new(site)
+    asked = site.statistics is not None or site.recorder is not None
+    recorded = asked and not recomputing() and _is_new(site)
     return Notes(x, site, recorded, stopping) if recorded or stopping else None
 
 
@@ -47,7 +36,7 @@ def _is_new(site: FaultSite) -> bool:
     if site.stored is None:
         return True
     clock = site.clock
-    draw = (site.statistics, clock.passes, site.stream(), clock.stored_draw)
+    draw = (site.statistics, site.recorder, clock.passes, site.stream(), clock.stored_draw)
     if site.caches.get("recorded") == draw:
         return False
     site.caches["recorded"] = draw
@@ -63,24 +52,43 @@ class Notes:
         Args:
             x: an `IntQuantTensor` before the strike.
             site: the site.
-            recorded: whether the site's statistics want the changes.
+            recorded: whether the site's statistics and its recorder want the changes.
             stopping: whether gradients end at hits.
         """
         self._value, self._site, self._stopping = plain(x), site, stopping
         self._sums: Sums | None = None
         if recorded and site.statistics is not None:
             self._sums = Sums(x, site.statistics.cosine)
+        self._recorded = recorded
+        self._records: Records | None = None
         self._hits: list[Hits] = []
         self._changes: list[Change] = []
 
-    def add(self, part: Change) -> None:
-        """Add a part of the changes."""
+    def begin(
+        self, plan: Plan, quantiser: tuple[Parameter, ...], call: int, numbers: Numbers
+    ) -> None:
+        """Take the facts of the strike that the list of hits needs.
+
+        Args:
+            plan: the plan of the site.
+            quantiser: scale and zero point first.
+            call: which call of the site in its forward this is.
+            numbers: the numbers of the samples.
+        """
+        if self._recorded and self._site.recorder is not None:
+            shape, dtype = self._value.shape, self._value.dtype
+            self._records = Records(self._site, plan, quantiser, call, numbers, shape, dtype)
+
+    def add(self, part: Part, change: Change) -> None:
+        """Add a part of the changes, by one fault of the plan."""
+        if self._records is not None:
+            self._records.add(part, change)
         if self._sums is not None and len(self._site.faults) > 1:
-            self._changes.append(part)  # Two faults may hit the same element.
+            self._changes.append(change)  # Two faults may hit the same element.
         elif self._sums is not None:
-            self._sums.add(part)
+            self._sums.add(change)
         if self._stopping:
-            self._hits.append(part.hits)
+            self._hits.append(change.hits)
 
     def finish(self) -> None:
         """Hand the changes to the site's statistics."""

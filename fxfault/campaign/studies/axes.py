@@ -210,13 +210,28 @@ def _faults_with_base(
         faults: Faults = given["faults"]
         first = next(iter(faults.values()))
         problems += contradictions(dataclasses.replace(base, faults=first), SECTION)
+        problems += [
+            f"axes.faults.{name}: {_NO_REPLAY}" for name, each in faults.items() if _replays(each)
+        ]
         return faults
     problems += [
         f"axes.{key}: given beside {SECTION}.faults, whose entries set it; leave one out"
         for key in _OF_ONE_FAULT
         if key in given
     ]
-    return {" + ".join(map(str, base.entries())): base.to_dict()["faults"]}
+    listed = base.to_dict()["faults"]
+    if _replays(listed):
+        problems.append(f"{SECTION}.faults: {_NO_REPLAY}")
+    return {" + ".join(map(str, base.entries())): listed}
+
+
+_NO_REPLAY = (
+    "has a list to replay, which is the same in every trial; strike it by fxfault-eval --replay"
+)
+
+
+def _replays(entries: Sequence[Mapping[str, Any]]) -> bool:
+    return any("replay" in entry for entry in entries)
 
 
 # -- crossing -------------------------------------------------------------------------------

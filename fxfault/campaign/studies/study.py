@@ -264,14 +264,16 @@ def samples_share_faults(config: FaultInjectionConfig) -> bool:
     Then a trial is one draw, however many samples it has. Faults of the hardware are the same in
     every sample (`same_in_every_sample` of a fault model), and so are those of weights and biases.
     One of them among several faults is enough, as an interval should rather be too wide. In mode
-    `layer`, a trial draws its site.
+    `layer`, a trial draws its site, and the faults of a list are drawn nowhere.
     """
     from fxfault.faults.fault_models import get_fault_model, is_same_in_every_sample
 
     models = [get_fault_model(entry.injection_type) for entry in config.entries()]
     drawn = config.mode == "layer" and config.injection_layer == -1
     stored = any(memory != "activations" for memory in config.memories)
-    return config.hw_mask or drawn or stored or any(map(is_same_in_every_sample, models))
+    replays = any(entry.replay is not None for entry in config.entries())
+    shared = config.hw_mask or drawn or stored or replays
+    return shared or any(map(is_same_in_every_sample, models))
 
 
 # -- files ----------------------------------------------------------------------------------

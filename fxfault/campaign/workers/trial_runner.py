@@ -38,7 +38,8 @@ from fxfault.passes.transform import transform
 from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
-    from fxfault.evaluation.full.predictions import OnNote
+    from fxfault.evaluation.full.predictions import OnBatch, OnNote
+    from fxfault.sites.fault_list import FaultList
 
 
 class TrialRunner:
@@ -67,6 +68,11 @@ class TrialRunner:
         self._data = open_test_data(self.study.experiment)
         self._batches = Batches(self._data.dataset, self.study.experiment.training.batch_size)
         self._network: _Network | None = None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of the data."""
+        return self._batches.samples
 
     def say_once(self, text: str) -> None:
         """Show a note once, however often the network is built."""
@@ -126,6 +132,28 @@ class TrialRunner:
                 f"out of memory on {self.device}: lower training.batch_size or the number of "
                 "workers"
             ) from error
+
+    def list_faults(
+        self, cell: Cell, trial: int, on_batch: OnBatch | None = None
+    ) -> tuple[FaultList, TrialRow]:
+        """Run one trial and list all of its faults; the plan must not be incremental.
+
+        Args:
+            cell: the cell.
+            trial: number of the trial.
+            on_batch: called with the number of samples done since the last call.
+
+        Raises:
+            FxFaultError: as `run`; or there are too many hits for a list
+        """
+        network = self._network_of(cell.checkpoint)
+        network.trials.on_batch = on_batch
+        try:
+            with network.faults.recording() as recorder:
+                row = self.run(cell, trial)
+        finally:
+            network.trials.on_batch = None
+        return recorder.listing(), row
 
     def _network_of(self, checkpoint: str | None) -> _Network:
         if self._network is None or self._network.checkpoint != checkpoint:

@@ -187,5 +187,5 @@ def _hit(site: FaultSite, elements: int, numbers: Tensor) -> Tensor:
     hit = torch.zeros(len(numbers), dtype=torch.bool)
     for call in range(1, site._calls[1] + 1):  # Each call of the last forward, as in `stream`.
         key = site.clock.stream(site.name if call == 1 else f"{site.name}#{call}")
-        hit |= samples_hit(site, numbers, layout, key)
+        hit |= samples_hit(site, numbers, layout, key, call)
     return hit

@@ -1,0 +1,91 @@
+"""The lists of faults that `fxfault-eval` strikes: `--replay` and `faults: {replay: FILE}`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fxfault.config.entries import FaultEntry
+from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.errors import ConfigError
+from fxfault.files.access import expanded
+from fxfault.sites.replay_lists import replay_of
+
+_BESIDE = (
+    *("probability", "sweep", "num_faults", "injection_type", "mode", "layer", "per_layer"),
+    "seed",
+)
+
+
+def with_replay(options: argparse.Namespace, config: FaultInjectionConfig) -> FaultInjectionConfig:
+    """Take the faults of `--replay` in place of those of the configuration; read all lists.
+
+    Raises:
+        ConfigError: a list cannot be read, or an option says what the list says.
+    """
+    if options.replay is not None:
+        values = {name: getattr(options, name) for name in _BESIDE}
+        # A value may be 0, which equals False.
+        given = [name for name, value in values.items() if value is not None and value is not False]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{names}: given beside --replay, whose list says all; leave it out")
+        config = _only(config, str(options.replay))
+    if not isinstance(config.faults, (list, tuple)):
+        return config
+    # Absolute paths, as the user's code may change the folder.
+    entries = [_with_absolute_path(entry) for entry in config.entries()]
+    for entry in entries:
+        if entry.replay is not None:
+            replay_of(entry.replay)
+    return dataclasses.replace(config, faults=tuple(entries))
+
+
+def _only(config: FaultInjectionConfig, file: str) -> FaultInjectionConfig:
+    """The configuration with the faults of a list and no others."""
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+    own = {field.name for field in dataclasses.fields(FaultEntry)} & defaults.keys()
+    changes = {key: defaults[key] for key in (*own, "hw_mask", "mode", "injection_layer")}
+    return dataclasses.replace(config, **changes, faults=(FaultEntry(replay=file),))
+
+
+def _with_absolute_path(entry: FaultEntry) -> FaultEntry:
+    if entry.replay is None:
+        return entry
+    return dataclasses.replace(entry, replay=os.path.abspath(expanded(entry.replay)))
+
+
+def files_of(config: FaultInjectionConfig) -> dict[str, str]:
+    """The files of the lists, by what messages call them."""
+    files = [entry.replay for entry in config.entries() if entry.replay is not None]
+    return {f"list of faults {number}": file for number, file in enumerate(files, start=1)}
+
+
+def runs_of(wanted: int | None, config: FaultInjectionConfig) -> int:
+    """The number of runs: one by default, or one for each injection of a list.
+
+    Args:
+        wanted: the number that the command line gives, or None.
+        config: the faults.
+
+    Raises:
+        ConfigError: there are fewer injections, or each run would be the same.
+    """
+    lists = [replay_of(entry.replay) for entry in config.entries() if entry.replay is not None]
+    injections = max((len(found.injections) for found in lists), default=0)
+    runs = wanted or max(1, injections)
+    if runs <= max(1, injections) or len(lists) < len(_striking(config)):
+        return runs
+    why = (
+        "the list has no more injections" if injections else "every run has the faults of the list"
+    )
+    raise ConfigError(
+        f"--num-runs: got {wanted}, allowed with these faults: up to {max(1, injections)}, as {why}"
+    )
+
+
+def _striking(config: FaultInjectionConfig) -> Sequence[FaultEntry]:
+    return [entry for entry in config.entries() if entry.strikes]
