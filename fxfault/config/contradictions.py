@@ -55,7 +55,7 @@ def entry_problems(entries: Sequence[FaultEntry | None]) -> Iterator[str]:
 
 
 def _said_beside_replay(entry: FaultEntry) -> list[str]:
-    defaults = {**_defaults_of(entry), "replay": entry.replay}
+    defaults = {**_defaults_of(entry), "replay": entry.replay, "memory": entry.memory}
     return [key for key, value in defaults.items() if getattr(entry, key) != value]
 
 

@@ -124,7 +124,10 @@ class FaultEntry:
     replay: Annotated[
         Any,
         _ReplayRule(),
-        Field(description="In place of all of these: the file of a list of faults to strike."),
+        Field(
+            description="In place of all of these but `memory`: the file of a list of faults to "
+            "strike. `memory` names the memories that the list is about."
+        ),
     ] = None
 
     @property

@@ -355,10 +355,10 @@ def _plain_item(item: Any, where: str) -> dict[str, Any]:
     plain = {key: value for key, value in values.items() if value is not None}
     if "replay" in plain and not isinstance(plain["replay"], str):
         raise ConfigError(f"{where}.replay: {plain['replay']!r} is no file; save it, and name that")
-    if "replay" in plain:
-        return {"replay": plain["replay"]}
     if plain.get("memory") == "activations":
         del plain["memory"]  # Stores of studies know these faults without it.
+    if "replay" in plain:
+        return {key: plain[key] for key in ("replay", "memory") if key in plain}
     if "injection_type" in plain:
         plain["injection_type"] = _fault_model_name(plain["injection_type"], where)
     return plain
