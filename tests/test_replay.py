@@ -248,6 +248,19 @@ def test_a_list_may_be_written_in_other_ways(faulty: Faulty, written: Callable[[
     assert rows_of(replaying(faulty, written(by_place))) == plain
 
 
+def test_a_site_that_looks_like_a_formula_is_found(faulty: Faulty, tmp_path: Path) -> None:
+    def odd() -> Any:
+        model = nn.Sequential()
+        model.add_module("=sum", act(4))
+        return model.eval()
+
+    found = faulty(odd(), injection_type="msb_flip", probability=10.0).faults.listing(data())
+    found.to_csv(tmp_path / "list.csv")
+    assert "'=sum," in (tmp_path / "list.csv").read_text()
+    again = faulty(odd(), faults={"replay": str(tmp_path / "list.csv")})
+    assert len(again.faults.listing(data())) == len(found) > 0
+
+
 def test_an_empty_list_strikes_nothing(faulty: Faulty, written: Callable[[str], str]) -> None:
     model = replaying(faulty, written(OURS))
     assert torch.equal(model(data()).value, net()(data()).value)

@@ -22,6 +22,7 @@ from fxfault.errors import ConfigError
 from fxfault.faults.codes import MAX_BIT_WIDTH
 from fxfault.faults.given_hits import EVERY, Origin
 from fxfault.files.access import UnfitFileError, expanded, read_limited
+from fxfault.files.csv_fields import given_to_inert
 from fxfault.messages import and_more, got, one_line, quote_error, reason_of
 from fxfault.sites.fault_list import FaultList, check_parquet
 
@@ -257,6 +258,8 @@ def _hit_of_ours(fields: _Fields) -> Hit:
     name = fields.text("site")
     if not name:
         fields.refuse("site", "the name of a site")
+    if fields.origin.unit == "line":  # Of a CSV file.
+        name = given_to_inert(name)
     element = fields.whole("element", -1, empty=-1)
     coordinates = fields.coordinates("coordinates", 0)
     if element < 0 and not coordinates:
