@@ -284,6 +284,24 @@ def test_a_list_of_too_many_hits_is_refused(faulty: Faulty) -> None:
         model(data())
 
 
+def test_a_parameter_is_listed_once(faulty: Faulty) -> None:
+    model = faulty(nn.Sequential(act(4)).eval(), injection_type="random", probability=50.0)
+    model.faults.measure(data())
+    x, listed = data(1), []
+    for memory in ("activations", "weights"):
+        model.faults[0].memory = memory
+        with model.faults.recording() as recorder:
+            for _ in range(3):
+                with model.faults.samples(torch.tensor([5])):
+                    model(x)
+        listed.append(list(recorder.listing().rows()))
+    seen_once = {(row["element"], row["mask"]) for row in listed[0]}
+    assert len(listed[0]) == 3 * len(seen_once) > 0
+    assert {(row["element"], row["mask"]) for row in listed[1]} == seen_once
+    assert len(listed[1]) == len(seen_once)
+    assert {(row["sample"], row["memory"]) for row in listed[1]} == {(0, "weights")}
+
+
 # -- files ------------------------------------------------------------------------------
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from fxfault.errors import SiteError
 from fxfault.faults.codes import Word
 from fxfault.faults.layouts import Layout
-from fxfault.sites.fault_list import FaultList
+from fxfault.sites.fault_list import ACTIVATIONS, FaultList
 from fxfault.sites.fault_recorder import FaultRecorder
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import CPU, sources
-from fxfault.strike.records import ACTIVATIONS, add_hits, memory_of
+from fxfault.strike.records import add_hits, memory_of
 
 
 def list_ahead(sites: FaultSites, numbers: Tensor) -> FaultList:

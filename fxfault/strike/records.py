@@ -12,14 +12,12 @@ from fxfault.faults.codes import Parameter, Word, to_values
 from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, label_of
 from fxfault.faults.random_numbers import rehash
 from fxfault.faults.sampling import Hits, Numbers, on_host
-from fxfault.sites.fault_list import Place
+from fxfault.sites.fault_list import ACTIVATIONS, Place
 from fxfault.sites.fault_recorder import UNKNOWN, FaultRecorder
 from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import Spread
 from fxfault.strike.places import at
 from fxfault.strike.plan import Part, Plan
-
-ACTIVATIONS = "activations"
 
 
 class Change(NamedTuple):
@@ -99,8 +97,11 @@ def add_hits(
     if hits.real is not None:
         found = {name: column[hits.real] for name, column in found.items()}
     arrays = {name: column.cpu().numpy() for name, column in found.items()}
-    arrays["sample"] = on_host(numbers).view(np.int64)[arrays.pop("place")]
-    where = Place(site.name, memory_of(site), layout.sample_shape, int(word.bit_width))
+    memory, place_of_sample = memory_of(site), arrays.pop("place")
+    arrays["sample"] = on_host(numbers).view(np.int64)[place_of_sample]
+    if memory != ACTIVATIONS:  # A parameter is one sample, whichever batch meets it.
+        arrays["sample"] = np.zeros_like(place_of_sample)
+    where = Place(site.name, memory, layout.sample_shape, int(word.bit_width))
     label = label_of(fault.model) if fault.given is None else str(fault)
     recorder.add(site.index, where, call, fault.number, label, arrays)
 
