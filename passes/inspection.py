@@ -293,7 +293,8 @@ def _look_at(
 
 def _is_plain(site: FaultSite) -> bool:
     """Whether a site has one fault that strikes whole elements with a probability."""
-    plain = [f.num_faults is None and f.rate_unit == "element" for f in site.faults]
+    drawn = [f for f in site.faults if f.num_faults is None and f.given is None]
+    plain = [f in drawn and f.rate_unit == "element" for f in site.faults]
     return plain == [True]
 
 

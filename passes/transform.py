@@ -95,7 +95,7 @@ def _log(sites: FaultSites) -> None:
     logger.info("Fault injection enabled: %d injection layers added", len(sites))
     logger.info("  Mode: %s", config.mode)
     entries = epoch_plan(config, 0).entries
-    if len(entries) == 1 and entries[0].num_faults is None:
+    if len(entries) == 1 and entries[0].probability is not None:
         of = " of the bits" if entries[0].rate_unit == "bit" else ""
         logger.info("  Probability: %s%%%s", entries[0].probability, of)
         logger.info("  Injection type: %s", label_of(sites[0].fault_model))

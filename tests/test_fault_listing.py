@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from fxfault.errors import ConfigError, FxFaultError, SiteError
 from fxfault.sites import fault_list
 from fxfault.sites.fault_list import COLUMNS, FaultList
 from fxfault.sites.fault_recorder import FaultRecorder
+from fxfault.strike import draws
 
 Faulty = Callable[..., Any]
 WIDTHS = {"0": 4, "3": 3, "5": 5}
@@ -282,6 +284,37 @@ def test_a_list_of_too_many_hits_is_refused(faulty: Faulty) -> None:
         site.recorder = FaultRecorder(most=10)
     with pytest.raises(SiteError, match="more than 10 hits"):
         model(data())
+
+
+@pytest.mark.parametrize("kind", ["bit_flip", "stuck_at_0", "bits"])
+def test_fillers_of_a_device_are_no_hits(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    # No loop strikes bfloat16, so torch writes the hits, as on a device.
+    model, x = faulty(net().bfloat16(), **KINDS[kind]), data().bfloat16()
+    expected = list(model.faults.listing(x).rows())
+    for name in ("random_hits", "random_upsets"):
+        drawn = getattr(draws, name)
+        monkeypatch.setattr(draws, name, functools.partial(drawn, fixed_size=True))
+    assert list(model.faults.listing(x).rows()) == expected
+
+
+def test_a_parameter_is_listed_once(faulty: Faulty) -> None:
+    model = faulty(nn.Sequential(act(4)).eval(), injection_type="random", probability=50.0)
+    model.faults.measure(data())
+    x, listed = data(1), []
+    for memory in ("activations", "weights"):
+        model.faults[0].memory = memory
+        with model.faults.recording() as recorder:
+            for _ in range(3):
+                with model.faults.samples(torch.tensor([5])):
+                    model(x)
+        listed.append(list(recorder.listing().rows()))
+    seen_once = {(row["element"], row["mask"]) for row in listed[0]}
+    assert len(listed[0]) == 3 * len(seen_once) > 0
+    assert {(row["element"], row["mask"]) for row in listed[1]} == seen_once
+    assert len(listed[1]) == len(seen_once)
+    assert {(row["sample"], row["memory"]) for row in listed[1]} == {(0, "weights")}
 
 
 # -- files ------------------------------------------------------------------------------

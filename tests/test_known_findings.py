@@ -5,7 +5,6 @@ Each assertion compares means over trials that differ by many standard errors; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ TRIALS = 12
 
 
 @pytest.fixture(scope="module")
-def digits() -> Iterator[tuple[nn.Module, Any]]:
+def digits() -> tuple[nn.Module, Any]:
     experiment = ExperimentConfig.from_dict(
         {
             "dataset": {"name": "digits"},
@@ -33,7 +32,7 @@ def digits() -> Iterator[tuple[nn.Module, Any]]:
     )
     data = open_test_data(experiment)
     model, _ = load_model(experiment, "bundled:digits", data.facts, ".")
-    yield model.eval(), list(Batches(data.dataset, 250))
+    return model.eval(), list(Batches(data.dataset, 250))
 
 
 def lost(digits: tuple[nn.Module, Any], layers: Any = None, **faults: Any) -> float:

@@ -135,9 +135,7 @@ class GivenHits:
         self, run: int, call: int, numbers: Numbers, sample: Integers
     ) -> tuple[Integers, Integers]:
         """The hits of a batch: the place of the sample in the batch, and the entry."""
-        here = ((self.run == run) | (self.run == EVERY)) & (self.call == call)
-        own = np.flatnonzero(here & (sample != EVERY))
-        own = own[np.argsort(sample[own], kind="stable")]
+        own, anywhere = self._of_call(run, call, sample)
         wanted = on_host(numbers).view(np.int64)
         start = np.searchsorted(sample[own], wanted, "left")
         count = np.searchsorted(sample[own], wanted, "right") - start
@@ -145,17 +143,27 @@ class GivenHits:
         # Entry i of the sample at a place: its first entry and i more.
         more = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
         row = own[np.repeat(start, count) + more]
-        anywhere = np.flatnonzero(here & (sample == EVERY))
         if len(anywhere):
             place = np.concatenate([place, np.repeat(np.arange(len(wanted)), len(anywhere))])
             row = np.concatenate([row, np.tile(anywhere, len(wanted))])
         return place, row
 
+    def _of_call(self, run: int, call: int, sample: Integers) -> tuple[Integers, Integers]:
+        """The entries of a call, sorted by their samples, and those of every sample."""
+        wanted = (run, call)
+        if self._known.get("call") != wanted:
+            here = ((self.run == run) | (self.run == EVERY)) & (self.call == call)
+            own = np.flatnonzero(here & (sample != EVERY))
+            own = own[np.argsort(sample[own], kind="stable")]
+            self._known["entries"] = own, np.flatnonzero(here & (sample == EVERY))
+            self._known["call"] = wanted
+        own, anywhere = self._known["entries"]
+        return own, anywhere
+
     def _placed(self, shape: tuple[int, ...]) -> tuple[Integers, Integers]:
         """The samples and the elements of all hits, in samples of a shape."""
         if self._known.get("shape") != shape:
-            self._known["placed"] = self._place(shape)
-            self._known["shape"] = shape
+            self._known.update(placed=self._place(shape), shape=shape, call=None)
         sample, element = self._known["placed"]
         return sample, element
 

@@ -41,6 +41,9 @@ HIT = {"place": 0, "call": 1, "sample": 0, "element": 0, "fault": 0, "bits": 8, 
 # What only a forward shows.
 CODES = ("code_before", "code_after", "value_before", "value_after")
 
+ACTIVATIONS = "activations"
+"""The memory of a site that strikes what a layer puts out; any other memory holds parameters."""
+
 _AT_ONCE = 100_000  # rows
 
 

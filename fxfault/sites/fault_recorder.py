@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fxfault.errors import SiteError
-from fxfault.sites.fault_list import CODES, HIT, FaultList, Place
+from fxfault.sites.fault_list import ACTIVATIONS, CODES, HIT, FaultList, Place
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,6 +88,13 @@ class FaultRecorder:
         }
         keys = ("order", "element", "sample", "call", "site")  # The last one counts most.
         order = np.lexsort([joined[key] for key in keys])
+        # Each forward meets the same fault of a parameter again.
+        again = np.ones(len(order), bool)
+        again[:1] = False
+        for key in keys:
+            again[1:] &= joined[key][order[1:]] == joined[key][order[:-1]]
+        parameters = np.array([place.memory != ACTIVATIONS for place in places], bool)
+        order = order[~(again & parameters[joined["place"][order]])]
         kept = [name for name in (*HIT, *CODES) if name in joined]
         return FaultList(tuple(places), tuple(labels), {name: joined[name][order] for name in kept})
 

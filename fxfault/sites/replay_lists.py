@@ -22,13 +22,14 @@ from fxfault.errors import ConfigError
 from fxfault.faults.codes import MAX_BIT_WIDTH
 from fxfault.faults.given_hits import EVERY, Origin
 from fxfault.files.access import UnfitFileError, expanded, read_limited
+from fxfault.files.csv_fields import given_to_inert
 from fxfault.messages import and_more, got, one_line, quote_error, reason_of
-from fxfault.sites.fault_list import FaultList, check_parquet
+from fxfault.sites.fault_list import COLUMNS, FaultList, check_parquet
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-MOST_BYTES = 2**30
+MOST_BYTES = 2**28  # About three million rows, which take 3 GB of memory.
 _LARGEST = 2**53
 _NUMBER = re.compile(r"(-?[0-9]{1,19})(\.0+)?")
 _BITS = re.compile(r"0[xX][0-9a-fA-F]{1,16}|0[bB][01]{1,64}")
@@ -117,6 +118,7 @@ def replay_of(source: str | FaultList) -> ReplayList:
     return _read(source, str(path), status.st_mtime_ns, status.st_size)
 
 
+@functools.lru_cache(maxsize=4)
 def _of_listing(listing: FaultList) -> ReplayList:
     origin = Origin("list of faults", "row")
     hits = []
@@ -190,10 +192,10 @@ def _parquet(source: str, content: bytes) -> Iterator[Record]:
 
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-        columns = [column.to_pylist() for column in table.columns]
-    except (pyarrow.ArrowException, OSError) as error:
+        names, columns = table.column_names, [column.to_pylist() for column in table.columns]
+    except Exception as error:  # A damaged file may raise many kinds.
         raise ConfigError(f"{source}: is no Parquet file: {quote_error(error)}") from error
-    yield 0, list(table.column_names)
+    yield 0, names
     for number, values in enumerate(zip(*columns, strict=True), start=1):
         yield number, ["" if value is None else str(value) for value in values]
 
@@ -204,7 +206,13 @@ def _check_header(source: str, unit: str, names: Sequence[str], columns: Sequenc
     if not (set(_OURS) <= set(columns) and place) and not set(_OTHERS) <= set(columns):
         shown = one_line(and_more(names, 15)) or "none"
         raise ConfigError(f"{where}: got the columns {shown}; allowed: {_KNOWN_FORMS}")
-    twice = [name for name in columns if columns.count(name) > 1]
+    known = _SPELLED if set(_OTHERS) <= set(columns) else COLUMNS
+    for name, column in zip(names, columns, strict=True):
+        if column and column not in known:  # A misspelt `sample` would mean every sample.
+            shown = got(name).removesuffix(" (str)")
+            listed = ", ".join(_SPELLED.get(key, key) for key in known)
+            raise ConfigError(f"{where}: got the column {shown}, allowed: {listed}")
+    twice = [name for name in columns if name and columns.count(name) > 1]
     if twice:
         raise ConfigError(f"{where}: has the column {twice[0]} twice, allowed: once")
 
@@ -257,6 +265,8 @@ def _hit_of_ours(fields: _Fields) -> Hit:
     name = fields.text("site")
     if not name:
         fields.refuse("site", "the name of a site")
+    if fields.origin.unit == "line":  # Of a CSV file.
+        name = given_to_inert(name)
     element = fields.whole("element", -1, empty=-1)
     coordinates = fields.coordinates("coordinates", 0)
     if element < 0 and not coordinates:
