@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxfault.faults.sampling import Hits
+from fxfault.sites.settings import AT_ZERO
 from fxfault.sites.site import FaultSite
 from fxfault.strike.gradients import stopped_at
 from fxfault.strike.moments import recomputing
@@ -42,7 +43,7 @@ def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
 
 def _is_new(site: FaultSite) -> bool:
     """Whether the faults of a strike were not recorded yet: those of a memory stay for a trial."""
-    if site.stored is None:
+    if site.stored is None or site.setting is AT_ZERO:  # A measurement counts the strikes.
         return True
     clock = site.clock
     draw = (site.statistics, clock.passes, site.stream(), clock.stored_draw)
