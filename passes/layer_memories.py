@@ -106,7 +106,7 @@ class LayerMemory:
             kwargs: the layer's named inputs.
 
         Raises:
-            SiteError: the layer did not ask for words that it got.
+            SiteError: the layer did not ask for struck words.
         """
         layer = self.layer[0]
         given = {"weights": weight, "biases": bias}
@@ -120,12 +120,23 @@ class LayerMemory:
         finally:
             self.given = {}
         if self.left:
-            names = " and ".join(KINDS[kind].quantiser for kind in sorted(self.left))
-            raise SiteError(
-                f"{type(layer).__name__}: it did not ask {names} for the words that the graph has "
-                "struck; transform the model again if its quantisers or methods were replaced"
-            )
+            self._refuse_if_armed()
         return output
+
+    def _refuse_if_armed(self) -> None:
+        """Refuse a forward without the faults that the graph has struck; an export asks for none.
+
+        Raises:
+            SiteError: faults strike words that the layer did not ask for.
+        """
+        for kind in sorted(self.left):
+            word = self.words[kind]
+            if word.site is not None and word.site.armed:
+                raise SiteError(
+                    f"site {word.site.name}: its {type(self.layer[0]).__name__} did not ask "
+                    f"{KINDS[kind].quantiser} for the struck words; transform the model again if "
+                    "its quantisers or methods were replaced, and export it without faults"
+                )
 
 
 def memory_of(layer: nn.Module) -> LayerMemory | None:
@@ -167,3 +178,31 @@ def sites_struck_inside(layer: nn.Module) -> list[FaultSite]:
         return []
     words = memory.words.items()
     return [word.site for kind, word in words if word.site and kind not in memory.in_graph]
+
+
+def called_module(module: nn.Module, target: str) -> nn.Module:
+    """The module that a graph calls, and not the `StoredWord` that stands in for it.
+
+    Args:
+        module: the module that has the graph.
+        target: the path of the called module.
+    """
+    found: Any = module
+    for name in target.split("."):
+        child = found._modules.get(name)
+        found = getattr(found, name) if child is None else child
+    return found  # type: ignore[no-any-return]
+
+
+def site_of_quantiser(module: nn.Module, target: str) -> FaultSite | None:
+    """The site whose words a graph gets by a call of the quantiser; None if it calls none.
+
+    Args:
+        module: the module that has the graph.
+        target: the path of the called module.
+    """
+    path, _, name = target.rpartition(".")
+    memory = memory_of(called_module(module, path) if path else module)
+    words = memory.words.values() if memory is not None else ()
+    sites = [word.site for word in words if KINDS[word.kind].quantiser == name]
+    return sites[0] if sites else None

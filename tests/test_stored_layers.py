@@ -41,6 +41,7 @@ from torch.utils import _pytree as pytree
 import fxfault
 from fxfault.errors import SiteError, TransformError
 from fxfault.passes import trace
+from fxfault.passes.drawing import to_dot
 from fxfault.strike.draws import _sources, elements_hit
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:brevitas")
@@ -96,7 +97,7 @@ def flipped(words: Any, hit: Tensor | None, binary: bool) -> Tensor:
     made = torch.tensor(found, dtype=torch.float64).reshape(shape)
     if bits > 24:
         return ((made - zero_point.double()) * scale.double()).to(value.dtype)
-    faulty = (made.to(value.dtype) - zero_point) * scale
+    faulty = ((made.to(value.dtype) - zero_point) * scale).to(value.dtype)
     return torch.where(torch.tensor(mask).reshape(shape), faulty, value)
 
 
@@ -577,6 +578,13 @@ def test_a_network_quantised_by_brevitas(memory: str) -> None:
         verify(made, image, memory, 3)
 
 
+def test_a_graph_that_asks_for_words_is_inspected_and_drawn() -> None:
+    faulty = struck(built(lambda: nn.Sequential(Asks(), Branch())))
+    found = fxfault.inspect(faulty)
+    assert [site.name for site in found.sites] == ["0.a.weight", "1.a.weight"]
+    assert "0.a.weight_quant" in to_dot(faulty)
+
+
 def test_tied_weights_whose_words_depend_on_the_input_are_two_memories() -> None:
     net = built(lambda: Tied(weight_quant=Int8AccumulatorAwareWeightQuant, bias_quant=None))
     faulty = struck(net)
@@ -748,6 +756,18 @@ def test_a_replaced_layer_that_cannot_be_struck_is_refused(
     faulty._modules[name] = four(**new).eval()
     with pytest.raises(SiteError, match=rf"a\.weight: its layer was replaced.*{why}"):
         run(faulty, x(3, 6))
+
+
+def test_a_layer_that_does_not_ask_for_its_words_is_refused() -> None:
+    net = built(Net)
+    faulty = struck(net, memory=["weights", "biases"])
+    inputs = qnn.QuantIdentity(**IN).eval()(*x(3, 6))
+    layer = faulty.get_submodule("a")
+    layer.export_handler, layer._export_mode = (lambda _: inputs), True
+    with pytest.raises(SiteError, match=r"site a\.bias: its QuantLinear did not ask bias_quant"):
+        run(faulty, x(3, 6))
+    faulty.faults.enabled = False
+    assert same(run(faulty, x(3, 6)), (inputs.value,))
 
 
 # -- words that are struck once a trial -------------------------------------------------------

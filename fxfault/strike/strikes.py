@@ -108,7 +108,8 @@ def _struck_once(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     """
     value: Tensor = x.value
     notes = notes_of(x, site)
-    lasts = not value.is_inference() and all(is_ours(fault.model) for fault in site.faults)
+    counts_writes = not (value.is_inference() or torch.is_inference_mode_enabled())
+    lasts = counts_writes and all(is_ours(fault.model) for fault in site.faults)
     if not lasts:
         written = _faulty(x, site, moment, value, notes)
         return value if written is None else written
