@@ -22,6 +22,7 @@ from fxfault.faults.bits import same_bits
 from fxfault.messages import quote_error
 from fxfault.passes.freeze import is_frozen
 from fxfault.passes.insert import InsertFaults
+from fxfault.passes.layer_memories import LayerMemory, memory_of
 from fxfault.passes.results import Call, alike, results_of
 from fxfault.passes.sites_of_model import without_faults
 from fxfault.passes.strip import StripFaults
@@ -193,6 +194,7 @@ class _Strikes:
         self.not_called: tuple[str, ...] = ()  # Names of the sites that were not reached.
         self.raised = ""  # The error of the transformed model.
         self._calls = [0] * len(sites.outputs)
+        self._stored_calls = [0] * len(sites)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -201,17 +203,37 @@ class _Strikes:
             for number, output in enumerate(self.sites.outputs):
                 count = functools.partial(self._count, number)
                 hooks.callback(output.layer[0].register_forward_pre_hook(count).remove)
+            for layer in self.sites.clock.model.modules():
+                if (memory := memory_of(layer)) is not None:
+                    # After the forward: a layer with a hook before it strikes its words itself.
+                    count = functools.partial(self._count_stored, memory)
+                    hooks.callback(layer.register_forward_hook(count).remove)
             yield
         self.not_called = tuple(site.name for site in self.sites if not self._struck(site))
 
     def _count(self, number: int, *_: Any) -> None:
         self._calls[number] += 1
 
+    def _count_stored(self, memory: LayerMemory, *_: Any) -> None:
+        for site in (word.site for word in memory.words.values()):
+            if site is not None:
+                self._stored_calls[site.index] += 1
+
     def _struck(self, site: FaultSite) -> int:
         return self._statistics.layer_stats[site.index].sample_count
 
     def check(self) -> None:
-        """Require that each call of a layer met one strike."""
+        """Require that each call of a layer met one strike.
+
+        Python code may also ask for words without a call of their layer.
+        """
+        for site, called in zip(self.sites, self._stored_calls, strict=True):
+            if self._struck(site) < called:
+                raise SiteError(
+                    f"site {site.name}: its layer was called {called} times, and its words were "
+                    f"struck {self._struck(site)} times; its forward gets them in a way that "
+                    "fxfault does not see: let it call its quantiser, or leave it out by `layers`"
+                )
         for output, called in zip(self.sites.outputs, self._calls, strict=True):
             sites = {id(site): site for calls in output.sites.values() for site in calls}
             met = sum(map(self._struck, sites.values()))

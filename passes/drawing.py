@@ -31,7 +31,7 @@ from fxfault.passes.dot_text import (
     svg_of,
 )
 from fxfault.passes.inspection import Inspection, SiteRow, inspect
-from fxfault.passes.layer_memories import sites_struck_inside
+from fxfault.passes.layer_memories import called_module, sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.stored_sites import reads_words
 from fxfault.passes.tracing.containers import joined
@@ -175,7 +175,7 @@ class _Drawing:
         full = joined(path, str(node.target))
         if node.op != "call_module" or full not in self.containers:
             return [line]
-        child = module.get_submodule(str(node.target))
+        child = called_module(module, str(node.target))
         if id(child) in self.drawn:  # It was drawn at its first call.
             return [line]
         return self._kept_frame(full, lambda: [line, *self.module(child, full, node_id)])
@@ -187,7 +187,7 @@ class _Drawing:
             return "input or output", [f"input {target}" if node.op == "placeholder" else "output"]
         if node.op == "call_module":
             full = joined(path, target)
-            child = module.get_submodule(target)
+            child = called_module(module, target)
             label = [type(child).__name__, full]
             if full in self.targets:
                 return "fault target", label

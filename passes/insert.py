@@ -30,6 +30,7 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.messages import and_more
+from fxfault.passes.layer_memories import memory_of
 from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
 from fxfault.passes.parameter_sites import ParameterSites
 from fxfault.passes.stored_sites import StoredSites
@@ -153,6 +154,7 @@ class _Plan:
             full = joined(path, str(node.target))
             if self.stored.is_target(child):
                 self.stored.add_call(module, graph, node, child, full)
+            self.stored.add_quantiser_call(module, str(node.target), path)
             if not self.is_activation(child):
                 self.walk(child, full)
                 continue
@@ -219,7 +221,8 @@ class _Plan:
             part.__dict__[_free_name(part)] = self.sites
             part.recompile()
         holders = [m for m in self.root.modules() if m is self.root or holds(m, self.is_target)]
-        self.sites.watch_layers(holders, follow)
+        stored = [m for m in self.root.modules() if memory_of(m) is not None]
+        self.sites.watch_layers([*holders, *stored], follow)
 
     def _output_of(self, layer: nn.Module) -> LayerOutput:
         output = installed(layer)

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from fxfault.errors import SiteError
 from fxfault.quantisers.stored_words import KINDS, MEMORY
 from fxfault.sites.site import FaultSite
 from fxfault.strike.calls import strike_call
@@ -29,13 +30,13 @@ from fxfault.strike.calls import strike_call
 class StoredWord:
     """Stands in for the quantiser of a layer's weight or bias, and strikes the words it makes."""
 
-    def __init__(self, memory: LayerMemory, kind: str, site: FaultSite) -> None:
+    def __init__(self, memory: LayerMemory, kind: str, site: FaultSite | None) -> None:
         """Stand in for a quantiser.
 
         Args:
             memory: the memory of the layer.
             kind: `weights` or `biases`.
-            site: the site of these words.
+            site: the site of these words; None: they are not struck, but the graph gives them.
         """
         self.memory, self.kind, self.site = memory, kind, site
 
@@ -46,13 +47,23 @@ class StoredWord:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the words: those that the graph has given to the layer, or struck ones."""
-        given = self.memory.given.get(self.kind)
-        return strike_call(self.quantiser(*args, **kwargs), self.site) if given is None else given
+        given = self._taken()
+        return self._strike(self.quantiser(*args, **kwargs)) if given is None else given
 
     def struck(self, words: Any) -> Any:
         """Return the words for clean ones that are already known."""
+        given = self._taken()
+        return self._strike(words) if given is None else given
+
+    def _taken(self) -> Any:
+        """What the graph gives to the present call; None if it gives nothing."""
         given = self.memory.given.get(self.kind)
-        return strike_call(words, self.site) if given is None else given
+        if given is not None:
+            self.memory.left.discard(self.kind)
+        return given
+
+    def _strike(self, words: Any) -> Any:
+        return words if self.site is None else strike_call(words, self.site)
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the quantiser, whose switches the layer reads."""
@@ -69,6 +80,7 @@ class LayerMemory:
         words: what stands in for its quantisers, by the kind of memory.
         in_graph: the kinds whose words a graph strikes, before it calls the layer with them.
         given: the words that the graph gives to the present call, by the kind of memory.
+        left: the kinds of those words that the layer has not asked for yet.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -77,9 +89,10 @@ class LayerMemory:
         self.words: dict[str, StoredWord] = {}
         self.in_graph: set[str] = set()
         self.given: dict[str, Any] = {}
+        self.left: set[str] = set()
 
-    def add(self, kind: str, site: FaultSite) -> None:
-        """Strike the words of a kind by a site from now on."""
+    def add(self, kind: str, site: FaultSite | None) -> None:
+        """Strike the words of a kind by a site from now on; None: only accept them."""
         word = self.words[kind] = StoredWord(self, kind, site)
         self.layer[0].__dict__[KINDS[kind].quantiser] = word
 
@@ -91,15 +104,39 @@ class LayerMemory:
             weight: the words of the weight; None: the layer's own, struck here.
             bias: the words of the bias; None: the layer's own, struck here.
             kwargs: the layer's named inputs.
+
+        Raises:
+            SiteError: the layer did not ask for struck words.
         """
         layer = self.layer[0]
-        if weight is None and bias is None:
+        given = {"weights": weight, "biases": bias}
+        given = {kind: words for kind, words in given.items() if words is not None}
+        # A hook may have changed the input or the parameters since the graph read the words.
+        if not given or layer._forward_pre_hooks:
             return type(layer).forward(layer, *args, **kwargs)
-        self.given = {"weights": weight, "biases": bias}
+        self.given, self.left = given, set(given)
         try:
-            return type(layer).forward(layer, *args, **kwargs)
+            output = type(layer).forward(layer, *args, **kwargs)
         finally:
             self.given = {}
+        if self.left:
+            self._refuse_if_armed()
+        return output
+
+    def _refuse_if_armed(self) -> None:
+        """Refuse a forward without the faults that the graph has struck; an export asks for none.
+
+        Raises:
+            SiteError: faults strike words that the layer did not ask for.
+        """
+        for kind in sorted(self.left):
+            word = self.words[kind]
+            if word.site is not None and word.site.armed:
+                raise SiteError(
+                    f"site {word.site.name}: its {type(self.layer[0]).__name__} did not ask "
+                    f"{KINDS[kind].quantiser} for the struck words; transform the model again if "
+                    "its quantisers or methods were replaced, and export it without faults"
+                )
 
 
 def memory_of(layer: nn.Module) -> LayerMemory | None:
@@ -139,4 +176,33 @@ def sites_struck_inside(layer: nn.Module) -> list[FaultSite]:
     memory = memory_of(layer)
     if memory is None:
         return []
-    return [word.site for kind, word in memory.words.items() if kind not in memory.in_graph]
+    words = memory.words.items()
+    return [word.site for kind, word in words if word.site and kind not in memory.in_graph]
+
+
+def called_module(module: nn.Module, target: str) -> nn.Module:
+    """The module that a graph calls, and not the `StoredWord` that stands in for it.
+
+    Args:
+        module: the module that has the graph.
+        target: the path of the called module.
+    """
+    found: Any = module
+    for name in target.split("."):
+        child = found._modules.get(name)
+        found = getattr(found, name) if child is None else child
+    return found  # type: ignore[no-any-return]
+
+
+def site_of_quantiser(module: nn.Module, target: str) -> FaultSite | None:
+    """The site whose words a graph gets by a call of the quantiser; None if it calls none.
+
+    Args:
+        module: the module that has the graph.
+        target: the path of the called module.
+    """
+    path, _, name = target.rpartition(".")
+    memory = memory_of(called_module(module, path) if path else module)
+    words = memory.words.values() if memory is not None else ()
+    sites = [word.site for word in words if KINDS[word.kind].quantiser == name]
+    return sites[0] if sites else None

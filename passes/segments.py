@@ -31,7 +31,7 @@ from torch.fx import Graph, Node
 from torch.fx.graph import CodeGen
 
 from fxfault.functional import fault_inject, stored_weight
-from fxfault.passes.layer_memories import sites_struck_inside
+from fxfault.passes.layer_memories import called_module, site_of_quantiser, sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.tracing.containers import containers_of
 from fxfault.passes.tracing.refusals import OF_A_LIBRARY
@@ -115,7 +115,10 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
     if node.op != "call_module":
         return ()
     found: dict[int, FaultSite] = {}
-    for module in model.get_submodule(str(node.target)).modules():
+    words = site_of_quantiser(model, str(node.target))
+    if words is not None:
+        return (words,)
+    for module in called_module(model, str(node.target)).modules():
         site = site_struck_inside(module)
         if site is not None:
             found[id(site)] = site

@@ -70,6 +70,26 @@ class StoredSites:
         if given:
             self._calls.append(_Call(module, graph, node, layer, given))
 
+    def add_quantiser_call(self, module: nn.Module, target: str, path: str) -> None:
+        """Add the site of a layer whose quantiser a graph calls, or a part of it.
+
+        Args:
+            module: the module that has the graph.
+            target: what the graph calls.
+            path: the path of the module in the model.
+        """
+        names = target.split(".")
+        for place, name in enumerate(names):
+            layer = module.get_submodule(".".join(names[:place]))
+            for kind in self.kinds:
+                if name != KINDS[kind].quantiser or not has_memory(layer, kind):
+                    continue
+                full = joined(path, ".".join(names[:place]))
+                self.add(layer, full)
+                if place < len(names) - 1 and self._site_of(layer, kind) is not None:
+                    word = joined(full, KINDS[kind].parameter)
+                    self.problems[word] = f"a part of its quantiser is called by itself ({target})"
+
     def add(self, layer: nn.Module, path: str) -> None:
         """Add the sites of a layer, whoever calls it."""
         for kind in self.kinds:
@@ -85,7 +105,8 @@ class StoredSites:
         why = why_no_words(layer, kind)
         if why is not None:
             self.sites.skipped[name] = why
-            if kind == "weights":  # A float bias is the rule in networks of Brevitas.
+            # A float bias is the rule in networks of Brevitas.
+            if kind == "weights" or layer._modules[quantiser].is_quant_enabled:
                 self.problems[name] = why
             return None
         for (_, of_kind), (other, site) in self._found.items():
@@ -126,8 +147,9 @@ class StoredSites:
                 struck = graph.call_function(fault_inject, (words, state))
                 words.meta.update(stack)  # The containers that the layer is in.
                 node.update_kwarg(KINDS[kind].parameter, struck)
-        if "weights" not in call.kinds:
+        if "weights" not in call.kinds:  # It must not be quantised twice.
             node.update_kwarg("weight", weight)
+            install_memory(call.layer).add("weights", None)
         for kind in ("weights", *call.kinds):
             accept_words(call.layer, kind)
 
@@ -169,5 +191,7 @@ def _erase_keyword(value: Node) -> None:
 def _can_be_given(layer: nn.Module, kind: str, node: Node) -> bool:
     """Whether a graph can read a layer's words before it calls the layer."""
     if not runs_brevitas_forward(layer) or needs_input(layer, "weights"):
+        return False
+    if layer._forward_pre_hooks:  # One may change the input or the parameters.
         return False
     return kind == "weights" or (bool(node.args) and not needs_input(layer, kind))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from brevitas.nn import QuantIdentity
+from brevitas.nn import QuantIdentity, QuantLinear
 from test_draws import act, data, net, seen
 from torch import Tensor, nn
 
@@ -299,22 +299,18 @@ def test_fillers_of_a_device_are_no_hits(
     assert list(model.faults.listing(x).rows()) == expected
 
 
-def test_a_parameter_is_listed_once(faulty: Faulty) -> None:
-    model = faulty(nn.Sequential(act(4)).eval(), injection_type="random", probability=50.0)
-    model.faults.measure(data())
-    x, listed = data(1), []
-    for memory in ("activations", "weights"):
-        model.faults[0].memory = memory
-        with model.faults.recording() as recorder:
-            for _ in range(3):
-                with model.faults.samples(torch.tensor([5])):
-                    model(x)
-        listed.append(list(recorder.listing().rows()))
-    seen_once = {(row["element"], row["mask"]) for row in listed[0]}
-    assert len(listed[0]) == 3 * len(seen_once) > 0
-    assert {(row["element"], row["mask"]) for row in listed[1]} == seen_once
-    assert len(listed[1]) == len(seen_once)
-    assert {(row["sample"], row["memory"]) for row in listed[1]} == {(0, "weights")}
+def test_a_weight_is_listed_once_a_trial(faulty: Faulty) -> None:
+    layer = QuantLinear(6, 6, bias=False, weight_bit_width=4)
+    model = faulty(nn.Sequential(layer).eval(), probability=50.0, memory="weights")
+    with model.faults.recording() as recorder, torch.no_grad():
+        for numbers in ([5], [0], [7, 8]):
+            with model.faults.samples(torch.tensor(numbers)):
+                model(torch.ones(len(numbers), 6))
+    rows = list(recorder.listing().rows())
+    elements = [row["element"] for row in rows]
+    assert sorted(set(elements)) == elements
+    assert elements == [row["element"] for row in model.faults.listing(samples=9).rows()]
+    assert {(row["sample"], row["memory"]) for row in rows} == {(0, "weights")}
 
 
 # -- files ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from brevitas.proxy.float_parameter_quant import (
 from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
 from brevitas.proxy.parameter_quant import BiasQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fxfault.faults.float_words import IEEE_DTYPES
 
@@ -49,7 +51,16 @@ def has_memory(layer: nn.Module, kind: str) -> bool:
         kind: `weights` or `biases`.
     """
     found = KINDS[kind]
-    return isinstance(layer, found.layer) and layer._parameters.get(found.parameter) is not None
+    if not isinstance(layer, found.layer):
+        return False
+    return layer._parameters.get(found.parameter) is not None or _is_computed(layer, kind)
+
+
+def _is_computed(layer: Any, kind: str) -> bool:
+    """Whether a parametrization or a hook (pruning, weight norm) computes a weight or bias."""
+    parameter = KINDS[kind].parameter
+    by_hook = isinstance(layer.__dict__.get(parameter), Tensor)
+    return by_hook or parametrize.is_parametrized(layer, parameter)
 
 
 def why_no_words(layer: nn.Module, kind: str) -> str | None:
@@ -68,6 +79,8 @@ def why_no_words(layer: nn.Module, kind: str) -> str | None:
     proxy: Any = layer._modules[quantiser]
     if not proxy.is_quant_enabled:
         return f"its {parameter} is not quantised"
+    if _is_computed(layer, kind):
+        return f"its {parameter} is computed in each forward, by a parametrization or a hook"
     if isinstance(proxy, GroupwiseWeightQuantProxyFromInjector):
         return f"the quantiser of its {parameter} is groupwise"
     if not isinstance(proxy, words):
@@ -84,9 +97,14 @@ def needs_input(layer: nn.Module, kind: str) -> bool:
 
 
 def runs_brevitas_forward(layer: nn.Module) -> bool:
-    """Whether a layer's forward is Brevitas's own, which asks for the weight and bias once."""
-    own = type(layer).forward
-    return own.__module__.startswith("brevitas.nn.") and "forward" not in layer.__dict__
+    """Whether a layer gets its words by Brevitas's own code, which quantises its parameters."""
+    for name in ("forward", "forward_impl", "quant_weight"):
+        method = getattr(type(layer), name, None)
+        if name in layer.__dict__:
+            return False
+        if method is not None and not method.__module__.startswith("brevitas.nn."):
+            return False
+    return True
 
 
 def channel_dim(layer: Any, kind: str) -> int:
@@ -136,10 +154,10 @@ def same_memory(first: Any, second: Any, kind: str) -> bool:
         return False
     if first._modules[quantiser] is second._modules[quantiser]:
         return True
-    if kind == "biases":
+    if kind == "biases" or any(needs_input(layer, kind) for layer in (first, second)):
         return False  # Their scales come from the inputs of two layers.
-    with torch.no_grad():
-        words = [clean_weight(layer) for layer in (first, second)]
+    with torch.no_grad():  # Copies, as a first forward or a forward in training may change them.
+        words = [clean_weight(copy.deepcopy(layer).eval()) for layer in (first, second)]
     return all(
         torch.equal(getattr(words[0], name), getattr(words[1], name))
         for name in ("value", "scale", "zero_point", "bit_width")

@@ -156,4 +156,4 @@ def _extent_of(site: FaultSite, calls: int) -> Extent:
     elements, bits = site.seen.elements, site.seen.word_bits
     if elements is None or bits is None:  # It was not reached.
         return Extent(0, 0, 0)
-    return Extent(elements, int(bits), calls)
+    return Extent(elements, int(bits), calls if site.stored is None else 1)

@@ -144,6 +144,10 @@ class RunningSites(SiteList):
         self._tree = [(module, tuple(module._modules.values())) for module in modules]
         self._on_surgery = react
 
+    def watch_also(self, module: nn.Module) -> None:
+        """Watch the children of another module, as `watch_layers` does."""
+        self._tree.append((module, tuple(module._modules.values())))
+
     def look_at_layers(self) -> None:
         """React to replaced layers; forget what an interrupted forward left.
 

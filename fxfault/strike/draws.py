@@ -143,8 +143,8 @@ class Spread:
     def _joint_key(self) -> int:
         """The key of a draw over several sites."""
         clock, number = self.site.clock, self.fault.number
-        stream = clock.hardware_stream if self.fixed else clock.stream
-        key = stream("num_faults\x1f")
+        stream = clock.stream if self.site.stored is None else clock.stored_stream
+        key = (clock.hardware_stream if self.fixed else stream)("num_faults\x1f")
         return key if number == 0 else known_key(key, number)
 
     def _broken_places(self, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from fxfault.faults.random_numbers import rehash
 from fxfault.faults.sampling import Hits, Numbers, on_host
 from fxfault.quantisers.quant_tensors import IntQuantTensor, makes_private_tensor, plain
 from fxfault.sites.site import FaultSite, why_no_codes
-from fxfault.strike.contracts import checked, is_checked, require_floats
+from fxfault.strike.contracts import checked, is_checked, is_ours, require_floats
 from fxfault.strike.gradients import FaultInject, Struck
 from fxfault.strike.moments import Moment, moment_of
 from fxfault.strike.places import at, read, write
@@ -73,8 +73,10 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     if not isinstance(x, IntQuantTensor):
         require_floats(x, site)
     value: Tensor = x if isinstance(x, Tensor) else x.value
-    if site.stored is not None and not value.requires_grad:
-        return _struck_once(x, site, moment)
+    if site.stored is not None:
+        _check_shape(value, site)
+        if not value.requires_grad:
+            return _struck_once(x, site, moment)
     if not value.requires_grad:
         asked = site.statistics is not None or site.recorder is not None
         notes = notes_of(x, site) if asked else None
@@ -89,24 +91,48 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     return faulty
 
 
+def _check_shape(value: Tensor, site: FaultSite) -> None:
+    """Refuse a part of the words, or other words: their elements are numbered in the whole."""
+    if site.stored is not None and value.shape != site.stored.shape:
+        raise SiteError(
+            f"site {site.name}: its words have the shape {tuple(value.shape)}, and had "
+            f"{tuple(site.stored.shape)} at first; transform the model again, and let the layer "
+            "quantise the whole tensor"
+        )
+
+
 def _struck_once(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     """Strike the words of a memory, or return them as they were struck for this draw before.
 
     A frozen layer gives the same words in each forward; they are struck once for each trial.
     """
-    value = plain(x)
-    notes, counts_writes = notes_of(x, site), not value.is_inference()
-    when = (moment, value._version if counts_writes else None)
-    scale, zero_point = getattr(x, "scale", None), getattr(x, "zero_point", None)
-    clean = (value, scale, zero_point, site.setting)
-    if notes is None and counts_writes and "struck" in site.caches:
-        struck_when, struck_from, struck = site.caches["struck"]
-        if struck_when == when and all(map(operator.is_, struck_from, clean)):
+    value, notes = plain(x), notes_of(x, site)
+    counts_writes = not (value.is_inference() or torch.is_inference_mode_enabled())
+    lasts = counts_writes and all(is_ours(fault.model) for fault in site.faults)
+    if not lasts:
+        written = _faulty(x, site, moment, value, notes)
+        return value if written is None else written
+    when, made_from = (moment, value._version), _made_from(x, site)
+    if notes is None and "struck" in site.caches:
+        struck_when, before, struck, version = site.caches["struck"]
+        same = struck_when == when and len(before) == len(made_from)
+        # An embedding with `max_norm` writes to the words that it gets.
+        if same and struck._version == version and all(map(operator.is_, before, made_from)):
             return struck  # type: ignore[no-any-return]
     written = _faulty(x, site, moment, value, notes)
     struck = value if written is None else written
-    site.caches["struck"] = (when, clean, struck)
+    site.caches["struck"] = (when, made_from, struck, struck._version)
     return struck
+
+
+def _made_from(x: Any, site: FaultSite) -> list[Any]:
+    """The objects that decide how words are struck at a moment."""
+    scale, zero_point = getattr(x, "scale", None), getattr(x, "zero_point", None)
+    parts: list[Any] = [plain(x), scale, zero_point, site.setting]
+    if any(fault.num_faults is not None for fault in site.faults):  # Spread over all sites.
+        for other in site.peers:
+            parts += (other.selected, other.setting, other.seen.extent)
+    return parts
 
 
 def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
@@ -125,6 +151,7 @@ def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
         if values is not x.value:
             x.value.copy_(values)
         return
+    _check_shape(x.value, site)
     notes = notes_of(x, site, stopping=hits is not None)
     _faulty(x, site, moment, x.value, notes, in_place=True)
     stopped = None if notes is None else notes.stopped

@@ -11,6 +11,7 @@ from fxfault.faults.codes import Parameter
 from fxfault.faults.float_words import FloatWord
 from fxfault.faults.sampling import Hits, Numbers
 from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
+from fxfault.sites.settings import AT_ZERO
 from fxfault.sites.site import FaultSite
 from fxfault.strike.gradients import stopped_at
 from fxfault.strike.moments import recomputing
@@ -33,7 +34,7 @@ def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
 
 def _is_new(site: FaultSite) -> bool:
     """Whether the faults of a strike were not recorded yet: those of a memory stay for a trial."""
-    if site.stored is None:
+    if site.stored is None or site.setting is AT_ZERO:  # A measurement counts the strikes.
         return True
     clock = site.clock
     draw = (site.statistics, site.recorder, clock.passes, site.stream(), clock.stored_draw)

@@ -24,7 +24,7 @@ from fxfault.campaign.records.background import (
     SiteNote,
 )
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.layer_memories import sites_struck_inside
+from fxfault.passes.layer_memories import called_module, sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.stored_sites import reads_words
 from fxfault.sites.fault_sites import FaultSites
@@ -113,7 +113,7 @@ class _Outline:
             return self._site(operator.attrgetter(state.target)(module), sources)
         if node.op != "call_module":
             return self._add(_plain_node(node, path), sources)
-        child = module.get_submodule(str(node.target))
+        child = called_module(module, str(node.target))
         full = _joined(path, str(node.target))
         if not _has_sites_inside(child) or id(child) in self._seen:
             return self._add(Node(full, LAYER, type(child).__name__), sources)
