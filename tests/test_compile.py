@@ -39,7 +39,6 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="Inductor needs a C
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    torch._dynamo.reset()
     with warnings.catch_warnings():
         # Of torch, about itself; and of Brevitas, about zero points of accumulators.
         warnings.simplefilter("ignore")
