@@ -102,9 +102,9 @@ def check(build: Callable[[], nn.Module], *inputs: Any) -> None:
     """Compare clean and struck outputs of a sequence of calls, in evaluation and training."""
     calls = [i if isinstance(i, Call) else Call((i,)) for i in inputs or (X, 2 * X)]
     for training in (False, True):
+        eager, model = (_built(build).train(training) for _ in range(2))
+        faulty = fxfault.transform(model, ALL_HIT)
         for struck in (False, True):
-            eager, model = (_built(build).train(training) for _ in range(2))
-            faulty = fxfault.transform(model, ALL_HIT)
             faulty.faults.enabled = struck
             for call in calls:
                 with lowest_bits_flipped() if struck else contextlib.nullcontext():
