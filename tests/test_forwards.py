@@ -1,4 +1,4 @@
-"""Laws of transformed models, over forwards as public code writes them (`forwards.py`).
+"""Laws of transformed models, over forwards as public code writes them (`forwards/`).
 
 A graph answers only for what it was traced for, and each call of a target meets one strike:
 before and after every change that an entry names, for its default and its other arguments.
@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from forwards import TABLE, Forward
-from test_passes_in_the_wild import ALL_HIT, alike, lowest_bits_flipped
+from forwards import images, states, transformers
+from forwards.table import TABLE, Forward
 from torch import Tensor, nn
+from wild import ALL_HIT, alike, lowest_bits_flipped
 
 import fxfault
 from fxfault.passes import containers_of, trace
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import is_activation
 
+NETWORKS = (images, transformers, states)  # Each adds its own to the table.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Named tensors"),
     pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name),
