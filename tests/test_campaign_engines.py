@@ -322,8 +322,8 @@ def test_an_engine_that_cannot_be_made_is_refused(arguments: Any, message: str) 
         make_engine(**arguments)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_ray_that_is_not_installed_is_named() -> None:
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'fxfault\[ray\]'"):
         make_engine("ray")
 

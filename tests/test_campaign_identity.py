@@ -14,6 +14,7 @@ import pytest
 import torch
 from campaign_tools import outcome, small_study
 
+from fxfault.campaign import Study
 from fxfault.campaign.driver import Progress, run_study
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.workers.process_engine import ProcessEngine
@@ -48,6 +49,28 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- checkpoints ----------------------------------------------------------------------------
 
 
+MOST = 40
+
+
+def of_two(trials: int) -> Study:
+    """A study of two checkpoints, with so many trials of each."""
+    axes = {"layers": ["all"], "injection_type": ["random"], "probability": [2.0]}
+    axes["checkpoint"] = ["a.pt", "b.pt"]
+    return small_study(axes=axes, checkpoint=None, stop=None, trials=trials)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """The rows of `of_two` where nothing is replaced."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("a.pt", "b.pt"):
+            shutil.copy(str(WEIGHTS / "digits.pt"), name)
+        run_study(of_two(MOST), "whole.sqlite")
+    return outcome(folder / "whole.sqlite")
+
+
 @pytest.mark.parametrize(
     ("engine", "name", "change", "message"),
     [
@@ -58,24 +81,26 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_checkpoint_that_is_replaced_ends_the_study(
-    weights: Path, engine: str, name: str, change: Callable[[], object], message: str
+    weights: Path,
+    undisturbed: list[tuple[Any, ...]],
+    engine: str,
+    name: str,
+    change: Callable[[], object],
+    message: str,
 ) -> None:
-    axes = {"layers": ["all"], "injection_type": ["random"], "probability": [2.0]}
-    axes["checkpoint"] = ["a.pt", "b.pt"]
     # A worker goes on while the driver acts: it must not be through by then.
-    trials = 40 if engine == "processes" else 6
-    study = small_study(axes=axes, checkpoint=None, stop=None, trials=trials)
-    path, undisturbed = weights / "s.sqlite", weights / "whole.sqlite"
+    trials = MOST if engine == "processes" else 6
+    study, path = of_two(trials), weights / "s.sqlite"
+    expected = [row for row in undisturbed if row[1] < trials]
     made: Any = ProcessEngine(1) if engine == "processes" else engine
     with pytest.raises(DataError, match=rf"{name[0]}\.pt'.*({message})"):
         run_study(study, path, engine=made, on_progress=once(change))
     kept = outcome(path)
     assert kept
     shutil.copy(str(WEIGHTS / "digits.pt"), name)
-    run_study(study, undisturbed)
-    assert set(kept) < set(outcome(undisturbed))
+    assert set(kept) < set(expected)
     run_study(study, path)
-    assert outcome(path) == outcome(undisturbed)
+    assert outcome(path) == expected
 
 
 def test_a_checkpoint_that_is_written_anew_with_the_same_content_is_none_other(

@@ -26,7 +26,7 @@ from fxfault.cli.pictures.campaign_network_picture import network_picture
 from fxfault.sites.fault_sites import faults_of
 
 KINDS = ("operation", "operation", "layer", "site", "container")
-DRAWN = [entry for entry in ZOO if entry.name in ("kept_inside", "modes", "recurrent", "resnet18")]
+DRAWN = [entry for entry in ZOO if entry.name in ("kept_inside", "modes", "recurrent", "resnet12")]
 
 
 def noted(model: nn.Module) -> Background:

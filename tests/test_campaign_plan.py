@@ -27,11 +27,14 @@ from fxfault.evaluation.incremental.runner import IncrementalRunner
 CPU = torch.device("cpu")
 
 
+FEW: dict[str, Any] = {"stop": None, "trials": 3}
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
     """The rows without anything that is done for speed."""
     path = tmp_path_factory.mktemp("plain") / "study.sqlite"
-    run_study(small_study(), path, incremental=False, freeze=False)
+    run_study(small_study(**FEW), path, incremental=False, freeze=False)
     return outcome(path)
 
 
@@ -72,7 +75,8 @@ def test_rows_do_not_depend_on_what_is_done_for_speed(
     tmp_path: Path, plain: list[tuple[Any, ...]], quick_compiler: None, options: dict[str, Any]
 ) -> None:
     notes: list[str] = []
-    run_study(small_study(), tmp_path / "study.sqlite", on_note=notes.append, **options)
+    study = small_study(**FEW)
+    run_study(study, tmp_path / "study.sqlite", on_note=notes.append, **options)
     assert outcome(tmp_path / "study.sqlite") == plain
     assert without_doubt(notes) == ([USED] if options.get("compile") else [])
 

@@ -139,8 +139,6 @@ def graph_texts(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
 def test_network_that_is_not_transformed_is_frozen_too(entry: Entry) -> None:
-    if entry.name in ("resnet18_4w4a", "mobilenet_v2"):
-        pytest.skip("slow, and nothing that the others do not have")
     model, x = entry(), entry.input()
     check(ready(model, x), x, times=1)
 

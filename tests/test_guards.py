@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_passes_in_the_wild import ALL_HIT, Base, X, alike, block, lowest_bits_flipped, net
 from torch import Tensor, nn
+from wild import ALL_HIT, Base, X, alike, block, lowest_bits_flipped, net
 
 import fxfault
 from fxfault.errors import TransformError

@@ -465,22 +465,27 @@ def test_training_steps_are_the_same_with_checkpointing(
     how: str, reentrant: bool, norm: bool
 ) -> None:
     """Batch norm updates its statistics in the repetition too; the batch's own do not change."""
-    found, noisy = [], []
-    for kind in (None, how):
-        faulty = repeating(kind, reentrant, norm)
-        statistics = faulty.faults.new_statistics()
-        optimiser = torch.optim.AdamW(faulty.parameters(), lr=1e-2)
-        for x in samples(4):
-            optimiser.zero_grad()
-            run(faulty, x).square().sum().backward()
-            optimiser.step()
-            noisy.append(faulty.faults.clock.why_quiet is None)
-        weights = {n: p.detach().clone() for n, p in faulty.named_parameters()}
-        found.append((weights, statistics.to_dict()))
-    assert noisy[:4] == noisy[4:]
+    weights, statistics, noisy = trained(how, reentrant, norm)
+    expected, expected_statistics, expected_noisy = trained(None, False, norm)
+    assert noisy == expected_noisy
     assert set(noisy) == {False, True}
-    assert_alike(found[1][0], found[0][0])
-    assert found[1][1] == found[0][1]
+    assert_alike(weights, expected)
+    assert statistics == expected_statistics
+
+
+@functools.cache
+def trained(how: str | None, reentrant: bool, norm: bool) -> tuple[dict[str, Tensor], Any, Any]:
+    """Weights, statistics, and which steps were noisy, after four steps of training."""
+    faulty, noisy = repeating(how, reentrant, norm), []
+    statistics = faulty.faults.new_statistics()
+    optimiser = torch.optim.AdamW(faulty.parameters(), lr=1e-2)
+    for x in samples(4):
+        optimiser.zero_grad()
+        run(faulty, x).square().sum().backward()
+        optimiser.step()
+        noisy.append(faulty.faults.clock.why_quiet is None)
+    weights = {n: p.detach().clone() for n, p in faulty.named_parameters()}
+    return weights, statistics.to_dict(), noisy
 
 
 def test_checkpointed_batch_norm_keeps_its_statistics_with_an_adapted_momentum() -> None:
@@ -499,29 +504,33 @@ def test_checkpointed_batch_norm_keeps_its_statistics_with_an_adapted_momentum()
         torch.testing.assert_close(with_checkpoints, without, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.usefixtures("small_tensors")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("how", HOW)
 def test_several_forwards_before_one_backward_repeat_their_own_faults(
-    how: str, reentrant: bool
+    how: str, reentrant: bool, small_tensors: str
 ) -> None:
     """Some of them noisy, and an evaluation with other batches last: each moves the clock."""
-    found = []
-    for kind in (None, how):
-        faulty = repeating(kind, reentrant, apply_during="both")
-        noisy, losses = [], []
-        for x in samples(5):
-            losses.append(run(faulty, x).square().sum())
-            noisy.append(faulty.faults.clock.why_quiet is None)
-        faulty.eval()
-        run(faulty, data(9, 12).double().requires_grad_())
-        faulty.train()
-        torch.stack(losses).sum().backward()
-        found.append(gradients(faulty))
-        assert set(noisy) == {False, True}
-        assert faulty.faults.clock.step == 5
+    found = after_five_forwards(how, reentrant, small_tensors)
+    expected = after_five_forwards(None, False, small_tensors)
     # Not bit for bit: the parts of a sum come in another order.
-    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@functools.cache
+def after_five_forwards(how: str | None, reentrant: bool, small_tensors: str) -> Any:
+    """The gradients of five losses, of which some were struck."""
+    faulty = repeating(how, reentrant, apply_during="both")
+    noisy, losses = [], []
+    for x in samples(5):
+        losses.append(run(faulty, x).square().sum())
+        noisy.append(faulty.faults.clock.why_quiet is None)
+    faulty.eval()
+    run(faulty, data(9, 12).double().requires_grad_())
+    faulty.train()
+    torch.stack(losses).sum().backward()
+    assert set(noisy) == {False, True}
+    assert faulty.faults.clock.step == 5
+    return gradients(faulty)
 
 
 @pytest.mark.parametrize("how", HOW)

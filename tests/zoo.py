@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxfault.data.torchvision_import import import_torchvision
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -221,13 +223,28 @@ def _quantised_torchvision(name: str, **options: Any) -> Callable[[], nn.Module]
     def build() -> nn.Module:
         from brevitas.graph.quantize import preprocess_for_quantize, quantize
 
-        from fxfault.data.torchvision_import import import_torchvision
-
         models = import_torchvision().models
         return quantize(preprocess_for_quantize(getattr(models, name)(**options)))
 
     return build
 
+
+def _resnet_of_bnn_pynq() -> nn.Module:
+    from brevitas_examples.bnn_pynq.models.resnet import QuantBasicBlock, QuantResNet
+
+    return QuantResNet(QuantBasicBlock, _BLOCKS, act_bit_width=4, weight_bit_width=4)
+
+
+def _resnet_of_torchvision() -> nn.Module:
+    import_torchvision()
+    from torchvision.models.resnet import BasicBlock
+
+    return _quantised_torchvision("ResNet", block=BasicBlock, layers=_BLOCKS)()
+
+
+# These networks repeat their blocks: one of each kind, and one after its like, are enough.
+_BLOCKS = [2, 1, 1, 1]
+_FEW_INVERTED = {"width_mult": 0.1, "inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2]]}
 
 HAND_WRITTEN = [
     Entry("chain", Chain, (4, 3, 8, 8), 2),
@@ -252,7 +269,7 @@ BNN_PYNQ = [
     )
     for w, a in ((1, 1), (1, 2), (2, 2))
     if (family, w, a) != ("lfc", 2, 2)
-] + [Entry("resnet18_4w4a", _bnn_pynq("resnet18_4w4a"), (2, 3, 32, 32), 28)]
+] + [Entry("resnet12_4w4a", _resnet_of_bnn_pynq, (2, 3, 32, 32), 19)]
 _TINY_DENSENET = {"growth_rate": 4, "block_config": (2, 2, 2), "num_init_features": 8}
 _TINY_VIT = {
     "image_size": 16,
@@ -263,9 +280,9 @@ _TINY_VIT = {
     "mlp_dim": 32,
 }
 TORCHVISION = [
-    Entry("resnet18", _quantised_torchvision("resnet18"), (2, 3, 32, 32), 31),
+    Entry("resnet12", _resnet_of_torchvision, (2, 3, 32, 32), 22),
     Entry(
-        "mobilenet_v2", _quantised_torchvision("mobilenet_v2", width_mult=0.1), (2, 3, 32, 32), 66
+        "mobilenet_v2", _quantised_torchvision("MobileNetV2", **_FEW_INVERTED), (2, 3, 32, 32), 15
     ),
     Entry("densenet", _quantised_torchvision("DenseNet", **_TINY_DENSENET), (2, 3, 32, 32), 29),
     Entry("vit", _quantised_torchvision("VisionTransformer", **_TINY_VIT), (2, 3, 16, 16), 31),
