@@ -76,12 +76,17 @@ class Tool:
 
 def why_missing(tool: Tool) -> str | None:
     """Return why a tool cannot be measured; None if it can."""
+    return why_no_tool(tool.package)
+
+
+def why_no_tool(package: str) -> str | None:
+    """Return why a package cannot be used; None if it can."""
     try:
-        importlib.import_module(tool.package)
+        importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name == tool.package:
-            return f"not installed (pip install {tool.package})"
-        return f"{tool.package} needs {error.name}, which is not installed"
+        if error.name == package:
+            return f"not installed (pip install {package})"
+        return f"{package} needs {error.name}, which is not installed"
     return None
 
 
@@ -220,3 +225,56 @@ TOOLS = (
     Tool("MRFI, quantising", "mrfi", strike_by_quantising_mrfi, turns_fewer=2),
     Tool("PyTorchFI", "pytorchfi", strike_by_pytorchfi, turns_fewer=8),
 )
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One bit of one weight of a float network.
+
+    Attributes:
+        layer: path of the layer.
+        number: number of the layer among those with weights.
+        index: position of the weight in its tensor.
+        bit: number of the bit, 0 the lowest.
+        value: the weight with this bit flipped.
+    """
+
+    layer: str
+    number: int
+    index: tuple[int, ...]
+    bit: int
+    value: float
+
+
+def flips_of_weights(twin: nn.Module, count: int) -> list[Flip]:
+    """Draw bits of the weights of convolutions and linear layers, each weight once."""
+    rng = np.random.default_rng(0)
+    kinds = (nn.Conv2d, nn.Linear)
+    layers = [(path, layer) for path, layer in twin.named_modules() if isinstance(layer, kinds)]
+    flips: dict[tuple[str, tuple[int, ...]], Flip] = {}
+    while len(flips) < count:
+        number = int(rng.integers(len(layers)))
+        path, layer = layers[number]
+        index = tuple(int(rng.integers(size)) for size in layer.weight.shape)
+        bit = int(rng.integers(30))  # A flip of the highest exponent bit ends in infinities.
+        weight = np.float32(layer.weight.detach()[index])
+        value = (weight.view(np.uint32) ^ np.uint32(1 << bit)).view(np.float32)
+        flips[path, index] = Flip(path, number, index, bit, float(value))
+    return list(flips.values())
+
+
+def declare_weights(twin: nn.Module, images: Tensor, flips: list[Flip]) -> nn.Module:
+    """Let PyTorchFI set the struck weights to their values."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    core: Any = importlib.import_module("pytorchfi.core")
+    batch, *shape = images.shape
+    kinds: list[type[nn.Module]] = [nn.Conv2d, nn.Linear]
+    injector = core.fault_injection(twin, batch, input_shape=shape, layer_types=kinds)
+    places = [(*flip.index, *[None] * (4 - len(flip.index))) for flip in flips]
+    names = ("k", "dim1", "dim2", "dim3")
+    declared: nn.Module = injector.declare_weight_fi(
+        layer_num=[flip.number for flip in flips],
+        value=[flip.value for flip in flips],
+        **{name: [place[n] for place in places] for n, name in enumerate(names)},
+    )
+    return declared

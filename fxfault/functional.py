@@ -1,7 +1,8 @@
 """The operations that the insert pass puts into a graph.
 
-`fault_inject` strikes one activation; `begin_forward` moves the clock. The cost follows the
-number of hits: only elements that are hit are read, converted and written.
+`fault_inject` strikes one value, an activation or the words that `stored_weight` and `stored_bias`
+read; `begin_forward` moves the clock. The cost follows the number of hits: only elements that are
+hit are read, converted and written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx.node import has_side_effect
 
+from fxfault.quantisers.stored_words import clean_bias, clean_weight
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 from fxfault.strike.calls import inject_compiled
@@ -44,7 +46,8 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     Args:
         x: the output of the activation layer: an `IntQuantTensor` of any shape in float16,
             bfloat16, float32 or float64, or its plain value if the layer has handed the
-            `IntQuantTensor` over (`fxfault.passes.layer_outputs`).
+            `IntQuantTensor` over (`fxfault.passes.layer_outputs`). If the site has float words, a
+            `FloatQuantTensor` or a plain tensor.
         site: the site to strike.
 
     Returns:
@@ -60,4 +63,37 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     if moment is None:  # Not armed, or the layer has struck it before its hooks ran.
         return x
     value = strike_values(activation, site, moment)
-    return x if value is activation.value else with_value(x, activation, value)
+    is_clean = value is getattr(activation, "value", activation)
+    return x if is_clean else with_value(x, activation, value)
+
+
+def stored_weight(layer: Any) -> Any:
+    """Read the quantised weight of a layer, as its memory stores it.
+
+    >>> from brevitas.nn import QuantLinear
+    >>> stored_weight(QuantLinear(4, 2, bias=False, weight_bit_width=4)).value.shape
+    torch.Size([2, 4])
+
+    Args:
+        layer: a layer with a weight quantiser.
+
+    Returns:
+        An `IntQuantTensor` of the shape of the weight; if the layer does not quantise its weight,
+        the weight.
+    """
+    return clean_weight(layer)
+
+
+def stored_bias(layer: Any, input: Any, weight: Any) -> Any:
+    """Read the quantised bias of a layer, as its memory stores it.
+
+    Args:
+        layer: a layer with a bias quantiser.
+        input: the input of the layer: the scale of the bias may be that of the accumulator, which
+            is the scale of the input times that of the weight.
+        weight: the quantised weight of the layer.
+
+    Returns:
+        An `IntQuantTensor` of the shape of the bias.
+    """
+    return clean_bias(layer, input, weight)

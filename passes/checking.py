@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import SiteError, TransformError
 from fxfault.faults.bits import same_bits
 from fxfault.messages import quote_error
@@ -32,7 +33,7 @@ from fxfault.passes.tracing.containers import (
     retrace,
     trace,
 )
-from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.passes.tracing.targets import rule_of
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.measuring import armed_at_zero
 from fxfault.sites.site import FaultSite
@@ -234,8 +235,8 @@ def _keep_innermost(
         )
     if not candidates:
         raise TransformError(_OWN_FAULT.format(type(model).__name__, mode))
-    targets = tuple(faults_of(faulty).config.targets)
-    path = _innermost(model, [c.path for c in candidates], targets, call, mode)
+    config = faults_of(faulty).config
+    path = _innermost(model, [c.path for c in candidates], config, call, mode)
     if path is None:  # Each graph alone is right: blame the outermost container.
         path = min((c.path for c in candidates), key=lambda p: (p.count("."), len(p)))
     why = _RAISED.format(raised, mode) if raised else _KEPT.format(mode)
@@ -246,7 +247,11 @@ def _keep_innermost(
 
 
 def _innermost(
-    model: nn.Module, paths: Sequence[str], targets: tuple[str, ...], call: Call, mode: str
+    model: nn.Module,
+    paths: Sequence[str],
+    config: FaultInjectionConfig,
+    call: Call,
+    mode: str,
 ) -> str | None:
     """The innermost of some containers whose graph alone gives other results; None if all agree."""
     calls: dict[str, Call] = {}
@@ -267,7 +272,7 @@ def _innermost(
         container = model.get_submodule(path)
         expected = results_of(container, calls[path], mode == TRAIN)
         try:
-            found = results_of(trace(container, targets), calls[path], mode == TRAIN)
+            found = results_of(trace(container, config), calls[path], mode == TRAIN)
         except Exception:
             return path
         if not alike(found, expected):
@@ -278,7 +283,7 @@ def _innermost(
 def _rebuild(faulty: nn.Module, keep: Mapping[str, str]) -> None:
     """Trace a transformed model again in place; its sites keep their settings."""
     sites = faults_of(faulty)
-    is_target = functools.partial(is_activation, class_names=tuple(sites.config.targets))
+    is_target = rule_of(sites.config)
     strip_faults: Any = StripFaults()
     strip_faults(faulty)
     retrace(faulty, is_target, keep)

@@ -31,7 +31,9 @@ from fxfault.passes.dot_text import (
     svg_of,
 )
 from fxfault.passes.inspection import Inspection, SiteRow, inspect
+from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.stored_sites import reads_words
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.traced_module import TracedModule
 
@@ -125,8 +127,8 @@ class _Drawing:
     def _insides(self, module: nn.Module, path: str, caller: str) -> list[str]:
         """Draw what a module's own code may reach, with dashed lines."""
         lines = []
-        site = site_struck_inside(module)
-        if site is not None:
+        output = site_struck_inside(module)
+        for site in [*sites_struck_inside(module), *([] if output is None else [output])]:
             kind, label = self._fault_label(self.sites[site.name])
             node, line = self._node(kind, [site.module_type, *label])
             lines.append(line)
@@ -151,7 +153,7 @@ class _Drawing:
         root = _Frame()
         ids: dict[Node, str] = {}
         for node in graph.nodes:
-            if _is_state(node):
+            if _is_state(node) or reads_words(node):
                 continue
             kind, label = self._describe(module, node, path)
             ids[node], line = self._node(kind, label, node.format_node() or "")
@@ -249,7 +251,7 @@ def _is_state(node: Node) -> bool:
 
 
 def _stack(node: Node) -> Mapping[str, Any]:
-    """The containers that a node comes from; a fault comes from those of its activation."""
+    """The containers that a node comes from; a fault comes from those of what it strikes."""
     if node.target is fault_inject:
         node = node.args[0]  # type: ignore[assignment]
     return node.meta.get("nn_module_stack", {})

@@ -21,14 +21,16 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.errors import FreezeError
+from fxfault.passes.layer_memories import LayerMemory, StoredWord
 from fxfault.passes.layer_outputs import LayerOutput
 from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.tracing.own_forward import give_forward_back, keep_forward
 from fxfault.passes.tracing.sharing import twin
+from fxfault.passes.tracing.targets import copied_rule
 from fxfault.passes.tracing.traced_module import twin_of_traced
 from fxfault.quantisers.constants import Settled
 from fxfault.quantisers.frozen_layers import HOW_TO_THAW, FrozenLayer, freeze_layer, settle
-from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.quantisers.watch import Watch
 from fxfault.sites.fault_sites import FaultSites
 
 _RECORD = "_frozen"
@@ -117,11 +119,11 @@ class FreezeLayers(PassBase):
         found = _settled_layers(graph_module)
         settled = {id(layer) for layer, state in found.values() if state.constants is not None}
         sites = sites_or_none(graph_module)
-        targets = () if sites is None else tuple(sites.config.targets)
+        is_struck = None if sites is None else copied_rule(sites.config)
 
         def is_leaf(module: nn.Module) -> bool:
-            # A struck activation must belong to the frozen model's own sites.
-            return id(module) in settled or is_activation(module, targets)
+            # What is struck must belong to the frozen model's own sites.
+            return id(module) in settled or (is_struck is not None and is_struck(module))
 
         ours = twin(graph_module, is_leaf, new_object=twin_of_traced)
         new_of = dict(zip(graph_module.modules(), ours.modules(), strict=True))
@@ -212,6 +214,10 @@ def _record_of(model: nn.Module) -> _Record | None:
 def _settled_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Settled]]:
     """Each layer that may be frozen, with its settled values, by path."""
     found = {path: (layer, settle(layer)) for path, layer in model.named_modules()}
+    sites = sites_or_none(model)
+    if sites is not None and "parameters" in sites.config.memories:
+        struck = Settled(None, "faults strike its parameters", Watch(()))
+        found = {path: (layer, state and struck) for path, (layer, state) in found.items()}
     return {path: (layer, state) for path, (layer, state) in found.items() if state is not None}
 
 
@@ -235,5 +241,6 @@ def _give_own_sites(ours: nn.Module, new_of: dict[nn.Module, nn.Module]) -> None
     copies.update({id(thing): thing for thing in kept})
     for module in new_of.values():
         for name, value in module.__dict__.items():
-            if isinstance(value, (FaultSites, LayerOutput)):
+            owner = value.__self__ if isinstance(value, MethodType) else value
+            if isinstance(owner, (FaultSites, LayerOutput, LayerMemory, StoredWord)):
                 module.__dict__[name] = copy.deepcopy(value, copies)

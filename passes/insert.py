@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import float32 as FLOAT32
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -29,14 +30,18 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.messages import and_more
-from fxfault.passes.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
+from fxfault.passes.parameter_sites import ParameterSites
+from fxfault.passes.stored_sites import StoredSites
 from fxfault.passes.surgery import follow
+from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.own_forward import keep_forward
 from fxfault.passes.tracing.sharing import holds, replace_modules, shell
+from fxfault.passes.tracing.targets import activation_rule, rule_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import (
     has_own_forward,
-    is_activation,
+    ieee_words,
     read_quantiser,
     why_unsupported,
 )
@@ -71,15 +76,28 @@ class InsertFaults(PassBase):
         sites = FaultSites(self.config) if self.sites is None else self.sites
         plan = _Plan(graph_module, self.config, sites)
         plan.walk(graph_module, "", in_root_graph=True)
+        plan.parameters.add_all(graph_module)
+        plan.problems |= plan.stored.problems
         if plan.problems and self.config.unsupported == "error":
             raise TransformError(
                 f"faults cannot strike {_listed(plan.problems)}. Enable an integer quantiser "
                 "there, or set `unsupported: skip`"
             )
-        if not plan.by_name:
-            raise TransformError(f"no fault can strike: {_listed(plan.sites.skipped)}")
+        empty = [kind for kind in self.config.memories if all(s.memory != kind for s in sites)]
+        if empty:
+            skipped = {k: why for k, why in sites.skipped.items() if _is_in(empty[0], k)}
+            raise TransformError(
+                f"{type(graph_module).__name__}: no fault can strike its {empty[0]}: "
+                f"{_listed(skipped) or 'it has none that Brevitas quantises'}"
+            )
         plan.rewrite()
         return PassResult(graph_module, len(plan.sites) > 0)
+
+
+def _is_in(memory: str, name: str) -> bool:
+    """Whether a skipped target belongs to a memory."""
+    ends = {"weights": "weight", "biases": "bias"}
+    return name.rpartition(".")[2] == ends[memory] if memory in ends else True
 
 
 def _listed(problems: dict[str, str]) -> str:
@@ -99,9 +117,11 @@ class _Plan:
         self.by_name: dict[str, tuple[FaultSite, str]] = {}
         self.by_layer: dict[int, FaultSite] = {}
         self.visited: set[int] = set()
-
-    def is_target(self, module: nn.Module) -> bool:
-        return is_activation(module, tuple(self.config.targets))
+        self.stored = StoredSites(sites, config.memories)
+        self.parameters = ParameterSites(sites, config.memories)
+        self.dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), FLOAT32)
+        self.is_target = rule_of(config)
+        self.is_activation = activation_rule(config)
 
     # -- select -------------------------------------------------------------------------
 
@@ -112,15 +132,17 @@ class _Plan:
         if isinstance(module, TracedModule):
             for graph in module.graphs:
                 self._walk_graph(module, graph, path, in_root_graph)
-        elif self.is_target(module):
+            return
+        self._add_stored(module, path)
+        if self.is_activation(module):
             self._add_own(module, "", module, path or type(module).__name__)
-        else:
-            for name, child in module.named_children():
-                full = f"{path}.{name}" if path else name
-                if self.is_target(child):
-                    self._add_own(module, name, child, full)
-                elif holds(child, self.is_target):
-                    self.walk(child, full)
+            return
+        for name, child in module.named_children():
+            full = joined(path, name)
+            if self.is_activation(child):
+                self._add_own(module, name, child, full)
+            elif self.is_target(child) or holds(child, self.is_target):
+                self.walk(child, full)
 
     def _walk_graph(
         self, module: TracedModule, graph: Graph, path: str, in_root_graph: bool
@@ -128,11 +150,13 @@ class _Plan:
         calls: dict[str, int] = {}
         for node in graph.find_nodes(op="call_module"):
             child = module.get_submodule(node.target)
-            full = f"{path}.{node.target}" if path else node.target
-            if not self.is_target(child):
+            full = joined(path, str(node.target))
+            if self.stored.is_target(child):
+                self.stored.add_call(module, graph, node, child, full)
+            if not self.is_activation(child):
                 self.walk(child, full)
                 continue
-            if has_own_forward(child):
+            if self.config.word == "quantised" and has_own_forward(child):
                 self._add_own(module, "", child, full)
                 continue
             calls[full] = calls.get(full, 0) + 1
@@ -142,6 +166,10 @@ class _Plan:
                 site.counts_calls |= not in_root_graph
                 self.graph_places.append((module, graph, node, name))
 
+    def _add_stored(self, layer: nn.Module, path: str) -> None:
+        if self.stored.is_target(layer):
+            self.stored.add(layer, path)
+
     def _add_own(self, parent: nn.Module, name: str, child: nn.Module, full: str) -> None:
         if self._supported(full, child, parent):
             # One layer is one site here, whoever calls it.
@@ -150,7 +178,7 @@ class _Plan:
             self.own_places.append((parent, name, child, site))
 
     def _supported(self, path: str, module: nn.Module, parent: nn.Module | None = None) -> bool:
-        why = why_unsupported(module)
+        why = why_unsupported(module) if self.config.word == "quantised" else None
         if why is not None:
             self.sites.skipped[path] = why
             # A layer of Brevitas (attention, LSTM) holds a QuantIdentity for every value that
@@ -162,7 +190,9 @@ class _Plan:
     def _site(self, name: str, path: str, module: nn.Module) -> FaultSite:
         if name not in self.by_name:
             kind = type(module).__name__
-            self.by_name[name] = self.sites.add(name, path, kind, read_quantiser(module))
+            is_ieee = self.config.word == "ieee"
+            words = ieee_words(self.dtype) if is_ieee else read_quantiser(module)
+            self.by_name[name] = self.sites.add(name, path, kind, words)
         return self.by_name[name][0]
 
     # -- rewrite ------------------------------------------------------------------------
@@ -182,6 +212,8 @@ class _Plan:
             site.output = self._output_of(layer)
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
+        self.stored.rewrite(_free_name)
+        self.parameters.install()
         self._begin()
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites
@@ -192,9 +224,10 @@ class _Plan:
     def _output_of(self, layer: nn.Module) -> LayerOutput:
         output = installed(layer)
         if output is None:
-            output = LayerOutput(layer, self.sites)
+            is_ieee = self.config.word == "ieee"
+            output = (FloatOutput if is_ieee else LayerOutput)(layer, self.sites)
             self.sites.outputs.append(output)
-            install(layer, output)
+            output.install()
         return output
 
     def _rewrite_node(self, module: TracedModule, graph: Graph, node: Node, name: str) -> None:
@@ -203,7 +236,7 @@ class _Plan:
         site.output = self._output_of(layer)
         site.output.add(site, module.__dict__["_number"], graph is module.train_graph)
         alone = len(node.users) == 1 and site.layer in (None, layer)
-        site.layer = layer if alone else None
+        site.layer = layer if alone and self.config.word == "quantised" else None
         with graph.inserting_after(node):
             state = graph.create_node("get_attr", f"{_free_name(module)}.{attribute}")
         with graph.inserting_after(state):

@@ -12,8 +12,8 @@
 >>> print(inspect(faulty))
 Sequential: 1 site, 1 armed in eval mode (seed 7)
 <BLANKLINE>
-  #  site  module  type       bits  signed   scale  elements  fault model  prob %  state
-  0  1     1       QuantReLU     4  no      0.0667         4  random            5  armed
+  #  site  module  type       bits  signed   scale  words  % bits  fault model  prob %  state
+  0  1     1       QuantReLU     4  no      0.0667      4   100.0  random            5  armed
 <BLANKLINE>
 Samples: not measured (model.faults.measure(inputs) does it)
 Containers: 1 traced
@@ -33,11 +33,13 @@ from torch import Tensor, nn
 
 from fxfault.faults.fault_models import label_of
 from fxfault.messages import aligned, counted
+from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.tracing.containers import Container, containers_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.passes.transform import strip
 from fxfault.quantisers.quant_tensors import learned_bit_width, settled_scale
+from fxfault.quantisers.stored_words import peeked_weight
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.measuring import run_without_faults
 from fxfault.sites.site import FaultSite
@@ -70,23 +72,29 @@ class SiteRow:
     Attributes:
         index: place in the order of execution.
         name: name of the site.
-        module_path: path of its activation layer.
+        memory: what is struck: `activations`, `weights` or `biases`.
+        module_path: path of its layer.
         module_type: class name of that layer.
         bit_width: bits of the word; None if the width is learned and cannot be read.
         bit_width_learned: whether the width is learned, and so may change.
         signed: whether the codes are signed; None if unknown before the first forward.
         scale: scale of the quantiser; None if unknown before the first forward.
-        elements: number of elements of one sample; None before the first armed forward.
+        elements: number of words: of one sample, or of the weight or bias; None before the first
+            armed forward.
+        share: share of these bits among those of all sites, in percent; None before the first
+            armed forward.
         fault_model: the fault model; also how often it strikes, if there are several faults, or
             if faults are counted or strike single bits.
         probability: probability of a hit, in percent; None if `fault_model` has the rate.
         why_unarmed: why no fault strikes here in the model's present mode; None if it is armed.
         samples: how the samples of a batch lie in the activation: `consecutive`, `every N-th row
-            (outer=2)`, `belong to the batch: ...`, `not measured`; see `FaultSites.measure`.
+            (outer=2)`, `belong to the batch: ...`, `not measured`; see `FaultSites.measure`. Empty
+            for a weight or bias.
     """
 
     index: int
     name: str
+    memory: str
     module_path: str
     module_type: str
     bit_width: int | None
@@ -94,6 +102,7 @@ class SiteRow:
     signed: bool | None
     scale: Scale | None
     elements: int | None
+    share: float | None
     fault_model: str
     probability: float | None
     why_unarmed: str | None
@@ -166,10 +175,13 @@ class Inspection:
 
     def _sample_lines(self) -> list[str]:
         """How samples lie; sites whose samples are consecutive have no line of their own."""
-        texts = [site.samples for site in self.sites]
+        sites = [site for site in self.sites if site.memory == "activations"]
+        texts = [site.samples for site in sites]
+        if not texts:
+            return ["Samples: have no faults of their own, as none of their values is a site"]
         if all(text == UNMEASURED for text in texts):
             return [f"Samples: {UNMEASURED} (model.faults.measure(inputs) does it)"]
-        rows = [(site.name, site.samples) for site in self.sites if site.samples != "consecutive"]
+        rows = [(site.name, site.samples) for site in sites if site.samples != "consecutive"]
         same = len(texts) - len(rows)
         if not rows:
             return [f"Samples: consecutive at {'the site' if same == 1 else f'all {same} sites'}"]
@@ -207,16 +219,18 @@ def inspect(model: nn.Module) -> Inspection:
         SiteError: the model was not transformed.
     """
     sites = faults_of(model)
+    bits = sum(map(_bits_of, sites))
     return Inspection(
         model=type(model).__name__,
         training=sites.clock.training,
         seed=sites.seed,
         sites=tuple(
-            _look_at(site, _layer(model, site.module_path), sites.why_unmeasured) for site in sites
+            _look_at(site, _layer(model, site.module_path), sites.why_unmeasured, bits)
+            for site in sites
         ),
         containers=tuple(_as_it_runs(model, container) for container in containers_of(model)),
         skipped=tuple(
-            SkippedTarget(path, type(_layer(model, path)).__name__, why)
+            SkippedTarget(path, type(_layer_of_target(model, path)).__name__, why)
             for path, why in sites.skipped.items()
         ),
         checked=sites.checked,
@@ -231,24 +245,45 @@ def _as_it_runs(model: nn.Module, container: Container) -> Container:
     return dataclasses.replace(container, reason=f"its last call ran its own forward: {why}")
 
 
-def _look_at(site: FaultSite, layer: nn.Module, why_unmeasured: str | None) -> SiteRow:
+def _bits_of(site: FaultSite) -> float:
+    """Bits of all words of a site; not a number before it is known how many there are."""
+    elements, bits = _elements_of(site), site.bit_width
+    return math.nan if elements is None or bits is None else float(elements * bits)
+
+
+def _elements_of(site: FaultSite) -> int | None:
+    return site.elements if site.stored is None else site.stored.layout.elements
+
+
+def _look_at(
+    site: FaultSite, layer: nn.Module, why_unmeasured: str | None, all_bits: float
+) -> SiteRow:
     units = "" if site.setting.hw_units is None else f" (hw_mask {site.setting.hw_units})"
     signed = site.seen.signed
+    scales: tuple[Tensor | None, ...] = (settled_scale(layer), site.seen.scale)
+    if site.memory == "weights":
+        words = peeked_weight(layer)
+        if words is not None:
+            scales, signed = (words.scale,), bool(words.signed)
     if signed is None:
         signed = getattr(getattr(layer, "act_quant", None), "is_signed", None)
     samples = UNMEASURED if why_unmeasured is None else f"{UNMEASURED}: {why_unmeasured}"
-    if site.seen.arrangement is not None:
+    if site.stored is not None:
+        samples = ""
+    elif site.seen.arrangement is not None:
         samples = str(site.seen.arrangement)
     return SiteRow(
         index=site.index,
         name=site.name,
+        memory=site.memory,
         module_path=site.module_path,
         module_type=site.module_type,
         bit_width=learned_bit_width(layer) if site.bit_width is None else site.bit_width,
         bit_width_learned=site.bit_width is None,
         signed=signed,
-        scale=_summary(settled_scale(layer), site.seen.scale),
-        elements=site.elements,
+        scale=_summary(*scales),
+        elements=_elements_of(site),
+        share=None if math.isnan(all_bits) else 100 * _bits_of(site) / all_bits,
         fault_model=f"{_what_strikes(site)}{units}",
         probability=site.probability if _is_plain(site) else None,
         why_unarmed=site.why_unarmed,
@@ -267,6 +302,12 @@ def _what_strikes(site: FaultSite) -> str:
     if _is_plain(site):
         return label_of(site.fault_model)
     return "; ".join(map(str, site.faults)) or "-"
+
+
+def _layer_of_target(model: nn.Module, path: str) -> nn.Module:
+    """The layer of a skipped target, which may be the layer's weight or bias."""
+    ends = path.rpartition(".")[2] in ("weight", "bias")
+    return _layer(model, path.rpartition(".")[0] if ends else path)
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:
@@ -305,10 +346,10 @@ def probe(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
 # -- tables -----------------------------------------------------------------------------
 
 _SITE_HEAD = (
-    *"# site module type bits signed scale elements".split(),
-    *("fault model", "prob %", "state"),
+    *"# site module type bits signed scale words".split(),
+    *("% bits", "fault model", "prob %", "state"),
 )
-_SITE_NUMBERS = (0, 4, 6, 7, 9)
+_SITE_NUMBERS = (0, 4, 6, 7, 8, 10)
 
 
 def _site_cells(site: SiteRow) -> tuple[str, ...]:
@@ -323,6 +364,7 @@ def _site_cells(site: SiteRow) -> tuple[str, ...]:
         {None: "-", True: "yes", False: "no"}[site.signed],
         "-" if site.scale is None else str(site.scale),
         "-" if site.elements is None else str(site.elements),
+        "-" if site.share is None else f"{site.share:.1f}",
         site.fault_model,
         "-" if site.probability is None else f"{site.probability:g}",
         site.why_unarmed or "armed",
@@ -396,5 +438,10 @@ def _notes_on_kept(model: nn.Module) -> list[str]:
         for c in containers_of(model)
         if c.handling == "kept"
     ]
-    hooked = [site_struck_inside(module) for module in model.modules()]
-    return notes + [f"# {site.name}: struck inside the layer" for site in hooked if site]
+    inside = [site for module in model.modules() for site in _struck_inside(module)]
+    return notes + [f"# {site.name}: struck inside the layer" for site in inside]
+
+
+def _struck_inside(layer: nn.Module) -> list[FaultSite]:
+    output = site_struck_inside(layer)
+    return [*sites_struck_inside(layer), *([] if output is None else [output])]

@@ -13,6 +13,7 @@ place. It makes each call of the layer meet exactly one strike:
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fxfault.sites.fault_sites import FaultSites
     from fxfault.sites.site import FaultSite
 
-_METHOD = "pack_output"
+_METHOD, _FLOAT = "pack_output", "_fault_output"
 
 
 class LayerOutput:
@@ -61,6 +62,15 @@ class LayerOutput:
     def strikes_itself(self) -> bool:
         """Whether the layer strikes its own output in the graph too, because of its hooks."""
         return bool(self.layer[0]._forward_hooks or _global_forward_hooks)
+
+    def install(self, layer: Any = None) -> None:
+        """Let the layer of ours, or another one, end its forward with this object."""
+        layer = self.layer[0] if layer is None else layer
+        layer.__dict__[_METHOD] = self
+
+    def uninstall(self, layer: Any) -> None:
+        """Undo `install`."""
+        del layer.__dict__[_METHOD]
 
     def add(self, site: FaultSite, graph: int | None = None, training: bool = False) -> None:
         """Add the site of the next call; see `sites` for the key."""
@@ -155,14 +165,34 @@ class LayerOutput:
         return number
 
 
-def install(layer: Any, output: LayerOutput) -> None:
-    """Let a layer of ours end its forward with `output`."""
-    layer.__dict__[_METHOD] = output
+class FloatOutput(LayerOutput):
+    """The last step of a layer of any type, whose float output faults strike."""
+
+    returns_quant_tensor = True  # What the layer returns is what is struck.
+
+    def install(self, layer: Any = None) -> None:
+        """Let a layer of ours end its forward with this object."""
+        layer = self.layer[0] if layer is None else layer
+        self.own_forward = layer.__dict__.get("forward")
+        layer.__dict__[_FLOAT], layer.__dict__["forward"] = self, self.forward
+
+    def uninstall(self, layer: Any) -> None:
+        """Undo `install`."""
+        del layer.__dict__[_FLOAT], layer.__dict__["forward"]
+        if self.own_forward is not None:
+            layer.__dict__["forward"] = self.own_forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer, and strike its output or hand it over to the graph."""
+        layer = self.layer[0]
+        own = self.own_forward or functools.partial(type(layer).forward, layer)
+        return self(own(*args, **kwargs))
 
 
 def installed(layer: Any) -> LayerOutput | None:
     """The `LayerOutput` of a layer, if it has one."""
     output = layer.__dict__.get(_METHOD)
+    output = output if isinstance(output, LayerOutput) else layer.__dict__.get(_FLOAT)
     return output if isinstance(output, LayerOutput) else None
 
 
@@ -176,7 +206,8 @@ def site_struck_inside(layer: Any) -> FaultSite | None:
 
 def uninstall(layer: Any) -> bool:
     """Remove the `LayerOutput` of a layer; returns whether there was one."""
-    if installed(layer) is None:
+    output = installed(layer)
+    if output is None:
         return False
-    del layer.__dict__[_METHOD]
+    output.uninstall(layer)
     return True

@@ -1,8 +1,9 @@
 """Split a transformed model's forward at its fault sites, so that it can start in the middle.
 
 A *cut* lies just before a fault strikes: after the layer that makes the activation, before
-`fault_inject`. The code after a cut depends only on the values that are *live* there: made before
-the cut and used after it. A *segment* is the code from one cut to the next.
+`fault_inject`; for a weight or bias, before its layer reads it. The code after a cut depends only
+on the values that are *live* there: made before the cut and used after it. A *segment* is the code
+from one cut to the next.
 
 The forward of a model with the sites `quant` and `relu`::
 
@@ -14,7 +15,8 @@ The forward of a model with the sites `quant` and `relu`::
     fault_inject_1 = fault_inject(relu, self.faults.relu)     # cut 2
     return fault_inject_1 + fault_inject                 # segment 2: -> output
 
-becomes three functions; their caller strikes the first live value at each cut.
+becomes three functions; their caller strikes the first live value at each cut. A segment that
+starts at a weight or bias strikes that itself.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.graph import CodeGen
 
-from fxfault.functional import fault_inject
+from fxfault.functional import fault_inject, stored_weight
+from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.passes.tracing.containers import containers_of
 from fxfault.passes.tracing.refusals import OF_A_LIBRARY
@@ -42,9 +45,9 @@ class Segment:
     """The part of a forward between two cuts.
 
     Attributes:
-        site: the site that strikes the first input before the segment runs; None for the first
-            segment, which takes the model's inputs.
-        inside: the sites that strike while the segment runs.
+        site: the site at the start. If it is an activation, it strikes the first input before the
+            segment runs. None for the first segment, which takes the model's inputs.
+        inside: the other sites that strike while the segment runs.
         kept: paths of its containers that keep a user's Python forward, which may ask about values
             of several samples at once.
         function: the code of the segment; called with the model and the values that are live at the
@@ -91,16 +94,16 @@ def split_at_sites(model: nn.Module, sites: Collection[str] | None = None) -> tu
         return ()
     nodes = [node for node in model.graph.nodes if node.op != "get_attr"]
     struck = {node: _sites_of(model, node) for node in nodes}
-    starts = [0]
-    for place in _possible_cuts(nodes, struck):
-        (site,) = struck[nodes[place]]
+    cuts: list[tuple[int, FaultSite | None]] = [(0, None)]
+    for place, site in _possible_cuts(nodes, struck):
         if sites is None or site.name in sites:
-            starts.append(place)
+            cuts.append((place, site))
+    starts = [place for place, _ in cuts]
     ends = [*starts[1:], len(nodes)]
     live = [_live_at(nodes, start) for start in starts]
     return tuple(
-        _segment(model, nodes[start:end], live[number : number + 2], struck)
-        for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+        _segment(model, site, nodes[start:end], live[number : number + 2], struck)
+        for number, ((start, site), end) in enumerate(zip(cuts, ends, strict=True))
     )
 
 
@@ -116,6 +119,7 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
         site = site_struck_inside(module)
         if site is not None:
             found[id(site)] = site
+        found.update((id(site), site) for site in sites_struck_inside(module))
         if isinstance(module, TracedModule):
             for inner in module.graph.nodes:
                 found.update((id(site), site) for site in _sites_of(module, inner))
@@ -132,28 +136,51 @@ def _kept_below(model: nn.Module, node: Node) -> Iterator[str]:
             yield container.path
 
 
-def _possible_cuts(nodes: list[Node], struck: dict[Node, tuple[FaultSite, ...]]) -> Iterator[int]:
-    """The places of the `fault_inject` nodes before which the forward may be split."""
+def _possible_cuts(
+    nodes: list[Node], struck: dict[Node, tuple[FaultSite, ...]]
+) -> Iterator[tuple[int, FaultSite]]:
+    """The places before which the forward may be split, and the site that strikes first there."""
     spans: dict[int, list[int]] = {}
     for place, node in enumerate(nodes):
         for site in struck[node]:
             if site.counts_calls:
                 spans.setdefault(id(site), []).append(place)
+    cut_at: set[int] = set()
     for place, node in enumerate(nodes):
-        is_site = node.op == "call_function" and node.target is fault_inject
         # The faults of such a site depend on its number of calls before in the same forward.
         torn = any(min(places) < place <= max(places) for places in spans.values())
-        if is_site and not torn and not struck[node][0].counts_calls:
-            output = struck[node][0].output
-            # A layer with hooks strikes its output itself, so a cut has nothing to strike.
-            if output is not None and not output.strikes_itself:
-                yield place
+        first = None if torn else _first_struck(node, struck)
+        if first is not None and id(first) not in cut_at:  # Two layers may read one weight.
+            cut_at.add(id(first))
+            yield place, first
+
+
+def _first_struck(node: Node, struck: dict[Node, tuple[FaultSite, ...]]) -> FaultSite | None:
+    """The first site that strikes after a cut before a node; None if no cut is possible there."""
+    if node.op != "call_function":
+        return None
+    if node.target is stored_weight:  # With it, its layer begins to read its words.
+        (layer,) = node.all_input_nodes
+        strikes = [user for words in layer.users for user in words.users if user in struck]
+        sites = [
+            site for strike in strikes if strike.target is fault_inject for site in struck[strike]
+        ]
+        return sites[0] if sites else None
+    if node.target is not fault_inject or struck[node][0].stored is not None:
+        return None
+    (site,) = struck[node]
+    # A layer with hooks strikes its output itself, so a cut has nothing to strike.
+    can_be_cut = site.output is not None and not site.output.strikes_itself
+    return site if can_be_cut and not site.counts_calls else None
 
 
 def _live_at(nodes: list[Node], place: int) -> list[Node]:
-    """The nodes made before a place and used from there on; the struck one comes first."""
+    """The nodes made before a place and used from there on; a struck activation comes first."""
     if place == 0:
         return []
+    if nodes[place].target is not fault_inject:
+        later = set(nodes[place:])
+        return [node for node in nodes[:place] if not later.isdisjoint(node.users)]
     struck = nodes[place].args[0]
     later = set(nodes[place + 1 :])
     others = [node for node in nodes[:place] if not later.isdisjoint(node.users)]
@@ -163,11 +190,12 @@ def _live_at(nodes: list[Node], place: int) -> list[Node]:
 
 def _segment(
     model: nn.Module,
+    site: FaultSite | None,
     nodes: list[Node],
     live: list[list[Node]],
     struck: dict[Node, tuple[FaultSite, ...]],
 ) -> Segment:
-    """Make a segment of nodes; all but the first segment begin with a `fault_inject` node.
+    """Make a segment of nodes that begins at a site; None for the first segment.
 
     `live` has the live nodes at the start and, unless it is the last segment, at the end.
     """
@@ -176,7 +204,8 @@ def _segment(
     taken = live[0]
     for node in taken:
         copies[node] = graph.placeholder(node.name)
-    if taken:  # The placeholder of the unstruck value receives the struck one.
+    given_struck = site is not None and site.stored is None
+    if given_struck:  # The placeholder of the unstruck value receives the struck one.
         copies[nodes[0]] = copies[taken[0]]
 
     def copy_of(node: Node) -> Node:
@@ -185,17 +214,17 @@ def _segment(
             copies[node] = graph.node_copy(node)
         return copies[node]
 
-    body = nodes[1:] if taken else nodes
+    body = nodes[1:] if given_struck else nodes
     for node in body:
         copies[node] = graph.node_copy(node, copy_of)
     given = live[1] if len(live) > 1 else []
     if given:
         graph.output(tuple(map(copy_of, given)))
     graph.lint()
-    inside = {id(site): site for node in body for site in struck[node]}
+    inside = {id(other): other for node in body for other in struck[node]}
     return Segment(
-        site=struck[nodes[0]][0] if taken else None,
-        inside=tuple(inside.values()),
+        site=site,
+        inside=tuple(other for other in inside.values() if other is not site),
         kept=tuple(path for node in body for path in _kept_below(model, node)),
         function=_compiled(graph),
     )

@@ -12,7 +12,9 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.layer_memories import remove_memory
 from fxfault.passes.layer_outputs import uninstall
+from fxfault.passes.stored_sites import erase_words
 from fxfault.passes.tracing.own_forward import give_forward_back
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.sites.fault_sites import ATTRIBUTE_NAMES, FaultSites
@@ -27,6 +29,7 @@ class StripFaults(PassBase):
         modified = False
         for module in list(graph_module.modules()):
             modified |= uninstall(module)
+            modified |= remove_memory(module)
             modified |= give_forward_back(module)
             if isinstance(module, TracedModule) and _strip_graphs(module):
                 module.recompile()
@@ -42,6 +45,7 @@ class StripFaults(PassBase):
 def _strip_graphs(module: TracedModule) -> bool:
     stripped = False
     for graph in module.graphs:
+        stripped |= erase_words(graph)
         for target in (fault_inject, begin_forward):
             for node in graph.find_nodes(op="call_function", target=target):
                 state = node.args[1] if target is fault_inject else node.args[0]

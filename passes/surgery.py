@@ -8,15 +8,26 @@ from typing import Any
 from torch import nn
 
 from fxfault.errors import SiteError
-from fxfault.passes.layer_outputs import LayerOutput, install, installed
+from fxfault.passes.layer_memories import LayerMemory, accept_words, install_memory, memory_of
+from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
 from fxfault.passes.tracing.sharing import holds, shell
+from fxfault.passes.tracing.targets import rule_of
 from fxfault.quantisers.quant_tensors import (
     has_own_forward,
     is_activation,
+    read_proxy,
     read_quantiser,
     why_unsupported,
 )
+from fxfault.quantisers.stored_words import (
+    KINDS,
+    channel_dim,
+    has_memory,
+    runs_brevitas_forward,
+    why_no_words,
+)
 from fxfault.sites.fault_sites import FaultSites
+from fxfault.sites.site import Stored
 
 _AGAIN = "transform the model again"
 
@@ -43,7 +54,10 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
         place = list(module._modules).index(name)
         old = before[place] if place < len(before) else None
         output = None if old is None else installed(old)
-        if output is not None and output in gone:
+        memory = None if old is None else memory_of(old)
+        if memory is not None and memory.layer[0] not in module.children():
+            module._modules[name] = _with_memory(sites, child, memory)
+        elif output is not None and output in gone:
             module._modules[name] = _adopted(sites, child, output)
         elif _holds_target(sites, child) and sites.clock.why_quiet is None:
             raise SiteError(
@@ -54,6 +68,10 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
 
 def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
     """Our copy of a new layer, struck by the sites of the old one."""
+    if isinstance(output, FloatOutput):
+        output.layer = [shell(layer)]
+        output.install()
+        return output.layer[0]  # type: ignore[no-any-return]
     struck = {id(site): site for calls in output.sites.values() for site in calls}
     why = why_unsupported(layer)
     if why is None and has_own_forward(layer):
@@ -70,7 +88,7 @@ def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
         )
     ours = shell(layer)
     output.layer = [ours]
-    install(ours, output)
+    output.install()
     for site in struck.values():
         site.quantiser, site.module_type = read_quantiser(layer), type(layer).__name__
         site.layer = ours if site.layer is not None else None
@@ -80,8 +98,39 @@ def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
     return ours
 
 
+def _with_memory(sites: FaultSites, layer: nn.Module, memory: LayerMemory) -> nn.Module:
+    """Our copy of a new layer, whose words are struck by the sites of the old one's."""
+    ours = shell(layer)
+    for kind, word in memory.words.items():
+        why = f"it has no {KINDS[kind].parameter} of Brevitas"
+        if has_memory(layer, kind):
+            why = why_no_words(layer, kind) or ""
+        if kind in memory.in_graph and not runs_brevitas_forward(layer):
+            why = "it has a forward of its own"
+        if why:  # Armed or not: the graph calls the layer with the words of the old one.
+            raise SiteError(
+                f"site {word.site.name}: its layer was replaced by a {type(layer).__name__} that "
+                f"faults cannot strike ({why}); {_AGAIN}"
+            )
+    new = install_memory(ours)
+    for kind, word in memory.words.items():
+        site, parameter = word.site, getattr(layer, KINDS[kind].parameter)
+        site.quantiser = read_proxy(layer._modules[KINDS[kind].quantiser])
+        site.module_type = type(layer).__name__
+        site.stored = Stored(kind, tuple(parameter.shape), channel_dim(layer, kind))
+        site.caches.clear()
+        for fault in site.faults if site.selected else ():
+            site.check_word(fault.model, site.bit_width)
+        new.add(kind, site)
+    for kind in memory.in_graph:
+        accept_words(ours, kind)
+    return ours
+
+
 def _holds_target(sites: FaultSites, module: nn.Module) -> bool:
+    wanted = rule_of(sites.config)
+
     def is_target(part: nn.Module) -> bool:
-        return is_activation(part, tuple(sites.config.targets)) and installed(part) is None
+        return wanted(part) and installed(part) is None and memory_of(part) is None
 
     return is_target(module) or holds(module, is_target)

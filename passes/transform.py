@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +17,8 @@ from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.strip import StripFaults
 from fxfault.passes.tracing.containers import trace
 from fxfault.passes.tracing.sharing import twin
+from fxfault.passes.tracing.targets import copied_rule
 from fxfault.passes.tracing.traced_module import twin_of_traced
-from fxfault.quantisers.quant_tensors import is_activation
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.strike.listing import list_ahead
 
@@ -74,10 +73,10 @@ def transform(
         return model
     insert: Any = InsertFaults(config)
     insert.requires(model)
-    faulty = insert(trace(model, tuple(config.targets))).graph_module
+    faulty = insert(trace(model, config)).graph_module
     sites = faults_of(faulty)
     sites.attach(faulty, original=model, list_ahead=list_ahead)
-    if config.faults is not None:
+    if config.faults is not None or len(config.memories) > 1:
         sites.set_faults(config)
     sites.select(config.layers)
     sites.check_words()
@@ -122,6 +121,7 @@ def strip(model: nn.Module) -> nn.Module:
     sites = sites_or_none(model)
     if sites is None:
         return model
-    is_target = functools.partial(is_activation, class_names=tuple(sites.config.targets))
     strip_faults: Any = StripFaults()
-    return strip_faults(twin(model, is_target, new_object=twin_of_traced)).graph_module
+    return strip_faults(
+        twin(model, copied_rule(sites.config), new_object=twin_of_traced)
+    ).graph_module

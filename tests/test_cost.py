@@ -492,7 +492,7 @@ def test_graph_grows_by_two_nodes_for_a_site_and_two_for_the_clock(
     faulty: Faulty, sites: int
 ) -> None:
     clean = nn.Sequential(*(layer for _ in range(sites) for layer in (nn.ReLU(), quantiser()[0])))
-    traced: Any = trace(clean, ("QuantIdentity",))
+    traced: Any = trace(clean, fxfault.FaultInjectionConfig(targets=("QuantIdentity",)))
     before, after = traced.graph.nodes, faulty(clean).graph.nodes
     # The site and its call; the sites and the one call that moves the clock.
     assert len(after) - len(before) == 2 * sites + 2

@@ -60,10 +60,10 @@ class Small(nn.Module):
 TABLE = """\
 Small: 3 sites, 2 armed in eval mode (seed 7)
 
-  #  site         module       type           bits  signed   scale  elements  fault model  prob %  state
-  0  first        first        QuantHardTanh     4  yes      0.125         6  msb_flip        0.5  armed
-  1  block.1.act  block.1.act  QuantReLU         8  no      0.0098         6  msb_flip        0.5  not selected
-  2  first@2      first        QuantHardTanh     4  yes      0.125         6  msb_flip        0.5  armed
+  #  site         module       type           bits  signed   scale  words  % bits  fault model  prob %  state
+  0  first        first        QuantHardTanh     4  yes      0.125      6    25.0  msb_flip        0.5  armed
+  1  block.1.act  block.1.act  QuantReLU         8  no      0.0098      6    50.0  msb_flip        0.5  not selected
+  2  first@2      first        QuantHardTanh     4  yes      0.125      6    25.0  msb_flip        0.5  armed
 
 Samples: not measured (model.faults.measure(inputs) does it)
 Containers: 2 traced, 1 kept with own forward
@@ -137,6 +137,8 @@ def test_the_dictionary_holds_what_the_table_shows(small: Any) -> None:
     assert content["sites"][1] == {
         "index": 1,
         "name": "block.1.act",
+        "memory": "activations",
+        "share": 50.0,
         "module_path": "block.1.act",
         "module_type": "QuantReLU",
         "bit_width": 8,

@@ -25,9 +25,15 @@ def contradictions(config: FaultInjectionConfig | None, where: str) -> list[str]
         return []
     points = [point for point in config.curriculum or () if isinstance(point, CurriculumPoint)]
     if config.faults is not None:
-        found = _beside_entries(config, points)
+        found = [*_beside_entries(config, points)]
     else:
-        found = _of_one_fault(config, points)
+        found = [*_of_one_fault(config, points), *_memory_problems(config)]
+    if config.persist != "step" and not _strikes_stored_words(config):
+        found.append(
+            f"persist: got {got(config.persist)}, allowed with a memory of weights or biases, as "
+            "the faults of activations are drawn for each sample"
+        )
+    found += _float_problems(config)
     prefix = f"{where}." if where else ""
     return [prefix + problem for problem in found]
 
@@ -44,12 +50,12 @@ def entry_problems(entries: Sequence[FaultEntry | None]) -> Iterator[str]:
         if (entry.probability is None) == (entry.num_faults is None):
             have = "neither" if entry.probability is None else "both"
             yield f"[{index}]: has {have}, allowed: one of probability and num_faults"
-        for problem in _word_problems(entry, [entry.injection_type]):
+        for problem in (*_word_problems(entry, [entry.injection_type]), *_memory_problems(entry)):
             yield f"[{index}].{problem}"
 
 
 def _said_beside_replay(entry: FaultEntry) -> list[str]:
-    defaults = {**_defaults_of(entry), "replay": entry.replay}
+    defaults = {**_defaults_of(entry), "replay": entry.replay, "memory": entry.memory}
     return [key for key, value in defaults.items() if getattr(entry, key) != value]
 
 
@@ -100,6 +106,40 @@ def _word_problems(fault: Any, models: Sequence[str | FaultModel]) -> Iterator[s
                 f"bit: got {got(fault.bit)}, allowed with rate_unit: bit: null or 'random', "
                 "because every bit is drawn by itself"
             )
+
+
+def _memory_problems(fault: FaultEntry | FaultInjectionConfig) -> Iterator[str]:
+    """Yield why faults cannot be counted: those of a sample, and those of a whole trial."""
+    kinds = [fault.memory] if isinstance(fault.memory, str) else list(fault.memory)
+    if fault.num_faults is not None and "activations" in kinds and len(kinds) > 1:
+        yield (
+            f"num_faults: got {got(fault.num_faults)} beside memory: {', '.join(kinds)}, allowed: "
+            "activations alone, of which each sample has so many hit, or weights and biases, of "
+            "which each trial has; give each an entry of `faults`"
+        )
+
+
+def _float_problems(config: FaultInjectionConfig) -> Iterator[str]:
+    """Yield what IEEE words do not allow."""
+    targets = _defaults_of(config)["targets"]
+    if config.word == "ieee" and "activations" not in config.memories:
+        yield f"word: got 'ieee' (str), allowed with a memory of {got('activations')}"
+    elif config.word == "ieee" and tuple(config.targets) == targets:
+        yield (
+            "targets: missing, name the module types whose float outputs `word: ieee` strikes, "
+            "such as `targets: [ReLU, Conv2d]`"
+        )
+    elif config.word != "ieee" and any(c in name for name in config.targets for c in "*?["):
+        yield f"targets: got {got(config.targets)}, allowed: class names; patterns with word: ieee"
+    if "parameters" in config.memories and config.apply_during != "eval" and config.enabled:
+        yield (
+            f"memory: got 'parameters' with apply_during: {config.apply_during}, allowed: eval, as "
+            "training updates these words"
+        )
+
+
+def _strikes_stored_words(config: FaultInjectionConfig) -> bool:
+    return any(kind != "activations" for kind in config.memories)
 
 
 def _of_one_fault(config: FaultInjectionConfig, points: Sequence[CurriculumPoint]) -> Iterator[str]:

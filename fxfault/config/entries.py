@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
@@ -74,6 +74,11 @@ def _fault_model_names() -> tuple[str, ...]:
     return fault_model_names()
 
 
+def _unique(value: Any) -> Any:
+    """Turn a list into a tuple without repetitions."""
+    return tuple(dict.fromkeys(map(str, value))) if isinstance(value, (list, tuple)) else value
+
+
 Name = Annotated[str, Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
 Percentage = Annotated[float, Field(ge=0, le=100)]
@@ -84,6 +89,8 @@ Bit = Annotated[int, Field(ge=0, le=31)] | Literal["random", "each"]
 Length = Annotated[int, Field(ge=1, le=32)]
 Layers = Name | Index | Annotated[list[Name | Index], Field(min_length=1)] | None
 RateUnit = Literal["element", "bit"]
+Memory = Literal["activations", "weights", "biases", "parameters"]
+Memories = Memory | Annotated[tuple[Memory, ...], Field(min_length=1), BeforeValidator(_unique)]
 InjectionType = Annotated[str | FaultModel, _FaultModelRule()]
 
 _AS_ABOVE = Field(description="As the key of the section.")
@@ -112,12 +119,25 @@ class FaultEntry:
         Count | None,
         Field(description="As the key of the section; an entry has this or `probability`."),
     ] = None
+    memory: Annotated[Memories, _AS_ABOVE] = "activations"
     layers: Annotated[Layers, _AS_ABOVE] = None
     replay: Annotated[
         Any,
         _ReplayRule(),
-        Field(description="In place of all of these: the file of a list of faults to strike."),
+        Field(
+            description="In place of all of these but `memory`: the file of a list of faults to "
+            "strike. `memory` names the memories that the list is about."
+        ),
     ] = None
+
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """The memories that the fault strikes.
+
+        >>> FaultEntry(memory=["weights", "biases"]).memories
+        ('weights', 'biases')
+        """
+        return (self.memory,) if isinstance(self.memory, str) else tuple(self.memory)
 
     @property
     def strikes(self) -> bool:

@@ -32,6 +32,7 @@ from fxfault.config.entries import (
     Interval,
     Layers,
     Length,
+    Memories,
     Name,
     Percentage,
     RateUnit,
@@ -184,6 +185,21 @@ allowed: a number from 0 to 100
         Interval,
         Field(description="Number of parallel hardware units, used with `hw_mask`."),
     ] = 1024
+    memory: Annotated[
+        Memories,
+        Field(
+            description="What faults strike: the outputs of the `targets`, the quantised weights "
+            "or the quantised biases of all layers, or the float parameters and buffers "
+            "(`parameters`, IEEE words); or a list of these."
+        ),
+    ] = "activations"
+    persist: Annotated[
+        Literal["step", "epoch", "run"],
+        Field(
+            description="While training, how long faults of weights and biases stay: they are "
+            "drawn for each step, for each epoch, or once. An evaluation draws them once."
+        ),
+    ] = "step"
     gradient_mode: Annotated[
         Literal["ste", "zero_faulty"],
         Field(
@@ -200,9 +216,20 @@ allowed: a number from 0 to 100
     ] = None
     targets: Annotated[
         tuple[Name, ...],
-        Field(min_length=1, description="Class names of the modules whose outputs are sites."),
+        Field(
+            min_length=1,
+            description="Class names of the modules whose outputs are sites; with `word: ieee` "
+            "also patterns, such as `*ReLU`.",
+        ),
         BeforeValidator(tuple_from_list),
     ] = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
+    word: Annotated[
+        Literal["quantised", "ieee"],
+        Field(
+            description="The words of activations: those of the quantisers of Brevitas, or the "
+            "IEEE-754 bits of the float outputs of any module types that `targets` names."
+        ),
+    ] = "quantised"
     unsupported: Annotated[
         Literal["error", "skip"],
         Field(
@@ -281,6 +308,15 @@ allowed: a number from 0 to 100
             own["probability"] = None
         return (FaultEntry(**own),)
 
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """The memories that any of the faults strikes.
+
+        >>> FaultInjectionConfig(memory=["weights", "activations"]).memories
+        ('weights', 'activations')
+        """
+        return tuple(dict.fromkeys(kind for entry in self.entries() for kind in entry.memories))
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values that YAML and JSON can hold.
 
@@ -319,8 +355,10 @@ def _plain_item(item: Any, where: str) -> dict[str, Any]:
     plain = {key: value for key, value in values.items() if value is not None}
     if "replay" in plain and not isinstance(plain["replay"], str):
         raise ConfigError(f"{where}.replay: {plain['replay']!r} is no file; save it, and name that")
+    if plain.get("memory") == "activations":
+        del plain["memory"]  # Stores of studies know these faults without it.
     if "replay" in plain:
-        return {"replay": plain["replay"]}
+        return {key: plain[key] for key in ("replay", "memory") if key in plain}
     if "injection_type" in plain:
         plain["injection_type"] = _fault_model_name(plain["injection_type"], where)
     return plain

@@ -27,6 +27,7 @@ class Exposure:
 
     Attributes:
         elements: number of elements of one sample at each site, by name; None if samples differ.
+            That of a weight or bias is exposed once, and not by each sample.
         never_called: names of the sites that no batch reaches.
     """
 
@@ -51,12 +52,7 @@ class Exposure:
         # None if the activation does not belong to samples, or a container may call the site
         # several times.
         self.elements = {
-            site.name: site.elements
-            if site.elements
-            and seen[site.index] == site.elements * len(inputs)
-            and not site.counts_calls
-            and (site.seen.arrangement is None or site.seen.arrangement.why_batch is None)
-            else None
+            site.name: site.elements if _is_regular(site, seen[site.index], len(inputs)) else None
             for site in faults
         }
         quiet = {site.name for site in faults if not seen[site.index]}
@@ -103,12 +99,26 @@ class Exposure:
             return predictions, hits, statistics.total_activations - elements
         predictions = run()
         hits = sum(self._hits(site) for site in exposed)
-        return predictions, hits, self.samples * sum(self.elements[s.name] or 0 for s in exposed)
+        return predictions, hits, sum(self._exposed(site) for site in exposed)
+
+    def _exposed(self, site: FaultSite) -> int:
+        elements = self.elements[site.name] or 0
+        return elements if site.stored is not None else elements * self.samples
 
     def _hits(self, site: FaultSite) -> int:
         elements = self.elements[site.name]
         assert elements is not None
         return elements_hit(site, range(self.samples), Layout(1, 1, (elements,)))
+
+
+def _is_regular(site: FaultSite, seen: int, batch: int) -> bool:
+    """Whether each sample, or each trial of a memory, has the elements of the site's last call."""
+    if site.stored is not None:
+        return seen > 0
+    by_samples = site.seen.arrangement is None or site.seen.arrangement.why_batch is None
+    return bool(
+        site.elements and seen == site.elements * batch and not site.counts_calls and by_samples
+    )
 
 
 def _elements_of(faults: FaultSites, inputs: Any) -> list[int]:

@@ -24,6 +24,9 @@ Code = TypeVar("Code", int, Tensor)
 
 MAX_BIT_WIDTH = 32
 
+# The largest distance of a value from its code, in codes, if rounding does not add to it.
+_TOLERANCE = 0.25
+
 # A float64 of this size has no binary places, so adding and subtracting it rounds like `round`: to
 # the nearest whole number, and halves to even.
 _ROUNDING = 1.5 * 2.0**52
@@ -180,7 +183,8 @@ def to_codes(
     Returns:
         The codes (int64, shape of `values`), and the distance of each value from its code, in
         codes (float64, same shape). A value is not a code of the word if the distance is above
-        `tolerance` or NaN. The code of a NaN is arbitrary.
+        `tolerance` or NaN. The code of a NaN is arbitrary. If the dtype cannot hold every code of
+        the word, the distance is infinite for values whose rounding might hide their code.
     """
     exact = values.double() / _double(scale)
     if not _is_zero(zero_point):
@@ -191,7 +195,13 @@ def to_codes(
         # `round` starts all threads even for a few thousand values, which costs more than it saves.
         codes = exact.add(_ROUNDING).sub_(_ROUNDING)
         codes.clamp_(word.lowest, word.highest)  # type: ignore[arg-type]
-    return codes.long(), exact.sub_(codes).abs_()
+    hidden = None
+    if is_wide(word, values.dtype):
+        hidden = exact.abs() > 2 * _TOLERANCE / torch.finfo(values.dtype).eps
+    distance = exact.sub_(codes).abs_()
+    if hidden is not None:
+        distance[hidden] = torch.inf
+    return codes.long(), distance
 
 
 def tolerance(dtype: torch.dtype, zero_point: Parameter, word: Word) -> Parameter:
@@ -202,21 +212,40 @@ def tolerance(dtype: torch.dtype, zero_point: Parameter, word: Word) -> Paramete
     >>> tolerance(torch.float32, 0.0, Word(4, signed=True))
     0.25
     """
+    if is_wide(word, dtype):
+        return _TOLERANCE  # `to_codes` looks at the size of each code.
     eps = torch.finfo(dtype).eps
     if isinstance(zero_point, Tensor):
-        return (eps * (word.all_ones + zero_point.double().abs())).clamp(min=0.25)
+        return (eps * (word.all_ones + zero_point.double().abs())).clamp(min=_TOLERANCE)
     rounding = eps * (word.all_ones + abs(zero_point))
-    return rounding.clamp(min=0.25) if isinstance(rounding, Tensor) else max(0.25, rounding)
+    if isinstance(rounding, Tensor):
+        return rounding.clamp(min=_TOLERANCE)
+    return max(_TOLERANCE, rounding)
 
 
-def to_values(codes: Tensor, scale: Parameter, zero_point: Parameter, dtype: torch.dtype) -> Tensor:
+def to_values(
+    codes: Tensor, scale: Parameter, zero_point: Parameter, dtype: torch.dtype, wide: bool = False
+) -> Tensor:
     """Dequantise codes exactly as Brevitas does: `(code - zero_point) * scale` in `dtype`.
 
     >>> to_values(torch.tensor([-2, 1]), 0.25, 0.0, torch.float32)
     tensor([-0.5000,  0.2500])
 
+    Args:
+        codes: int64, any shape.
+        scale: positive, broadcastable to `codes`.
+        zero_point: broadcastable to `codes`.
+        dtype: dtype of the values.
+        wide: whether `dtype` may not hold the codes (`is_wide`). They are then dequantised in
+            float64 and rounded to the nearest value of `dtype`:
+
+            >>> to_values(torch.tensor([2**24 + 1]), 1.0, 0.0, torch.float32, wide=True).item()
+            16777216.0
+
     Reference: `brevitas.core.quant.IntQuant.forward`.
     """
+    if wide:
+        return ((codes.double() - _double(zero_point)) * _double(scale)).to(dtype)
     values = codes.to(dtype)
     if not _is_zero(zero_point):
         values = values - zero_point
@@ -242,3 +271,14 @@ def fits(bit_width: int, dtype: torch.dtype) -> bool:
     (True, False, True)
     """
     return 1 <= bit_width <= min(MAX_BIT_WIDTH, 1 - round(math.log2(torch.finfo(dtype).eps)))
+
+
+def is_wide(word: Word, dtype: torch.dtype) -> bool:
+    """Whether a word may hold codes that a dtype cannot hold exactly.
+
+    A width that only a device knows counts as fitting, as the words of activations do.
+
+    >>> is_wide(Word(32, signed=True), torch.float32), is_wide(Word(24, True), torch.float32)
+    (True, False)
+    """
+    return isinstance(word.bit_width, int) and not fits(word.bit_width, dtype)

@@ -49,3 +49,28 @@ def unit_positions(units: Tensor, parallel: int, layout: Layout) -> Tensor:
     spatial = math.prod(layout.row_shape[1:])
     row, place = order // max(1, channels * spatial), order % max(1, channels * spatial)
     return row * channels * spatial + (place % channels) * spatial + place // channels
+
+
+def channels_of_units(
+    units: Tensor, parallel: int, shape: tuple[int, ...], channel_dim: int
+) -> Tensor:
+    """Return the elements of a weight or bias that broken units hold: row-major positions, int64.
+
+    Each unit holds the words of whole output channels: those of channel c are on unit
+    c mod `parallel`.
+
+    >>> channels_of_units(torch.tensor([1]), 2, (3, 2), channel_dim=0).tolist()
+    [2, 3]
+
+    Args:
+        units: numbers of the broken units, int64.
+        parallel: number of parallel units.
+        shape: shape of the tensor.
+        channel_dim: the dimension of the output channels.
+    """
+    if not shape:
+        shape = (1,)
+    channels = torch.arange(shape[channel_dim], device=units.device)
+    broken = torch.isin(channels % parallel, units)
+    places = torch.arange(math.prod(shape), device=units.device).view(shape)
+    return places.index_select(channel_dim, broken.nonzero()[:, 0]).flatten().sort().values

@@ -94,7 +94,12 @@ class FrozenWeights(FrozenLayer):
         constants = self._constants()
         if constants is None or subtensor_slice_list is not None:
             return super().quant_weight(quant_input, subtensor_slice_list)  # type: ignore[misc]
-        return constants.quantised
+        return self._struck("weight_quant", constants.quantised)
+
+    def _struck(self, quantiser: str, words: Any) -> Any:
+        """The words with the faults that strike them; the words themselves if there are none."""
+        stand_in = self.__dict__.get(quantiser)
+        return words if stand_in is None else stand_in.struck(words)
 
 
 class FrozenProduct(FrozenWeights):
@@ -105,10 +110,14 @@ class FrozenProduct(FrozenWeights):
         constants = self._constants()
         if constants is None or not constants.plain_output or self.return_quant_tensor:
             return super().forward(input)  # type: ignore[misc]
-        bias = constants.bias
-        if constants.bias_needs_input:
+        weight, bias = constants.value, constants.bias
+        if "weight_quant" in self.__dict__:
+            weight = plain(self._struck("weight_quant", constants.quantised))
+        if "bias_quant" in self.__dict__:
+            bias = plain(self.bias_quant(self.bias, input, constants.quantised))
+        elif constants.bias_needs_input:
             bias = self._scaled_bias(constants, input)
-        return self.inner_forward_impl(plain(input), constants.value, bias)
+        return self.inner_forward_impl(plain(input), weight, bias)
 
     def _scaled_bias(self, constants: WeightConstants, input: Any) -> Any:
         """The bias, quantised with the scale of the input times that of the weights."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from brevitas.core.bit_width import BitWidthConst
 from brevitas.core.quant import BinaryQuant, ClampedBinaryQuant, TernaryQuant
 from brevitas.core.quant.delay import _DelayQuant
+from brevitas.core.quant.float import FloatQuant
 from brevitas.nn.quant_layer import QuantNonLinearActLayer
+from brevitas.proxy.float_runtime_quant import ActFloatQuantProxyFromInjector
 from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
+from brevitas.quant_tensor import FloatQuantTensor, QuantTensor
 from brevitas.quant_tensor import IntQuantTensor as IntQuantTensor  # Others import it from here.
-from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
@@ -30,11 +33,14 @@ class Quantiser:
         narrow_range: whether one extreme code is left out.
         binary: whether the codes are -1 and +1.
         bit_width: the constant bit width; None if it is learned or otherwise varies.
+        word: what a word holds: an `integer`, a `minifloat` of Brevitas, or the `ieee` float that
+            a plain tensor is made of.
     """
 
     narrow_range: bool
     binary: bool
     bit_width: int | None
+    word: str = "integer"
 
 
 def is_activation(module: nn.Module, class_names: tuple[str, ...]) -> bool:
@@ -42,8 +48,18 @@ def is_activation(module: nn.Module, class_names: tuple[str, ...]) -> bool:
     return any(kind.__name__ in class_names for kind in type(module).__mro__)
 
 
+def is_of_type(module: nn.Module, patterns: tuple[str, ...]) -> bool:
+    """Whether a module's class, or one that it derives from, has a name that fits a pattern.
+
+    >>> is_of_type(nn.ReLU(), ("*ReLU",)), is_of_type(nn.ReLU(), ("Conv*", "Linear"))
+    (True, False)
+    """
+    kinds = [kind for kind in type(module).__mro__ if kind not in (nn.Module, object)]
+    return any(fnmatchcase(kind.__name__, p) for kind in kinds for p in patterns)
+
+
 def why_unsupported(module: nn.Module) -> str | None:
-    """Why a layer's output has no integer words that faults could strike; None if it has.
+    """Why a layer's output has no words that faults could strike; None if it has.
 
     >>> from brevitas.nn import QuantReLU
     >>> why_unsupported(QuantReLU()) is None, why_unsupported(QuantReLU(act_quant=None))
@@ -56,8 +72,8 @@ def why_unsupported(module: nn.Module) -> str | None:
         return "its quantiser is disabled"
     if isinstance(proxy, GroupwiseActQuantProxyFromInjector):
         return "its quantiser is groupwise"
-    if not isinstance(proxy, ActQuantProxyFromInjector):
-        return f"its quantiser is not an integer one ({type(proxy).__name__})"
+    if not isinstance(proxy, (ActQuantProxyFromInjector, ActFloatQuantProxyFromInjector)):
+        return f"its quantiser is neither integer nor minifloat ({type(proxy).__name__})"
     return None
 
 
@@ -91,11 +107,23 @@ def has_own_forward(layer: nn.Module) -> bool:
     return source.forward is not QuantNonLinearActLayer.forward
 
 
+def ieee_words(dtype: torch.dtype) -> Quantiser:
+    """What stands for the quantiser of a plain float tensor, whose words are its bits.
+
+    >>> ieee_words(torch.float32)
+    Quantiser(narrow_range=False, binary=False, bit_width=32, word='ieee')
+    """
+    return Quantiser(False, False, torch.finfo(dtype).bits, word="ieee")
+
+
 def output_type(module: nn.Module) -> type | None:
     """The type that a layer returns; None if that is not certain."""
     if why_unsupported(module) is not None or has_own_forward(module):
         return None
-    return IntQuantTensor if module.return_quant_tensor else torch.Tensor
+    if not module.return_quant_tensor:
+        return torch.Tensor
+    is_float = isinstance(module.act_quant, ActFloatQuantProxyFromInjector)
+    return FloatQuantTensor if is_float else IntQuantTensor
 
 
 def makes_private_tensor(layer: Any, kept: dict[Any, Any]) -> bool:
@@ -145,9 +173,18 @@ def read_quantiser(module: Any) -> Quantiser:
 
     >>> from brevitas.nn import QuantIdentity
     >>> read_quantiser(QuantIdentity(bit_width=4, narrow_range=True))
-    Quantiser(narrow_range=True, binary=False, bit_width=4)
+    Quantiser(narrow_range=True, binary=False, bit_width=4, word='integer')
     """
-    proxy = module.act_quant
+    return read_proxy(module.act_quant)
+
+
+def read_proxy(proxy: Any) -> Quantiser:
+    """Read the constants of a quantiser of activations, weights or biases."""
+    floats = [part for part in proxy.modules() if isinstance(part, FloatQuant)]
+    if floats:
+        fields = (floats[0].exponent_bit_width_impl, floats[0].mantissa_bit_width_impl)
+        width = sum(round(float(field())) for field in fields) + bool(proxy.is_signed)
+        return Quantiser(narrow_range=False, binary=False, bit_width=width, word="minifloat")
     parts = list(proxy.modules())
     ternary = any(isinstance(part, TernaryQuant) for part in parts)
     constants = [part for part in parts if isinstance(part, BitWidthConst)]

@@ -46,6 +46,7 @@ from fxfault.quantisers.constants import (
     WeightConstants,
 )
 from fxfault.quantisers.quant_tensors import OWN_FORWARD, own_class, plain
+from fxfault.quantisers.stored_words import MEMORY
 from fxfault.quantisers.watch import Watch, switches_of, tensors_below
 
 _SCALES = (ConstScaling, ParameterScaling, ParameterFromRuntimeStatsScaling)
@@ -88,13 +89,14 @@ def _settle(
 
 def settle_weights(layer: Any) -> Settled:
     """Settle a layer with quantised weights."""
-    proxies = [getattr(layer, f"{name}_quant", None) for name in ("weight", "bias")]
+    # Not as attributes, which faults may stand in for.
+    proxies = [layer._modules.get(f"{name}_quant") for name in ("weight", "bias")]
     found = [proxy for proxy in proxies if isinstance(proxy, nn.Module)]
     return _settle(layer, found, _weight_constants, ("weight", "bias"))
 
 
 def _weight_constants(layer: Any) -> WeightConstants:
-    proxy = layer.weight_quant
+    proxy = layer._modules["weight_quant"]
     _require_brevitas(layer, "forward", "forward_impl", "quant_weight", "inner_forward_impl")
     if not isinstance(layer, (QuantWeightBiasInputOutputLayer, QuantEmbedding)):
         raise Unsettled("the layer around it quantises its weights")
@@ -124,7 +126,7 @@ def _weight_constants(layer: Any) -> WeightConstants:
 def _settle_output(layer: Any, constants: WeightConstants) -> None:
     proxies = (layer.input_quant, layer.output_quant)
     constants.plain_output = not any(_has_effect(proxy) for proxy in proxies)
-    bias, proxy = layer._parameters.get("bias"), layer.bias_quant
+    bias, proxy = layer._parameters.get("bias"), layer._modules["bias_quant"]
     if bias is None or not proxy.is_quant_enabled:
         constants.bias = bias
         return
@@ -222,7 +224,8 @@ def _require_brevitas(layer: nn.Module, *methods: str) -> None:
     """Require a layer in eval mode that runs Brevitas's own methods."""
     for name in methods:
         method = getattr(own_class(layer), name, None)
-        own = name in layer.__dict__ and name != "pack_output"
+        ours = name == "pack_output" or (name == "forward" and MEMORY in layer.__dict__)
+        own = name in layer.__dict__ and not ours
         own |= name == "forward" and OWN_FORWARD in layer.__dict__
         if own or (method is not None and not method.__module__.startswith("brevitas.nn.")):
             raise Unsettled(f"it has a {name} of its own")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # Attributes that belong to one process or model, and not to a point in time.
 _NOT_IN_STATE = (
-    *("_model", "_on_move", "forward", "given", "handle", "rank", "world_size"),
-    "warned",
+    *("_model", "_on_move", "forward", "given", "handle", "passes", "persist", "rank"),
+    *("warned", "world_size"),
 )
 
 # Stands for the model before `follow`.
@@ -39,6 +39,8 @@ class FaultClock:
         enabled: the master switch.
         apply_during: `train`, `eval` or `both`.
         epoch_interval: n, if faults strike in every n-th epoch of training.
+        persist: how long faults of weights and biases stay in training: a `step`, an `epoch` or
+            the whole `run`.
         step_interval: probability that a training step is noisy, 0 to 1.
         seed: seed of all draws.
         trial: number of the evaluation under this seed; each has its own faults.
@@ -47,6 +49,7 @@ class FaultClock:
         batch: number of samples of the current forward.
         first_sample: number of the first sample of the current forward.
         given: the numbers of the samples, if `FaultSites.samples` sets them.
+        passes: number of resets so far.
         rank, world_size: number of this process, and of all processes; see `FaultSites.shard`.
         warned: whether `FaultSite.layout_of` has warned that layouts were not measured.
         handle: the handle through which compiled code finds the sites.
@@ -60,6 +63,7 @@ class FaultClock:
         self.apply_during = config.apply_during
         self.epoch_interval = plan.epoch_interval
         self.step_interval = plan.step_interval
+        self.persist = config.persist
         self.rank, self.world_size = 0, 1
         self.seed = secrets.randbits(63) if config.seed is None else config.seed
         self.trial = 0
@@ -69,12 +73,14 @@ class FaultClock:
         self._model: list[Any] = [_NO_MODEL]
         self._on_move: Callable[[], None] | None = None
         self.forward = 0  # Resets keep it, so no two forwards share a number.
+        self.passes = 0
         self.given: Tensor | None = None
         self.warned = False
         self.reset()
 
     def reset(self, first_sample: int = 0) -> None:
         """Number samples from `first_sample` and steps from 0 again."""
+        self.passes += 1
         self.step = 0
         self.batch: int | None = None
         self.first_sample = first_sample
@@ -165,6 +171,19 @@ class FaultClock:
         """Return the key of a site's random numbers in the current forward."""
         when = self.epoch if self._model[0].training else "eval"
         return known_key(self.seed, self.trial, when, site)
+
+    def stored_stream(self, site: str) -> int:
+        """Return the key of the random numbers of a weight or bias in the current forward."""
+        training = self._model[0].training
+        if training and self.persist == "run":
+            return known_key(self.seed, self.trial, "run", site)
+        return self.stream(site)
+
+    @property
+    def stored_draw(self) -> int:
+        """The number of the present draw of weight and bias faults, in place of a sample's."""
+        is_per_step = self._model[0].training and self.persist == "step"
+        return max(0, self.step - 1) if is_per_step else 0
 
     def hardware_stream(self, site: str) -> int:
         """Return the key of a site's broken hardware, the same for the whole trial."""

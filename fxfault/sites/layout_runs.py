@@ -130,6 +130,8 @@ def observing(sites: FaultSites) -> Iterator[Callable[..., None]]:
 
     def run(inputs: Any, observe: Callable[[FaultSite, Any], Tensor], again: bool = False) -> None:
         for site in sites:
+            if site.stored is not None:
+                continue  # It has no samples.
             site.observer = functools.partial(observe, site)
         try:
             with random_state_kept():  # All runs draw the same numbers.

@@ -86,7 +86,7 @@ def _check(site: FaultSite, replay: ReplayList, hit: Hit) -> None:
             f"as the words of site {site.name} have {width} bits; was the list made for "
             "another network?"
         )
-    memory = getattr(site, "memory", "activations")
+    memory = site.memory
     if hit.memory not in (None, memory):
         raise SiteError(
             f"{replay.origin.at(hit.line, 'memory')}: got {hit.memory!r}, allowed: {memory!r}, "

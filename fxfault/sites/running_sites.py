@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fxfault.errors import ConfigError, SiteError
 from fxfault.sites.fault_recorder import FaultRecorder
@@ -34,11 +34,23 @@ class _ThreadLock:
         return _ThreadLock()
 
 
+class Struck(Protocol):
+    """Tensors of a model that faults strike while it runs."""
+
+    def show(self) -> None:
+        """Show the struck tensors in the place of the model's own."""
+
+    def hide(self) -> None:
+        """Show the model's own again."""
+
+
 class RunningSites(SiteList):
     """The sites of a model that runs; see `FaultSites` for the attributes."""
 
     def __init__(self, config: FaultInjectionConfig) -> None:
         super().__init__(config)
+        self.parameters: Struck | None = None
+        self.running_depth = 0
         self.skipped: dict[str, str] = {}
         self.running: int | None = None
         self.outputs: list[Handover] = []
@@ -54,6 +66,7 @@ class RunningSites(SiteList):
     def clear(self) -> list[FaultSite]:
         """Remove and return all sites; the clock and its settings stay."""
         self.outputs, self.skipped, self._tree, self.running = [], {}, [], None
+        self.parameters = None
         return super().clear()
 
     def take_over(self, before: Iterable[FaultSite]) -> None:
@@ -107,10 +120,16 @@ class RunningSites(SiteList):
                 "one forward at a time: give each thread a copy (copy.deepcopy), or a process"
             )
         before, self.running = self.running, number
+        self.running_depth += 1
         try:
+            if self.running_depth == 1 and self.parameters is not None:
+                self.parameters.show()
             yield
         finally:
             self.running = before
+            self.running_depth -= 1
+            if self.running_depth == 0 and self.parameters is not None:
+                self.parameters.hide()
             self._thread.lock.release()
 
     def watch_layers(

@@ -34,9 +34,17 @@ ONLY_OBSERVED = (
 )
 
 
+TOO_LARGE = (
+    "are not integer codes of the quantiser, or are too large to tell which: of a {}-bit word, "
+    "float32 tells the codes up to 2**22"
+)
+
+
 def why_no_codes(site: FaultSite) -> str:
     """Why the values of a site are not codes, as the end of a message."""
     layer = None if site.output is None else site.output.layer[0]
+    if isinstance(site.seen.word_bits, int) and site.seen.word_bits > 24:
+        return TOO_LARGE.format(site.seen.word_bits)
     return ONLY_OBSERVED.format(site.module_type) if only_observes(layer) else NOT_CODES
 
 
@@ -52,6 +60,27 @@ class Extent(NamedTuple):
     elements: int
     bits: int
     calls: int
+
+
+class Stored(NamedTuple):
+    """The tensor of a site that is a memory: a quantised weight or bias.
+
+    Its faults are those of a whole forward; the whole tensor is one sample.
+
+    Attributes:
+        kind: `weights`, `biases` or `parameters`.
+        shape: shape of the tensor.
+        channel_dim: the dimension of the output channels.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    channel_dim: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the tensor: one sample."""
+        return Layout(1, 1, self.shape)
 
 
 @dataclass
@@ -121,15 +150,17 @@ class FaultSite:
     """One place in the network that faults can strike.
 
     Attributes:
-        name: the path of the layer, with `@2` for its second call and so on.
+        name: the path of the layer, with `@2` for its second call and so on; for a weight or
+            bias, its name in `state_dict`.
         index: place in the order of execution.
-        module_path: path of the activation layer.
-        module_type: class name of the activation layer.
+        module_path: path of the layer.
+        module_type: class name of the layer.
         quantiser: constants of the quantiser.
         clock: the clock that the sites of a model share.
         gradient_mode: `ste` or `zero_faulty`.
         peers: all sites of the model, with this one.
         setting: what strikes here.
+        stored: the tensor of a site that is a weight or bias; None for an activation.
         selected: whether the configuration selects the site.
         output: the last step of the layer; see `fxfault.passes.layer_outputs`.
         layer: the layer that makes the activation, if no other node of the graph uses it; else
@@ -153,6 +184,7 @@ class FaultSite:
     gradient_mode: str
     peers: Sequence[FaultSite]
     setting: Setting
+    stored: Stored | None = None
     selected: bool = True
     output: Handover | None = None
     layer: nn.Module | None = None
@@ -168,6 +200,11 @@ class FaultSite:
     def bit_width(self) -> int | None:
         """The constant bit width; None if it is learned."""
         return self.quantiser.bit_width
+
+    @property
+    def memory(self) -> str:
+        """What is struck: `activations`, `weights`, `biases` or `parameters`."""
+        return "activations" if self.stored is None else self.stored.kind
 
     @property
     def faults(self) -> tuple[SiteFault, ...]:
@@ -231,6 +268,8 @@ class FaultSite:
             shape: shape of the activation.
             batch: number of samples of the forward.
         """
+        if self.stored is not None:
+            return Layout(1, 1, shape)
         if self.seen.arrangement is not None:
             return self.seen.arrangement.over(shape, batch)
         if shape[:1] != (batch,) and not self.clock.warned and self.strikes:
@@ -301,6 +340,8 @@ class FaultSite:
             again: whether a backward repeats the call.
             extra: number of calls since the one that the graph makes.
         """
+        if self.stored is not None:
+            return self.clock.stored_stream(self.name)
         if not self.counts_calls:
             return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
         now = (self.clock.forward, again)

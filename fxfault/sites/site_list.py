@@ -11,7 +11,7 @@ from fxfault.errors import SiteError
 from fxfault.messages import nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
-from fxfault.sites.site import FaultSite
+from fxfault.sites.site import FaultSite, Stored
 from fxfault.sites.site_names import indices_of, listed
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ class SiteList(Sequence[FaultSite]):
         return indices_of(layers, self.names, where)
 
     def add(
-        self, name: str, module_path: str, module_type: str, quantiser: Quantiser
+        self,
+        name: str,
+        module_path: str,
+        module_type: str,
+        quantiser: Quantiser,
+        stored: Stored | None = None,
     ) -> tuple[FaultSite, str]:
         """Add a site; return it and the attribute through which generated code finds it."""
         site = FaultSite(
@@ -79,6 +84,7 @@ class SiteList(Sequence[FaultSite]):
             peers=self._sites,
             # Every entry of `faults` strikes here until `set_faults` looks at their layers.
             setting=setting_of(config_at(self.config, self.clock.epoch)),
+            stored=stored,
         )
         self._sites.append(site)
         # In ASCII, because Python normalises other letters in source code.

@@ -1,7 +1,8 @@
 """Counts of hits at each site, and how far they moved the activations.
 
-All figures are about integer codes. Sums stay on the device of the activations until they are
-read, so that a forward never waits.
+All figures are about integer codes; those of float words are about the numbers that the words
+stand for. Sums stay on the device of the activations until they are read, so that a forward never
+waits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from fxfault.errors import FxFaultError
 from fxfault.files.access import write_atomically
 
-_SUMS = ("injected", "rmse", "rmse_forwards", "cosine")
+_SUMS = ("injected", "rmse", "rmse_forwards", "cosine", "nonfinite")
 _ENTRY = (
     "layer_id name total_activations injected_count injection_rate avg_rmse avg_cosine_similarity "
     "sample_count rmse_count"
@@ -57,6 +58,11 @@ class LayerStatistics:
         return _rate(self.injected_count, self.total_activations)
 
     @property
+    def nonfinite_count(self) -> int:
+        """The number of infinities and NaN that faults of float words made."""
+        return round(self._sum("nonfinite"))
+
+    @property
     def rmse_count(self) -> int:
         """The number of forwards with at least one hit."""
         return round(self._sum("rmse_forwards"))
@@ -74,9 +80,17 @@ class LayerStatistics:
         """
         return self._sum("cosine") / self.sample_count if self.sample_count else math.nan
 
-    def add(self, elements: int, injected: Tensor, rmse: Tensor, cosine: Tensor) -> None:
+    def add(
+        self,
+        elements: int,
+        injected: Tensor,
+        rmse: Tensor,
+        cosine: Tensor,
+        nonfinite: Tensor | None = None,
+    ) -> None:
         """Add one armed forward; the tensors are float64 scalars on one device."""
-        row = torch.stack([injected, rmse, (injected > 0).double(), cosine])
+        arisen = torch.zeros_like(rmse) if nonfinite is None else nonfinite
+        row = torch.stack([injected, rmse, (injected > 0).double(), cosine, arisen])
         self._sums = self._sums.to(row.device) + row
         self.total_activations += elements
         self.sample_count += 1
@@ -89,8 +103,13 @@ class LayerStatistics:
         self.name = self.name or other.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON entry of the specification, plus the name and `rmse_count`."""
+        """Return the JSON entry of the specification, plus the name and `rmse_count`.
+
+        `nonfinite_count` is there only if it is not 0.
+        """
         entry = {key: getattr(self, key) for key in _ENTRY}
+        if self.nonfinite_count:
+            entry["nonfinite_count"] = self.nonfinite_count
         if math.isnan(self.avg_cosine_similarity):
             entry["avg_cosine_similarity"] = None
         return entry
@@ -101,7 +120,8 @@ class LayerStatistics:
         cosine = entry["avg_cosine_similarity"]
         counts = ("layer_id", "total_activations", "injected_count", "sample_count", "rmse_count")
         # Files that only follow the specification have no `rmse_count` and no names.
-        entry = {"rmse_count": entry["sample_count"], "name": "", **entry}
+        absent = {"rmse_count": entry["sample_count"], "name": "", "nonfinite_count": 0}
+        entry = {**absent, **entry}
         for key in counts:
             if not isinstance(entry[key], int):
                 raise TypeError(f"{key} is {entry[key]!r}, not a whole number")
@@ -111,6 +131,7 @@ class LayerStatistics:
             entry["avg_rmse"] * entry["rmse_count"],
             entry["rmse_count"],
             unmeasured if cosine is None else cosine * entry["sample_count"],
+            entry["nonfinite_count"],
         ]
         return cls(
             layer_id=entry["layer_id"],
@@ -181,6 +202,7 @@ class FaultStatistics:
         injected: Tensor,
         squared_change: Tensor,
         squares: tuple[Tensor, Tensor, Tensor] | None,
+        nonfinite: Tensor | None = None,
     ) -> None:
         """Record one forward of a site from its sums (float64 scalars).
 
@@ -191,6 +213,7 @@ class FaultStatistics:
             squared_change: sum of (faulty - clean)² over the hits.
             squares: sums of clean², faulty² and clean · faulty over all elements; None if cosine
                 similarity is not measured.
+            nonfinite: number of infinities and NaN that arose; None for integer words.
         """
         if layer_id not in self.layer_stats:
             raise FxFaultError(
@@ -199,7 +222,7 @@ class FaultStatistics:
             )
         rmse = (squared_change / injected.clamp(min=1)).sqrt()
         cosine = torch.full_like(rmse, math.nan) if squares is None else _cosine(*squares)
-        self.layer_stats[layer_id].add(elements, injected, rmse, cosine)
+        self.layer_stats[layer_id].add(elements, injected, rmse, cosine, nonfinite)
 
     def reset(self) -> None:
         """Delete everything that was recorded."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from brevitas.quant_tensor import FloatQuantTensor, GroupwiseFloatQuantTensor
 from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults.codes import Word
 from fxfault.faults.fault_models import FaultModel, RandomStrategy, label_of
+from fxfault.faults.float_words import IEEE_DTYPES
 from fxfault.sites.site import FaultSite
 
 _CHECKED = "contracts"
@@ -81,3 +83,32 @@ def _why_wrong(found: object, before: Tensor, codes: Tensor, word: Word) -> str 
             f"allowed: {allowed} (see `word.from_pattern`)"
         )
     return None
+
+
+def require_floats(x: object, site: FaultSite) -> None:
+    """Require a value that has the float words of a site.
+
+    Args:
+        x: a value that is no `IntQuantTensor`.
+        site: the site.
+
+    Raises:
+        SiteError: it has none, or the site has integer words.
+    """
+    word = site.quantiser.word
+    if word == "ieee" and isinstance(x, Tensor) and x.dtype in IEEE_DTYPES:
+        return
+    if word == "minifloat" and isinstance(x, (FloatQuantTensor, GroupwiseFloatQuantTensor)):
+        return
+    if site.quantiser.word == "ieee":
+        kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise SiteError(
+            f"site {site.name}: {site.module_type} gave a {kind}, allowed: a tensor of float32, "
+            "float16 or bfloat16, whose bits are struck; leave the site out by `layers`"
+        )
+    expected = "an IntQuantTensor" if site.quantiser.word == "integer" else "a FloatQuantTensor"
+    raise SiteError(
+        f"site {site.name}: expected {expected} from {site.module_type}, got {type(x).__name__}; "
+        "enable its quantiser, transform the model again if its forward was replaced, or set "
+        "`unsupported: skip`"
+    )

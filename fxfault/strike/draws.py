@@ -30,7 +30,7 @@ from fxfault.faults.sampling import (
     samples_hit_at_random,
     samples_hit_exactly,
 )
-from fxfault.faults.units import faulty_units, unit_positions
+from fxfault.faults.units import channels_of_units, faulty_units, unit_positions
 from fxfault.sites.settings import SiteFault
 from fxfault.sites.site import Extent, FaultSite
 
@@ -150,13 +150,17 @@ class Spread:
     def _broken_places(self, device: torch.device) -> Tensor:
         """The elements of a sample that broken units compute; cached for a layout."""
         layout, clock, parallel = self.layout, self.site.clock, self.site.setting.hw_units
+        stored = self.site.stored
         assert parallel is not None
         run = (clock.seed, clock.trial)
         wanted = (run, parallel, layout.rows, layout.row_shape, self.probability, device)
         known, places = self.site.caches.get("broken units", (None, None))
         if known != wanted:
             units = faulty_units(stream_key("units", *run), parallel, self.probability, device)
-            places = unit_positions(units, parallel, layout)
+            if stored is None:
+                places = unit_positions(units, parallel, layout)
+            else:
+                places = channels_of_units(units, parallel, stored.shape, stored.channel_dim)
             self.site.caches["broken units"] = (wanted, places)
         return places
 
@@ -171,9 +175,10 @@ class Spread:
         if self.fault.num_faults > total:
             kind = "bits" if self.fault.rate_unit == "bit" else "elements"
             plural = "one site" if len(parts) == 1 else f"{len(parts)} sites"
+            have = "one sample has" if self.site.stored is None else "there are"
             raise SiteError(
                 f"num_faults: got {self.fault.num_faults}, allowed: up to the {total} {kind} that "
-                f"one sample has at the {plural} that it is spread over"
+                f"{have} at the {plural} that it is spread over"
             )
         return Share(low, low + sizes[self.site.name], total, self.width)
 
@@ -257,6 +262,8 @@ def samples_hit(
             its own draw; or the number of elements is not known yet (see `FaultSites.measure`).
     """
     hit = torch.zeros(len(numbers), dtype=torch.bool)
+    if site.stored is not None:
+        numbers, layout = range(1), site.stored.layout  # Its faults are those of all samples.
     if key is None:
         if site.counts_calls:
             raise SiteError(
@@ -281,6 +288,8 @@ def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
     Raises:
         SiteError: the number of elements is not known yet.
     """
+    if site.stored is not None:
+        numbers, layout = range(1), site.stored.layout
     parts = [
         hits.index
         for spread, key, own_numbers in sources(site, site.stream(), numbers, layout)
@@ -299,6 +308,8 @@ def _has(site: FaultSite, fault: SiteFault) -> bool:
 
 def _extent(site: FaultSite) -> Extent:
     extent = site.seen.extent
+    if site.stored is not None and site.bit_width is not None:
+        return Extent(site.stored.layout.elements, site.bit_width, 1)
     if extent is None:
         raise SiteError(
             f"site {site.name}: it is not known yet how many elements and bits there are to hit; "

@@ -10,12 +10,12 @@ from torch import Tensor
 from fxfault.errors import SiteError
 from fxfault.faults.codes import Word
 from fxfault.faults.layouts import Layout
-from fxfault.sites.fault_list import ACTIVATIONS, FaultList
+from fxfault.sites.fault_list import FaultList
 from fxfault.sites.fault_recorder import FaultRecorder
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import CPU, sources
-from fxfault.strike.records import add_hits, memory_of
+from fxfault.strike.records import add_hits
 
 
 def list_ahead(sites: FaultSites, numbers: Tensor) -> FaultList:
@@ -37,8 +37,8 @@ def list_ahead(sites: FaultSites, numbers: Tensor) -> FaultList:
 
 def _list_site(recorder: FaultRecorder, site: FaultSite, numbers: Tensor) -> None:
     layout, word = _layout(site), _word(site)
-    if memory_of(site) != ACTIVATIONS:
-        numbers = torch.zeros(1, dtype=torch.int64)  # A parameter is one sample.
+    if site.stored is not None:
+        numbers = torch.zeros(1, dtype=torch.int64)  # The whole tensor is one sample.
     for spread, key, own in sources(site, site.stream(), numbers, layout):
         for hits in spread.hits(key, own, CPU):
             add_hits(recorder, spread, word, 1, numbers, hits)
@@ -50,13 +50,15 @@ def _is_never_called(site: FaultSite) -> bool:
 
 def _layout(site: FaultSite) -> Layout:
     """The layout of one sample."""
+    if site.stored is not None:
+        return site.stored.layout
     seen, why, more = site.seen, None, ""
     if site.counts_calls:
         why = "a container calls it, so its faults are not known ahead"
     elif seen.layout is None:
         why = "no forward has shown its elements yet"
         more = ", or call model.faults.measure(inputs) first"
-    elif seen.layout.samples != seen.batch and memory_of(site) == ACTIVATIONS:
+    elif seen.layout.samples != seen.batch:
         why = "its activation belongs to the batch, so its faults depend on the batch"
     if why is not None:
         raise SiteError(

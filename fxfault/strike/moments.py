@@ -23,7 +23,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from fxfault.errors import TransformError
+from fxfault.errors import SiteError, TransformError
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
 from fxfault.sites.site import FaultSite
@@ -81,6 +81,11 @@ def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
     """Do the work of `begin_forward`; compiled code calls it, too."""
     if not recomputing():
         refuse_recording(sites)
+        if sites.parameters is not None and sites.running_depth == 0 and sites.clock.enabled:
+            raise SiteError(
+                "memory: got 'parameters' in compiled code, which reads parameters itself; run the "
+                "model without torch.compile, or choose another memory"
+            )
         sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(batch_size_of(inputs))
@@ -122,6 +127,8 @@ def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
     training = clock.training
     if not (training or again or torch.is_grad_enabled()):
         # An evaluation has no checkpoints; to look for some would take time.
+        if site.stored is not None:
+            return _moment_now(site, again, extra)
         key = site.stream(extra=extra)
         call = site._calls[1] if site.counts_calls else 1 + extra
         return Moment(key, clock.batch, clock.first_sample, clock.given, call)
@@ -138,6 +145,8 @@ def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
 
 def _moment_now(site: FaultSite, again: bool, extra: int) -> Moment:
     clock, key = site.clock, site.stream(again, extra)
+    if site.stored is not None:  # The whole tensor is one sample.
+        return Moment(key, 1, clock.stored_draw, None, 1)
     call = site._calls[1] if site.counts_calls else 1 + extra
     return Moment(key, clock.batch, clock.first_sample, clock.given, call)
 

@@ -25,6 +25,9 @@ def read(values: Tensor, index: Tensor) -> Tensor:
 def write(values: Tensor, index: Tensor, new: Tensor) -> None:
     """Do `values.put_(index, new)`; on a contiguous tensor a view makes it twice as fast."""
     if values.is_contiguous():
-        values.view(-1).scatter_(0, index, new)
+        flat = values.view(-1)
+        if flat.element_size() == 2:  # `scatter_` computes 16-bit floats, which changes NaN.
+            flat, new = flat.view(torch.int16), new.view(torch.int16)
+        flat.scatter_(0, index, new)
     else:
         values.put_(index, new)

@@ -15,10 +15,22 @@ from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults import kernels
-from fxfault.faults.codes import Parameter, Word, fits, tolerance
+from fxfault.faults.codes import (
+    MAX_BIT_WIDTH,
+    Parameter,
+    Word,
+    fits,
+    is_wide,
+    to_codes,
+    to_values,
+    tolerance,
+)
 from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
+from fxfault.faults.float_words import FloatWord, IeeeWord
 from fxfault.faults.layouts import Layout
 from fxfault.faults.sampling import gap_scale, room_for
+from fxfault.quantisers.float_tensors import float_words
+from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
 from fxfault.sites.settings import SiteFault
 from fxfault.sites.site import FaultSite
 from fxfault.strike.contracts import is_ours
@@ -64,6 +76,7 @@ class Plan:
         order: memory order of the values for the compiled loops; None if they cannot strike them.
         like: an array of the dtype of the values, for the compiled loops.
         parts: the faults, in the order in which they strike; empty at 0 %.
+        floats: how a float word stands for a value; None for integers.
     """
 
     made_from: tuple[Any, ...] | None
@@ -73,6 +86,21 @@ class Plan:
     order: kernels.Order | None
     like: Any
     parts: tuple[Part, ...]
+    floats: FloatWord | None = None
+
+    def to_codes(self, values: Tensor, scale: Parameter, zero_point: Parameter) -> Any:
+        """The codes of values, and their distances; see `fxfault.faults.codes.to_codes`."""
+        if self.floats is not None:
+            return self.floats.to_codes(values, scale)
+        return to_codes(values, scale, zero_point, self.word)
+
+    def to_values(
+        self, codes: Tensor, scale: Parameter, zero_point: Parameter, dtype: torch.dtype
+    ) -> Tensor:
+        """The values of codes; see `fxfault.faults.codes.to_values`."""
+        if self.floats is not None:
+            return self.floats.to_values(codes, scale, dtype)
+        return to_values(codes, scale, zero_point, dtype, is_wide(self.word, dtype))
 
 
 def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Parameter]:
@@ -82,7 +110,8 @@ def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Param
 
     Args:
         site: the site.
-        x: an `IntQuantTensor` of at least one element.
+        x: an `IntQuantTensor` of at least one element; if the site has float words, a
+            `FloatQuantTensor` or a plain tensor.
         batch: samples in the forward.
 
     Returns:
@@ -91,6 +120,8 @@ def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Param
     Raises:
         SiteError: the dtype cannot hold the codes, or the word lacks bits that are struck.
     """
+    if not isinstance(x, IntQuantTensor):
+        return _plan_of_floats(site, x, batch)
     value, scale, zero_point, seen = x.value, x.scale, x.zero_point, site.seen
     seen.scale = scale.detach() if scale.requires_grad else scale
     seen.signed = signed = x.signed_t.item()
@@ -116,6 +147,36 @@ def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Param
     return plan, scale, zero_point
 
 
+def float_word_of(x: Any) -> tuple[FloatWord, Parameter]:
+    """The float word of a `FloatQuantTensor` or a plain tensor, and the scale of its numbers."""
+    found = float_words(x)
+    return (IeeeWord(x.dtype), 1.0) if found is None else (found[0], one_number(found[1]))
+
+
+def _plan_of_floats(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Parameter]:
+    """`plan_of` for float words."""
+    value, seen = plain(x), site.seen
+    word, scale = float_word_of(x)
+    if not word.fits(value.dtype):
+        raise SiteError(f"site {site.name}: {value.dtype} does not hold the numbers of {word}")
+    seen.scale = None if isinstance(x, Tensor) else x.scale.detach()
+    seen.signed = "sign" in word.roles
+    facts = (
+        *(site.setting, seen.arrangement, batch, value.shape, value.stride()),
+        *(value.dtype, value.device, word),
+    )
+    plan: Plan | None = site.caches.get("plan")
+    if plan is None or plan.made_from != facts:
+        lasting = all(is_ours(fault.model) for fault in site.faults)
+        layout = site.layout_of(tuple(value.shape), batch)
+        parts = _parts(site, word.word, layout, looping=False)
+        limit, made_from = word.tolerance(value.dtype), facts if lasting else None
+        plan = Plan(made_from, word.word, limit, layout, None, None, parts, word)
+        site.caches["plan"] = plan
+    seen.elements, seen.word_bits = plan.layout.elements, len(word.roles)
+    return plan, scale, 0.0
+
+
 def _made(
     site: FaultSite,
     x: Any,
@@ -131,7 +192,7 @@ def _made(
     lasting = known and all(is_ours(fault.model) for fault in site.faults)
     word, limit = _word_and_limit(site, value.dtype, width, signed, zero_point)
     layout = site.layout_of(tuple(value.shape), batch)
-    order = order_for_loops(value, scale, zero_point)
+    order = None if is_wide(word, value.dtype) else order_for_loops(value, scale, zero_point)
     parts = _parts(site, word, layout, order is not None)
     like = kernels.LIKE.get(str(value.dtype).removeprefix("torch."))
     return Plan(facts if lasting else None, word, limit, layout, order, like, parts)
@@ -255,6 +316,11 @@ def _learned_width(x: Any) -> int | Tensor:
     return learned
 
 
+def _is_sound(bit_width: int, dtype: torch.dtype) -> bool:
+    """Whether a dtype tells the codes of a word that are not too large; see `to_codes`."""
+    return dtype in _LOOP_TYPES and 1 <= bit_width <= MAX_BIT_WIDTH
+
+
 def _word_and_limit(
     site: FaultSite,
     dtype: torch.dtype,
@@ -263,11 +329,10 @@ def _word_and_limit(
     zero_point: Parameter,
 ) -> tuple[Word, Parameter]:
     """The word of an activation, and the largest distance of a value from its code, in codes."""
-    if isinstance(bit_width, int) and not fits(bit_width, dtype):
+    if isinstance(bit_width, int) and not (fits(bit_width, dtype) or _is_sound(bit_width, dtype)):
         raise SiteError(
             f"site {site.name}: {bit_width}-bit codes do not fit {dtype}; allowed: 1 to 32 "
-            "bits that the dtype holds exactly (bfloat16 8, float16 11, float32 24); use a wider "
-            "dtype"
+            "bits in float32 and float64, 8 in bfloat16, 11 in float16; use a wider dtype"
         )
     word = Word(bit_width, signed, site.quantiser.narrow_range, site.quantiser.binary)
     limit = tolerance(dtype, zero_point, word)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxfault.faults.codes import Parameter, Word, to_values
+from fxfault.faults.codes import Parameter, Word
 from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, label_of
 from fxfault.faults.random_numbers import rehash
 from fxfault.faults.sampling import Hits, Numbers, on_host
-from fxfault.sites.fault_list import ACTIVATIONS, Place
+from fxfault.sites.fault_list import Place
 from fxfault.sites.fault_recorder import UNKNOWN, FaultRecorder
 from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import Spread
@@ -54,14 +54,14 @@ class Records:
     def add(self, part: Part, change: Change) -> None:
         """Record the hits of one fault of the plan."""
         hits, codes, corrupted = change
-        word = self._plan.word
+        plan, word = self._plan, self._plan.word
         scale, zero_point = (at(p, self._shape, hits.index) for p in self._quantiser[:2])
         columns = {
             "mask": word.to_pattern(codes) ^ word.to_pattern(corrupted),
             "code_before": codes,
             "code_after": corrupted,
-            "value_before": to_values(codes, scale, zero_point, self._dtype).double(),
-            "value_after": to_values(corrupted, scale, zero_point, self._dtype).double(),
+            "value_before": plan.to_values(codes, scale, zero_point, self._dtype).double(),
+            "value_after": plan.to_values(corrupted, scale, zero_point, self._dtype).double(),
         }
         recorder = self._site.recorder
         assert recorder is not None
@@ -97,18 +97,10 @@ def add_hits(
     if hits.real is not None:
         found = {name: column[hits.real] for name, column in found.items()}
     arrays = {name: column.cpu().numpy() for name, column in found.items()}
-    memory, place_of_sample = memory_of(site), arrays.pop("place")
-    arrays["sample"] = on_host(numbers).view(np.int64)[place_of_sample]
-    if memory != ACTIVATIONS:  # A parameter is one sample, whichever batch meets it.
-        arrays["sample"] = np.zeros_like(place_of_sample)
-    where = Place(site.name, memory, layout.sample_shape, int(word.bit_width))
+    arrays["sample"] = on_host(numbers).view(np.int64)[arrays.pop("place")]
+    where = Place(site.name, site.memory, layout.sample_shape, int(word.bit_width))
     label = label_of(fault.model) if fault.given is None else str(fault)
     recorder.add(site.index, where, call, fault.number, label, arrays)
-
-
-def memory_of(site: FaultSite) -> str:
-    """What is struck at a site."""
-    return str(getattr(site, "memory", ACTIVATIONS))
 
 
 def bits_of(model: FaultModel, word: Word, hits: Hits) -> Tensor:

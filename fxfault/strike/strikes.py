@@ -6,6 +6,7 @@ Only elements that are hit are read, converted, corrupted and written. The plan 
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults import kernels
-from fxfault.faults.codes import Parameter, to_codes, to_values
+from fxfault.faults.codes import Parameter
 from fxfault.faults.fault_models import BitModel
 from fxfault.faults.random_numbers import rehash
 from fxfault.faults.sampling import Hits, Numbers, on_host
-from fxfault.quantisers.quant_tensors import IntQuantTensor, makes_private_tensor
+from fxfault.quantisers.quant_tensors import IntQuantTensor, makes_private_tensor, plain
 from fxfault.sites.site import FaultSite, why_no_codes
-from fxfault.strike.contracts import checked, is_checked
+from fxfault.strike.contracts import checked, is_checked, require_floats
 from fxfault.strike.gradients import FaultInject, Struck
 from fxfault.strike.moments import Moment, moment_of
 from fxfault.strike.places import at, read, write
@@ -43,10 +44,11 @@ _NOTHING = np.empty((3, 0), np.int64)
 
 def with_value(x: Any, activation: Any, value: Tensor | None) -> Any:
     """The output that replaces `x`: of its type, with the struck values of its activation."""
-    if value is None or value is activation.value:  # Struck in place, or not at all.
+    # Struck in place, or not at all. (`plain` would be a call more for each strike.)
+    if value is None or value is getattr(activation, "value", activation):
         return x
-    if activation is not x:  # `x` is a plain value; the layer handed its QuantTensor over.
-        return value
+    if activation is not x or isinstance(x, Tensor):
+        return value  # `x` is a plain value; a quantising layer handed its QuantTensor over.
     return x._replace(value=value)
 
 
@@ -54,7 +56,8 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     """Strike the values of an activation, with the gradient that the site asks for.
 
     Args:
-        x: an `IntQuantTensor` of any shape.
+        x: an `IntQuantTensor` of any shape; if the site has float words, a `FloatQuantTensor` or a
+            plain tensor.
         site: the site.
         moment: the moment of the strike.
 
@@ -68,12 +71,10 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     if site.observer is not None:
         return site.observer(x)
     if not isinstance(x, IntQuantTensor):
-        raise SiteError(
-            f"site {site.name}: expected an IntQuantTensor from {site.module_type}, got "
-            f"{type(x).__name__}; enable its quantiser, transform the model again if its forward "
-            "was replaced, or set `unsupported: skip`"
-        )
-    value: Tensor = x.value
+        require_floats(x, site)
+    value: Tensor = x if isinstance(x, Tensor) else x.value
+    if site.stored is not None and not value.requires_grad:
+        return _struck_once(x, site, moment)
     if not value.requires_grad:
         asked = site.statistics is not None or site.recorder is not None
         notes = notes_of(x, site) if asked else None
@@ -86,6 +87,26 @@ def strike_values(x: Any, site: FaultSite, moment: Moment) -> Tensor:
     stopped = None if notes is None else notes.stopped
     faulty: Tensor = FaultInject.apply(value, Struck(written, stopped))
     return faulty
+
+
+def _struck_once(x: Any, site: FaultSite, moment: Moment) -> Tensor:
+    """Strike the words of a memory, or return them as they were struck for this draw before.
+
+    A frozen layer gives the same words in each forward; they are struck once for each trial.
+    """
+    value = plain(x)
+    notes, counts_writes = notes_of(x, site), not value.is_inference()
+    when = (moment, value._version if counts_writes else None)
+    scale, zero_point = getattr(x, "scale", None), getattr(x, "zero_point", None)
+    clean = (value, scale, zero_point, site.setting)
+    if notes is None and counts_writes and "struck" in site.caches:
+        struck_when, struck_from, struck = site.caches["struck"]
+        if struck_when == when and all(map(operator.is_, struck_from, clean)):
+            return struck  # type: ignore[no-any-return]
+    written = _faulty(x, site, moment, value, notes)
+    struck = value if written is None else written
+    site.caches["struck"] = (when, clean, struck)
+    return struck
 
 
 def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
@@ -297,7 +318,7 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     site, model, word = part.spread.site, part.model, plan.word
     scale, zero_point = (at(p, values.shape, hits.index) for p in quantiser[:2])
     original = read(values, hits.index)
-    codes, distance = to_codes(original, scale, zero_point, word)
+    codes, distance = plan.to_codes(original, scale, zero_point)
     _check(site, distance, plan.limit, hits)
 
     def draw(stream: int) -> Tensor:
@@ -313,7 +334,7 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     corrupted = corrupt() if is_checked(site, model) else checked(site, model, codes, word, corrupt)
     if hits.writes is not None:
         corrupted = torch.where(hits.writes, corrupted, codes)
-    faulty = to_values(corrupted, scale, zero_point, values.dtype)
+    faulty = plan.to_values(corrupted, scale, zero_point, values.dtype)
     # A value whose code stays keeps its bits, even -0.0.
     write(values, hits.index, torch.where(corrupted == codes, original, faulty))
     return Change(hits, codes, corrupted)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from fxfault.faults.codes import Parameter
+from fxfault.faults.float_words import FloatWord
 from fxfault.faults.sampling import Hits, Numbers
+from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
 from fxfault.sites.site import FaultSite
 from fxfault.strike.gradients import stopped_at
 from fxfault.strike.moments import recomputing
-from fxfault.strike.plan import Part, Plan, one_number
+from fxfault.strike.plan import Part, Plan, float_word_of, one_number
 from fxfault.strike.records import Change, Records
 
 
@@ -25,8 +27,20 @@ def notes_of(x: Any, site: FaultSite, stopping: bool = False) -> Notes | None:
         stopping: whether gradients end at hits.
     """
     asked = site.statistics is not None or site.recorder is not None
-    recorded = asked and not recomputing()
+    recorded = asked and not recomputing() and _is_new(site)
     return Notes(x, site, recorded, stopping) if recorded or stopping else None
+
+
+def _is_new(site: FaultSite) -> bool:
+    """Whether the faults of a strike were not recorded yet: those of a memory stay for a trial."""
+    if site.stored is None:
+        return True
+    clock = site.clock
+    draw = (site.statistics, site.recorder, clock.passes, site.stream(), clock.stored_draw)
+    if site.caches.get("recorded") == draw:
+        return False
+    site.caches["recorded"] = draw
+    return True
 
 
 class Notes:
@@ -41,7 +55,7 @@ class Notes:
             recorded: whether the site's statistics and its recorder want the changes.
             stopping: whether gradients end at hits.
         """
-        self._value, self._site, self._stopping = x.value, site, stopping
+        self._value, self._site, self._stopping = plain(x), site, stopping
         self._sums: Sums | None = None
         if recorded and site.statistics is not None:
             self._sums = Sums(x, site.statistics.cosine)
@@ -126,20 +140,30 @@ def _real(hits: Hits) -> Tensor:
 class Sums:
     """The sums behind the statistics of one forward; exact, in float64.
 
+    The numbers that a float word stands for take the place of codes. Infinities and NaN that faults
+    make are counted, and left out of the other sums.
+
     With clean codes c and changes d, the sum of (c + d)² over all elements is
     Σc² + 2Σcd + Σd², and d is 0 except at hits.
     """
 
     def __init__(self, x: Any, cosine: bool) -> None:
         """Read the activation before the strike, if the cosine similarity is measured."""
-        self.elements = x.value.numel()
-        self.clean_square = _sum_of_squares(x) if cosine else None
-        zero = torch.zeros((), dtype=torch.float64, device=x.value.device)
+        value = plain(x)
+        self.elements = value.numel()
+        self.floats = None if isinstance(x, IntQuantTensor) else float_word_of(x)[0]
+        self.clean_square = None
+        if cosine:
+            self.clean_square = _sum_of_squares(x) if self.floats is None else _square_of_numbers(x)
+        zero = torch.zeros((), dtype=torch.float64, device=value.device)
         self.injected, self.product, self.change_square = zero, zero, zero
+        self.nonfinite = zero
 
     def add(self, part: Change) -> None:
         """Add a part of the changes."""
         hits, codes, corrupted = part
+        if self.floats is not None:
+            codes, corrupted = self._numbers(self.floats, part)
         change = (corrupted - codes).double()
         if hits.real is None:
             self.injected = self.injected + codes.numel()
@@ -148,6 +172,14 @@ class Sums:
             self.injected = self.injected + hits.real.sum()
         self.product = self.product + torch.dot(codes.double(), change)
         self.change_square = self.change_square + torch.dot(change, change)
+
+    def _numbers(self, floats: FloatWord, part: Change) -> tuple[Tensor, Tensor]:
+        """The numbers before and after the faults; where one is not finite, 0 and 0."""
+        before, after = (floats.numbers(codes).double() for codes in part[1:])
+        arisen = before.isfinite() & ~after.isfinite() & _real(part.hits)
+        self.nonfinite = self.nonfinite + arisen.sum()
+        both = before.isfinite() & after.isfinite()
+        return torch.where(both, before, 0.0), torch.where(both, after, 0.0)
 
     def record(self, site: FaultSite) -> None:
         """Add the forward to the statistics of a site."""
@@ -162,7 +194,14 @@ class Sums:
             injected=self.injected,
             squared_change=self.change_square,
             squares=squares,
+            nonfinite=None if self.floats is None else self.nonfinite,
         )
+
+
+def _square_of_numbers(x: Any) -> Tensor:
+    """Sum of the squares of all finite numbers that a float tensor holds."""
+    value, scale = plain(x).detach().double(), float_word_of(x)[1]
+    return (value / scale).nan_to_num(0.0, 0.0, 0.0).square().sum()
 
 
 def _sum_of_squares(x: Any) -> Tensor:

@@ -169,7 +169,7 @@ allowed: a number from 0 to 100
         if self._faulty is not None and self._slot.holds(self._faulty):
             return
         self._take_out()
-        self._path = find_network(pl_module, self.network, tuple(self.config.targets))
+        self._path = find_network(pl_module, self.network, self.config)
         network = pl_module.get_submodule(self._path)
         self._share_seed(trainer)
         device = next((parameter.device for parameter in network.parameters()), None)

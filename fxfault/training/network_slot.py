@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError, SiteError
 from fxfault.messages import did_you_mean
-from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.passes.tracing.targets import Rule, copied_rule
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,28 @@ class NetworkSlot:
                 parent._modules[name] = by
 
 
-def find_network(owner: nn.Module, path: str | None, targets: tuple[str, ...]) -> str:
+def find_network(owner: nn.Module, path: str | None, config: FaultInjectionConfig) -> str:
     """Find the path of the network below a module.
 
     Args:
         owner: the module that calls the network.
         path: path from the user; None selects the only child with targets.
-        targets: class names of the layers that faults strike.
+        config: says which layers faults strike.
 
     Raises:
         ConfigError: there is no module at `path`, or it cannot be called; or `path` is None and
             several children have targets.
         SiteError: `path` is None and no child has targets.
     """
-    choices = _candidates(owner, targets)
+    is_target = copied_rule(config)
+    choices = _candidates(owner, is_target)
     kind = type(owner).__name__
     if path is None:
         if not choices:
-            raise SiteError(f"{kind}: no child has a layer of {', '.join(targets)}; {_have(owner)}")
+            what = ", ".join(config.targets)
+            if "activations" not in config.memories:
+                what = f"brevitas.nn with {' or '.join(config.memories)}"
+            raise SiteError(f"{kind}: no child has a layer of {what}; {_have(owner)}")
         if len(choices) > 1:
             raise ConfigError(
                 f"{kind}: several children have layers that faults can strike; name one as "
@@ -84,13 +89,13 @@ def find_network(owner: nn.Module, path: str | None, targets: tuple[str, ...]) -
     raise ConfigError(f"network: {problem}; allowed: {', '.join(choices) or _have(owner)}")
 
 
-def _candidates(owner: nn.Module, targets: tuple[str, ...]) -> list[str]:
+def _candidates(owner: nn.Module, is_target: Rule) -> list[str]:
     """Paths of the children with targets, including those in lists and dictionaries."""
     found: list[str] = []
     for name, child in owner.named_children():
         if _is_list(child):
-            found += [f"{name}.{below}" for below in _candidates(child, targets)]
-        elif any(is_activation(module, targets) for module in child.modules()):
+            found += [f"{name}.{below}" for below in _candidates(child, is_target)]
+        elif any(is_target(module) for module in child.modules()):
             found.append(name)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,11 @@ from fxfault.passes.tracing.model_tracer import ModelTracer
 from fxfault.passes.tracing.refusals import why_kept, why_untraceable
 from fxfault.passes.tracing.sharing import holds, twin
 from fxfault.passes.tracing.side_effects import random_states_kept
+from fxfault.passes.tracing.targets import copied_rule, rule_of
 from fxfault.passes.tracing.traced_module import Terms, TracedModule, adopt, release, why_no_room
-from fxfault.quantisers.quant_tensors import is_activation
 
 _TRACING = threading.RLock()
-_TARGETS = tuple(FaultInjectionConfig().targets)
+_DEFAULTS = FaultInjectionConfig()
 # By model: the containers whose graphs a check found wrong, with the reasons.
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
 
@@ -46,7 +45,7 @@ class Container:
     reason: str = ""
 
 
-def trace(model: nn.Module, targets: tuple[str, ...] = _TARGETS) -> nn.Module:
+def trace(model: nn.Module, config: FaultInjectionConfig = _DEFAULTS) -> nn.Module:
     """Trace a model into a graph whose leaves include every fault target.
 
     The result shares its layers, parameters and buffers with `model` and has the same
@@ -60,7 +59,7 @@ def trace(model: nn.Module, targets: tuple[str, ...] = _TARGETS) -> nn.Module:
 
     Args:
         model: any model; it is not changed.
-        targets: class names of the activation layers whose outputs faults may strike.
+        config: says what faults may strike: by its `targets`, `memory` and `word`.
 
     Returns:
         A `TracedModule`, or a module of the model's class if the model's own forward cannot be
@@ -69,16 +68,16 @@ def trace(model: nn.Module, targets: tuple[str, ...] = _TARGETS) -> nn.Module:
     Raises:
         TransformError: the model has none of the targets.
     """
-    is_target = functools.partial(is_activation, class_names=targets)
-    if not is_target(model) and not holds(model, is_target):
-        raise TransformError(_no_target_message(model, targets))
+    is_target, is_copied = rule_of(config), copied_rule(config)
+    if not is_copied(model) and not holds(model, is_copied):
+        raise TransformError(_no_target_message(model, config))
     for path, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule":
             raise TransformError(
                 f"{path or type(model).__name__} was made by torch.compile; transform the model "
                 "first and compile the result"
             )
-    ours = twin(model, is_target)
+    ours = twin(model, is_copied)
     retrace(ours, is_target, known_wrong(model))
     return ours
 
@@ -117,13 +116,22 @@ def containers_of(model: nn.Module) -> tuple[Container, ...]:
     return model.__dict__.get("_containers", ())
 
 
-def _no_target_message(model: nn.Module, targets: tuple[str, ...]) -> str:
+def _no_target_message(model: nn.Module, config: FaultInjectionConfig) -> str:
     kinds = sorted({type(module).__name__ for module in model.modules()})
     shown = ", ".join(kinds[:20]) + (f" and {len(kinds) - 20} more" if len(kinds) > 20 else "")
-    return (
-        f"{type(model).__name__} has no module of the types {', '.join(targets)}; it has {shown}. "
-        "Quantise its activations with brevitas.nn layers, or name their types in `targets`"
-    )
+    name, memories = type(model).__name__, config.memories
+    if "parameters" in memories:
+        return f"{name} has no float parameter or buffer; it has {shown}"
+    if "activations" not in memories:
+        return (
+            f"{name} has no {' or '.join(memories)} in layers of brevitas.nn; it has {shown}. "
+            "Quantise them with these layers"
+        )
+    missing = f"{name} has no module of the types {', '.join(config.targets)}; it has {shown}. "
+    if config.word == "ieee":
+        return f"{missing}Name some of these in `targets`"
+    quantise = "Quantise its activations with brevitas.nn layers, or name their types in `targets`"
+    return f"{missing}{quantise}"
 
 
 class _Plan:

@@ -59,7 +59,8 @@ def twin(
     for module in originals:
         replaced.setdefault(id(module), new_object(module))
     for module in (model, *originals):
-        if not is_target(module):  # A target keeps its very children: its quantiser.
+        # A target keeps its very children, its quantiser, unless some are targets, too.
+        if not is_target(module) or holds(module, is_target):
             replace_modules(replaced[id(module)], replaced)
     return replaced[id(model)]
 

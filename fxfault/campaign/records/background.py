@@ -43,10 +43,11 @@ class SiteNote:
     Attributes:
         name: name of the site.
         index: position in the order of execution.
-        module_type: class name of its activation layer.
+        module_type: class name of its layer.
         bit_width: bits of the word; None if it is learned.
         signed: whether the codes are signed; None if unknown.
-        elements: number of elements of one sample; None if it varies.
+        elements: number of elements of one sample, or of a weight or bias; None if it varies.
+        memory: what is struck: `activations`, `weights` or `biases`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SiteNote:
     bit_width: int | None
     signed: bool | None
     elements: int | None
+    memory: str = "activations"
 
     __pydantic_config__ = _NOTHING_ELSE
 

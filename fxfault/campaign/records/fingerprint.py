@@ -42,9 +42,13 @@ SPOT_CHECKS = 256  # samples
 _FREE_SECTIONS = ("seed", "optimizer", "scheduler")
 _FREE_KEYS = {
     "dataset": ("root",),
-    "fault_injection": ("verbose", "track_statistics", "gradient_mode"),
+    "fault_injection": ("verbose", "track_statistics", "gradient_mode", "persist"),
 }
 _KEPT_KEYS = {"training": ("batch_size",), "checkpoint": ("path",)}
+
+
+# Values of keys that stores from before these keys do not have.
+_YOUNG_DEFAULTS = [("memory", "activations")]
 
 
 def of_study(study: Study) -> dict[str, Any]:
@@ -58,7 +62,9 @@ def of_study(study: Study) -> dict[str, Any]:
             section = {
                 key: value
                 for key, value in section.items()
-                if key not in free and (only is None or key in only)
+                if key not in free
+                and (only is None or key in only)
+                and (key, value) not in _YOUNG_DEFAULTS
             }
         kept[name] = section
     plain: dict[str, Any] = json.loads(json.dumps(kept))  # As the store will give it back.

@@ -15,7 +15,7 @@ from fxfault.messages import got, key_text
 from fxfault.sites.site_names import indices_of
 
 EACH, ALL = "each", "all"
-_OF_ONE_FAULT = ("injection_type", "probability", "num_faults", "bit", "layers")
+_OF_ONE_FAULT = ("injection_type", "probability", "num_faults", "bit", "memory", "layers")
 AXES = (*_OF_ONE_FAULT, "faults", "checkpoint")
 MOST_VALUES = 10_000  # Of an axis; to check so many takes seconds.
 
@@ -38,6 +38,8 @@ class Axes:
         probability: probabilities, in percent.
         num_faults: numbers of hits in each sample, in place of a probability.
         bit: bits, or `each`, for fault models that take a bit; None is the model's default.
+        memory: what faults strike: `activations`, `weights`, `biases`, or several together. Empty
+            for activations alone.
         layers: `each` (a cell for each site), `all`, a pattern or index, or several together.
         faults: lists of faults that strike together, by name; entries as plain values.
         checkpoint: files or `bundled:NAME`.
@@ -47,6 +49,7 @@ class Axes:
     probability: tuple[float, ...] = ()
     num_faults: tuple[int, ...] = ()
     bit: tuple[int | str | None, ...] = ()
+    memory: tuple[str | tuple[str, ...], ...] = ()
     layers: tuple[Layers, ...] = ()
     faults: Faults = field(default_factory=dict)
     checkpoint: tuple[str, ...]
@@ -181,16 +184,22 @@ def with_base(given: Mapping[str, Any], experiment: ExperimentConfig, problems: 
             "would replace; leave one out"
         )
     counts = given.get("num_faults", () if base.num_faults is None else (base.num_faults,))
-    if counts:
-        problems += contradictions(dataclasses.replace(base, num_faults=counts[0]), SECTION)
+    for memory in given.get("memory", (base.memory,)) if counts else ():
+        of_cell = dataclasses.replace(base, num_faults=counts[0], memory=memory)
+        problems += contradictions(of_cell, SECTION)
     return Axes(
         injection_type=models,
         probability=() if counts else given.get("probability", (float(base.probability),)),
         num_faults=counts,
         bit=given.get("bit", (plain.get("bit"),)),
+        memory=_memory(given.get("memory", (base.memory,))),
         layers=given.get("layers", (ALL,)),
         checkpoint=checkpoint,
     )
+
+
+def _memory(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return () if values == ("activations",) else values
 
 
 def _faults_with_base(

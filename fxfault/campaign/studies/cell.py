@@ -24,8 +24,9 @@ class Cell:
     Attributes:
         key: the settings as canonical JSON; two cells are equal if their keys are.
         settings: the settings by name: `injection_type`, `probability` (in percent) or
-            `num_faults` (in each sample), `bit` (None if the fault model takes none), `layers`
-            (names of sites; None for all of the network), `checkpoint`. If several faults strike
+            `num_faults` (in each sample), `bit` (None if the fault model takes none), `memory`
+            (only if it is not `activations`), `layers` (names of sites; None for all of the
+            memory), `checkpoint`. If several faults strike
             together, only `faults` (a mapping of their name to their entries) and `checkpoint`.
     """
 
@@ -40,6 +41,7 @@ class Cell:
         probability: float | None = None,
         num_faults: int | None = None,
         bit: int | str | None = None,
+        memory: str | Iterable[str] = "activations",
         layers: Iterable[str] | None = None,
         faults: Faults | None = None,
         checkpoint: str | None = None,
@@ -53,6 +55,7 @@ class Cell:
                 "injection_type": injection_type,
                 **(rate if num_faults is None else {"num_faults": num_faults}),
                 "bit": bit,
+                **_beyond_activations(memory),
                 "layers": None if layers is None else list(layers),
             }
         settings["checkpoint"] = checkpoint
@@ -83,6 +86,12 @@ class Cell:
     def bit(self) -> int | str | None:
         """The bit that is struck; None if the fault model takes none."""
         return self.settings.get("bit")
+
+    @property
+    def memory(self) -> str | tuple[str, ...]:
+        """What is struck: `activations`, `weights`, `biases`, or several of them."""
+        memory = self.settings.get("memory", "activations")
+        return memory if isinstance(memory, str) else tuple(memory)
 
     @property
     def layers(self) -> tuple[str, ...] | None:
@@ -125,7 +134,10 @@ class Cell:
             layers = [_several(entry.get("layers")) for entry in self.entries]
             named = dict.fromkeys(str(item) for items in layers if items for item in items)
             return " ".join(named) if all(layers) else "all"
-        return "all" if self.layers is None else " ".join(self.layers)
+        if self.layers is not None:
+            return " ".join(self.layers)
+        kinds = self.settings.get("memory", ())
+        return " ".join(["all", *([kinds] if isinstance(kinds, str) else kinds)])
 
     @property
     def rate(self) -> float | None:
@@ -150,6 +162,12 @@ class Cell:
         """The settings as columns of a table; faults that strike together by their name."""
         named = {"faults": self.fault} if "faults" in self.settings else {}
         return {**self.settings, **named}
+
+
+def _beyond_activations(memory: str | Iterable[str]) -> dict[str, Any]:
+    """The setting `memory`; empty for activations, whose cells are older than the setting."""
+    plain = memory if isinstance(memory, str) else list(memory)
+    return {} if plain in ("activations", ["activations"]) else {"memory": plain}
 
 
 def _several(layers: Any) -> Sequence[Any]:

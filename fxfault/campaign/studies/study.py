@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Annotated, Any
@@ -167,7 +168,10 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         return self.trials
 
     def cells(
-        self, site_names: Sequence[str], bit_widths: Mapping[str, int] | None = None
+        self,
+        site_names: Sequence[str],
+        bit_widths: Mapping[str, int] | None = None,
+        memories: Mapping[str, str] | None = None,
     ) -> list[Cell]:
         """Cross the axes.
 
@@ -178,6 +182,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
             site_names: names of all sites of the network, in the order of execution.
             bit_widths: bit width of each site, by name; needed for `bit: each`, which stands for
                 the bits that all sites of a cell have.
+            memories: memory of each site, by name; a site that is not there is an activation.
 
         Raises:
             SiteError: a pattern or index of `layers` matches no site, or a width is unknown.
@@ -189,16 +194,40 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
             cells.append(Cell.of(faults={name: faults}, checkpoint=checkpoint))
         rates: list[dict[str, Any]] = [{"probability": value} for value in axes.probability]
         rates += [{"num_faults": value} for value in axes.num_faults]
-        places = places_of(axes.layers, self.experiment.fault_injection.layers, site_names)
-        for checkpoint, layers, model in product(axes.checkpoint, places, axes.injection_type):
-            sites = site_names if layers is None else layers
+        places = self._places(site_names, memories or {})
+        for checkpoint, place, model in product(axes.checkpoint, places, axes.injection_type):
+            memory, layers, sites = place
             bits = bits_of(axes.bit, sites, bit_widths) if takes_bit(model) else [None]
             _check_number(len(cells) + len(bits) * len(rates))
+            shared = {"injection_type": model, "memory": memory, "layers": layers}
             cells += [
-                Cell.of(injection_type=model, bit=bit, layers=layers, checkpoint=checkpoint, **rate)
+                Cell.of(**shared, bit=bit, checkpoint=checkpoint, **rate)
                 for bit, rate in product(bits, rates)
             ]
         return list({cell.key: cell for cell in cells}.values())
+
+    def _places(
+        self, names: Sequence[str], memories: Mapping[str, str]
+    ) -> Iterator[tuple[Any, tuple[str, ...] | None, Sequence[str]]]:
+        """Yield each memory, with the layers of a cell there, and the sites that they stand for."""
+        base = self.experiment.fault_injection.layers
+        for memory in self.axes.memory or ("activations",):
+            kinds = (memory,) if isinstance(memory, str) else memory
+            here = [name for name in names if memories.get(name, "activations") in kinds]
+            for layers in places_of(self.axes.layers, base, here):
+                yield memory, layers, here if layers is None else layers
+
+    def open_config(self) -> FaultInjectionConfig:
+        """Return settings with the sites of all cells, from which each cell selects its own."""
+        base = dataclasses.replace(self.experiment.fault_injection, layers=None)
+        if self.axes.memory:
+            kinds = [[m] if isinstance(m, str) else m for m in self.axes.memory]
+            every: Any = tuple(dict.fromkeys(itertools.chain(*kinds)))
+            return dataclasses.replace(base, memory=every, num_faults=None)
+        if self.axes.faults:
+            entries = [entry for faults in self.axes.faults.values() for entry in faults]
+            return dataclasses.replace(base, faults=entries)
+        return base
 
     def fault_config(self, cell: Cell) -> FaultInjectionConfig:
         """Return the faults of a cell: those of the base with the settings of the cell."""
@@ -208,6 +237,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         changes: dict[str, Any] = {
             "injection_type": cell.injection_type,
             "num_faults": cell.num_faults,
+            "memory": cell.memory,
             # Names may hold characters that have a meaning in patterns.
             "layers": None if cell.layers is None else list(map(glob.escape, cell.layers)),
         }
@@ -232,16 +262,18 @@ def samples_share_faults(config: FaultInjectionConfig) -> bool:
     """Whether all samples of a trial share some of their faults.
 
     Then a trial is one draw, however many samples it has. Faults of the hardware are the same in
-    every sample (`same_in_every_sample` of a fault model); one of them among several faults is
-    enough, as an interval should rather be too wide. In mode `layer`, a trial draws its site, and
-    the faults of a list are drawn nowhere.
+    every sample (`same_in_every_sample` of a fault model), and so are those of weights and biases.
+    One of them among several faults is enough, as an interval should rather be too wide. In mode
+    `layer`, a trial draws its site, and the faults of a list are drawn nowhere.
     """
     from fxfault.faults.fault_models import get_fault_model, is_same_in_every_sample
 
     models = [get_fault_model(entry.injection_type) for entry in config.entries()]
     drawn = config.mode == "layer" and config.injection_layer == -1
+    stored = any(memory != "activations" for memory in config.memories)
     replays = any(entry.replay is not None for entry in config.entries())
-    return config.hw_mask or drawn or replays or any(map(is_same_in_every_sample, models))
+    shared = config.hw_mask or drawn or stored or replays
+    return shared or any(map(is_same_in_every_sample, models))
 
 
 # -- files ----------------------------------------------------------------------------------
@@ -251,7 +283,7 @@ def bundled_studies() -> tuple[str, ...]:
     """Return the names of the studies that come with the package.
 
     >>> bundled_studies()
-    ('digits_study',)
+    ('digits_study', 'digits_weights_study')
     """
     return bundled_names("studies")
 

@@ -21,6 +21,7 @@ class Facts:
     Attributes:
         sites: the sites' names, in the order of execution
         bit_widths: the bit width of each site whose width is constant, by name
+        memories: the memory of each site that is not an activation, by name
         fingerprint: the fingerprint of study, code, data and networks; see
             `fxfault.campaign.records.fingerprint`
         background: what a report says beside the rows; see `fxfault.campaign.records.background`
@@ -32,6 +33,7 @@ class Facts:
     fingerprint: Mapping[str, Any]
     background: Mapping[str, Any]
     never_called: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    memories: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self, study: Study) -> tuple[Cell, ...]:
         """List the cells of a study, without those that strike only sites never called.
@@ -39,7 +41,7 @@ class Facts:
         Raises:
             SiteError: a pattern or index of `layers` matches no site, or no cell is left
         """
-        cells = study.cells(self.sites, self.bit_widths)
+        cells = study.cells(self.sites, self.bit_widths, self.memories)
         kept = tuple(
             cell for cell in cells if not strikes_nothing(cell, self.never_called, self.sites)
         )

@@ -24,7 +24,9 @@ from fxfault.campaign.records.background import (
     SiteNote,
 )
 from fxfault.functional import begin_forward, fault_inject
+from fxfault.passes.layer_memories import sites_struck_inside
 from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.stored_sites import reads_words
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 
@@ -50,7 +52,10 @@ def background_of(
 
 
 def _note(site: FaultSite, elements: int | None) -> SiteNote:
-    return SiteNote(site.name, site.index, site.module_type, site.bit_width, site.signed, elements)
+    return SiteNote(
+        *(site.name, site.index, site.module_type, site.bit_width, site.signed, elements),
+        memory=site.memory,
+    )
 
 
 def _environment(device: torch.device) -> dict[str, str]:
@@ -121,8 +126,8 @@ class _Outline:
         if isinstance(module, GraphModule):
             return self._graph(module, module.graph, path, caller)
         site = site_struck_inside(module)
-        if site is not None:
-            self._site(site, [caller])
+        for struck in [*sites_struck_inside(module), *([] if site is None else [site])]:
+            self._site(struck, [caller])
         for name, child in module.named_children():
             if id(child) not in self._seen:
                 self._insides(child, _joined(path, name), caller)
@@ -149,15 +154,16 @@ def _plain_node(node: GraphNode, path: str) -> Node:
 
 
 def _is_bookkeeping(node: GraphNode) -> bool:
-    """Whether a node only numbers samples, or passes on a site's state."""
+    """Whether a node only numbers samples, reads words, or passes on a site's state."""
     users = {user.target for user in node.users}
     is_state = node.op == "get_attr" and bool(users) and users <= {fault_inject, begin_forward}
-    return is_state or node.target is begin_forward
+    return is_state or reads_words(node) or node.target is begin_forward
 
 
 def _has_sites_inside(module: nn.Module) -> bool:
     return any(
         site_struck_inside(inner) is not None
+        or sites_struck_inside(inner)
         or (
             isinstance(inner, GraphModule)
             and any(node.target is fault_inject for node in inner.graph.nodes)

@@ -38,7 +38,6 @@ from fxfault.passes.transform import transform
 from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
-    from fxfault.config.fault_injection import FaultInjectionConfig
     from fxfault.evaluation.full.predictions import OnBatch, OnNote
     from fxfault.sites.fault_list import FaultList
 
@@ -108,6 +107,7 @@ class TrialRunner:
         return Facts(
             sites=list(faults.names),
             bit_widths={s.name: s.bit_width for s in faults if s.bit_width is not None},
+            memories={s.name: s.memory for s in faults if s.stored is not None},
             fingerprint={
                 "study": fingerprint.of_study(self.study),
                 "code": fingerprint.of_code(),
@@ -179,7 +179,7 @@ class _Network:
         owner.note_file(checkpoint, self.file)
         self.state = fingerprint.of_state(model)
         try_model(model.to(device), batches, device)
-        given, model = model, transform(model, _open_config(study))
+        given, model = model, transform(model, study.open_config())
         for note in check_model(model, given, batches, device, most=1):
             owner.on_note(note)
         self.model = (freeze(model) if plan.freeze else model).eval()
@@ -223,10 +223,11 @@ class _Network:
             FxFaultError: a cell's settings do not fit the network
         """
         widths = {site.name: site.bit_width for site in self.faults if site.bit_width is not None}
+        memories = {site.name: site.memory for site in self.faults}
         quiet = {str(self.checkpoint): self.trials.never_called}
         own = [
             cell
-            for cell in study.cells(self.faults.names, widths)
+            for cell in study.cells(self.faults.names, widths, memories)
             if cell.checkpoint == self.checkpoint
             and not strikes_nothing(cell, quiet, self.faults.names)
         ]
@@ -245,11 +246,6 @@ class _Network:
         self._cell = None  # In case the settings are refused.
         self.trials.set(study.fault_config(cell))
         self._cell = cell
-
-
-def _open_config(study: Study) -> FaultInjectionConfig:
-    """The fault settings that all cells start from, with all sites: each cell selects its own."""
-    return dataclasses.replace(study.experiment.fault_injection, layers=None)
 
 
 def _device(name: str, worker: int) -> torch.device:

@@ -156,7 +156,9 @@ def samples_hit_by_site(
             if not (site.armed and site.strikes and site.elements):
                 continue
             lies = site.seen.arrangement
-            if lies is not None and lies.why_batch is not None:
+            if site.stored is not None:
+                yield site, samples_hit(site, numbers, site.stored.layout)
+            elif lies is not None and lies.why_batch is not None:
                 yield site, _hit_by_batch(site, site.elements, numbers, sizes)
             else:
                 yield site, _hit(site, site.elements, numbers)

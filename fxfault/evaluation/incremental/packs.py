@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxfault.evaluation.full.predictions import OnBatch, ranked, scores_of
 from fxfault.evaluation.full.runner import Runner
@@ -22,6 +22,7 @@ from fxfault.evaluation.incremental.golden_cache import INPUT
 from fxfault.evaluation.incremental.golden_run import GoldenRun
 from fxfault.evaluation.incremental.states import advance
 from fxfault.faults.bits import same_bits
+from fxfault.faults.layouts import Layout
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.live_values import SampleRows, equal_samples, leaves_of, with_leaves
 from fxfault.strike.draws import samples_hit
@@ -44,8 +45,8 @@ class Strikes:
     known: bool
 
 
-def find_strikes(golden: GoldenRun, numbers: Tensor) -> Strikes:
-    """Find out which samples the sites will strike, as they are set now."""
+def find_strikes(model: nn.Module, golden: GoldenRun, numbers: Tensor) -> Strikes:
+    """Find out which samples the sites of a model will strike, as they are set now."""
     segments = golden.segments
     struck = torch.zeros(len(segments), len(numbers), dtype=torch.bool)
     known = True
@@ -53,11 +54,17 @@ def find_strikes(golden: GoldenRun, numbers: Tensor) -> Strikes:
         for site in segment.sites:
             if not (site.armed and site.strikes):
                 continue
+            if site.stored is not None:  # Its faults are those of all samples.
+                struck[place] |= samples_hit(site, numbers, site.stored.layout)
+                continue
             layout = golden.layouts.get(site.name)
             if layout is None or golden.mixing:
                 struck[place], known = True, False
             else:
                 struck[place] |= samples_hit(site, numbers, layout)
+    for site in faults_of(model):
+        if site.memory == "parameters" and site.armed and site.strikes:
+            struck |= samples_hit(site, numbers, Layout(1, 1, ()))  # Any part may read it.
     nowhere = ~struck.any(0)
     first = struck.to(torch.uint8).argmax(0)
     last = len(segments) - 1 - struck.flip(0).to(torch.uint8).argmax(0)

@@ -149,7 +149,7 @@ class IncrementalRunner:
         sizes = golden.predictions.sizes
         numbers = sample_numbers(self.faults.clock, sizes)
         with in_eval_mode(self.model), torch.no_grad():
-            struck = find_strikes(golden, numbers)
+            struck = find_strikes(self.model, golden, numbers)
             evaluation = Evaluation(self, golden, numbers, struck, on_batch)
             evaluation.run()
             self.faults.check()

@@ -64,10 +64,11 @@ def advance(model: nn.Module, segments: Sequence[Any], number: int, state: Any) 
         The state at the start of the next segment, or the model's output after the last one.
     """
     site = segments[number].site
-    if site is not None:
+    if site is not None and site.stored is None:
         state = _struck(site, state)
     result = segments[number].function(model, *state)
-    return result if number + 1 == len(segments) else _captured(segments[number + 1].site, result)
+    following = segments[number + 1].site if number + 1 < len(segments) else None
+    return result if following is None or following.stored else _captured(following, result)
 
 
 def _struck(site: FaultSite, state: Any) -> Any:

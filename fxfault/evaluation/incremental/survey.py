@@ -98,7 +98,7 @@ class Survey:
             seconds=seconds,
             bytes=bytes_of(leaves),
         )
-        if site is not None:
+        if site is not None and site.stored is None:
             value = getattr(states[0][0], "value", states[0][0])
             layout = site.layout_of(tuple(value.shape), self.batch)
             if site.seen.arrangement is None or site.seen.arrangement.why_batch is None:
