@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from brevitas.nn import QuantIdentity
+from brevitas.nn import QuantIdentity, QuantLinear
 from test_draws import act, data, net, seen
 from torch import Tensor, nn
 
@@ -300,21 +300,20 @@ def test_fillers_of_a_device_are_no_hits(
 
 
 def test_a_parameter_is_listed_once(faulty: Faulty) -> None:
-    model = faulty(nn.Sequential(act(4)).eval(), injection_type="random", probability=50.0)
-    model.faults.measure(data())
-    x, listed = data(1), []
-    for memory in ("activations", "weights"):
-        model.faults[0].memory = memory
+    torch.manual_seed(0)
+    layer = QuantLinear(6, 4, bias=False, weight_bit_width=4)
+    settings = {"injection_type": "msb_flip", "probability": 50.0, "apply_during": "eval"}
+    model = faulty(nn.Sequential(layer).eval(), memory="weights", **settings)
+    statistics = model.faults.new_statistics()
+    with torch.no_grad():
+        model(torch.ones(5, 6))
+        once = statistics.total_injections
         with model.faults.recording() as recorder:
-            for _ in range(3):
-                with model.faults.samples(torch.tensor([5])):
-                    model(x)
-        listed.append(list(recorder.listing().rows()))
-    seen_once = {(row["element"], row["mask"]) for row in listed[0]}
-    assert len(listed[0]) == 3 * len(seen_once) > 0
-    assert {(row["element"], row["mask"]) for row in listed[1]} == seen_once
-    assert len(listed[1]) == len(seen_once)
-    assert {(row["sample"], row["memory"]) for row in listed[1]} == {(0, "weights")}
+            for samples in (2, 3, 1):
+                model(torch.ones(samples, 6))
+    rows = list(recorder.listing().rows())
+    assert len(rows) == len({row["element"] for row in rows}) == once > 0
+    assert {(row["sample"], row["memory"], row["mask"]) for row in rows} == {(0, "weights", 8)}
 
 
 # -- files ------------------------------------------------------------------------------
