@@ -355,7 +355,7 @@ def _plain_item(item: Any, where: str) -> dict[str, Any]:
     plain = {key: value for key, value in values.items() if value is not None}
     if "replay" in plain and not isinstance(plain["replay"], str):
         raise ConfigError(f"{where}.replay: {plain['replay']!r} is no file; save it, and name that")
-    if plain.get("memory") == "activations":
+    if plain.get("memory") in ("activations", ["activations"], ("activations",)):
         del plain["memory"]  # Stores of studies know these faults without it.
     if "replay" in plain:
         return {key: plain[key] for key in ("replay", "memory") if key in plain}

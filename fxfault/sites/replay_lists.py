@@ -217,6 +217,23 @@ def _check_header(source: str, unit: str, names: Sequence[str], columns: Sequenc
         raise ConfigError(f"{where}: has the column {twice[0]} twice, allowed: once")
 
 
+# The same texts come again and again.
+@functools.lru_cache(maxsize=1 << 16)
+def _number(text: str) -> int | None:
+    """Read a whole number; None if the text is none."""
+    written = _NUMBER.fullmatch(text)
+    return None if written is None else int(written[1])
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _coordinates(text: str) -> tuple[int, ...] | None:
+    """Read numbers such as `3,0,5` or `(3, 0, 5)`; None if the text has others."""
+    inner = re.sub(r"^[(\[]|[)\]]$", "", text)
+    numbers = [_number(part) for part in re.split(r"[,;\s]+", inner) if part]
+    found = tuple(number for number in numbers if number is not None)
+    return found if len(found) == len(numbers) else None
+
+
 class _Fields:
     """The fields of a row by the lower-case names of their columns."""
 
@@ -232,8 +249,7 @@ class _Fields:
         text = self.text(column)
         if not text and empty is not None:
             return empty
-        written = _NUMBER.fullmatch(text)
-        number = None if written is None else int(written[1])
+        number = _number(text)
         if number is None and column == "mask" and _BITS.fullmatch(text):
             number = int(text, 0)
         if number is None or not least <= number <= most:
@@ -243,11 +259,8 @@ class _Fields:
 
     def coordinates(self, column: str, least: int) -> tuple[int, ...]:
         """Numbers such as `3,0,5` or `(3, 0, 5)`; empty if the field is."""
-        text = self.text(column)
-        parts = [part for part in re.split(r"[,;\s]+", re.sub(r"^[(\[]|[)\]]$", "", text)) if part]
-        numbers = [_NUMBER.fullmatch(part) for part in parts]
-        found = tuple(int(number[1]) for number in numbers if number is not None)
-        if len(found) < len(parts) or any(not least <= n <= _LARGEST for n in found):
+        found = _coordinates(self.text(column))
+        if found is None or not all(least <= number <= _LARGEST for number in found):
             self.refuse(column, "coordinates such as (3, 0, 5)")
         return found
 
