@@ -609,16 +609,17 @@ def test_transform_leaves_quantisers_that_count_or_start_alone() -> None:
     assert {part.quant_delay_steps for part in delays if part.quant_delay_steps > 0} == {3}
 
 
-def test_a_weight_is_quantised_once_in_each_forward() -> None:
+@pytest.mark.parametrize("build", [Net, Branch, with_hook])
+@pytest.mark.parametrize("memory", [*STORED, ["weights", "biases"]], ids=str)
+def test_a_weight_is_quantised_once_in_each_forward(memory: Any, build: Any) -> None:
     """Else a quantiser that counts forwards, or draws random numbers, would go on twice."""
-    for memory in (*STORED, ["weights", "biases"]):
-        net = built(Net)
-        calls: list[int] = []
-        net.a.weight_quant.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        faulty = struck(net, memory=memory)
-        run(faulty, x(3, 6))
-        run(faulty, x(3, 6))
-        assert len(calls) == 2, memory
+    net = built(build)
+    calls: list[int] = []
+    net.a.weight_quant.register_forward_hook(lambda *_: calls.append(1))
+    faulty = struck(net, memory=memory)
+    run(faulty, x(3, 6))
+    run(faulty, x(3, 6))
+    assert len(calls) == 2
 
 
 # -- what has no words, or hides them ---------------------------------------------------------
