@@ -36,7 +36,8 @@ class Axes:
     Attributes:
         injection_type: names of fault models.
         probability: probabilities, in percent.
-        num_faults: numbers of hits in each sample, in place of a probability.
+        num_faults: numbers of hits in each sample, or for weights and the like in each trial, in
+            place of a probability.
         bit: bits, or `each`, for fault models that take a bit; None is the model's default.
         memory: what faults strike: `activations`, `weights`, `biases`, or several together. Empty
             for activations alone.
