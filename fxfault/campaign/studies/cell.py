@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def memory(self) -> str | tuple[str, ...]:
-        """What is struck: `activations`, `weights`, `biases`, or several of them."""
+        """What is struck: `activations`, `weights`, `biases`, `parameters`, or several."""
         memory = self.settings.get("memory", "activations")
         return memory if isinstance(memory, str) else tuple(memory)
 
