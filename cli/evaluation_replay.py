@@ -51,7 +51,8 @@ def _only(
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
     own = {field.name for field in dataclasses.fields(FaultEntry)} & defaults.keys()
     changes = {key: defaults[key] for key in (*own, "hw_mask", "mode", "injection_layer")}
-    entry = FaultEntry(replay=file, memory=memories[0] if len(memories) == 1 else memories)
+    memory: Any = memories[0] if len(memories) == 1 else memories
+    entry = FaultEntry(replay=file, memory=memory)
     return dataclasses.replace(config, **changes, faults=(entry,))
 
 

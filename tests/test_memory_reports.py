@@ -150,8 +150,14 @@ def test_the_plan_counts_words_of_weights_once_and_a_trial_as_one_draw() -> None
     study = Study.from_yaml("digits_weights_study")
     sites = {"act": 8, "a.weight": 4}
     cells = study.cells(list(sites), sites, {"a.weight": "weights"})
-    counts = {"samples": 500, "correct": 1, "golden_correct": 1, "sdc": 0, "critical_sdc": 0}
-    more = {"top5": None, "faults": 1, "struck": 1, "masked": 1, "seconds": 1.0}
+    counts: dict[str, Any] = {
+        "samples": 500,
+        "correct": 1,
+        "golden_correct": 1,
+        "sdc": 0,
+        "critical_sdc": 0,
+    }
+    more: dict[str, Any] = {"top5": None, "faults": 1, "struck": 1, "masked": 1, "seconds": 1.0}
     first, last = cells[0], cells[-1]
     rows = [
         TrialRow(cell=first.key, trial=0, **counts, **more, elements=1000),

@@ -275,6 +275,6 @@ def _curve(key: _Key, found: Mapping[float, Sequence[int]], summary: Summary) ->
     cells = np.array([cells for _, cells in points]).T  # A column for each rate.
     rates = tuple(rate for rate, _ in points)
     counted = summary.cells[cells.flat[0]].num_faults is not None
-    *named, memories = key
+    place, fault, checkpoint, memories = key
     means = mean_of_cells(summary["accuracy"], cells)
-    return Curve(*named, rates, *means, counted, len(cells), memories)
+    return Curve(place, fault, checkpoint, rates, *means, counted, len(cells), memories)
