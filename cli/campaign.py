@@ -264,7 +264,7 @@ def _measured(plan: Plan) -> Measured:
     for cell in (cells[0], cells[-1]):
         trial_runner.run(cell, 1)  # It warms up, and finds which way of running is faster.
         rows.append(trial_runner.run(cell, 0))
-    return Measured(cells, rows, dict(facts.bit_widths))
+    return Measured(cells, rows, facts.bit_widths, facts.memories)
 
 
 COMMANDS = {

@@ -14,13 +14,15 @@ from fxfault.cli.terminal.process_setup import let_threads_sleep
 PROGRAM = "fxfault-eval"
 
 DESCRIPTION = """\
-Measure how the accuracy of a quantised network falls when faults strike its activations. Faults are
-injected during the evaluation, even if the configuration says `apply_during: train`."""
+Measure how the accuracy of a quantised network falls when faults strike its activations, or with
+`--memory` its weights, biases or parameters. Faults are injected during the evaluation, even if
+the configuration says `apply_during: train`."""
 
 EPILOG = """\
 examples:
   fxfault-eval --config digits --sweep 0,1,2,5,10,20,50 --num-runs 5 --plot accuracy.png
   fxfault-eval --config digits --per-layer --probability 5 --num-runs 5
+  fxfault-eval --config digits --memory weights --sweep 0.1,1,10 --num-runs 10
   fxfault-eval --config my.yaml --checkpoint best.pth --probability 10 --injection-type msb_flip
 
 exit status: 0 done; 2 something in the input is wrong, nothing was written (if the checkpoint
@@ -55,8 +57,9 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     text = "several probabilities, evaluated one after the other"
     chosen.add_argument("--sweep", type=types.percentages, metavar="P,P,...", help=text)
     text = (
-        "number of hits in each sample, spread over all selected sites, in place of a "
-        "probability; several numbers are evaluated one after the other"
+        "number of hits in each sample, or in weights, biases and parameters in each trial, "
+        "spread over all selected sites, in place of a probability; several numbers are evaluated "
+        "one after the other"
     )
     chosen.add_argument("--num-faults", type=types.fault_counts, metavar="K,K,...", help=text)
     group.add_argument("--injection-type", metavar="NAME", help="fault model, such as msb_flip")
@@ -65,6 +68,7 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
         "or one drawn for each run"
     )
     group.add_argument("--mode", choices=("full_model", "layer"), help=text)
+    types.add_memory(group)
     types.add_layer(group, "; with --mode layer, one of them is drawn for each run")
     text = (
         "also strike each selected site alone, and rank the sites; needs a single probability "

@@ -33,7 +33,7 @@ def with_replay(options: argparse.Namespace, config: FaultInjectionConfig) -> Fa
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigError(f"{names}: given beside --replay, whose list says all; leave it out")
-        config = _only(config, str(options.replay))
+        config = _only(config, str(options.replay), options.memory or config.memories)
     if not isinstance(config.faults, (list, tuple)):
         return config
     # Absolute paths, as the user's code may change the folder.
@@ -44,13 +44,15 @@ def with_replay(options: argparse.Namespace, config: FaultInjectionConfig) -> Fa
     return dataclasses.replace(config, faults=tuple(entries))
 
 
-def _only(config: FaultInjectionConfig, file: str) -> FaultInjectionConfig:
-    """The configuration with the faults of a list and no others."""
+def _only(
+    config: FaultInjectionConfig, file: str, memories: tuple[str, ...]
+) -> FaultInjectionConfig:
+    """The configuration with the faults of a list, which is about some memories, and no others."""
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
     own = {field.name for field in dataclasses.fields(FaultEntry)} & defaults.keys()
     changes = {key: defaults[key] for key in (*own, "hw_mask", "mode", "injection_layer")}
-    memories: Any = config.memories
-    entry = FaultEntry(replay=file, memory=memories)
+    memory: Any = memories[0] if len(memories) == 1 else memories
+    entry = FaultEntry(replay=file, memory=memory)
     return dataclasses.replace(config, **changes, faults=(entry,))
 
 

@@ -109,7 +109,7 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     # Checked here, before data is downloaded.
     if not path.startswith(BUNDLED) and not expanded(path).exists():
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
-    if faults.faults is not None:
+    if faults.faults is not None and options.replay is None:
         _check_beside_faults(options)
     notes: list[str] = []
     if start is not None:
@@ -140,13 +140,13 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def _check_beside_faults(options: argparse.Namespace) -> None:
     """Refuse the options that each entry of `faults` sets for itself."""
-    names = ("probability", "sweep", "num_faults", "injection_type", "layer", "per_layer")
+    names = ("probability", "sweep", "num_faults", "injection_type", "memory", "layer", "per_layer")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     given += ["--probability"] if options.probability == 0 else []
     if given:
         raise ConfigError(
-            f"{', '.join(given)}: {options.config} has `faults`, each with its own rate and "
-            "layers; change them there, or leave the option out"
+            f"{', '.join(given)}: {options.config} has `faults`, each with its own rate, memory "
+            "and layers; change them there, or leave the option out"
         )
 
 
@@ -155,6 +155,7 @@ def _fault_changes(
 ) -> dict[str, Any]:
     given = {
         "injection_type": options.injection_type,
+        "memory": options.memory if options.replay is None else None,  # The list's entry has it.
         "mode": "full_model" if options.per_layer else options.mode,
         "layers": options.layer,
         # --layer may not select the fixed site of the configuration.

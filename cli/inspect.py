@@ -32,6 +32,7 @@ EPILOG = """\
 examples:
   fxfault-inspect --config digits
   fxfault-inspect --config digits --diff
+  fxfault-inspect --config digits --memory weights,activations
   fxfault-inspect --config my.yaml --layer 'layer1.*' --svg sites.svg --json sites.json
 
 exit status: 0 done; 2 something in the input is wrong, nothing was written."""
@@ -51,6 +52,7 @@ def make_parser() -> types.OneLineParser:
         "untrained network is shown)"
     )
     parser.add_argument("--checkpoint", type=types.checkpoint, metavar="FILE", help=text)
+    types.add_memory(parser)
     types.add_layer(parser)
     text = "shape of one sample, such as 3,32,32 (default: that of the data set)"
     parser.add_argument("--input-shape", type=_shape, metavar="N,N,...", help=text)
@@ -127,6 +129,9 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     if options.layer is not None:
         # --layer may not select the fixed site of the configuration.
         faults = dataclasses.replace(faults, layers=options.layer, injection_layer=-1)
+    if options.memory is not None:
+        faults = dataclasses.replace(faults, memory=options.memory)
+        faults.validate()
     checkpoint = dataclasses.replace(experiment.checkpoint, path=path)
     return dataclasses.replace(experiment, fault_injection=faults, checkpoint=checkpoint), notes
 

@@ -16,8 +16,9 @@ PROGRAM = "fxfault-train"
 
 DESCRIPTION = """\
 Train a quantised network as a configuration file says; if it asks for faults in training, they
-strike the activations (fault-aware training). Each run writes a folder: configuration,
-checkpoints, metrics, TensorBoard events, a picture of the curves, and all that repeats the run."""
+strike the activations, or what `fault_injection.memory` names (fault-aware training). Each run
+writes a folder: configuration, checkpoints, metrics, TensorBoard events, a picture of the curves,
+and all that repeats the run."""
 
 EPILOG = """\
 examples:

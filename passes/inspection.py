@@ -72,7 +72,7 @@ class SiteRow:
     Attributes:
         index: place in the order of execution.
         name: name of the site.
-        memory: what is struck: `activations`, `weights` or `biases`.
+        memory: what is struck: `activations`, `weights`, `biases` or `parameters`.
         module_path: path of its layer.
         module_type: class name of that layer.
         bit_width: bits of the word; None if the width is learned and cannot be read.

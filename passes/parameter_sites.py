@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxfault.passes.tracing.containers import joined
 from fxfault.quantisers.quant_tensors import ieee_words
@@ -73,19 +73,23 @@ class ParameterSites:
         self.held: list[Held] = []
 
     def add_all(self, root: nn.Module) -> None:
-        """Add the sites of a model. A tensor that several modules hold is one site."""
+        """Add the sites of a model. A tensor that several modules hold is one site.
+
+        What `state_dict` leaves out is no memory of the network: constants of Brevitas's quantisers
+        and second names of a tensor.
+        """
         known: dict[int, FaultSite] = {}
+        saved = root.state_dict(keep_vars=True) if self.wanted else {}
         for path, module in root.named_modules() if self.wanted else ():
             scripted = isinstance(module, torch.jit.ScriptModule)
-            saved = _names_in_state(module)
             for name, tensor in float_tensors_of(module).items():
                 full = joined(path, name)
+                if full not in saved and id(tensor) not in known:
+                    continue
                 if scripted:
                     self.sites.skipped[full] = f"a {type(module).__name__} in TorchScript holds it"
                     continue
                 if id(tensor) not in known:
-                    if name not in saved:
-                        continue  # A second name for a tensor that another module saves.
                     stored = Stored(KIND, tuple(tensor.shape))
                     words = ieee_words(tensor.dtype)
                     kind = type(module).__name__
@@ -96,13 +100,6 @@ class ParameterSites:
         """Let the model show struck tensors while it runs."""
         if self.wanted:
             self.sites.parameters = StruckParameters(self.held)
-
-
-def _names_in_state(module: nn.Module) -> set[str]:
-    """The names of the tensors that a module itself puts into `state_dict`."""
-    state: dict[str, Tensor] = {}
-    module._save_to_state_dict(state, "", keep_vars=True)
-    return set(state)
 
 
 def _held_by(module: nn.Module, name: str) -> Any:

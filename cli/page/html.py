@@ -263,6 +263,7 @@ def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
     ranked = {site.name: site for site in findings.ranked}
     links = {}
     for site in findings.background.sites:
+        kind = f"{site.memory}, " if findings.has_several_memories else ""
         width = "bit width learned" if site.bit_width is None else f"{site.bit_width} bits"
         text = "not struck alone in settings that all sites have"
         if site.name in findings.never_called:
@@ -272,7 +273,7 @@ def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
             fall = with_interval(found.fall, found.fall_low, found.fall_high)
             text = f"accuracy lost {fall} points, rank {found.rank_low} to {found.rank_high}"
             text += f", SDC {figure(found.sdc)} %"
-        links[f"site-{site.index}"] = f"#site-{site.index}", f"{site.name}: {width}, {text}"
+        links[f"site-{site.index}"] = f"#site-{site.index}", f"{site.name}: {kind}{width}, {text}"
     return links
 
 
@@ -287,7 +288,8 @@ def _tables(findings: Findings) -> dict[str, Table]:
     if drawn:
         tables["curves"] = curve_table(drawn, findings.summary.confidence)
     if findings.ranked:
-        tables["ranking"] = ranking_table(findings.ranked, findings.summary.confidence)
+        memories = findings.memories if findings.has_several_memories else None
+        tables["ranking"] = ranking_table(findings.ranked, findings.summary.confidence, memories)
         tables["heat_map"] = heat_table(heat_map(findings.summary))
     return tables
 

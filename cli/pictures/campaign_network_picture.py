@@ -5,6 +5,7 @@ Importing this module does not import matplotlib.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,11 @@ from fxfault.cli.pictures.campaign_network import Place, Strip, lay_out
 from fxfault.cli.pictures.drawing import (
     INK,
     LINE,
+    MEMORY_CORNERS,
     MUTED,
     NOT_KNOWN,
     WEAKNESS,
+    memories_of,
     plot_settings,
     rendered,
     shortened,
@@ -29,12 +32,14 @@ _MARGIN, _HEAD = 14.0, 46.0
 _WIDEST = 960.0  # Beyond this, fewer columns are easier to read.
 _NAME_SIZE, _SMALL_SIZE = 8.7, 7.6
 _LEGEND_WIDTH, _LEGEND_HEIGHT = 150.0, 8.0
+_BESIDE = 24.0  # A mark of the legend and the gap behind its name.
 
 
 def network_picture(background: Background, falls: Mapping[str, float], file_format: str) -> bytes:
     """Draw a network; sites without a fall (in percentage points, by name) are grey.
 
-    In an SVG, the mark and the name of site n have the ids `site-n` and `site-n-name`.
+    If there are several memories, the shape of a mark says what it is. In an SVG, the mark and the
+    name of site n have the ids `site-n` and `site-n-name`.
     """
     with plot_settings():
         return rendered(_Picture(background, falls).figure, file_format)
@@ -50,6 +55,10 @@ class _Picture:
 
         self.nodes, self.falls = background.nodes, falls
         self.index = {site.name: site.index for site in background.sites}
+        self.memories = {site.name: site.memory for site in background.sites}
+        sites = [node.site for node in self.nodes if node.site is not None]
+        kinds = memories_of(self.memories, sites)
+        self.shapes = kinds if len(kinds) > 1 else []
         most = max(falls.values(), default=0.0)
         self.most = most if most > 0 else 1.0  # If nothing was lost, any scale will do.
         self.norm = Normalize(0.0, self.most)
@@ -59,7 +68,8 @@ class _Picture:
             self.lefts, width = self._columns()
             if width <= _WIDEST:
                 break
-        width = max(width, _LEGEND_WIDTH + 250.0)
+        shapes = sum(_LETTER * len(kind) + _BESIDE for kind in self.shapes)
+        width = max(width, _LEGEND_WIDTH + 250.0, _LEGEND_WIDTH + 110.0 + shapes)
         height = _HEAD + self.strip.rows * _ROW + _MARGIN
         self.figure: Any = Figure(figsize=(width / 72, height / 72))
         self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
@@ -113,14 +123,22 @@ class _Picture:
         self.axes.add_patch(mark)
         self._text(text, y, self._name(node), size=_SMALL_SIZE, color=MUTED, style="italic")
 
-    def _site(self, name: str, x: float, y: float, text: float, right: float) -> None:
-        from matplotlib.patches import Circle
+    @staticmethod
+    def _mark(memory: str, x: float, y: float) -> Any:
+        from matplotlib.patches import Circle, RegularPolygon
 
+        corners = MEMORY_CORNERS[memory]
+        if not corners:
+            return Circle((x, y), 4.0)
+        return RegularPolygon((x, y), corners, radius=5.2, orientation=math.pi)  # y is downwards.
+
+    def _site(self, name: str, x: float, y: float, text: float, right: float) -> None:
         fall, gid = self.falls.get(name), f"site-{self.index[name]}"
         colour = NOT_KNOWN if fall is None else self.shades(self.norm(max(fall, 0.0)))
-        circle = Circle((x, y), 4.0, facecolor=colour, edgecolor=INK, linewidth=0.8, zorder=3)
-        circle.set_gid(gid)
-        self.axes.add_patch(circle)
+        mark = self._mark(self.memories.get(name, "activations"), x, y)
+        mark.set(facecolor=colour, edgecolor=INK, linewidth=0.8, zorder=3)
+        mark.set_gid(gid)
+        self.axes.add_patch(mark)
         self._text(text, y, shortened(name), size=_NAME_SIZE, gid=f"{gid}-name")
         value = "–" if fall is None else f"{fall + 0.0:.2f}"
         self._text(right, y, value, size=_NAME_SIZE, ha="right")
@@ -177,7 +195,13 @@ class _Picture:
         bar.set_yticks([])
         bar.locator_params(axis="x", nbins=4)
         bar.tick_params(labelsize=_SMALL_SIZE, length=2, pad=1)
+        x = _MARGIN + _LEGEND_WIDTH + 24
+        for kind in self.shapes:
+            mark = self._mark(kind, x, 22)
+            mark.set(facecolor="white", edgecolor=INK, linewidth=0.8)
+            self.axes.add_patch(mark)
+            self._text(x + 9, 22, kind, size=_NAME_SIZE)
+            x += _LETTER * len(kind) + _BESIDE
         if len(self.falls) < len([node for node in self.nodes if node.kind == SITE]):
-            x = _MARGIN + _LEGEND_WIDTH + 24
             self.axes.add_patch(Circle((x, 22), 4, facecolor=NOT_KNOWN, edgecolor=INK, lw=0.8))
             self._text(x + 9, 22, "not known", size=_NAME_SIZE)

@@ -21,12 +21,16 @@ from fxfault.cli.pictures.drawing import (
     GRID,
     INK,
     LINE,
+    MEMORY_COLOURS,
     MOST_BARS,
     MUTED,
     NOT_KNOWN,
     ORANGE,
+    PINK,
     WEAKNESS,
     draw_bars,
+    memories_of,
+    name_memories,
     new_figure,
     plot_settings,
     rendered,
@@ -36,6 +40,7 @@ from fxfault.cli.pictures.drawing import (
 )
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_report import standing_lines
+from fxfault.cli.terminal.text import per_each
 
 _DARK = {
     INK: "#e4e6e9",
@@ -50,7 +55,7 @@ _DARK = {
 # Text on the colours of `WEAKNESS`, in both schemes.
 _ON_LIGHT, _ON_DARK = "#111111", "#fefefe"
 
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
+_COLOURS = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", INK)
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "osD^vPX"
 _MOST_PANELS = 6
@@ -58,6 +63,7 @@ _MOST_PANELS = 6
 _MOST_NUMBERS = 400
 # Height of a row in a heat map of many sites, in inches.
 _CLOSE = 0.17
+_NONE: Mapping[str, str] = {}
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 2.6}
 
 
@@ -69,8 +75,9 @@ def pictures(findings: Findings, file_format: str) -> dict[str, bytes]:
     if drawn:
         found["accuracy"] = curves_picture(drawn, golden_by_checkpoint(summary), file_format)
     if ranked:
-        found["ranking"] = ranking_picture(ranked, summary.confidence, file_format)
-        found["heat_map"] = heat_picture(heat_map(summary), file_format)
+        kinds = findings.memories
+        found["ranking"] = ranking_picture(ranked, summary.confidence, file_format, kinds)
+        found["heat_map"] = heat_picture(heat_map(summary), file_format, kinds)
     if background.nodes:
         falls = {site.name: site.fall for site in ranked}
         found["network"] = network_picture(background, falls, file_format)
@@ -87,9 +94,10 @@ def curves_picture(
 
     `golden` is the accuracy of each checkpoint without faults, in percent.
     """
-    groups: dict[tuple[str, str | None], list[Curve]] = {}
+    groups: dict[tuple[str, str | None, tuple[str, ...]], list[Curve]] = {}
     for curve in drawn:
-        groups.setdefault((curve.place, curve.checkpoint), []).append(curve)
+        groups.setdefault((curve.place, curve.checkpoint, curve.memories), []).append(curve)
+    several = len({curve.memories for curve in drawn}) > 1
     panels = list(groups.items())[:_MOST_PANELS]
     styles = _styles(list(dict.fromkeys(curve.fault for curve in drawn)))
     columns = min(2, len(panels))
@@ -97,10 +105,12 @@ def curves_picture(
     with plot_settings():
         size = (6.6 if columns == 1 else 9.6), 0.6 + 3.6 * rows
         figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=True, squeeze=False)
-        for panel, ((place, checkpoint), members) in zip(axes.flat, panels, strict=False):
+        for panel, (key, members) in zip(axes.flat, panels, strict=False):
+            place, checkpoint, kinds = key
             _draw_curves(panel, members, styles)
             panel.axhline(golden[checkpoint], color=GREY, linewidth=1, label="golden, no faults")
-            panel.set_title(_title(place, checkpoint, len(golden)), fontsize=10)
+            title = _title(place, kinds if several else (), checkpoint, len(golden))
+            panel.set_title(title, fontsize=10)
             panel.set_xlabel(_rate_label(members[0]))
             panel.grid(axis="y", color=GRID)
         for panel in axes.flat[len(panels) :]:
@@ -115,13 +125,15 @@ def curves_picture(
 
 def _rate_label(curve: Curve) -> str:
     if curve.counted:
-        return "Faults per sample (logarithmic)"
+        return f"Faults {per_each(curve.memories)} (logarithmic)"
     return "Fault probability of each value (%, logarithmic)"
 
 
-def _title(place: str, checkpoint: str | None, checkpoints: int) -> str:
+def _title(place: str, memories: Sequence[str], checkpoint: str | None, checkpoints: int) -> str:
     names = {"each": "each site struck alone, mean", "all": "all sites struck together"}
     title = names.get(place, shortened(place))
+    if memories and place in names:
+        title = f"{' and '.join(memories)}: {title}"
     return f"{title}\n{checkpoint}" if checkpoints > 1 else title
 
 
@@ -182,16 +194,27 @@ def _draw_curves(
 # -- ranking --------------------------------------------------------------------------------
 
 
-def ranking_picture(ranked: Sequence[RankedSite], confidence: float, file_format: str) -> bytes:
+def ranking_picture(
+    ranked: Sequence[RankedSite],
+    confidence: float,
+    file_format: str,
+    memories: Mapping[str, str] = _NONE,
+) -> bytes:
     """Draw what faults at each site alone cost, with intervals, the weakest at the top.
 
-    Of more than `MOST_BARS` sites, only the weakest are drawn, and the picture says so.
+    Of more than `MOST_BARS` sites, only the weakest are drawn, and the picture says so. Bars have
+    the colour of their memory if there are several; `memories` has that of each site by name.
     """
     shown = list(ranked[:MOST_BARS])
     names = [f"{shortened(site.name)}  ({_places(site)})" for site in shown]
     falls = [site.fall for site in shown]
     with plot_settings():
-        figure, axes = draw_bars(names, falls, 0.28, alpha=0.35)
+        kinds = memories_of(memories, (site.name for site in ranked))
+        colours = [MEMORY_COLOURS[memories.get(site.name, "activations")] for site in shown]
+        look = {"color": colours} if len(kinds) > 1 else {}
+        figure, axes = draw_bars(names, falls, 0.28, alpha=0.35, **look)
+        if len(kinds) > 1:
+            name_memories(figure, kinds, alpha=0.35)
         below = [site.fall - site.fall_low for site in shown]
         above = [site.fall_high - site.fall for site in shown]
         axes.errorbar(
@@ -217,10 +240,13 @@ def _places(site: RankedSite) -> str:
 # -- heat map -------------------------------------------------------------------------------
 
 
-def heat_picture(found: HeatMap, file_format: str) -> bytes:
-    """Draw the SDC rate by site and fault."""
+def heat_picture(found: HeatMap, file_format: str, memories: Mapping[str, str] = _NONE) -> bytes:
+    """Draw the SDC rate by site and fault; sites of one memory stand together."""
     import matplotlib
 
+    kinds = memories_of(memories, found.sites)
+    if len(kinds) > 1:
+        found = _grouped(found, memories, kinds)
     names = [shortened(site) for site in found.sites]
     with plot_settings():
         width = 2.6 + 0.08 * max(map(len, names)) + 0.62 * len(found.faults)
@@ -236,12 +262,24 @@ def heat_picture(found: HeatMap, file_format: str) -> bytes:
         axes.set_yticks(range(len(names)), names, **small)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
+        if len(kinds) > 1:
+            for label, site in zip(axes.get_yticklabels(), found.sites, strict=True):
+                label.set_color(MEMORY_COLOURS[memories.get(site, "activations")])
+            name_memories(figure, kinds)
         if found.values.size <= _MOST_NUMBERS:
             _write_numbers(axes, found, image)
         rates = ", ".join(found.rates)
         label = f"SDC rate (%)\nmean over rates {rates}" if len(found.rates) < 5 else "SDC rate (%)"
         figure.colorbar(image).set_label(label, labelpad=8)
         return rendered(figure, file_format)
+
+
+def _grouped(found: HeatMap, memories: Mapping[str, str], kinds: Sequence[str]) -> HeatMap:
+    """The same heat map with the sites of each memory below each other."""
+    places = [kinds.index(memories.get(site, "activations")) for site in found.sites]
+    order = sorted(range(len(places)), key=places.__getitem__)  # It keeps the order within one.
+    sites = tuple(found.sites[index] for index in order)
+    return HeatMap(sites, found.faults, found.values[order], found.rates)
 
 
 def _write_numbers(axes: Any, found: HeatMap, image: Any) -> None:

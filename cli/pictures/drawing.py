@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fxfault.errors import ConfigError
@@ -21,7 +21,7 @@ MOST_BARS = 40
 MOST_TICKS = 12
 
 # Those of Okabe and Ito, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 # What a page in a dark scheme changes; see `fxfault.cli.pictures.campaign_plots.dark_scheme`.
 INK, MUTED, LINE, GRID, NOT_KNOWN = "#000000", "#555555", "#8c8c8c", "#e6e6e6", "#d9d9d9"
 GREY = "#666666"
@@ -76,6 +76,30 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(**grid)
 
 
+# The colour of bars and names, and the corners of marks (0: round), by what is struck.
+MEMORY_COLOURS = {"activations": BLUE, "weights": ORANGE, "biases": GREEN, "parameters": PINK}
+MEMORY_CORNERS = {"activations": 0, "weights": 4, "biases": 3, "parameters": 5}
+
+
+def memories_of(memories: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    """The different memories of some sites, in the order of `MEMORY_COLOURS`.
+
+    >>> memories_of({"conv.weight": "weights"}, ["conv.weight", "act"])
+    ['activations', 'weights']
+    """
+    found = {memories.get(name, "activations") for name in names}
+    return [kind for kind in MEMORY_COLOURS if kind in found]
+
+
+def name_memories(figure: Figure, shown: Sequence[str], alpha: float = 1.0) -> None:
+    """Add a legend of the colours of some memories above everything else."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=MEMORY_COLOURS[kind], alpha=alpha, label=kind) for kind in shown]
+    look = {"frameon": False, "fontsize": 8.5, "handlelength": 1.2}
+    figure.legend(handles=patches, loc="outside upper left", ncols=len(shown), **look)
+
+
 def draw_bars(names: Sequence[str], lengths: Sequence[float], room: float, **look: Any) -> Any:
     """Make a figure with a horizontal bar for each name, the first at the top, and its axes.
 
@@ -83,7 +107,7 @@ def draw_bars(names: Sequence[str], lengths: Sequence[float], room: float, **loo
     """
     width, height = 4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + room * len(names))
     figure, axes = new_figure(width, height)
-    axes.barh(range(len(names)), lengths, height=0.7, color=BLUE, **look)
+    axes.barh(range(len(names)), lengths, height=0.7, **{"color": BLUE, **look})
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)

@@ -28,7 +28,7 @@ from fxfault.cli.pictures.drawing import (
     shortened,
 )
 from fxfault.cli.reports.campaign_report import standing_lines
-from fxfault.cli.terminal.text import percent, rate_words
+from fxfault.cli.terminal.text import per_each, percent, rate_words
 from fxfault.errors import ConfigError
 from fxfault.messages import counted
 
@@ -191,16 +191,18 @@ def _place(result: CellResult) -> float:
 def _rate_label(result: CellResult, scale: str) -> str:
     if result.cell.rate is None:
         return "Faults of the configuration"
+    kinds = result.cell.memories
     if result.cell.num_faults is not None:
-        return f"Faults per sample{f' ({scale})' if scale else ''}"
-    return f"Fault probability of each activation value (%{f', {scale}' if scale else ''})"
+        return f"Faults {per_each(kinds)}{f' ({scale})' if scale else ''}"
+    what = "activation value" if kinds == ("activations",) else f"word ({', '.join(kinds)})"
+    return f"Fault probability of each {what} (%{f', {scale}' if scale else ''})"
 
 
 def _cost_label(result: CellResult) -> str:
     runs, number = len(result.runs), result.cell.num_faults
     rate = f"{rate_words(result, 0)} fault probability"
     if number is not None:
-        rate = f"{counted(number, 'fault')} per sample"
+        rate = f"{counted(number, 'fault')} {per_each(result.cell.memories)}"
     label = f"Accuracy lost (percentage points)\nat {rate}"
     return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
 

@@ -62,6 +62,17 @@ class Findings:
         return [f"{name}: {doubt}" if several else doubt for name, doubt in found.items() if doubt]
 
     @cached_property
+    def memories(self) -> dict[str, str]:
+        """What each site is, by its name; empty if all sites of the study are activations."""
+        found = {site.name: site.memory for site in self.background.sites}
+        return found if set(found.values()) - {"activations"} else {}
+
+    @property
+    def has_several_memories(self) -> bool:
+        """Whether reports must tell what a site is."""
+        return len(set(self.memories.values())) > 1
+
+    @cached_property
     def ranked(self) -> list[RankedSite]:
         """The sites that were struck alone, the weakest first."""
         return rank_sites(self.table, self.summary)

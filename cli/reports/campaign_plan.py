@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fxfault.campaign.estimates.intervals import sample_size
 from fxfault.campaign.studies.cell import Cell
@@ -18,12 +18,14 @@ from fxfault.messages import counted
 class Measured:
     """Measurements of two trials, one of the first and one of the last of the study's cells.
 
-    `bits` has the width of each site that has a constant one, by name.
+    `bits` has the width of each site that has a constant one, by name; `memories` has the memory
+    of each site that is not an activation.
     """
 
     cells: Sequence[Cell]
     rows: Sequence[TrialRow]
-    bits: dict[str, int]
+    bits: Mapping[str, int]
+    memories: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_lines(
@@ -38,16 +40,20 @@ def plan_lines(
     seconds = sum(row.seconds for row in measured.rows) / len(measured.rows)
     populations = [_population(measured, row) for row in measured.rows]
     needed = [sample_size(margin, confidence, population) for population in populations]
-    trials = [math.ceil(number / samples) for number in needed]
+    draws = [samples if _has_draws_for_samples(row) else 1 for row in measured.rows]
+    trials = [math.ceil(number / each) for number, each in zip(needed, draws, strict=True)]
     lines = [f"{counted(cells, 'cell')}, {counted(samples, 'sample')} in a trial", ""]
     lines += [f"For a rate within ±{margin:g} points at {confidence:g}% (Leveugle et al. 2009):"]
     for row, population, drawn, number in zip(
         measured.rows, populations, needed, trials, strict=True
     ):
+        what = "samples" if _has_draws_for_samples(row) else "draws"
         lines.append(
-            f"  {Cell.from_key(row.cell).place}: {drawn:,} samples of "
+            f"  {Cell.from_key(row.cell).place}: {drawn:,} {what} of "
             f"{population:,} possible faults, {counted(number, 'trial')} for each cell"
         )
+    if 1 in draws and samples > 1:
+        lines.append("  (the samples of a trial share faults of weights, so that it is one draw)")
     each = f"{duration(seconds)} a trial, measured on two"
     lines += ["", f"Time ({each}; {counted(workers, 'worker')}):"]
     for what, number in _lengths(study, max(trials)):
@@ -67,10 +73,20 @@ def _lengths(study: Study, by_formula: int) -> list[tuple[str, int]]:
     ]
 
 
+def _has_draws_for_samples(row: TrialRow) -> bool:
+    """Whether each sample of a trial has faults of its own, and not only those of weights."""
+    return "activations" in Cell.from_key(row.cell).memories
+
+
 def _population(measured: Measured, row: TrialRow) -> int:
-    """How many single-bit faults are possible at the sites of a cell, over all samples."""
+    """How many single-bit faults are possible at the sites of a cell.
+
+    Activations have them in each sample; the words of weights are there once.
+    """
     cell = Cell.from_key(row.cell)
-    sites = measured.bits if cell.layers is None else cell.layers
+    memories = [measured.memories.get(site, "activations") for site in measured.bits]
+    here = [s for s, kind in zip(measured.bits, memories, strict=True) if kind in cell.memories]
+    sites = here if cell.layers is None else cell.layers
     # The largest width, as a row has the sum of the elements of all sites.
     bits = max((measured.bits[site] for site in sites if site in measured.bits), default=1)
     return row.elements * bits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,7 +21,8 @@ def report_lines(findings: Findings) -> list[str]:
     """The lines of the whole report."""
     parts = [setting_lines(findings), cell_lines(findings), state_lines(findings)]
     if findings.ranked:
-        parts.append(ranking_lines(findings.ranked, findings.summary.confidence))
+        memories = findings.memories if findings.has_several_memories else None
+        parts.append(ranking_lines(findings.ranked, findings.summary.confidence, memories))
         found = heat_map(findings.summary)
         rates = ", ".join(found.rates)
         title = f"SDC rate in percent, by layer and fault (mean over the rates {rates}):"
@@ -91,16 +92,23 @@ def state_lines(findings: Findings) -> list[str]:
     return lines
 
 
-def ranking_lines(ranked: Sequence[RankedSite], confidence: float) -> list[str]:
-    """The table of sites struck alone, the weakest first."""
+def ranking_lines(
+    ranked: Sequence[RankedSite], confidence: float, memories: Mapping[str, str] | None = None
+) -> list[str]:
+    """The table of sites struck alone, the weakest first.
+
+    If `memories` has the memory of each site by name, a column shows it.
+    """
     rows = []
     for site in ranked:
         fall = with_interval(site.fall, site.fall_low, site.fall_high)
-        row = [str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name, fall]
-        rows.append([*row, figure(site.sdc), str(site.trials)])
+        row = [str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name]
+        row += [memories.get(site.name, NOTHING)] if memories else []
+        rows.append([*row, fall, figure(site.sdc), str(site.trials)])
     title = "Layer ranking (each struck alone, mean over all settings that all layers have):"
-    head = ["Rank", f"{confidence:g}%", "Site", "Fall", "SDC", "Trials"]
-    return [title, *lined_up(head, rows, left=3), *standing_lines(ranked)]
+    named = ["Rank", f"{confidence:g}%", "Site", *(["Memory"] if memories else [])]
+    head = [*named, "Fall", "SDC", "Trials"]
+    return [title, *lined_up(head, rows, left=len(named)), *standing_lines(ranked)]
 
 
 def standing_lines(ranked: Sequence[RankedSite]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from fxfault.campaign.estimates.ranking import Curve, HeatMap, RankedSite
 from fxfault.campaign.estimates.site_counts import SiteCounts
 from fxfault.campaign.records.background import SiteNote
 from fxfault.cli.reports.campaign_findings import Findings
-from fxfault.cli.terminal.text import NOTHING, figure, lined_up, with_interval
+from fxfault.cli.terminal.text import NOTHING, figure, lined_up, per_each, with_interval
 from fxfault.messages import counted
 
 
@@ -36,6 +36,9 @@ class Column(NamedTuple):
     label: str
     is_number: bool = False
     meaning: str = ""
+
+
+_MEMORY = Column("Memory", False, "What the site is: activations, weights, biases or parameters")
 
 
 class Row(NamedTuple):
@@ -92,18 +95,22 @@ def _share(part: int, whole: int) -> Entry:
 def curve_table(drawn: Sequence[Curve], confidence: float) -> Table:
     """The points of the resilience curves."""
     several = len({curve.checkpoint for curve in drawn}) > 1
+    kinds = dict.fromkeys(curve.memories for curve in drawn)
     columns = [
         Column("Fault"),
+        *([_MEMORY] if len(kinds) > 1 else []),
         Column("Struck"),
         *([Column("Checkpoint")] if several else []),
         Column("Sites", True, "Struck alone, and averaged"),
-        Column("Faults per sample" if drawn[0].counted else "Rate (%)", True),
+        Column(_counts_of(kinds) if drawn[0].counted else "Rate (%)", True),
         Column(f"Accuracy (%) [{confidence:g} %]", True),
     ]
     rows = []
     for curve in drawn:
         place = "each site alone" if curve.place == "each" else curve.place
-        same = [Entry(curve.fault), Entry(place)]
+        same = [Entry(curve.fault)]
+        same += [Entry(", ".join(curve.memories))] if len(kinds) > 1 else []
+        same.append(Entry(place))
         same += [Entry(str(curve.checkpoint))] if several else []
         same.append(_whole(curve.sites))
         points = zip(curve.rates, curve.accuracy, curve.low, curve.high, strict=True)
@@ -112,10 +119,22 @@ def curve_table(drawn: Sequence[Curve], confidence: float) -> Table:
     return Table("curves", "The points of the curves", columns, rows)
 
 
-def ranking_table(ranked: Sequence[RankedSite], confidence: float) -> Table:
-    """The sites that were struck alone, the weakest first."""
+def _counts_of(kinds: Iterable[Sequence[str]]) -> str:
+    """The head of numbers of faults."""
+    named = dict.fromkeys(map(per_each, kinds))
+    return f"Faults {' or '.join(named)}"
+
+
+def ranking_table(
+    ranked: Sequence[RankedSite], confidence: float, memories: Mapping[str, str] | None = None
+) -> Table:
+    """The sites that were struck alone, the weakest first.
+
+    If `memories` has the memory of each site by name, a column shows it.
+    """
     columns = [
         Column("Site"),
+        *([_MEMORY] if memories else []),
         Column("Rank", True),
         Column(
             f"Rank, {confidence:g} %",
@@ -130,6 +149,7 @@ def ranking_table(ranked: Sequence[RankedSite], confidence: float) -> Table:
         Row(
             [
                 Entry(site.name),
+                *([Entry(memories.get(site.name, NOTHING))] if memories else []),
                 _whole(site.rank),
                 Entry(f"{site.rank_low}–{site.rank_high}", site.rank_low + site.rank_high / 1e6),
                 _estimated(site.fall, site.fall_low, site.fall_high),
@@ -158,11 +178,12 @@ def heat_table(found: HeatMap) -> Table:
 
 _SITE_COLUMNS = (
     Column("Site"),
+    _MEMORY,
     Column("#", True, "Place in the order of execution"),
-    Column("Layer", False, "Class of the activation layer"),
+    Column("Layer", False, "Class of the layer"),
     Column("Bits", True, "Bits of the word"),
     Column("Signed"),
-    Column("Elements", True, "Of one sample"),
+    Column("Elements", True, "Of one sample, or of a weight or bias"),
     Column("Share", True, "Of the elements of all sites"),
     Column("Trials", True, "In which the site was struck alone"),
     Column("Hits", True, "Elements that were hit in these trials"),
@@ -181,13 +202,16 @@ def site_table(findings: Findings) -> Table:
     total = sum(number or 0 for number in elements) if None not in elements else 0
     falls = {site.name: site.fall for site in findings.ranked}
     rows = []
+    several = findings.has_several_memories
     for site in sites:
         entries = _what_it_is(site, total)
+        entries[1:1] = [Entry(site.memory)] if several else []
         entries += _what_was_counted(findings.site_counts.get(site.name))
         entries.append(_numbered(falls.get(site.name, math.nan)))
         rows.append(Row(entries, f"site-{site.index}"))
     caption = "In the order of execution; shares and rates in percent, accuracy lost in points"
-    return Table("sites", caption, _SITE_COLUMNS, rows)
+    columns = [column for column in _SITE_COLUMNS if several or column is not _MEMORY]
+    return Table("sites", caption, columns, rows)
 
 
 def _sites_by_name(findings: Findings) -> list[SiteNote]:
@@ -232,8 +256,10 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
     summary = findings.summary
     several = len({cell.checkpoint for cell in summary.cells}) > 1
     top = not np.isnan(summary["top5"].value).all()
+    kinds = len({cell.memories for cell in summary.cells}) > 1
     columns = [
         Column("Site"),
+        *([_MEMORY] if kinds else []),
         Column("Fault"),
         Column("Rate", True),
         *([Column("Checkpoint")] if several else []),
@@ -250,7 +276,8 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
     rows = []
     for index, cell in enumerate(summary.cells[:most]):
         rate = math.nan if cell.rate is None else cell.rate
-        entries = [Entry(cell.place), Entry(cell.fault), Entry(cell.rate_text, rate)]
+        entries = [Entry(cell.place), *([Entry(", ".join(cell.memories))] if kinds else [])]
+        entries += [Entry(cell.fault), Entry(cell.rate_text, rate)]
         entries += [Entry(str(cell.checkpoint))] if several else []
         entries.append(_whole(int(summary.trials[index])))
         for name in (

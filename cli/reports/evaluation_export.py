@@ -78,6 +78,7 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
     return {
         "index": site.index,
         "name": site.name,
+        "memory": site.memory,
         "module_path": site.module_path,
         "module_type": site.module_type,
         "bit_width": site.bit_width,

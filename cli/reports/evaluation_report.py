@@ -14,6 +14,7 @@ from fxfault.cli.terminal.text import (
     figure,
     lined_up,
     mean_and_std,
+    per_each,
     percent,
     points,
     rate_words,
@@ -128,6 +129,8 @@ def _rate_label(config: FaultInjectionConfig) -> str:
 
     >>> _rate_label(FaultInjectionConfig(num_faults=1))
     '1 fault per sample'
+    >>> _rate_label(FaultInjectionConfig(num_faults=2, memory="weights"))
+    '2 faults per trial'
     """
     if config.faults is not None:
         entries = config.entries()
@@ -135,7 +138,7 @@ def _rate_label(config: FaultInjectionConfig) -> str:
         return f"the {entries[0]}" if replayed else "the faults of the configuration"
     if config.num_faults is None:
         return f"{percent(config.probability)} fault probability"
-    return f"{counted(config.num_faults, 'fault')} per sample"
+    return f"{counted(config.num_faults, 'fault')} {per_each(config.memories)}"
 
 
 def full_run_note(verify: float | None, compiles: bool, cache_memory: int | None) -> str | None:
@@ -179,19 +182,22 @@ def setting_lines(setting: Setting) -> list[str]:
 def _fault_lines(setting: Setting) -> list[str]:
     """The lines that say what strikes, and how often."""
     config = setting.configs[0]
+    kinds = config.memories
     if config.faults is not None:
         return [
             f"  Fault {number}: {entry}{_layers_text(entry.layers)}"
             for number, entry in enumerate(config.entries(), start=1)
         ]
     several, bits = len(setting.configs) > 1, config.rate_unit == "bit"
-    kind = f"  Injection type: {label_of(setting.faults[0].fault_model)}"
+    kind = [f"  Injection type: {label_of(setting.faults[0].fault_model)}"]
+    if kinds != ("activations",):
+        kind.insert(0, f"  Memory: {', '.join(kinds)}")
     if config.num_faults is not None:
         counts = ", ".join(str(c.num_faults) for c in setting.configs)
-        return [kind, f"  {'Bits hit' if bits else 'Faults'} per sample: {counts}"]
+        return [*kind, f"  {'Bits hit' if bits else 'Faults'} {per_each(kinds)}: {counts}"]
     values = ", ".join(percent(c.probability, 0 if several else 1) for c in setting.configs)
     name = "Probabilities" if several else "Probability"
-    return [kind, f"  {name}: {values}{' of the bits' if bits else ''}"]
+    return [*kind, f"  {name}: {values}{' of the bits' if bits else ''}"]
 
 
 def _layers_text(layers: Any) -> str:

@@ -163,6 +163,27 @@ def layers(text: str) -> list[str | int]:
     return [int(item) if item.isdecimal() else item for item in items]
 
 
+def memories(text: str) -> tuple[str, ...]:
+    """Read what faults strike: names of memories, separated by commas.
+
+    >>> memories("weights,biases")
+    ('weights', 'biases')
+    >>> memories("wights")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: 'wights' is none of activations, weights, biases, parameters \
+(did you mean 'weights'?)
+    """
+    from fxfault.config.entries import MEMORIES
+
+    items = [item.strip() for item in text.split(",")]
+    for item in items:
+        if item not in MEMORIES:
+            hint = nearest(item, MEMORIES)
+            raise argparse.ArgumentTypeError(f"{item!r} is none of {', '.join(MEMORIES)}{hint}")
+    return tuple(dict.fromkeys(items))
+
+
 def device(text: str) -> str:
     """Read a device: auto, cpu, cuda or cuda:N."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
@@ -228,6 +249,15 @@ def add_layer(group: argparse._ActionsContainer, more: str = "") -> None:
     """Add `--layer`, with more text at the end of its help."""
     text = "select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated" + more
     group.add_argument("--layer", type=layers, action="extend", metavar="SITE,...", help=text)
+
+
+def add_memory(group: argparse._ActionsContainer) -> None:
+    """Add `--memory`."""
+    text = (
+        "what faults strike: activations, weights, biases or parameters, or several of them, in "
+        "place of `memory` of the configuration"
+    )
+    group.add_argument("--memory", type=memories, metavar="NAME,...", help=text)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:

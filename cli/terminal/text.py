@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from fxfault.messages import aligned
@@ -85,6 +85,15 @@ def percent(value: float, decimals: int = 1) -> str:
     """
     short = f"{value:.{decimals}f}"
     return f"{short if float(short) == value else ten_digits(value)}%"
+
+
+def per_each(memories: Collection[str]) -> str:
+    """Say what has a number of faults: each sample, or for stored words each trial.
+
+    >>> per_each(["activations"]), per_each(["weights", "biases"])
+    ('per sample', 'per trial')
+    """
+    return "per sample" if "activations" in memories else "per trial"
 
 
 def rate_words(result: CellResult, decimals: int = 1) -> str:

@@ -156,7 +156,7 @@ def with_probability(config: FaultInjectionConfig, probability: float) -> FaultI
 
 
 def with_num_faults(config: FaultInjectionConfig, num_faults: int) -> FaultInjectionConfig:
-    """Replace the probability by this number of faults in each sample."""
+    """Replace the probability by this number of faults, of each sample or draw of weights."""
     default = FaultInjectionConfig().probability
     return dataclasses.replace(config, num_faults=num_faults, probability=default)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -90,6 +90,7 @@ Length = Annotated[int, Field(ge=1, le=32)]
 Layers = Name | Index | Annotated[list[Name | Index], Field(min_length=1)] | None
 RateUnit = Literal["element", "bit"]
 Memory = Literal["activations", "weights", "biases", "parameters"]
+MEMORIES: tuple[str, ...] = get_args(Memory)
 Memories = Memory | Annotated[tuple[Memory, ...], Field(min_length=1), BeforeValidator(_unique)]
 InjectionType = Annotated[str | FaultModel, _FaultModelRule()]
 
@@ -105,6 +106,8 @@ class FaultEntry:
     bit_flip 3 at 0.1 %
     >>> print(FaultEntry(num_faults=2))
     random, 2 a sample
+    >>> print(FaultEntry(num_faults=2, memory=["weights", "biases"]))
+    random, 2 a draw in weights and biases
     """
 
     injection_type: Annotated[InjectionType, _AS_ABOVE] = "random"
@@ -140,6 +143,11 @@ class FaultEntry:
         return (self.memory,) if isinstance(self.memory, str) else tuple(self.memory)
 
     @property
+    def each(self) -> str:
+        """What has `num_faults` hits: a `sample`, or a `draw` of faults that all samples share."""
+        return "sample" if "activations" in self.memories else "draw"
+
+    @property
     def strikes(self) -> bool:
         """Whether the fault can hit anything."""
         return bool(self.probability or self.num_faults or self.replay is not None)
@@ -150,10 +158,11 @@ class FaultEntry:
         model: Any = self.injection_type
         label = str(getattr(model, "label", None) or getattr(model, "name", model))
         chosen = [str(c) for c in (self.bit, self.burst_length) if c not in (None, "random")]
-        return f"{' '.join([label, *chosen])}{rate_text(self)}"
+        where = "" if self.memories == ("activations",) else f" in {' and '.join(self.memories)}"
+        return f"{' '.join([label, *chosen])}{rate_text(self, self.each)}{where}"
 
 
-def rate_text(fault: Any) -> str:
+def rate_text(fault: Any, each: str = "sample") -> str:
     """The rate of a fault, as the text after its name.
 
     >>> rate_text(FaultEntry(probability=0.1, rate_unit="bit")), rate_text(FaultEntry(num_faults=2))
@@ -161,10 +170,11 @@ def rate_text(fault: Any) -> str:
 
     Args:
         fault: an object with `probability`, `rate_unit` and `num_faults`.
+        each: what has `num_faults` hits: a `sample`, or a `draw` of faults in weights.
     """
     bits = fault.rate_unit == "bit"
     if fault.num_faults is not None:
-        return f", {fault.num_faults} {'bits ' if bits else ''}a sample"
+        return f", {fault.num_faults} {'bits ' if bits else ''}a {each}"
     return f" at {fault.probability:g} %{' of the bits' if bits else ''}"
 
 

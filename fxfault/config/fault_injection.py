@@ -78,8 +78,8 @@ allowed: a number from 0 to 100
     probability: Annotated[
         Percentage,
         Field(
-            description="Chance, in percent, that an activation value is hit; each value is drawn "
-            "independently, afresh at every forward.",
+            description="Chance, in percent, that a value is hit; each is drawn independently, "
+            "for activations afresh at every forward.",
         ),
     ] = 5.0
     rate_unit: Annotated[
@@ -92,8 +92,9 @@ allowed: a number from 0 to 100
     num_faults: Annotated[
         Count | None,
         Field(
-            description="In place of a probability: so many hits in each sample, no more and no "
-            "less, spread evenly over all selected sites together."
+            description="In place of a probability: so many hits in each sample, or of weights, "
+            "biases and parameters in each draw, no more and no less, spread evenly over all "
+            "selected sites together."
         ),
     ] = None
     mode: Annotated[
@@ -177,8 +178,8 @@ allowed: a number from 0 to 100
     hw_mask: Annotated[
         bool,
         Field(
-            description="Hit every value that a faulty hardware unit computes, periodically, "
-            "instead of independent values."
+            description="Hit every value that a faulty hardware unit computes, or of weights its "
+            "output channels, periodically, instead of independent values."
         ),
     ] = False
     frequency_value: Annotated[

@@ -30,10 +30,11 @@ class SiteFault(NamedTuple):
         probability: probability of a hit in percent, for each element or bit; not used with
             `num_faults`.
         rate_unit: what the rate counts, `element` or `bit`.
-        num_faults: hits of each sample, at all sites with this fault together; None if the
+        num_faults: hits of each sample or draw, at all sites with this fault together; None if the
             probability is used.
         number: number of the fault among those of a run, from 0; each has its own random numbers.
         given: the hits that a list gives, in place of a rate and a draw; or None.
+        each: what has so many hits; see `FaultEntry.each`.
     """
 
     model: FaultModel
@@ -42,6 +43,7 @@ class SiteFault(NamedTuple):
     num_faults: int | None = None
     number: int = 0
     given: GivenHits | None = None
+    each: str = "sample"
 
     @property
     def strikes(self) -> bool:
@@ -58,7 +60,7 @@ class SiteFault(NamedTuple):
     def __str__(self) -> str:
         if self.given is not None:
             return f"replay of {self.given.origin.source}"
-        return f"{label_of(self.model)}{rate_text(self)}"
+        return f"{label_of(self.model)}{rate_text(self, self.each)}"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def setting_of(config: FaultInjectionConfig) -> Setting:
                 rate_unit=entry.rate_unit,
                 num_faults=entry.num_faults,
                 number=number,
+                each=entry.each,
             )
             for number, entry in enumerate(config.entries())
         ),

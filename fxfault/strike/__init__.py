@@ -1,6 +1,6 @@
-"""Turns the word of an armed site's activation into the faulty word.
+"""Turns the words of an armed site into faulty words.
 
-One activation takes this path outside compiled code:
+An activation, a weight or a bias takes this path outside compiled code:
 
     fxfault.functional.fault_inject    takes the word that the layer has handed over
     moments.moment_of                  says whether the site is armed, and which draws it uses

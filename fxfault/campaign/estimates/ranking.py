@@ -219,6 +219,10 @@ def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
     return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)))
 
 
+# The place, fault, checkpoint and memories of a curve.
+_Key = tuple[str, str, "str | None", tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class Curve:
     """Accuracy against how often faults strike.
@@ -227,12 +231,14 @@ class Curve:
         place: `all`, names of the struck sites, or `each` for the mean over sites struck alone.
         fault: fault model with its bit.
         checkpoint: the weights.
-        rates: probabilities in percent, or numbers of faults in each sample, ascending.
+        rates: probabilities in percent, or numbers of faults in each sample (for weights in each
+            trial), ascending.
         accuracy: mean accuracy at each rate, in percent.
         low: lower ends of the intervals; NaN if there is none.
         high: upper ends of the intervals.
         counted: whether the rates are numbers of faults.
         sites: number of sites struck alone and averaged; 1 if sites were struck together.
+        memories: what is struck, such as `activations`.
     """
 
     place: str
@@ -244,29 +250,31 @@ class Curve:
     high: Floats
     counted: bool = False
     sites: int = 1
+    memories: tuple[str, ...] = ("activations",)
 
 
 def curves(summary: Summary) -> list[Curve]:
     """Return a curve for each fault and each group of sites that was struck together.
 
-    Sites struck alone make one curve, their mean; rates that not all of them have are left out.
+    Sites of one memory that were struck alone make one curve, their mean; rates that not all of
+    them have are left out.
     Cells of several faults, each with its own rate, are on no curve.
     """
-    groups: dict[tuple[str, str, str | None], dict[float, list[int]]] = {}
+    groups: dict[_Key, dict[float, list[int]]] = {}
     for index, cell in enumerate(summary.cells):
         if _was_struck(summary, index) and cell.rate is not None:
             place = cell.place if cell.single_site is None else "each"
-            key = place, cell.fault, cell.checkpoint
+            key = place, cell.fault, cell.checkpoint, cell.memories
             groups.setdefault(key, {}).setdefault(cell.rate, []).append(index)
     return [_curve(key, found, summary) for key, found in groups.items()]
 
 
-def _curve(
-    key: tuple[str, str, str | None], found: Mapping[float, Sequence[int]], summary: Summary
-) -> Curve:
+def _curve(key: _Key, found: Mapping[float, Sequence[int]], summary: Summary) -> Curve:
     most = max(map(len, found.values()))
     points = sorted((rate, cells) for rate, cells in found.items() if len(cells) == most)
     cells = np.array([cells for _, cells in points]).T  # A column for each rate.
     rates = tuple(rate for rate, _ in points)
     counted = summary.cells[cells.flat[0]].num_faults is not None
-    return Curve(*key, rates, *mean_of_cells(summary["accuracy"], cells), counted, len(cells))
+    place, fault, checkpoint, memories = key
+    means = mean_of_cells(summary["accuracy"], cells)
+    return Curve(place, fault, checkpoint, rates, *means, counted, len(cells), memories)

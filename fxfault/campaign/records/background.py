@@ -47,7 +47,7 @@ class SiteNote:
         bit_width: bits of the word; None if it is learned.
         signed: whether the codes are signed; None if unknown.
         elements: number of elements of one sample, or of a weight or bias; None if it varies.
-        memory: what is struck: `activations`, `weights` or `biases`.
+        memory: what is struck: `activations`, `weights`, `biases` or `parameters`.
     """
 
     name: str

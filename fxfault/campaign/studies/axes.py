@@ -36,10 +36,11 @@ class Axes:
     Attributes:
         injection_type: names of fault models.
         probability: probabilities, in percent.
-        num_faults: numbers of hits in each sample, in place of a probability.
+        num_faults: numbers of hits in each sample, or for weights and the like in each trial, in
+            place of a probability.
         bit: bits, or `each`, for fault models that take a bit; None is the model's default.
-        memory: what faults strike: `activations`, `weights`, `biases`, or several together. Empty
-            for activations alone.
+        memory: what faults strike: `activations`, `weights`, `biases`, `parameters`, or several
+            together. Empty for activations alone.
         layers: `each` (a cell for each site), `all`, a pattern or index, or several together.
         faults: lists of faults that strike together, by name; entries as plain values.
         checkpoint: files or `bundled:NAME`.

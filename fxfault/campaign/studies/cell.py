@@ -24,10 +24,10 @@ class Cell:
     Attributes:
         key: the settings as canonical JSON; two cells are equal if their keys are.
         settings: the settings by name: `injection_type`, `probability` (in percent) or
-            `num_faults` (in each sample), `bit` (None if the fault model takes none), `memory`
-            (only if it is not `activations`), `layers` (names of sites; None for all of the
-            memory), `checkpoint`. If several faults strike
-            together, only `faults` (a mapping of their name to their entries) and `checkpoint`.
+            `num_faults` (in each sample; in each trial of a memory of weights), `bit` (None if the
+            fault model takes none), `memory` (only if it is not `activations`), `layers` (names of
+            sites; None for all of the memory), `checkpoint`. If several faults strike together,
+            only `faults` (a mapping of their name to their entries) and `checkpoint`.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def num_faults(self) -> int | None:
-        """Number of hits in each sample; None if the rate is set otherwise."""
+        """Number of hits in each sample, or for weights in each trial; None without a number."""
         return self.settings.get("num_faults")
 
     @property
@@ -89,9 +89,20 @@ class Cell:
 
     @property
     def memory(self) -> str | tuple[str, ...]:
-        """What is struck: `activations`, `weights`, `biases`, or several of them."""
+        """What is struck: `activations`, `weights`, `biases`, `parameters`, or several."""
         memory = self.settings.get("memory", "activations")
         return memory if isinstance(memory, str) else tuple(memory)
+
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """All that is struck, each once, also by several faults that strike together.
+
+        >>> Cell.of(injection_type="random", probability=1.0, memory=["weights"]).memories
+        ('weights',)
+        """
+        given = [entry.get("memory", "activations") for entry in self.entries] or [self.memory]
+        kinds = [[kind] if isinstance(kind, str) else kind for kind in given]
+        return tuple(dict.fromkeys(kind for several in kinds for kind in several))
 
     @property
     def layers(self) -> tuple[str, ...] | None:
@@ -133,11 +144,12 @@ class Cell:
         if "faults" in self.settings:
             layers = [_several(entry.get("layers")) for entry in self.entries]
             named = dict.fromkeys(str(item) for items in layers if items for item in items)
-            return " ".join(named) if all(layers) else "all"
-        if self.layers is not None:
+            if all(layers):
+                return " ".join(named)
+        elif self.layers is not None:
             return " ".join(self.layers)
-        kinds = self.settings.get("memory", ())
-        return " ".join(["all", *([kinds] if isinstance(kinds, str) else kinds)])
+        kinds = self.memories
+        return "all" if kinds == ("activations",) else " ".join(["all", *kinds])
 
     @property
     def rate(self) -> float | None:
