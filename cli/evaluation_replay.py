@@ -49,7 +49,9 @@ def _only(config: FaultInjectionConfig, file: str) -> FaultInjectionConfig:
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
     own = {field.name for field in dataclasses.fields(FaultEntry)} & defaults.keys()
     changes = {key: defaults[key] for key in (*own, "hw_mask", "mode", "injection_layer")}
-    return dataclasses.replace(config, **changes, faults=(FaultEntry(replay=file, memory=config.memories),))
+    return dataclasses.replace(
+        config, **changes, faults=(FaultEntry(replay=file, memory=config.memories),)
+    )
 
 
 def _with_absolute_path(entry: FaultEntry) -> FaultEntry:

@@ -59,6 +59,8 @@ def cell_lines(findings: Findings) -> list[str]:
     summary = findings.summary
     title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
     more = "of struck samples; Hit: of exposed values; all intervals: export --what cells):"
+    if summary.has_due:
+        more = f"of struck samples; DUE: scores not finite; {more.partition('; ')[2]}"
     table = cell_table(findings)
     left = [column.label for column in table.columns].index("Trials")
     lines = [title, more, *table.lines(left)]
@@ -93,13 +95,22 @@ def state_lines(findings: Findings) -> list[str]:
 
 def ranking_lines(ranked: Sequence[RankedSite], confidence: float) -> list[str]:
     """The table of sites struck alone, the weakest first."""
-    rows = []
+    rows, has_due = [], any(site.due for site in ranked)
     for site in ranked:
         fall = with_interval(site.fall, site.fall_low, site.fall_high)
         row = [str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name, fall]
-        rows.append([*row, figure(site.sdc), str(site.trials)])
+        row += [figure(site.sdc), *([figure(site.due)] if has_due else [])]
+        rows.append([*row, str(site.trials)])
     title = "Layer ranking (each struck alone, mean over all settings that all layers have):"
-    head = ["Rank", f"{confidence:g}%", "Site", "Fall", "SDC", "Trials"]
+    head = [
+        "Rank",
+        f"{confidence:g}%",
+        "Site",
+        "Fall",
+        "SDC",
+        *(["DUE"] if has_due else []),
+        "Trials",
+    ]
     return [title, *lined_up(head, rows, left=3), *standing_lines(ranked)]
 
 
