@@ -62,7 +62,7 @@ def faulty_net() -> Any:
     # Without the scale, an exponent of all ones is a very large number more often than an infinity.
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     with torch.no_grad():
-        net[0].weight.mul_(3)
+        next(net.parameters()).mul_(3)
     settings = {"enabled": True, "apply_during": "eval", "seed": 3, "injection_type": "bit_flip"}
     words = {"word": "ieee", "targets": ["Linear"], "bit": 30, "probability": 4.0}
     return fxfault.transform(net, {**settings, **words})
@@ -144,6 +144,8 @@ def test_runners_agree_where_scores_are_not_finite(kind: str) -> None:
         model.faults.reset(trial=trial)
         found = other.run()
         assert torch.equal(found.top, expected.top)
+        assert found.struck is not None
+        assert expected.struck is not None
         assert torch.equal(found.struck, expected.struck)
         lost += expected.unpredicted - full.golden().unpredicted
     assert lost > 0
