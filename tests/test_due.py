@@ -59,7 +59,6 @@ CREATE TABLE trials (
 
 def faulty_net() -> Any:
     torch.manual_seed(5)
-    # Without the scale, an exponent of all ones is a very large number more often than an infinity.
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     with torch.no_grad():
         next(net.parameters()).mul_(3)
