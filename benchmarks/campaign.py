@@ -167,7 +167,7 @@ def _made_up(rows: int) -> Iterator[list[TrialRow]]:
     for number, cell in enumerate(cells):
         trials = range(min(each, max(0, rows - number * each)))
         yield [
-            TrialRow(cell=cell.key, trial=k, **{**counts, "sdc": k % 400}, seconds=0.01)
+            TrialRow(cell=cell.key, trial=k, **{**counts, "sdc": k % 400, "due": 0}, seconds=0.01)
             for k in trials
         ]
 

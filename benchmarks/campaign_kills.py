@@ -147,7 +147,7 @@ def _rows(path: Path) -> list[list[Any]]:
     if not path.exists() or not path.stat().st_size:
         return []
     with Store.open(path) as store:
-        return [row.to_list()[:-1] for row in store.rows()]
+        return [[v for name, v in vars(row).items() if name != "seconds"] for row in store.rows()]
 
 
 def _kill_driver(path: Path, kills: int, moments: random.Random, length: float) -> None:

@@ -68,4 +68,4 @@ def outcome(path: Path) -> list[tuple[Any, ...]]:
 
 def without_time(row: TrialRow) -> tuple[Any, ...]:
     """Return the fields of a row that are the same in each run."""
-    return tuple(row.to_list()[:-1])
+    return tuple(value for name, value in vars(row).items() if name != "seconds")

@@ -77,6 +77,7 @@ def table_of(columns: dict[str, Any]) -> Table:
         "struck": 80,
         "masked": 40,
         "seconds": 0.5,
+        "due": 0,
     }
     table = {
         name: np.asarray(columns.get(name, np.full(length, plain.get(name)))) for name in FIELDS
@@ -151,6 +152,7 @@ def test_estimates_are_what_the_definitions_say() -> None:
             "fall": 6.0,
             "sdc": 8.0,
             "critical_sdc": 7.0,
+            "due": 0.0,
             "masked": 60.0,
             "fault_rate": 1.0,
             "top5": 99.0,
@@ -165,7 +167,7 @@ def test_estimates_are_what_the_definitions_say() -> None:
     assert (fall.low[0], fall.high[0]) == (96 - accuracy.high[0], 96 - accuracy.low[0])
     low, high = wilson(120, 1500)
     assert (summary["sdc"].low[0], summary["sdc"].high[0]) == (100 * low, 100 * high)
-    assert [summary[name].n[0] for name in ESTIMATES] == [3, 3, 1500, 1500, 300, 30_000, 3]
+    assert [summary[name].n[0] for name in ESTIMATES] == [3, 3, 1500, 1500, 1500, 300, 30_000, 3]
 
 
 def test_one_trial_has_rates_but_no_interval_for_the_accuracy() -> None:
@@ -359,6 +361,9 @@ def test_intervals_of_studies_that_stop_when_sure_hold_the_truth_nearly_as_often
         {"correct": -1},
         {"struck": 501},
         {"masked": 81},
+        {"due": 51},  # With 450 correct ones.
+        {"due": 461, "correct": 0},  # With 40 that changed.
+        {"due": -1},
         {"top5": 501},
         {"faults": -1},
         {"faults": 10_001},

@@ -23,14 +23,14 @@ import pytest
 from fxfault.campaign.records.connection import SCHEMA
 from fxfault.campaign.records.store import Store
 from fxfault.errors import StoreError
-from fxfault.evaluation.rows import COUNTS, TrialRow
+from fxfault.evaluation.rows import COUNTS, FIELDS, TrialRow
 
 STUDY = {"seed": {"value": 42}, "axes": {"probability": [1.0, 5.0]}}
 FINGERPRINT = {"versions": {"torch": "2.13.0"}}
 
 
 def row(cell: str = "a", trial: int = 0, **changes: object) -> TrialRow:
-    counts = dict.fromkeys(COUNTS[1:], 7)
+    counts = {**dict.fromkeys(COUNTS[1:], 7), "due": 0}
     made = TrialRow(cell=cell, trial=trial, **counts, seconds=0.25)
     return replace(made, **changes)
 
@@ -86,7 +86,7 @@ def test_a_table_has_a_column_for_each_field(store: Store) -> None:
     store.register(["b", "a"])
     store.add([row("a", 1, sdc=3, top5=None), row("a", 0), row("b", 5, seconds=0.5)])
     table = store.table()
-    assert list(table) == ["cell", *COUNTS, "seconds"]
+    assert list(table) == list(FIELDS)
     assert [store.cells()[index] for index in table["cell"]] == ["b", "a", "a"]
     assert table["trial"].tolist() == [5, 0, 1]
     assert table["sdc"].tolist() == [7, 7, 3]
@@ -493,6 +493,8 @@ def read_all(path: Path) -> None:
         ("UPDATE trials SET sdc = ?", (0.5,)),
         ("UPDATE trials SET masked = struck + ?", (1,)),
         ("UPDATE trials SET faults = elements + ?", (1,)),
+        ("UPDATE trials SET due = ?", (9,)),
+        ("ALTER TABLE trials DROP COLUMN due", ()),
         ("UPDATE trials SET seconds = ?", (-1.0,)),
         ("UPDATE trials SET seconds = ?", (float("inf"),)),
         ("UPDATE trials SET samples = ?", (b"\x00",)),

@@ -39,13 +39,33 @@ def model(convnet: nn.Module, faulty: Callable[..., Any]) -> Any:
 
 def test_the_best_class_is_the_one_that_argmax_gives() -> None:
     scores = torch.randint(-2, 3, (500, 12), generator=torch.Generator().manual_seed(0)).float()
-    scores[:50, 7] = float("nan")
-    scores[50:60] = float("-inf")
+    scores[:50, 7] = float("-inf")
     top = ranked(scores)
     assert top.shape == (500, 5)
     assert torch.equal(top[:, 0], scores.argmax(1))
-    kept = scores[60:].gather(1, top[60:])
-    assert torch.equal(kept, scores[60:].topk(5).values)
+    assert torch.equal(scores.gather(1, top), scores.topk(5).values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_scores_that_are_not_finite_make_no_prediction(dtype: torch.dtype) -> None:
+    inf, nan = float("inf"), float("nan")
+    scores = torch.tensor(
+        [
+            [0.0, 1.0, 2.0],
+            [0.0, nan, 2.0],
+            [0.0, 1.0, inf],
+            [-inf, 1.0, -inf],
+            [-inf, -inf, -inf],
+            [-inf, nan, 3.0],
+            [-nan, 1.0, 2.0],
+        ],
+        dtype=dtype,
+    )
+    none = [-1, -1, -1]
+    assert ranked(scores).tolist() == [[2, 1, 0], none, none, [1, 0, 2], none, none, none]
+    made = Predictions(ranked(scores), torch.tensor([2, 1, 2, 0, 0, 2, 2]))
+    assert (made.correct, made.unpredicted) == (1, 5)
+    assert ranked(torch.tensor([[3, 9, 4]])).tolist() == [[1, 2, 0]]  # Integers are finite.
 
 
 def test_equal_scores_come_in_the_order_of_classes() -> None:

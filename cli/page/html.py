@@ -112,6 +112,8 @@ def _brief(findings: Findings) -> Iterator[str]:
     sdc = summary["sdc"]
     if not np.isnan(sdc.value).all():
         yield _about_changes(summary)
+        if summary.has_due:
+            yield _about_losses(summary)
 
 
 def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
@@ -150,18 +152,26 @@ def _cost(fall: float) -> str:
 
 def _about_changes(summary: Summary) -> str:
     """Say in which cell most predictions change."""
-    sdc = summary["sdc"]
-    index = int(np.nanargmax(sdc.value))
-    if sdc.value[index] == 0:
+    if np.nanmax(summary["sdc"].value) == 0:
         return "Faults changed no prediction in any cell."
-    share = with_interval(sdc.value[index], sdc.low[index], sdc.high[index])
-    tied = int((sdc.value == sdc.value[index]).sum()) - 1
+    return f"Most predictions change in cell {_largest(summary, 'sdc')}."
+
+
+def _about_losses(summary: Summary) -> str:
+    """Say in which cell most predictions are lost."""
+    what = "Most predictions are lost to scores that are not finite (DUE) in cell"
+    return f"{what} {_largest(summary, 'due')}."
+
+
+def _largest(summary: Summary, name: str) -> str:
+    """The cell where a rate of predictions is the largest, and the rate."""
+    part = summary[name]
+    index = int(np.nanargmax(part.value))
+    share = with_interval(part.value[index], part.low[index], part.high[index])
+    tied = int((part.value == part.value[index]).sum()) - 1
     cell = summary.cells[index]
     others = f", and as many in {counted(tied, 'other cell')}" if tied else ""
-    return (
-        f"Most predictions change in cell {cell.place}, {cell.fault}, {cell.rate_text}: "
-        f"{share} % of them{others}."
-    )
+    return f"{cell.place}, {cell.fault}, {cell.rate_text}: {share} % of them{others}"
 
 
 def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
@@ -273,6 +283,7 @@ def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
             fall = with_interval(found.fall, found.fall_low, found.fall_high)
             text = f"accuracy lost {fall} points, rank {found.rank_low} to {found.rank_high}"
             text += f", SDC {figure(found.sdc)} %"
+            text += f", DUE {figure(found.due)} %" if found.due else ""
         links[f"site-{site.index}"] = f"#site-{site.index}", f"{site.name}: {kind}{width}, {text}"
     return links
 

@@ -45,10 +45,10 @@ def _trial_rows(findings: Findings) -> Iterator[Row]:
     """Give each trial with the settings of its cell and its counts.
 
     If cells have several faults at once, `faults` is the name of these faults, and the number of
-    elements that were hit is called `hits`.
+    elements that were hit is called `hits`. If no trial has any `due`, that column is left out.
     """
     settings = [cell.columns for cell in findings.summary.cells]
-    names = FIELDS[1:]
+    names = [name for name in FIELDS[1:] if name != "due" or findings.summary.has_due]
     taken = {name for columns in settings for name in columns}
     shown = [_OTHER_NAMES.get(name, name) if name in taken else name for name in names]
     columns = [findings.table[name] for name in names]

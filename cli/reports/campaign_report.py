@@ -60,6 +60,8 @@ def cell_lines(findings: Findings) -> list[str]:
     summary = findings.summary
     title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
     more = "of struck samples; Hit: of exposed values; all intervals: export --what cells):"
+    if summary.has_due:
+        more = f"of struck samples; DUE: scores not finite; {more.partition('; ')[2]}"
     table = cell_table(findings)
     left = [column.label for column in table.columns].index("Trials")
     lines = [title, more, *table.lines(left)]
@@ -99,15 +101,16 @@ def ranking_lines(
 
     If `memories` has the memory of each site by name, a column shows it.
     """
-    rows = []
+    rows, has_due = [], any(site.due for site in ranked)
     for site in ranked:
         fall = with_interval(site.fall, site.fall_low, site.fall_high)
         row = [str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name]
         row += [memories.get(site.name, NOTHING)] if memories else []
-        rows.append([*row, fall, figure(site.sdc), str(site.trials)])
+        row += [fall, figure(site.sdc), *([figure(site.due)] if has_due else [])]
+        rows.append([*row, str(site.trials)])
     title = "Layer ranking (each struck alone, mean over all settings that all layers have):"
     named = ["Rank", f"{confidence:g}%", "Site", *(["Memory"] if memories else [])]
-    head = [*named, "Fall", "SDC", "Trials"]
+    head = [*named, "Fall", "SDC", *(["DUE"] if has_due else []), "Trials"]
     return [title, *lined_up(head, rows, left=len(named)), *standing_lines(ranked)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +85,14 @@ def _small(value: float) -> Entry:
     return Entry(NOTHING if math.isnan(value) else f"{value:.4g}", value)
 
 
+_DUE = "Predictions lost to scores that are not finite"
+
+
+def _if_any(has_due: bool, column: Any) -> list[Any]:
+    """What shows DUE: nothing if there is none, as with integer words."""
+    return [column] if has_due else []
+
+
 def _share(part: int, whole: int) -> Entry:
     return _numbered(100 * part / whole if whole else math.nan)
 
@@ -132,6 +140,7 @@ def ranking_table(
 
     If `memories` has the memory of each site by name, a column shows it.
     """
+    has_due = any(site.due for site in ranked)
     columns = [
         Column("Site"),
         *([_MEMORY] if memories else []),
@@ -143,6 +152,7 @@ def ranking_table(
         ),
         Column(f"Accuracy lost (points) [{confidence:g} %]", True),
         Column("SDC (%)", True, "Predictions that faults changed"),
+        *_if_any(has_due, Column("DUE (%)", True, _DUE)),
         Column("Trials", True),
     ]
     rows = [
@@ -154,6 +164,7 @@ def ranking_table(
                 Entry(f"{site.rank_low}–{site.rank_high}", site.rank_low + site.rank_high / 1e6),
                 _estimated(site.fall, site.fall_low, site.fall_high),
                 _numbered(site.sdc),
+                *_if_any(has_due, _numbered(site.due)),
                 _whole(site.trials),
             ]
         )
@@ -191,6 +202,7 @@ _SITE_COLUMNS = (
     Column("Struck", True, "Samples in which anything was hit"),
     Column("Masked", True, "Of struck samples, those with the golden prediction"),
     Column("SDC", True, "Samples whose prediction changed, over all these trials"),
+    Column("DUE", True, "Samples whose scores are not finite, over all these trials"),
     Column("Lost", True, "Accuracy, mean over all settings that all sites have"),
 )
 
@@ -201,16 +213,18 @@ def site_table(findings: Findings) -> Table:
     elements = [site.elements for site in sites]
     total = sum(number or 0 for number in elements) if None not in elements else 0
     falls = {site.name: site.fall for site in findings.ranked}
+    has_due = any(counts.due for counts in findings.site_counts.values())
+    columns = [column for column in _SITE_COLUMNS if has_due or column.label != "DUE"]
     rows = []
     several = findings.has_several_memories
     for site in sites:
         entries = _what_it_is(site, total)
         entries[1:1] = [Entry(site.memory)] if several else []
-        entries += _what_was_counted(findings.site_counts.get(site.name))
+        entries += _what_was_counted(findings.site_counts.get(site.name), has_due)
         entries.append(_numbered(falls.get(site.name, math.nan)))
         rows.append(Row(entries, f"site-{site.index}"))
     caption = "In the order of execution; shares and rates in percent, accuracy lost in points"
-    columns = [column for column in _SITE_COLUMNS if several or column is not _MEMORY]
+    columns = [column for column in columns if several or column is not _MEMORY]
     return Table("sites", caption, columns, rows)
 
 
@@ -234,9 +248,9 @@ def _what_it_is(site: SiteNote, total: int) -> list[Entry]:
     ]
 
 
-def _what_was_counted(counts: SiteCounts | None) -> list[Entry]:
+def _what_was_counted(counts: SiteCounts | None, has_due: bool) -> list[Entry]:
     if counts is None:
-        return [_whole(0), *[_whole(None)] * 5]
+        return [_whole(0), *[_whole(None)] * (5 + has_due)]
     rate = 100 * counts.faults / counts.elements if counts.elements else math.nan
     return [
         _whole(counts.trials),
@@ -245,6 +259,7 @@ def _what_was_counted(counts: SiteCounts | None) -> list[Entry]:
         _share(counts.struck, counts.samples),
         _share(counts.masked, counts.struck),
         _share(counts.sdc, counts.samples),
+        *_if_any(has_due, _share(counts.due, counts.samples)),
     ]
 
 
@@ -268,6 +283,7 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
         Column("Fall", True, "Of accuracy, in points"),
         Column("SDC", True, "Predictions that faults changed"),
         Column("Critical", True, "Was right without faults, is wrong with them"),
+        *_if_any(summary.has_due, Column("DUE", True, _DUE)),
         Column("Masked", True, "Of struck samples, those with the golden prediction"),
         *([Column("Top 5", True)] if top else []),
         Column("Hit", True, "Of the elements that were exposed"),
@@ -285,12 +301,13 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
             "fall",
             "sdc",
             "critical_sdc",
+            *_if_any(summary.has_due, "due"),
             "masked",
             *(["top5"] if top else []),
         ):
             part = summary[name]
             value, low, high = part.value[index], part.low[index], part.high[index]
-            has_interval = name in ("accuracy", "sdc")
+            has_interval = name in ("accuracy", "sdc", "due")
             entries.append(_estimated(value, low, high) if has_interval else _numbered(value))
         entries.append(_small(summary["fault_rate"].value[index]))
         rows.append(Row([*entries, Entry(findings.states[index])]))

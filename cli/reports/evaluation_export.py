@@ -57,8 +57,8 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         "never_called": list(findings.never_called),
         "baseline": findings.baseline,
         "baseline_doubt": findings.doubt,
-        "results": [_result_entry(result) for result in findings.results],
-        "per_layer": [_layer_entry(*ranked) for ranked in findings.ranked]
+        "results": [_result_entry(result, findings.has_due) for result in findings.results],
+        "per_layer": [_layer_entry(*ranked, findings.has_due) for ranked in findings.ranked]
         if setting.per_layer
         else None,
         "statistics": _all_statistics(findings.results),
@@ -89,8 +89,13 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
     }
 
 
-def _common_entry(result: CellResult) -> dict[str, Any]:
-    summary = estimate([result], CONFIDENCE)
+def _common_entry(result: CellResult, has_due: bool) -> dict[str, Any]:
+    summary, due = estimate([result], CONFIDENCE), {}
+    if has_due:
+        due = {
+            "due_rate": float(summary["due"].value[0]),
+            "due_interval": _interval(summary["due"]),
+        }
     return {
         "probability": result.cell.probability,
         "num_faults": result.cell.num_faults,
@@ -101,6 +106,7 @@ def _common_entry(result: CellResult) -> dict[str, Any]:
         "degradation": result.degradation,
         "sdc_rate": float(summary["sdc"].value[0]),
         "sdc_interval": _interval(summary["sdc"]),
+        **due,
         "injection_rate": result.injection_rate,
     }
 
@@ -110,16 +116,16 @@ def _interval(estimated: Estimate) -> list[float] | None:
     return None if any(map(math.isnan, ends)) else ends
 
 
-def _result_entry(result: CellResult) -> dict[str, Any]:
+def _result_entry(result: CellResult, has_due: bool) -> dict[str, Any]:
     layers, statistics = result.run_layers, result.statistics
     return {
-        **_common_entry(result),
+        **_common_entry(result, has_due),
         "run_layers": None if layers is None else list(layers),
         "statistics": None if statistics is None else statistics.to_dict(),
     }
 
 
-def _layer_entry(site: RankedSite, result: CellResult) -> dict[str, Any]:
+def _layer_entry(site: RankedSite, result: CellResult, has_due: bool) -> dict[str, Any]:
     own = None
     if result.statistics is not None:
         assert result.index is not None
@@ -129,7 +135,7 @@ def _layer_entry(site: RankedSite, result: CellResult) -> dict[str, Any]:
         "name": site.name,
         "rank": site.rank,
         "rank_interval": [site.rank_low, site.rank_high],
-        **_common_entry(result),
+        **_common_entry(result, has_due),
         "statistics": own,
     }
 
@@ -144,11 +150,17 @@ def _all_statistics(results: Sequence[CellResult]) -> dict[str, Any] | None:
 
 def to_csv(findings: Findings) -> str:
     """A row for each result, in percent; sites struck alone come last, ranked."""
-    return csv_text(map(_row, [*findings.results, *(result for _, result in findings.ranked)]))
+    results = [*findings.results, *(result for _, result in findings.ranked)]
+    return csv_text(_row(result, findings.has_due) for result in results)
 
 
-def _row(result: CellResult) -> dict[str, Any]:
-    entry = _common_entry(result)
+def _row(result: CellResult, has_due: bool) -> dict[str, Any]:
+    entry = _common_entry(result, has_due)
+    due = (
+        {"due_rate": entry["due_rate"], **_ends("due_rate", entry["due_interval"])}
+        if has_due
+        else {}
+    )
     return {
         "layer": "all" if result.index is None else result.index,
         "site": "" if result.index is None else result.cell.place,
@@ -158,6 +170,7 @@ def _row(result: CellResult) -> dict[str, Any]:
         **{key: entry[key] for key in ("mean", "std", "degradation", "sdc_rate")},
         **_ends("mean", entry["interval"]),
         **_ends("sdc_rate", entry["sdc_interval"]),
+        **due,
         "injection_rate": entry["injection_rate"],
         **{f"run_{number}": accuracy for number, accuracy in enumerate(result.runs)},
     }

@@ -90,7 +90,7 @@ class Findings:
 
     Attributes:
         baseline: accuracy without faults, in percent; None before it is known.
-        doubt: why the baseline is no better than chance; None if it is better.
+        doubt: why the baseline leaves little to measure; None if nothing is wrong with it.
         never_called: names of the sites that the evaluation never calls.
         results: one for each rate, in the order of evaluation.
         layers: one for each site struck alone, in the order of execution.
@@ -103,6 +103,11 @@ class Findings:
     results: list[CellResult] = field(default_factory=list)
     layers: list[CellResult] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def has_due(self) -> bool:
+        """Whether any prediction was lost to scores that are not finite."""
+        return any(result.total("due") for result in (*self.results, *self.layers))
 
     @property
     def ranked(self) -> list[tuple[RankedSite, CellResult]]:
@@ -210,8 +215,10 @@ def _layers_text(layers: Any) -> str:
 def _interval_line(result: CellResult) -> str:
     """The intervals of the accuracy and the SDC rate; one run gives none for the accuracy."""
     summary = estimate([result], CONFIDENCE)
-    texts = []
-    for name, part in (("accuracy", summary["accuracy"]), ("SDC rate", summary["sdc"])):
+    parts, texts = {"accuracy": summary["accuracy"], "SDC rate": summary["sdc"]}, []
+    if summary.has_due:
+        parts["DUE rate"] = summary["due"]
+    for name, part in parts.items():
         value, low, high = (float(ends[0]) for ends in (part.value, part.low, part.high))
         missing = f" ({_ONE_RUN})" if math.isnan(low) and not math.isnan(value) else ""
         texts.append(f"{name} {with_interval(value, low, high)}{missing}")
@@ -269,12 +276,15 @@ def summary_lines(results: Sequence[CellResult]) -> list[str]:
 def ranking_lines(findings: Findings) -> list[str]:
     """The table of sites struck alone, the most vulnerable first."""
     ranked = findings.ranked
-    head = ["Rank", "Layer", "Accuracy", "Degradation (points)", f"{CONFIDENCE:g}%", "SDC", "Ranks"]
+    has_due = any(site.due for site, _ in ranked)
+    head = ["Rank", "Layer", "Accuracy", "Degradation (points)", f"{CONFIDENCE:g}%", "SDC"]
+    head += [*(["DUE"] if has_due else []), "Ranks"]
     rows = []
     for site, result in ranked:
         interval = f"{figure(site.fall_low)} to {figure(site.fall_high)}"
         row = [str(site.rank), str(result.index), mean_and_std(result), points(result.degradation)]
         row += ["-" if math.isnan(site.fall_low) else interval, f"{figure(site.sdc)}%"]
+        row += [f"{figure(site.due)}%"] if has_due else []
         rows.append([*row, f"{site.rank_low}-{site.rank_high}"])
     title = "Layer Ranking (each struck alone, the most vulnerable first):"
     top, line, *lines = lined_up(head, rows)

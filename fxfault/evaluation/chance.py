@@ -1,4 +1,4 @@
-"""Decide whether a network without faults is better than guessing."""
+"""Decide whether a network without faults predicts well enough to measure what faults do."""
 
 from __future__ import annotations
 
@@ -42,10 +42,26 @@ preprocessing?'
 
 
 def doubt_of(golden: Predictions) -> str | None:
-    """Apply `no_better_than_chance` to predictions without faults; None for unknown classes."""
-    if golden.classes is None:
-        return None
-    return no_better_than_chance(golden.correct, len(golden.labels), golden.classes)
+    """Return a sentence if predictions without faults leave little to measure, else None.
+
+    They are no better than chance (`no_better_than_chance`; not tested for unknown classes), or
+    some samples have none.
+
+    >>> import torch
+    >>> from fxfault.evaluation.full.predictions import Predictions
+    >>> doubt_of(Predictions(torch.tensor([[1, 0], [-1, -1]]), torch.tensor([1, 0])))
+    'without faults, the scores of 1 of 2 samples are not finite: no effect of a fault is counted \
+for them'
+    """
+    samples, missing, doubts = len(golden.labels), golden.unpredicted, []
+    if golden.classes is not None:
+        doubts.append(no_better_than_chance(golden.correct, samples, golden.classes))
+    if missing:
+        doubts.append(
+            f"without faults, the scores of {missing} of {samples} samples are not finite: no "
+            "effect of a fault is counted for them"
+        )
+    return "; ".join(doubt for doubt in doubts if doubt) or None
 
 
 def at_least(count: int, number: int, chance: float) -> float:

@@ -22,6 +22,11 @@ TOP = 5
 class TrialRow:
     """One finished trial: an evaluation of the whole data under one set of faults.
 
+    A sample has no prediction if its scores are not finite (see
+    `fxfault.evaluation.full.predictions.ranked`). A sample with a prediction in the golden run is
+    one of three: it kept the prediction, it has another (an SDC), or it has none (a DUE). A sample
+    without one in the golden run is none of them, and cannot be correct there.
+
     Attributes:
         cell: key of the cell of the trial.
         trial: number of the trial in the cell, from 0.
@@ -36,6 +41,8 @@ class TrialRow:
         struck: samples with at least one hit element.
         masked: struck samples that kept their prediction.
         seconds: duration of the trial, the only field that differs from run to run.
+        due: detected unrecoverable errors: samples with a prediction without faults, and none with
+            them. 0 in a row that was stored before this was counted.
     """
 
     cell: str
@@ -51,6 +58,7 @@ class TrialRow:
     struck: int
     masked: int
     seconds: float
+    due: int = 0
 
     def __post_init__(self) -> None:
         """Check that the counts are possible.
@@ -59,12 +67,13 @@ class TrialRow:
             FxFaultError: they are not, because of a bug in this version or in the one that stored
                 the row.
         """
-        counts = (self.correct, self.golden_correct, self.sdc, self.critical_sdc, self.struck)
-        some = (*counts, self.masked, 0 if self.top5 is None else self.top5)
+        counts = (self.correct, self.golden_correct, self.sdc, self.critical_sdc, self.due)
+        some = (*counts, self.struck, self.masked, 0 if self.top5 is None else self.top5)
         if (
             min(some) < 0
             or max(some) > self.samples
             or self.masked > self.struck
+            or max(self.correct, self.sdc) + self.due > self.samples
             or not 0 <= self.faults <= self.elements
         ):
             found = ", ".join(f"{name} {getattr(self, name)}" for name in COUNTS[1:])
@@ -76,7 +85,7 @@ class TrialRow:
 
     def same_counts(self, other: TrialRow) -> bool:
         """Whether two rows agree in everything but their times."""
-        return self.to_list()[:-1] == other.to_list()[:-1]
+        return {**vars(self), "seconds": other.seconds} == vars(other)
 
     def to_list(self) -> list[Any]:
         """The fields in order, as plain values."""
@@ -89,7 +98,7 @@ class TrialRow:
 
 
 FIELDS = tuple(field.name for field in fields(TrialRow))
-COUNTS = FIELDS[1:-1]
+COUNTS = tuple(name for name in FIELDS[1:] if name != "seconds")
 """The integer fields."""
 
 
@@ -112,8 +121,8 @@ def measure(
     >>> hit = torch.tensor([True, True, False])
     >>> faulty = Predictions(torch.tensor([[1, 0], [1, 0], [0, 1]]), labels, hit)
     >>> row = measure(golden, faulty, cell="{}", trial=0, faults=2, elements=9, seconds=0.1)
-    >>> row.golden_correct, row.correct, row.sdc, row.critical_sdc, row.struck, row.masked
-    (2, 1, 1, 1, 2, 1)
+    >>> row.golden_correct, row.correct, row.sdc, row.critical_sdc, row.struck, row.masked, row.due
+    (2, 1, 1, 1, 2, 1, 0)
 
     Args:
         golden: predictions without faults.
@@ -137,7 +146,8 @@ def measure(
     # For a few hundred samples, NumPy takes a fifth of the time of torch.
     labels, top, struck = faulty.labels.numpy(), faulty.top.numpy(), faulty.struck.numpy()
     was, now = golden.top.numpy()[:, 0], top[:, 0]
-    changed, was_right, now_right = was != now, was == labels, now == labels
+    known, there = was >= 0, now >= 0
+    changed, was_right, now_right = known & there & (was != now), was == labels, now == labels
     in_top = (top == labels[:, None]).any(1) if top.shape[1] >= TOP else None
     return TrialRow(
         cell=cell,
@@ -146,11 +156,12 @@ def measure(
         correct=int(now_right.sum()),
         golden_correct=int(was_right.sum()),
         sdc=int(changed.sum()),
-        critical_sdc=int((was_right & ~now_right).sum()),
+        critical_sdc=int((was_right & changed).sum()),
         top5=None if in_top is None else int(in_top.sum()),
         faults=faults,
         elements=elements,
         struck=int(struck.sum()),
-        masked=int((struck & ~changed).sum()),
+        masked=int((struck & known & (was == now)).sum()),
         seconds=seconds,
+        due=int((known & ~there).sum()),
     )

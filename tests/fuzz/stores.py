@@ -44,6 +44,8 @@ SCHEMES = (
     "CREATE TRIGGER more AFTER INSERT ON trials BEGIN DELETE FROM trials; END",
     "ALTER TABLE trials RENAME COLUMN sdc TO sdd",
     "ALTER TABLE trials ADD COLUMN extra",
+    "ALTER TABLE trials DROP COLUMN due; PRAGMA user_version = 1",
+    "ALTER TABLE trials DROP COLUMN due",
     "ALTER TABLE cells RENAME TO cell",
     "DROP TABLE trials; CREATE TABLE trials (cell)",
     "DROP TABLE about; CREATE TABLE about (name, value)",

@@ -30,6 +30,7 @@ class RankedSite:
         fall_high: upper end of the interval of `fall`.
         sdc: SDC rate, in percent.
         trials: number of trials over all settings.
+        due: DUE rate, in percent.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RankedSite:
     fall_high: float
     sdc: float
     trials: int
+    due: float = 0.0
 
 
 def setting_of(cell: Cell) -> Setting:
@@ -104,7 +106,7 @@ def rank_sites(
     scores = [falls.of(row) for row in columns]
     ranks, low, high = rank_intervals(scores, summary.confidence, least)
     fall, fall_low, fall_high = mean_of_cells(summary["fall"], columns)
-    sdc = summary["sdc"].value[columns].mean(axis=0)
+    sdc, due = (summary[name].value[columns].mean(axis=0) for name in ("sdc", "due"))
     trials = summary.trials[columns].sum(axis=0)
     ranked = [
         RankedSite(
@@ -117,6 +119,7 @@ def rank_sites(
             fall_high=float(fall_high[i]),
             sdc=float(sdc[i]),
             trials=int(trials[i]),
+            due=float(due[i]),
         )
         for i, name in enumerate(names)
     ]
@@ -137,6 +140,9 @@ def _least_variances(table: Table, columns: Integers, cells: int) -> list[Floats
         cells: number of cells of the table.
     """
     lost = table["critical_sdc"]
+    # Of the samples without a prediction, those that were right are lost, too. Their number is
+    # unknown: the most that it can be makes the bound cautious, and exact without such samples.
+    lost = lost + np.minimum(table["due"], np.maximum(table["golden_correct"] - lost, 0))
     gained = table["correct"] - table["golden_correct"] + lost
     events = np.bincount(table["cell"], weights=lost + gained, minlength=cells)
     samples = np.bincount(table["cell"], weights=table["samples"], minlength=cells)

@@ -10,7 +10,7 @@ import numpy as np
 from fxfault.campaign.estimates.summary import Table
 from fxfault.campaign.studies.cell import Cell
 
-_COUNTED = ("samples", "sdc", "faults", "elements", "struck", "masked")
+_COUNTED = ("samples", "sdc", "faults", "elements", "struck", "masked", "due")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SiteCounts:
         elements: elements exposed.
         struck: samples in which any element was hit.
         masked: struck samples that kept their prediction.
+        due: samples without a prediction, as their scores are not finite.
     """
 
     trials: int
@@ -34,17 +35,20 @@ class SiteCounts:
     elements: int
     struck: int
     masked: int
+    due: int
 
 
 def count_by_site(table: Table, cells: Sequence[Cell]) -> dict[str, SiteCounts]:
     """Add up the rows of the cells that strike a single site.
 
     >>> row = {"cell": [0, 0, 1], "samples": [9, 9, 9], "sdc": [1, 2, 4], "faults": [5, 6, 7],
-    ...        "elements": [90, 90, 90], "struck": [3, 4, 5], "masked": [2, 2, 1]}
+    ...        "elements": [90, 90, 90], "struck": [3, 4, 5], "masked": [2, 2, 1],
+    ...        "due": [0, 1, 3]}
     >>> cells = [Cell.of(injection_type="random", probability=1.0, layers=layers)
     ...          for layers in (["stem"], None)]
     >>> count_by_site({name: np.array(values) for name, values in row.items()}, cells)
-    {'stem': SiteCounts(trials=2, samples=18, sdc=3, faults=11, elements=180, struck=7, masked=4)}
+    {'stem': SiteCounts(trials=2, samples=18, sdc=3, faults=11, elements=180, struck=7, masked=4, \
+due=1)}
 
     Args:
         table: the rows.

@@ -3,7 +3,7 @@
 Nothing here loops over rows: a million of them take about a second.
 
 `accuracy`, `fall` and `top5` are means over trials, with Student's t interval; `sdc`,
-`critical_sdc`, `fault_rate` and `masked` are rates over samples or elements, with Wilson's
+`critical_sdc`, `due`, `fault_rate` and `masked` are rates over samples or elements, with Wilson's
 interval. All take the data as given (see `fxfault.campaign.estimates.intervals`).
 """
 
@@ -30,7 +30,7 @@ Table = Mapping[str, NDArray[Any]]
 """Columns by the names of the fields of `TrialRow`; `cell` is an index into a list of cells, and
 `top5` is NaN if a row has none."""
 
-ESTIMATES = ("accuracy", "fall", "sdc", "critical_sdc", "masked", "fault_rate", "top5")
+ESTIMATES = ("accuracy", "fall", "sdc", "critical_sdc", "due", "masked", "fault_rate", "top5")
 
 # States of a cell; see `states`.
 EARLY, DONE, UNSURE, UNFINISHED = "stopped early", "done", "not sure", "unfinished"
@@ -76,15 +76,25 @@ class Summary:
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
 
+    @property
+    def has_due(self) -> bool:
+        """Whether any prediction was lost to scores that are not finite.
+
+        Integer words cannot make such scores; reports show DUE only if there is any.
+        """
+        return bool((self["due"].value > 0).any())
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield each cell as plain values: its settings, and each estimate with its interval.
 
-        NaN becomes None.
+        NaN becomes None. `due` is left out if no cell has any (see `has_due`).
         """
+        shown = [name for name in self.estimates if name != "due" or self.has_due]
         for index, cell in enumerate(self.cells):
             row: dict[str, Any] = {**cell.columns, "trials": int(self.trials[index])}
             row["golden"] = _plain(self.golden[index])
-            for name, estimate in self.estimates.items():
+            for name in shown:
+                estimate = self.estimates[name]
                 row[name] = _plain(estimate.value[index])
                 row[f"{name}_low"] = _plain(estimate.low[index])
                 row[f"{name}_high"] = _plain(estimate.high[index])
@@ -141,6 +151,7 @@ def summarise(
         "fall": Estimate(golden - accuracy.value, low, high, accuracy.n),
         "sdc": _rates(sums, "sdc", "samples", chosen, confidence),
         "critical_sdc": _rates(sums, "critical_sdc", "samples", chosen, confidence),
+        "due": _rates(sums, "due", "samples", chosen, confidence),
         "masked": _rates(sums, "masked", "struck", chosen, confidence),
         "fault_rate": _rates(sums, "faults", "elements", chosen, confidence),
         "top5": _means(sums, "top5", confidence),
@@ -219,12 +230,12 @@ def _means(sums: _Sums, name: str, confidence: float) -> Estimate:
 def _with_width(
     accuracy: Estimate, sums: _Sums, shared: NDArray[np.bool_], confidence: float
 ) -> Estimate:
-    """Widen the interval of the accuracy if no prediction ever changed.
+    """Widen the interval of the accuracy if no prediction ever changed or was lost.
 
     Such trials are all equal, so that Student's t has no width; the accuracy takes that of the
     SDC rate.
     """
-    quiet = (sums["sdc"] == 0) & (sums.trials > 0)
+    quiet = (sums["sdc"] + sums["due"] == 0) & (sums.trials > 0)
     highest = _rates(sums, "sdc", "samples", shared, confidence).high
     low = np.where(quiet, np.maximum(accuracy.value - highest, 0.0), accuracy.low)
     high = np.where(quiet, np.minimum(accuracy.value + highest, 100.0), accuracy.high)

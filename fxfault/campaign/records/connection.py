@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from fxfault.evaluation.rows import COUNTS
 from fxfault.files.access import expanded
 from fxfault.files.locks import FileLock
 
-SCHEMA = 1
+SCHEMA = 2
 
 # A commit waits this long for a reader in its way, which only happens at the end of the log.
 _PATIENCE = 30.0  # seconds
 
 _NAMES = ("about", "cells", "trials")
+_YOUNG = ("due",)  # Counts that stores of schema 1 lack.
 _TABLES = f"""
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cells (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
@@ -244,6 +245,35 @@ def make_tables(
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
         connection.execute("COMMIT")
     _prepare_writing(connection, path)
+
+
+def selected(connection: sqlite3.Connection, names: Sequence[str]) -> str:
+    """Columns of trials for a SELECT; counts that the store lacks are 0 in all rows.
+
+    A writer may add them at any time: ask again in each transaction.
+    """
+    lacking = _lacking(connection)
+    return ", ".join(f"0 AS {name}" if name in lacking else name for name in names)
+
+
+def _lacking(connection: sqlite3.Connection) -> list[str]:
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    if schema >= SCHEMA:
+        return []
+    there = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('trials')")}
+    return [name for name in _YOUNG if name not in there]
+
+
+def add_columns(connection: sqlite3.Connection) -> None:
+    """Add the counts that the trials lack, within the caller's transaction.
+
+    An earlier fxfault, which would not count them, then refuses the store.
+    """
+    lacking = _lacking(connection)
+    for name in lacking:
+        connection.execute(f"ALTER TABLE trials ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
+    if lacking:
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def _prepare_writing(connection: sqlite3.Connection, path: Path) -> None:

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.records.connection import (
     WriterLock,
+    add_columns,
     checked_path,
     connect,
     copied,
     identity_of,
     make_tables,
     open_checked,
+    selected,
     sqlite_errors,
 )
 from fxfault.campaign.records.store_files import file_of
@@ -215,6 +217,7 @@ class Store:
             with sqlite_errors(self.path, "read"):
                 self._cells = dict(self._connection.execute("SELECT key, id FROM cells"))
         with self._writing() as connection:
+            add_columns(connection)
             before = connection.total_changes
             values = [[self._cells[row.cell], *row.to_list()[1:]] for row in rows]
             connection.executemany(_INSERT, values)
@@ -300,11 +303,9 @@ class Store:
         return self._rows("") if cell is None else self._rows("WHERE key = ?", cell)
 
     def _rows(self, where: str, *values: Any) -> list[TrialRow]:
-        query = (
-            f"SELECT key, {', '.join(_COLUMNS)} FROM trials JOIN cells ON cells.id = trials.cell "
-            f"{where} ORDER BY trials.cell, trial"
-        )
-        with sqlite_errors(self.path, "read"):
+        joined = f"trials JOIN cells ON cells.id = trials.cell {where} ORDER BY trials.cell, trial"
+        with self._reading():
+            query = f"SELECT key, {selected(self._connection, _COLUMNS)} FROM {joined}"
             return [checked_row(self.path, row) for row in self._connection.execute(query, values)]
 
     def counts(self) -> dict[str, int]:
@@ -342,10 +343,10 @@ class Store:
 
         names = ("cell", *_COLUMNS)
         # A join would take ten times as long.
-        query = f"SELECT {', '.join(names)} FROM trials ORDER BY cell, trial"
         columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         with self._reading():
             numbers = [n for (n,) in self._connection.execute("SELECT id FROM cells ORDER BY id")]
+            query = f"SELECT {selected(self._connection, names)} FROM trials ORDER BY cell, trial"
             cursor = self._connection.execute(query)
             while True:
                 chunk = cursor.fetchmany(_CHUNK)
@@ -367,13 +368,12 @@ class Store:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """One transaction: all queries see the same state."""
-        with sqlite_errors(self.path, "read"):
-            self._connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self._connection.execute("ROLLBACK")
+        """One transaction, perhaps the writer's: all queries see the same state."""
+        with sqlite_errors(self.path, "read"), contextlib.ExitStack() as at_end:
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN")
+                at_end.callback(self._connection.execute, "ROLLBACK")
+            yield
 
 
 def is_new(path: str | Path) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fxfault.campaign.records.background import Background
 from fxfault.campaign.studies.cell import Cell
 from fxfault.errors import FxFaultError, StoreError
-from fxfault.evaluation.rows import FIELDS, TrialRow
+from fxfault.evaluation.rows import COUNTS, FIELDS, TrialRow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 _MOST = 2**53  # Larger counts lose digits in float64, the type of the columns.
+_OF_SAMPLES = (
+    "correct",
+    "golden_correct",
+    "sdc",
+    "critical_sdc",
+    "due",
+    "struck",
+    "masked",
+    "top5",
+)
 _SECTIONS = ("study", "code", "data", "networks")
 
 Columns = Mapping[str, "np.ndarray[Any, Any]"]
@@ -145,9 +155,9 @@ def checked_row(path: Path, values: Sequence[Any]) -> TrialRow:
     Raises:
         StoreError: a value has the wrong type, or the counts contradict each other.
     """
-    *counts, seconds = values[1:]
-    whole = all(type(c) is int for c in counts if c is not None)
-    absent = [name for name, c in zip(FIELDS[1:], counts, strict=False) if c is None]
+    found = dict(zip(FIELDS, values, strict=True))
+    seconds, absent = found["seconds"], [name for name in COUNTS if found[name] is None]
+    whole = all(type(found[name]) is int for name in COUNTS if name not in absent)
     if not whole or absent not in ([], ["top5"]) or not _is_number(seconds) or seconds < 0:
         refuse(path, f"a trial of {values[0]} has values that are not counts: {list(values[1:])}")
     try:
@@ -175,11 +185,12 @@ def check_columns(path: Path, columns: Columns, cells: Iterable[int]) -> None:
         known = np.isnan(values) if name == "top5" else np.zeros(len(values), bool)
         bad = ~np.isfinite(values) | (values < 0) | (values > _MOST)
         bad |= (values % 1 != 0) if name != "seconds" else False
-        if name in ("correct", "golden_correct", "sdc", "critical_sdc", "struck", "masked", "top5"):
+        if name in _OF_SAMPLES:
             bad |= values > samples
         wrong |= bad & ~known
     for part, whole in (("masked", "struck"), ("faults", "elements")):
         wrong |= columns[part] > columns[whole]
+    wrong |= np.maximum(columns["correct"], columns["sdc"]) + columns["due"] > samples
     if wrong.any():
         row = int(np.argmax(wrong))
         shown = {name: float(values[row]) for name, values in columns.items()}

@@ -35,7 +35,8 @@ class Predictions:
     Attributes:
         top: classes with the highest scores, the best first, int64, shape
             (samples, min(5, classes)). Of equal scores the lower class comes first, so that
-            column 0 is `argmax`.
+            column 0 is `argmax`. A sample without a prediction (see `ranked`) has -1 in all
+            columns.
         labels: the right classes, int64, shape (samples,).
         struck: whether any element of a sample was hit, bool, shape (samples,); None without
             faults. All samples count as hit if hardware units are broken (`hw_mask`) at a site
@@ -59,6 +60,11 @@ class Predictions:
     def accuracy(self) -> float:
         """Share of correct samples, in percent."""
         return 100.0 * self.correct / len(self.labels)
+
+    @property
+    def unpredicted(self) -> int:
+        """Number of samples without a prediction, as their scores are not finite."""
+        return int((self.top[:, 0] < 0).sum())
 
 
 def predict(
@@ -129,12 +135,24 @@ def sample_numbers(clock: FaultClock, sizes: Sequence[int], done: int = 0) -> Te
 def ranked(scores: Tensor) -> Tensor:
     """The best classes of each sample, the best first; see `Predictions.top`.
 
-    >>> ranked(torch.tensor([[0.5, 2.0, 2.0]]))
-    tensor([[1, 2, 0]])
+    A sample has no prediction if one of its scores is NaN or +inf, or all are -inf: whoever reads
+    the scores can tell that something went wrong. A single -inf is a score like any other, as
+    networks mask classes with it.
+
+    >>> ranked(torch.tensor([[0.5, 2.0, 2.0], [0.5, 2.0, float("nan")]]))
+    tensor([[ 1,  2,  0],
+            [-1, -1, -1]])
+
+    Args:
+        scores: real numbers, shape (samples, classes).
+
+    Returns:
+        Classes, int64, shape (samples, min(5, classes)); -1 where a sample has no prediction.
     """
     # Not `topk`: its order of equal scores may depend on the number of samples.
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    return order[:, :MOST_CLASSES]
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    # NaN comes first, then +inf: the first score says all.
+    return order[:, :MOST_CLASSES].masked_fill(~values[:, :1].isfinite(), -1)
 
 
 def scores_of(output: Any, samples: int) -> Tensor:
