@@ -61,8 +61,8 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
         output = None if old is None else installed(old)
         memory = None if old is None else memory_of(old)
         if memory is not None and memory.layer[0] not in module.children():
-            module._modules[name] = _with_memory(sites, child, memory)
-            sites.watch_also(module._modules[name])
+            ours = module._modules[name] = _with_memory(sites, child, memory)
+            sites.watch_also(ours)
         elif output is not None and output in gone:
             module._modules[name] = _adopted(sites, child, output)
         elif _holds_target(sites, child) and sites.clock.why_quiet is None:
