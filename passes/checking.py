@@ -21,6 +21,7 @@ from fxfault.errors import SiteError, TransformError
 from fxfault.faults.bits import same_bits
 from fxfault.messages import quote_error
 from fxfault.passes.freeze import is_frozen
+from fxfault.passes.inner_calls import inner_strikes
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.results import Call, alike, results_of
 from fxfault.passes.sites_of_model import without_faults
@@ -193,6 +194,7 @@ class _Strikes:
         self.not_called: tuple[str, ...] = ()  # Names of the sites that were not reached.
         self.raised = ""  # The error of the transformed model.
         self._calls = [0] * len(sites.outputs)
+        self._inside = inner_strikes(sites)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -201,6 +203,8 @@ class _Strikes:
             for number, output in enumerate(self.sites.outputs):
                 count = functools.partial(self._count, number)
                 hooks.callback(output.layer[0].register_forward_pre_hook(count).remove)
+            for calls in self._inside:
+                hooks.callback(calls.counted.register_forward_pre_hook(calls.count).remove)
             yield
         self.not_called = tuple(site.name for site in self.sites if not self._struck(site))
 
@@ -220,6 +224,14 @@ class _Strikes:
                 raise SiteError(
                     f"site {name}: its layer was called {called} times and struck {met} times; a "
                     "container reaches it in a way that fxfault does not see; please report it"
+                )
+        for calls in self._inside:
+            met = sum(map(self._struck, calls.sites))
+            if met != calls.number:
+                raise SiteError(
+                    f"site {calls.sites[0].name}: its quantiser was called {calls.number} times "
+                    f"and its words were struck {met} times; a layer reaches it in a way that "
+                    "fxfault does not see; please report it"
                 )
 
 

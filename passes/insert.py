@@ -29,13 +29,14 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.messages import and_more
+from fxfault.passes.inner_sites import InnerSites
 from fxfault.passes.layer_outputs import LayerOutput, install, installed
 from fxfault.passes.stored_sites import StoredSites
 from fxfault.passes.surgery import follow
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.own_forward import keep_forward
 from fxfault.passes.tracing.sharing import holds, replace_modules, shell
-from fxfault.passes.tracing.targets import activation_rule, rule_of
+from fxfault.passes.tracing.targets import inner_rule, output_rule, rule_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import (
     has_own_forward,
@@ -73,7 +74,7 @@ class InsertFaults(PassBase):
         sites = FaultSites(self.config) if self.sites is None else self.sites
         plan = _Plan(graph_module, self.config, sites)
         plan.walk(graph_module, "", in_root_graph=True)
-        plan.problems |= plan.stored.problems
+        plan.problems |= plan.stored.problems | plan.inner.problems
         if plan.problems and self.config.unsupported == "error":
             raise TransformError(
                 f"faults cannot strike {_listed(plan.problems)}. Enable an integer quantiser "
@@ -114,8 +115,9 @@ class _Plan:
         self.by_layer: dict[int, FaultSite] = {}
         self.visited: set[int] = set()
         self.stored = StoredSites(sites, config.memories)
+        self.inner = InnerSites(sites, inner_rule(config))
         self.is_target = rule_of(config)
-        self.is_activation = activation_rule(config)
+        self.is_activation = output_rule(config)
 
     # -- select -------------------------------------------------------------------------
 
@@ -127,13 +129,16 @@ class _Plan:
             for graph in module.graphs:
                 self._walk_graph(module, graph, path, in_root_graph)
             return
+        self.inner.add_before(module, path)
         self._add_stored(module, path)
+        self.inner.add_after(module, path)
         if self.is_activation(module):
             self._add_own(module, "", module, path or type(module).__name__)
             return
         for name, child in module.named_children():
             full = joined(path, name)
             if self.is_activation(child):
+                self.inner.add_before(child, full)
                 self._add_own(module, name, child, full)
             elif self.is_target(child) or holds(child, self.is_target):
                 self.walk(child, full)
@@ -145,6 +150,7 @@ class _Plan:
         for node in graph.find_nodes(op="call_module"):
             child = module.get_submodule(node.target)
             full = joined(path, str(node.target))
+            self.inner.add_before(child, full)
             if self.stored.is_target(child):
                 self.stored.add_call(module, graph, node, child, full)
             if not self.is_activation(child):
@@ -205,6 +211,7 @@ class _Plan:
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
         self.stored.rewrite(_free_name)
+        self.inner.rewrite()
         self._begin()
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites

@@ -31,8 +31,7 @@ from torch.fx import Graph, Node
 from torch.fx.graph import CodeGen
 
 from fxfault.functional import fault_inject, stored_weight
-from fxfault.passes.layer_memories import sites_struck_inside
-from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.layer_quantisers import sites_struck_inside
 from fxfault.passes.tracing.containers import containers_of
 from fxfault.passes.tracing.refusals import OF_A_LIBRARY
 from fxfault.passes.tracing.traced_module import TracedModule, compile_graph
@@ -116,9 +115,6 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
         return ()
     found: dict[int, FaultSite] = {}
     for module in model.get_submodule(str(node.target)).modules():
-        site = site_struck_inside(module)
-        if site is not None:
-            found[id(site)] = site
         found.update((id(site), site) for site in sites_struck_inside(module))
         if isinstance(module, TracedModule):
             for inner in module.graph.nodes:

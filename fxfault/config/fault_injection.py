@@ -215,9 +215,18 @@ allowed: a number from 0 to 100
     ] = None
     targets: Annotated[
         tuple[Name, ...],
-        Field(min_length=1, description="Class names of the modules whose outputs are sites."),
+        Field(
+            min_length=1,
+            description="Class names of the layers whose activations are sites: the output of an "
+            "activation layer, and the words of the quantisers that a layer calls itself "
+            "(`input_quant`, `output_quant`, those of an LSTM). `QuantInputOutputLayer` stands for "
+            "convolutions, linear layers, `QuantEltwiseAdd` and `QuantCat`.",
+        ),
         BeforeValidator(tuple_from_list),
-    ] = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
+    ] = (
+        *("QuantIdentity", "QuantReLU", "QuantHardTanh", "QuantSigmoid", "QuantTanh"),
+        *("QuantInputOutputLayer", "QuantLSTM", "QuantRNN"),
+    )
     unsupported: Annotated[
         Literal["error", "skip"],
         Field(

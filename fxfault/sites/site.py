@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
     from fxfault.quantisers.quant_tensors import Quantiser
     from fxfault.sites.clock import FaultClock
+    from fxfault.sites.edges import Edges, Sources
     from fxfault.sites.statistics import FaultStatistics
 
 logger = logging.getLogger(__name__)
+
+# The attribute of an activation layer with the quantiser that makes its output.
+OUTPUT = "act_quant"
 
 NOT_CODES = (
     "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
@@ -29,7 +33,7 @@ NOT_CODES = (
 ONLY_OBSERVED = (
     "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as "
     "calibration_mode of Brevitas leaves quantisers that several layers share); set it to False in "
-    "all parts of `act_quant`, or give each layer a quantiser of its own before calibrating"
+    "all parts of `{}`, or give each layer a quantiser of its own before calibrating"
 )
 
 
@@ -42,9 +46,13 @@ TOO_LARGE = (
 def why_no_codes(site: FaultSite) -> str:
     """Why the values of a site are not codes, as the end of a message."""
     layer = None if site.output is None else site.output.layer[0]
+    if site.part != OUTPUT:
+        layer = site.clock.model.get_submodule(site.module_path)
     if isinstance(site.seen.word_bits, int) and site.seen.word_bits > 24:
         return TOO_LARGE.format(site.seen.word_bits)
-    return ONLY_OBSERVED.format(site.module_type) if only_observes(layer) else NOT_CODES
+    if only_observes(layer, site.part):
+        return ONLY_OBSERVED.format(site.module_type, site.part)
+    return NOT_CODES
 
 
 class Extent(NamedTuple):
@@ -146,7 +154,7 @@ class FaultSite:
 
     Attributes:
         name: the path of the layer, with `@2` for its second call and so on; for a weight or
-            bias, its name in `state_dict`.
+            bias, its name in `state_dict`; for another quantiser inside a layer, the path of that.
         index: place in the order of execution.
         module_path: path of the layer.
         module_type: class name of the layer.
@@ -156,6 +164,7 @@ class FaultSite:
         peers: all sites of the model, with this one.
         setting: what strikes here.
         stored: the tensor of a site that is a weight or bias; None for an activation.
+        part: the attribute of the layer that has the quantiser.
         selected: whether the configuration selects the site.
         output: the last step of the layer; see `fxfault.passes.layer_outputs`.
         layer: the layer that makes the activation, if no other node of the graph uses it; else
@@ -167,6 +176,8 @@ class FaultSite:
         observer: while layouts are measured, gets each activation and returns the values that the
             forward continues with.
         caches: results that strikes reuse; they may be emptied at any time.
+        edges: the words of the present forward; None if no quantiser inside a layer is a site.
+        before: the sites that the words of each call have passed; see `fxfault.sites.edges`.
     """
 
     name: str
@@ -179,6 +190,7 @@ class FaultSite:
     peers: Sequence[FaultSite]
     setting: Setting
     stored: Stored | None = None
+    part: str = OUTPUT
     selected: bool = True
     output: Handover | None = None
     layer: nn.Module | None = None
@@ -187,6 +199,8 @@ class FaultSite:
     seen: Observed = field(default_factory=Observed)
     observer: Callable[[Any], Tensor] | None = None
     caches: dict[Any, Any] = field(default_factory=dict)
+    edges: Edges | None = None
+    before: dict[int, Sources] = field(default_factory=dict)
     _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
 
     @property
@@ -239,12 +253,68 @@ class FaultSite:
     def armed(self) -> bool:
         """Whether faults strike here in the current forward, even if only at 0 %."""
         # Like `why_unarmed`, but faster, because each strike asks.
-        return self.selected and bool(self.setting.faults) and self.clock.why_quiet is None
+        return (
+            self.selected
+            and bool(self.setting.faults)
+            and self.clock.why_quiet is None
+            and not (self.before and self.passes_on)
+        )
 
     @property
     def why_unarmed(self) -> str | None:
         """Why the site is not armed; None if it is."""
-        return self.clock.why_quiet if self.selected and self.setting.faults else "not selected"
+        if not (self.selected and self.setting.faults):
+            return "not selected"
+        if self.clock.why_quiet is None and self.before and self.passes_on:
+            names = [s.name for sources in self.before.values() for s in sources[0] if s.is_struck]
+            return f"its words are struck at {names[0]}"
+        return self.clock.why_quiet
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether all its words are struck before they reach it, and leave it as they are."""
+        return bool(self.before) and all(map(self.is_struck_before, self.before))
+
+    def is_struck_before(self, call: int) -> bool:
+        """Whether the words of a call are struck before they reach the site.
+
+        Args:
+            call: number of the call in a forward, from 0.
+
+        Raises:
+            SiteError: that cannot be told, or holds for some faults of the site only.
+        """
+        sources = self.before.get(call, ())
+        if not sources or self.clock.measuring:
+            return False
+        found = {self._is_struck_by(sites) for sites in sources}
+        if len(found) > 1:
+            names = " or ".join(sites[-1].name for sites in sources)
+            raise SiteError(
+                f"site {self.name}: its words come from {names}, which have the same scale, and "
+                "only one of them is struck; select all of them by `layers`, or none"
+            )
+        return found.pop()
+
+    def _is_struck_by(self, sites: tuple[FaultSite, ...]) -> bool:
+        """Whether sites that a word has passed strike it with the faults that strike here."""
+        there = [site for site in sites if site.is_struck]
+        if not self.strikes:
+            return bool(there)
+        mine = {fault.number for fault in self.faults if fault.strikes}
+        theirs = {fault.number for site in there for fault in site.faults if fault.strikes}
+        if mine & theirs and mine - theirs:
+            raise SiteError(
+                f"site {self.name}: its words come from {there[0].name} as they are, and are "
+                f"struck once, by the faults of that site; name {there[0].name} in the `layers` of "
+                "all entries of `faults`"
+            )
+        return bool(mine & theirs)
+
+    @property
+    def is_struck(self) -> bool:
+        """Whether the configuration has faults for the site."""
+        return self.selected and bool(self.setting.faults)
 
     @property
     def strikes(self) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from fxfault.errors import ConfigError, SiteError
 from fxfault.messages import did_you_mean
-from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.passes.tracing.targets import target_rule
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ def find_network(owner: nn.Module, path: str | None, targets: tuple[str, ...]) -
 def _candidates(owner: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """Paths of the children with targets, including those in lists and dictionaries."""
     found: list[str] = []
+    is_target = target_rule(targets, ("activations",))
     for name, child in owner.named_children():
         if _is_list(child):
             found += [f"{name}.{below}" for below in _candidates(child, targets)]
-        elif any(is_activation(module, targets) for module in child.modules()):
+        elif any(map(is_target, child.modules())):
             found.append(name)
     return found
 
