@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from brevitas.nn import QuantCat, QuantEltwiseAdd
 from brevitas.nn.mixin.base import QuantRecurrentLayerMixin
+from brevitas.nn.quant_layer import QuantInputOutputLayer, QuantNonLinearActLayer
 from torch import nn
+from torch.fx import Graph
 
 from fxfault.passes.layer_quantisers import install_struck, struck_of
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.targets import Rule
 from fxfault.quantisers.inner_quantisers import quantisers_inside, why_not_struck
 from fxfault.quantisers.quant_tensors import read_proxy, why_no_integers
+from fxfault.quantisers.stored_words import runs_brevitas_forward
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 
@@ -38,6 +42,8 @@ class InnerSites:
         self._found: dict[tuple[int, str], tuple[nn.Module, FaultSite | None]] = {}
         self._recurrent: list[Any] = []
         self._refused: list[nn.Module] = []
+        # By layer: the graphs that call it, one for each call; None stands for Python code.
+        self._callers: dict[int, list[Graph | None]] = {}
 
     def add_before(self, layer: nn.Module, path: str) -> None:
         """Add the sites of the words that a layer makes before it computes."""
@@ -52,8 +58,15 @@ class InnerSites:
         if _LAST in self._names(layer):
             self._add(layer, path, _LAST)
 
+    def note_call(self, layer: nn.Module, graph: Graph | None) -> None:
+        """Note a call of a layer by a graph of the model, or by other code (None)."""
+        self._callers.setdefault(id(layer), []).append(graph)
+
     def rewrite(self) -> None:
         """Let the layers strike the words."""
+        for layer, site in self._found.values():
+            if site is not None:
+                site.counts_calls = not self._is_called_once(layer, site)
         for (_, name), (layer, site) in self._found.items():
             if site is not None:
                 install_struck(layer).add(name, site)
@@ -66,6 +79,16 @@ class InnerSites:
     def _names(self, layer: nn.Module) -> list[str]:
         is_refused = any(layer is other for other in self._refused)
         return list(quantisers_inside(layer)) if self.is_target(layer) and not is_refused else []
+
+    def _is_called_once(self, layer: nn.Module, site: FaultSite) -> bool:
+        """Whether a forward of the model calls a quantiser once."""
+        callers = self._callers.get(id(layer), [None])
+        if None in callers or len({id(graph) for graph in callers}) < len(callers):
+            return False
+        if isinstance(layer, (QuantEltwiseAdd, QuantCat)) and site.part != _LAST:
+            return False
+        known = (QuantInputOutputLayer, QuantNonLinearActLayer)
+        return isinstance(layer, known) and runs_brevitas_forward(layer)
 
     def _add_recurrent(self, layer: Any, path: str) -> None:
         if not (self.is_target(layer) or self.is_target(layer._modules["cell"])):
@@ -87,7 +110,6 @@ class InnerSites:
         if why is None:
             facts = read_proxy(quantiser)
             site, _ = self.sites.add(full, path, type(layer).__name__, facts, part=name)
-            site.counts_calls = True
         else:
             self.problems[full] = self.sites.skipped[full] = why
         self._found[id(layer), name] = (layer, site)

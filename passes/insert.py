@@ -137,6 +137,7 @@ class _Plan:
             return
         for name, child in module.named_children():
             full = joined(path, name)
+            self.inner.note_call(child, None)
             if self.is_activation(child):
                 self.inner.add_before(child, full)
                 self._add_own(module, name, child, full)
@@ -150,6 +151,7 @@ class _Plan:
         for node in graph.find_nodes(op="call_module"):
             child = module.get_submodule(node.target)
             full = joined(path, str(node.target))
+            self.inner.note_call(child, graph if in_root_graph else None)
             self.inner.add_before(child, full)
             if self.stored.is_target(child):
                 self.stored.add_call(module, graph, node, child, full)
@@ -210,8 +212,8 @@ class _Plan:
             site.output = self._output_of(layer)
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
+        self.inner.rewrite()  # First, as it asks whether the layers have a forward of their own.
         self.stored.rewrite(_free_name)
-        self.inner.rewrite()
         self._begin()
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites

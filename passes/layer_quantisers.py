@@ -121,16 +121,6 @@ class LayerQuantisers:
         finally:
             self.given = {}
 
-    def remove(self) -> None:
-        """Give the layer its quantisers back."""
-        attributes = self.layer[0].__dict__
-        for name in self.struck:
-            attributes.pop(name, None)
-        if self.fast_mode is not None:
-            attributes["fast_mode"] = self.fast_mode
-        attributes.pop("forward", None)
-        del attributes[STRUCK]
-
 
 def struck_of(layer: nn.Module) -> LayerQuantisers | None:
     """The struck quantisers of a layer; None if it has none."""
@@ -155,9 +145,16 @@ def accept_words(layer: nn.Module, kind: str) -> None:
 def remove_struck(layer: nn.Module) -> bool:
     """Remove the struck quantisers of a layer; returns whether there were any."""
     struck = struck_of(layer)
-    if struck is not None:
-        struck.remove()
-    return struck is not None
+    if struck is None:
+        return False
+    # Not by `struck.layer`: this one may be a copy that shares its attributes so far.
+    for name in struck.struck:
+        layer.__dict__.pop(name, None)
+    if struck.fast_mode is not None:
+        layer.__dict__["fast_mode"] = struck.fast_mode
+    layer.__dict__.pop("forward", None)
+    del layer.__dict__[STRUCK]
+    return True
 
 
 def sites_struck_inside(layer: nn.Module) -> list[FaultSite]:

@@ -10,7 +10,8 @@ A forward of the whole model notes each word that a site makes. A quantiser insi
 where its input comes from:
 
 - A plain tensor is a word if it shares its memory, unwritten, with one (a view, `flatten`).
-- A QuantTensor carries its scale through operations that move words without changing them.
+- A QuantTensor carries the tensor of its scale through operations that move words without changing
+  them (pooling, `torch.cat`).
 
 What a site found stays for forwards that start in the middle.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fxfault.errors import SiteError
 from fxfault.quantisers.quant_tensors import IntQuantTensor, Quantiser
 
 if TYPE_CHECKING:
@@ -48,6 +50,45 @@ class Word(NamedTuple):
     version: int | None
     scale: weakref.ref[Tensor]
     parameters: tuple[Tensor, ...]
+
+
+def is_struck_before(site: FaultSite, call: int) -> bool:
+    """Whether the words of a call of a site are struck before they reach it.
+
+    Args:
+        site: the site.
+        call: number of the call in a forward, from 0.
+
+    Raises:
+        SiteError: that cannot be told, or holds for some faults of the site only.
+    """
+    sources = site.before.get(call, ())
+    if not sources or site.clock.measuring:
+        return False
+    found = {_strike_alike(sites, site) for sites in sources}
+    if len(found) > 1:
+        names = " or ".join(sites[-1].name for sites in sources)
+        raise SiteError(
+            f"site {site.name}: its words come from {names}, which have the same scale, and only "
+            "one of them is struck; select all of them by `layers`, or none"
+        )
+    return found.pop()
+
+
+def _strike_alike(sites: tuple[FaultSite, ...], site: FaultSite) -> bool:
+    """Whether sites that a word has passed strike it with the faults that strike at another."""
+    there = [one for one in sites if one.is_struck]
+    if not site.strikes:
+        return bool(there)
+    wanted = {fault.number for fault in site.faults if fault.strikes}
+    done = {fault.number for one in there for fault in one.faults if fault.strikes}
+    if wanted & done and wanted - done:
+        raise SiteError(
+            f"site {site.name}: its words come from {there[0].name} as they are, and are struck "
+            f"once, by the faults of that site; name {there[0].name} in the `layers` of all "
+            "entries of `faults`"
+        )
+    return bool(wanted & done)
 
 
 class Edges:
@@ -121,11 +162,20 @@ class Edges:
         found = [one for one in self.words if one.memory == here][-1:]
         if found and found[0].version == _version(value):
             found = [one for one in equal if one is found[0]]
-        elif is_word:
-            found = [one for one in equal if one.scale() is given.scale] or equal
         else:
-            found = []
+            found = _like(given, equal) if is_word else []
         return tuple(dict.fromkeys(one.sites for one in found))
+
+
+def _like(given: Any, equal: list[Word]) -> list[Word]:
+    """The words that a QuantTensor may have been made of, by an operation that moves words."""
+    found = [one for one in equal if one.scale() is given.scale]
+    if not found:
+        return []
+    # `torch.cat` keeps the scale of its first input. Its others have equal parameters; what a
+    # quantiser has made of the words that were found is not among them.
+    makers = {one.sites[-1] for one in found}
+    return found + [one for one in equal if makers.isdisjoint(one.sites)]
 
 
 def _version(value: Tensor) -> int | None:

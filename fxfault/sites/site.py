@@ -11,6 +11,7 @@ from fxfault.errors import ConfigError, SiteError
 from fxfault.faults.fault_models import FaultModel, label_of
 from fxfault.faults.layouts import Arrangement, Layout
 from fxfault.quantisers.quant_tensors import only_observes
+from fxfault.sites.edges import is_struck_before
 from fxfault.sites.settings import Setting, SiteFault
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Observed:
             `FaultSites.check`.
         extent: how much there is to hit; None if not measured.
         arrangement: how the samples of a batch lie in the activation; None if not measured.
+        shape: shape of the words of the last call, armed or not; known inside layers only.
     """
 
     signed: bool | None = None
@@ -112,6 +114,7 @@ class Observed:
     sound: Tensor | None = None
     extent: Extent | None = None
     arrangement: Arrangement | None = None
+    shape: tuple[int, ...] | None = None
 
 
 class Handover(Protocol):
@@ -214,6 +217,11 @@ class FaultSite:
         return "activations" if self.stored is None else self.stored.kind
 
     @property
+    def is_inner(self) -> bool:
+        """Whether a layer makes the words inside: they are no output and no weight or bias."""
+        return self.part != OUTPUT and self.stored is None
+
+    @property
     def faults(self) -> tuple[SiteFault, ...]:
         """The faults that strike here, in this order."""
         return self.setting.faults
@@ -273,43 +281,7 @@ class FaultSite:
     @property
     def passes_on(self) -> bool:
         """Whether all its words are struck before they reach it, and leave it as they are."""
-        return bool(self.before) and all(map(self.is_struck_before, self.before))
-
-    def is_struck_before(self, call: int) -> bool:
-        """Whether the words of a call are struck before they reach the site.
-
-        Args:
-            call: number of the call in a forward, from 0.
-
-        Raises:
-            SiteError: that cannot be told, or holds for some faults of the site only.
-        """
-        sources = self.before.get(call, ())
-        if not sources or self.clock.measuring:
-            return False
-        found = {self._is_struck_by(sites) for sites in sources}
-        if len(found) > 1:
-            names = " or ".join(sites[-1].name for sites in sources)
-            raise SiteError(
-                f"site {self.name}: its words come from {names}, which have the same scale, and "
-                "only one of them is struck; select all of them by `layers`, or none"
-            )
-        return found.pop()
-
-    def _is_struck_by(self, sites: tuple[FaultSite, ...]) -> bool:
-        """Whether sites that a word has passed strike it with the faults that strike here."""
-        there = [site for site in sites if site.is_struck]
-        if not self.strikes:
-            return bool(there)
-        mine = {fault.number for fault in self.faults if fault.strikes}
-        theirs = {fault.number for site in there for fault in site.faults if fault.strikes}
-        if mine & theirs and mine - theirs:
-            raise SiteError(
-                f"site {self.name}: its words come from {there[0].name} as they are, and are "
-                f"struck once, by the faults of that site; name {there[0].name} in the `layers` of "
-                "all entries of `faults`"
-            )
-        return bool(mine & theirs)
+        return bool(self.before) and all(is_struck_before(self, call) for call in self.before)
 
     @property
     def is_struck(self) -> bool:
@@ -393,6 +365,12 @@ class FaultSite:
             )
         self.setting = self.setting.with_fault_model(fault_model)
 
+    def first_stream(self) -> int:
+        """Return the key of the random numbers of the first call in a forward."""
+        if self.stored is not None:
+            return self.clock.stored_stream(self.name)
+        return self.clock.stream(self.name)
+
     def stream(self, again: bool = False, extra: int = 0) -> int:
         """Return the key of the random numbers of this call of the site.
 
@@ -405,7 +383,7 @@ class FaultSite:
         """
         if self.stored is not None:
             return self.clock.stored_stream(self.name)
-        if not self.counts_calls:
+        if not self.counts_calls and self.part == OUTPUT:
             return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
         now = (self.clock.forward, again)
         before, calls = self._calls

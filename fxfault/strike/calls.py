@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
+from fxfault.sites.edges import is_struck_before
 from fxfault.sites.site import FaultSite
 from fxfault.strike.moments import moment_of, recomputing
 from fxfault.strike.operators import strike_compiled
@@ -55,10 +56,11 @@ def strike_inside(words: Any, given: Any, site: FaultSite) -> Any:
         if moment is None:
             return words
         return with_value(words, words, strike_values(words, site, moment))
+    site.seen.shape = tuple(plain(words).shape)
     call, sources = edges.call(site), edges.sources(site, given, words)
     if edges.forward == site.clock.forward:  # All words of this forward are known.
         site.before = {**(site.before if call else {}), call: sources}
-    passes = call in site.before and site.is_struck_before(call)
+    passes = site.is_struck and call in site.before and is_struck_before(site, call)
     moment = moment_of(site, passes=passes)
     if moment is not None:
         words = with_value(words, words, strike_values(words, site, moment))
