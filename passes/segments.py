@@ -160,7 +160,8 @@ def _possible_cuts(
 def _first_struck(node: Node, struck: dict[Node, tuple[FaultSite, ...]]) -> FaultSite | None:
     """The first site that strikes after a cut before a node; None if no cut is possible there."""
     if node.op == "call_module":
-        gets_words = any(given.target is fault_inject for given in node.kwargs.values() if given)
+        given = [value for value in node.kwargs.values() if isinstance(value, Node)]
+        gets_words = any(value.target is fault_inject for value in given)
         first = min(struck[node], key=lambda site: site.index, default=None)
         return first if first is not None and first.is_inner and not gets_words else None
     if node.op != "call_function":

@@ -482,6 +482,20 @@ def test_only_a_quantiser_that_keeps_all_words_passes_them_on(
     assert second.armed == is_struck_twice
 
 
+def test_a_fault_outside_a_narrow_range_stays_behind_an_equal_quantiser(words: Words) -> None:
+    first, inner = constant(5, narrow_range=True), constant(5, narrow_range=True)
+    net = nn.Sequential(first, qnn.QuantConv2d(3, 2, 1, input_quant=inner.act_quant)).eval()
+    x = torch.full((2, 3, 2, 2), -9.0)
+    faulty = struck(net)
+    words.run(faulty, x)
+
+    assert set(codes_of(first(x))) == {-15}
+    assert set(codes_of(words.used["1.input_quant"][0])) == {-16}
+    made = fxfault.compile(faulty, x, backend="aot_eager")
+    assert "1.input_quant gets words that are struck before, of a narrow range" in made.why_not
+    assert torch.equal(made.model(x), faulty(x))
+
+
 def test_a_value_that_was_written_to_is_a_new_word() -> None:
     class Written(Aliased):
         def forward(self, x: Tensor) -> Any:

@@ -235,7 +235,8 @@ def test_model_that_is_not_enabled_is_returned_as_it_is() -> None:
 
 def test_model_without_targets_is_refused_with_the_types_it_has() -> None:
     with pytest.raises(
-        TransformError, match=r"no module of the types QuantIdentity.*Linear.*`targets`"
+        TransformError,
+        match=r"no quantised activation in layers of the types QuantIdentity.*Linear.*`targets`",
     ):
         fxfault.transform(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), EVERYWHERE)
 

@@ -188,8 +188,8 @@ allowed: a number from 0 to 100
     memory: Annotated[
         Memories,
         Field(
-            description="What faults strike: the outputs of the `targets`, the quantised weights "
-            "or the quantised biases of all layers; or a list of these."
+            description="What faults strike: the activations of the `targets`, the quantised "
+            "weights or the quantised biases of all layers; or a list of these."
         ),
     ] = "activations"
     persist: Annotated[

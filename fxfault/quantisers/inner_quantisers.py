@@ -61,7 +61,8 @@ def quantisers_inside(layer: nn.Module) -> dict[str, Any]:
 
 
 def _quantisers_of(layer: nn.Module) -> dict[str, Any]:
-    if not _is_of_brevitas(type(layer)):
+    kind: Any = type(layer)
+    if not _is_of_brevitas(kind):
         return {}
     return {
         name: child

@@ -61,6 +61,9 @@ def strike_inside(words: Any, given: Any, site: FaultSite) -> Any:
     if edges.forward == site.clock.forward:  # All words of this forward are known.
         site.before = {**(site.before if call else {}), call: sources}
     passes = site.is_struck and call in site.before and is_struck_before(site, call)
+    if passes and site.quantiser.narrow_range:  # Which leaves out a code that a fault may give.
+        value = plain(given)
+        words = words._replace(value=torch.where(words.value == value, words.value, value))
     moment = moment_of(site, passes=passes)
     if moment is not None:
         words = with_value(words, words, strike_values(words, site, moment))

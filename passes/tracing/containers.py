@@ -132,7 +132,8 @@ def _no_target_message(
             f"has {shown}. Quantise them with these layers"
         )
     return (
-        f"{type(model).__name__} has no module of the types {', '.join(targets)}; it has {shown}. "
+        f"{type(model).__name__} has no quantised activation in layers of the types "
+        f"{', '.join(targets)}; it has {shown}. "
         "Quantise its activations with brevitas.nn layers, or name their types in `targets`"
     )
 
