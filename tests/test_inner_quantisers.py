@@ -932,3 +932,21 @@ def test_a_new_layer_with_other_quantisers_is_refused(
     faulty.fc = qnn.QuantLinear(144, 5, bias=True, **options).eval()
     with pytest.raises(SiteError, match=message):
         faulty(images())
+
+
+# -- models of Brevitas's own flow ------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_layerwise_quantize_has_a_site_for_each_layer_that_computes() -> None:
+    from brevitas.graph.quantize import layerwise_quantize
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 5)
+    )
+    quantised = calibrated(layerwise_quantize(net), images())
+    faulty = struck(quantised, probability=10.0)
+
+    assert faulty.faults.names == ("0.input_quant", "2.input_quant", "4.input_quant")
+    assert fxfault.check(faulty, quantised, images()).not_called == ()
+    assert not torch.equal(faulty(images()), quantised(images()))

@@ -42,7 +42,7 @@ def quantisers_inside(layer: nn.Module) -> dict[str, Any]:
 
     >>> from brevitas.nn import QuantLinear, QuantReLU
     >>> list(quantisers_inside(QuantLinear(2, 2, bias=False))), list(quantisers_inside(QuantReLU()))
-    (['output_quant', 'input_quant'], ['input_quant'])
+    (['input_quant', 'output_quant'], ['input_quant'])
 
     Args:
         layer: any module.
