@@ -390,21 +390,13 @@ class FaultSite:
         """
         if self.stored is not None:
             return self.clock.stored_stream(self.name)
-        if not self._counts:
+        if not self.counts_calls and self.part == OUTPUT:
             return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
         now = (self.clock.forward, again)
         before, calls = self._calls
         calls = calls + 1 if before == now else 1
         self._calls = (now, calls)
         return self.clock.stream(self.name if calls == 1 else f"{self.name}#{calls}")
-
-    def last_call(self, extra: int = 0) -> int:
-        """The number of the call whose key `stream` has returned last, from 1."""
-        return self._calls[1] if self._counts else 1 + extra
-
-    @property
-    def _counts(self) -> bool:
-        return self.counts_calls or self.is_inner
 
     def __repr__(self) -> str:
         state = self.why_unarmed or "armed"
