@@ -934,6 +934,42 @@ def test_a_new_layer_with_other_quantisers_is_refused(
         faulty(images())
 
 
+@pytest.mark.parametrize("memory", ["activations", ["activations", "weights"]])
+def test_a_new_quantiser_in_a_layer_is_struck_in_place_of_the_old_one(memory: Any) -> None:
+    faulty = struck(residual(), memory=memory, layers="fc.*")
+    faulty(images())
+    other = qnn.QuantLinear(144, 5, bias=True, input_quant=SIGNED, input_bit_width=4)
+    calibrated(nn.Sequential(other), torch.randn(8, 144))
+    faulty.fc.input_quant = other.input_quant
+    site = faulty.faults["fc.input_quant"]
+    faulty.faults.select("fc.input_quant")
+
+    found = faulty(images())
+
+    assert isinstance(faulty.fc.input_quant, StruckQuantiser) and site.bit_width == 4
+    faulty.faults.enabled = False
+    assert not torch.equal(found, faulty(images()))
+
+
+def test_a_quantiser_without_a_site_that_is_put_into_a_layer_is_refused() -> None:
+    faulty = struck(residual())
+    other = qnn.QuantLinear(144, 5, bias=True, output_quant=SIGNED)
+    faulty.fc.output_quant = other.output_quant
+    with pytest.raises(SiteError, match=r"output_quant: a QuantLinear was put into the model"):
+        faulty(images())
+    faulty.faults.enabled = False
+    faulty(images())
+
+
+def test_a_layer_with_a_new_quantiser_may_replace_another_if_only_weights_are_struck() -> None:
+    faulty = struck(residual(), memory="weights")
+    new = qnn.QuantLinear(144, 5, bias=True, input_quant=SIGNED, output_quant=SIGNED)
+    faulty.fc = calibrated(nn.Sequential(new), torch.randn(8, 144))[0]
+    found = faulty(images())
+    faulty.faults.enabled = False
+    assert not torch.equal(found, faulty(images()))
+
+
 # -- models of Brevitas's own flow ------------------------------------------------------------
 
 
