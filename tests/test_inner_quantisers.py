@@ -946,7 +946,8 @@ def test_a_new_quantiser_in_a_layer_is_struck_in_place_of_the_old_one(memory: An
 
     found = faulty(images())
 
-    assert isinstance(faulty.fc.input_quant, StruckQuantiser) and site.bit_width == 4
+    assert isinstance(faulty.fc.input_quant, StruckQuantiser)
+    assert site.bit_width == 4
     faulty.faults.enabled = False
     assert not torch.equal(found, faulty(images()))
 
