@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx.node import has_side_effect
 
+from fxfault.quantisers.quant_tensors import plain
 from fxfault.quantisers.stored_words import clean_bias, clean_weight
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
@@ -61,8 +62,12 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     activation = x if site.output is None else site.output.take(x)
     moment = None if activation is None else moment_of(site)
     if moment is None:  # Not armed, or the layer has struck it before its hooks ran.
+        if site.edges is not None and activation is not None:
+            site.edges.note((site,), activation, plain(activation))
         return x
     value = strike_values(activation, site, moment)
+    if site.edges is not None:
+        site.edges.note((site,), activation, value)
     is_clean = value is getattr(activation, "value", activation)
     return x if is_clean else with_value(x, activation, value)
 

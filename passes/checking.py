@@ -21,8 +21,9 @@ from fxfault.errors import SiteError, TransformError
 from fxfault.faults.bits import same_bits
 from fxfault.messages import quote_error
 from fxfault.passes.freeze import is_frozen
+from fxfault.passes.inner_calls import inner_strikes
 from fxfault.passes.insert import InsertFaults
-from fxfault.passes.layer_memories import LayerMemory, memory_of
+from fxfault.passes.layer_quantisers import LayerQuantisers, struck_of
 from fxfault.passes.results import Call, alike, results_of
 from fxfault.passes.sites_of_model import without_faults
 from fxfault.passes.strip import StripFaults
@@ -195,6 +196,7 @@ class _Strikes:
         self.raised = ""  # The error of the transformed model.
         self._calls = [0] * len(sites.outputs)
         self._stored_calls = [0] * len(sites)
+        self._inside = inner_strikes(sites)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -204,19 +206,21 @@ class _Strikes:
                 count = functools.partial(self._count, number)
                 hooks.callback(output.layer[0].register_forward_pre_hook(count).remove)
             for layer in self.sites.clock.model.modules():
-                if (memory := memory_of(layer)) is not None:
+                if (struck := struck_of(layer)) is not None:
                     # After the forward: a layer with a hook before it strikes its words itself.
-                    count = functools.partial(self._count_stored, memory)
+                    count = functools.partial(self._count_stored, struck)
                     hooks.callback(layer.register_forward_hook(count).remove)
+            for calls in self._inside:
+                hooks.callback(calls.counted.register_forward_pre_hook(calls.count).remove)
             yield
         self.not_called = tuple(site.name for site in self.sites if not self._struck(site))
 
     def _count(self, number: int, *_: Any) -> None:
         self._calls[number] += 1
 
-    def _count_stored(self, memory: LayerMemory, *_: Any) -> None:
-        for site in (word.site for word in memory.words.values()):
-            if site is not None:
+    def _count_stored(self, struck: LayerQuantisers, *_: Any) -> None:
+        for site in (stand_in.site for stand_in in struck.struck.values()):
+            if site is not None and site.stored is not None:
                 self._stored_calls[site.index] += 1
 
     def _struck(self, site: FaultSite) -> int:
@@ -242,6 +246,14 @@ class _Strikes:
                 raise SiteError(
                     f"site {name}: its layer was called {called} times and struck {met} times; a "
                     "container reaches it in a way that fxfault does not see; please report it"
+                )
+        for calls in self._inside:
+            met = sum(map(self._struck, calls.sites))
+            if met != calls.number:
+                raise SiteError(
+                    f"site {calls.sites[0].name}: its quantiser was called {calls.number} times "
+                    f"and its words were struck {met} times; a layer reaches it in a way that "
+                    "fxfault does not see; please report it"
                 )
 
 

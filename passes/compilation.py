@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from fxfault.errors import FxFaultError
 from fxfault.passes.exact_arithmetic import exact_backend
 from fxfault.passes.freeze import freeze
-from fxfault.passes.sites_of_model import without_faults
+from fxfault.passes.sites_of_model import sites_or_none, without_faults
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.frozen_layers import FrozenLayer
 from fxfault.quantisers.quant_tensors import plain
@@ -125,6 +125,9 @@ def compile(
     started = time.perf_counter()
     with without_faults(frozen), torch.no_grad():
         expected = frozen(*inputs)
+        why_not = _why_words_decide(frozen)
+        if why_not:
+            return Compilation(frozen, why_not)
         for any_batch in (True, False):
             call = _CompiledCall(frozen, inputs, compiler, any_batch)
             try:
@@ -220,6 +223,17 @@ def _why_no_compiler(inputs: Sequence[Any]) -> str:
     if shutil.which(compiler):
         return ""
     return f"torch.compile needs a C++ compiler, and there is no {compiler} (see CXX)"
+
+
+def _why_words_decide(model: nn.Module) -> str:
+    """Why code that follows the words of each call is needed; empty if it is not."""
+    for site in sites_or_none(model) or ():
+        if any(site.before.values()) and (site.quantiser.narrow_range or len(site.before) > 1):
+            return (
+                f"site {site.name} gets words that are struck before, of a narrow range or in one "
+                "of several calls, and compiled code cannot follow them"
+            )
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

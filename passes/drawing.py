@@ -31,8 +31,7 @@ from fxfault.passes.dot_text import (
     svg_of,
 )
 from fxfault.passes.inspection import Inspection, SiteRow, inspect
-from fxfault.passes.layer_memories import called_module, sites_struck_inside
-from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.layer_quantisers import called_module, sites_struck_inside
 from fxfault.passes.stored_sites import reads_words
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.traced_module import TracedModule
@@ -126,13 +125,7 @@ class _Drawing:
 
     def _insides(self, module: nn.Module, path: str, caller: str) -> list[str]:
         """Draw what a module's own code may reach, with dashed lines."""
-        lines = []
-        output = site_struck_inside(module)
-        for site in [*sites_struck_inside(module), *([] if output is None else [output])]:
-            kind, label = self._fault_label(self.sites[site.name])
-            node, line = self._node(kind, [site.module_type, *label])
-            lines.append(line)
-            self._edge(caller, node, dashed=True)
+        lines = self._struck_inside(module, caller)
         for name, child in module.named_children():
             full = joined(path, name)
             if id(child) in self.drawn:
@@ -142,6 +135,16 @@ class _Drawing:
                 lines += self._insides(child, full, caller)
             else:
                 lines += self._kept_frame(full, partial(self._own_forward, child, full, caller))
+        return lines
+
+    def _struck_inside(self, module: nn.Module, caller: str) -> list[str]:
+        """Draw the sites that a layer strikes itself."""
+        lines = []
+        for site in sites_struck_inside(module):
+            kind, label = self._fault_label(self.sites[site.name])
+            node, line = self._node(kind, [site.module_type, *label])
+            lines.append(line)
+            self._edge(caller, node, dashed=True)
         return lines
 
     # -- graphs -------------------------------------------------------------------------
@@ -173,11 +176,14 @@ class _Drawing:
     ) -> list[str]:
         """The line of a node; for a container with its own forward or graph, its whole frame."""
         full = joined(path, str(node.target))
-        if node.op != "call_module" or full not in self.containers:
+        if node.op != "call_module":
             return [line]
         child = called_module(module, str(node.target))
         if id(child) in self.drawn:  # It was drawn at its first call.
             return [line]
+        if full not in self.containers:
+            self.drawn.add(id(child))
+            return [line, *self._struck_inside(child, node_id)]
         return self._kept_frame(full, lambda: [line, *self.module(child, full, node_id)])
 
     def _describe(self, module: TracedModule, node: Node, path: str) -> tuple[str, list[str]]:

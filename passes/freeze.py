@@ -21,8 +21,8 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.errors import FreezeError
-from fxfault.passes.layer_memories import LayerMemory, StoredWord
 from fxfault.passes.layer_outputs import LayerOutput
+from fxfault.passes.layer_quantisers import LayerQuantisers, StruckQuantiser
 from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.tracing.own_forward import give_forward_back, keep_forward
 from fxfault.passes.tracing.sharing import twin
@@ -242,5 +242,5 @@ def _give_own_sites(ours: nn.Module, new_of: dict[nn.Module, nn.Module]) -> None
     for module in new_of.values():
         for name, value in module.__dict__.items():
             owner = value.__self__ if isinstance(value, MethodType) else value
-            if isinstance(owner, (FaultSites, LayerOutput, LayerMemory, StoredWord)):
+            if isinstance(owner, (FaultSites, LayerOutput, LayerQuantisers, StruckQuantiser)):
                 module.__dict__[name] = copy.deepcopy(value, copies)

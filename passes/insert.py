@@ -30,15 +30,16 @@ from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import TransformError
 from fxfault.functional import begin_forward, fault_inject
 from fxfault.messages import and_more
-from fxfault.passes.layer_memories import memory_of
+from fxfault.passes.inner_sites import InnerSites
 from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
+from fxfault.passes.layer_quantisers import struck_of
 from fxfault.passes.parameter_sites import ParameterSites
 from fxfault.passes.stored_sites import StoredSites
 from fxfault.passes.surgery import follow
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.own_forward import keep_forward
 from fxfault.passes.tracing.sharing import holds, replace_modules, shell
-from fxfault.passes.tracing.targets import activation_rule, rule_of
+from fxfault.passes.tracing.targets import inner_rule, output_rule, rule_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import (
     has_own_forward,
@@ -78,7 +79,7 @@ class InsertFaults(PassBase):
         plan = _Plan(graph_module, self.config, sites)
         plan.walk(graph_module, "", in_root_graph=True)
         plan.parameters.add_all(graph_module)
-        plan.problems |= plan.stored.problems
+        plan.problems |= plan.stored.problems | plan.inner.problems
         if plan.problems and self.config.unsupported == "error":
             raise TransformError(
                 f"faults cannot strike {_listed(plan.problems)}. Enable an integer quantiser "
@@ -119,10 +120,11 @@ class _Plan:
         self.by_layer: dict[int, FaultSite] = {}
         self.visited: set[int] = set()
         self.stored = StoredSites(sites, config.memories)
+        self.inner = InnerSites(sites, inner_rule(config))
         self.parameters = ParameterSites(sites, config.memories)
         self.dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), FLOAT32)
         self.is_target = rule_of(config)
-        self.is_activation = activation_rule(config)
+        self.is_activation = output_rule(config)
 
     # -- select -------------------------------------------------------------------------
 
@@ -134,13 +136,17 @@ class _Plan:
             for graph in module.graphs:
                 self._walk_graph(module, graph, path, in_root_graph)
             return
+        self.inner.add_before(module, path)
         self._add_stored(module, path)
+        self.inner.add_after(module, path)
         if self.is_activation(module):
             self._add_own(module, "", module, path or type(module).__name__)
             return
         for name, child in module.named_children():
             full = joined(path, name)
+            self.inner.note_call(child, None)
             if self.is_activation(child):
+                self.inner.add_before(child, full)
                 self._add_own(module, name, child, full)
             elif self.is_target(child) or holds(child, self.is_target):
                 self.walk(child, full)
@@ -152,9 +158,12 @@ class _Plan:
         for node in graph.find_nodes(op="call_module"):
             child = module.get_submodule(node.target)
             full = joined(path, str(node.target))
+            self.inner.note_call(child, graph if in_root_graph else None)
+            self.inner.add_before(child, full)
             if self.stored.is_target(child):
                 self.stored.add_call(module, graph, node, child, full)
             self.stored.add_quantiser_call(module, str(node.target), path)
+            self.inner.note_quantiser_call(module, str(node.target))
             if not self.is_activation(child):
                 self.walk(child, full)
                 continue
@@ -214,15 +223,18 @@ class _Plan:
             site.output = self._output_of(layer)
         for module, graph, node, name in self.graph_places:
             self._rewrite_node(module, graph, node, name)
+        self.inner.rewrite()  # First, as it asks whether the layers have a forward of their own.
         self.stored.rewrite(_free_name)
         self.parameters.install()
         self._begin()
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites
             part.recompile()
-        holders = [m for m in self.root.modules() if m is self.root or holds(m, self.is_target)]
-        stored = [m for m in self.root.modules() if memory_of(m) is not None]
-        self.sites.watch_layers([*holders, *stored], follow)
+        self.sites.watch_layers(filter(self._can_change, self.root.modules()), follow)
+
+    def _can_change(self, module: nn.Module) -> bool:
+        """Whether the sites must follow if children of a module are replaced."""
+        return module is self.root or holds(module, self.is_target) or struck_of(module) is not None
 
     def _output_of(self, layer: nn.Module) -> LayerOutput:
         output = installed(layer)

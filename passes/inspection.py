@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from fxfault.faults.fault_models import label_of
 from fxfault.messages import aligned, counted
-from fxfault.passes.layer_memories import sites_struck_inside
-from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.layer_quantisers import sites_struck_inside
 from fxfault.passes.tracing.containers import Container, containers_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.passes.transform import strip
+from fxfault.quantisers.inner_quantisers import quantisers_inside
 from fxfault.quantisers.quant_tensors import learned_bit_width, settled_scale
 from fxfault.quantisers.stored_words import peeked_weight
 from fxfault.sites.fault_sites import faults_of
@@ -246,7 +246,9 @@ def _as_it_runs(model: nn.Module, container: Container) -> Container:
 
 
 def _bits_of(site: FaultSite) -> float:
-    """Bits of all words of a site; not a number before it is known how many there are."""
+    """Bits of all words that faults may strike here; not a number before that is known."""
+    if site.passes_on:
+        return 0.0
     elements, bits = _elements_of(site), site.bit_width
     return math.nan if elements is None or bits is None else float(elements * bits)
 
@@ -260,13 +262,13 @@ def _look_at(
 ) -> SiteRow:
     units = "" if site.setting.hw_units is None else f" (hw_mask {site.setting.hw_units})"
     signed = site.seen.signed
-    scales: tuple[Tensor | None, ...] = (settled_scale(layer), site.seen.scale)
+    scales: tuple[Tensor | None, ...] = (settled_scale(layer, site.part), site.seen.scale)
     if site.memory == "weights":
         words = peeked_weight(layer)
         if words is not None:
             scales, signed = (words.scale,), bool(words.signed)
     if signed is None:
-        signed = getattr(getattr(layer, "act_quant", None), "is_signed", None)
+        signed = getattr(getattr(layer, site.part, None), "is_signed", None)
     samples = UNMEASURED if why_unmeasured is None else f"{UNMEASURED}: {why_unmeasured}"
     if site.stored is not None:
         samples = ""
@@ -278,7 +280,7 @@ def _look_at(
         memory=site.memory,
         module_path=site.module_path,
         module_type=site.module_type,
-        bit_width=learned_bit_width(layer) if site.bit_width is None else site.bit_width,
+        bit_width=learned_bit_width(layer, site.part) if site.bit_width is None else site.bit_width,
         bit_width_learned=site.bit_width is None,
         signed=signed,
         scale=_summary(*scales),
@@ -305,8 +307,11 @@ def _what_strikes(site: FaultSite) -> str:
 
 
 def _layer_of_target(model: nn.Module, path: str) -> nn.Module:
-    """The layer of a skipped target, which may be the layer's weight or bias."""
-    ends = path.rpartition(".")[2] in ("weight", "bias")
+    """The layer of a skipped target, which may be a weight, bias or quantiser of the layer."""
+    last = path.rpartition(".")[2]
+    ends = last in ("weight", "bias") or last in quantisers_inside(
+        _layer(model, path.rpartition(".")[0])
+    )
     return _layer(model, path.rpartition(".")[0] if ends else path)
 
 
@@ -438,10 +443,6 @@ def _notes_on_kept(model: nn.Module) -> list[str]:
         for c in containers_of(model)
         if c.handling == "kept"
     ]
-    inside = [site for module in model.modules() for site in _struck_inside(module)]
-    return notes + [f"# {site.name}: struck inside the layer" for site in inside]
-
-
-def _struck_inside(layer: nn.Module) -> list[FaultSite]:
-    output = site_struck_inside(layer)
-    return [*sites_struck_inside(layer), *([] if output is None else [output])]
+    inside = [site for module in model.modules() for site in sites_struck_inside(module)]
+    names = dict.fromkeys(site.name for site in inside)  # Two layers may read one weight.
+    return notes + [f"# {name}: struck inside the layer" for name in names]

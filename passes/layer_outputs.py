@@ -153,6 +153,8 @@ class LayerOutput:
             number %= len(sites)
         site = sites[min(number, len(sites) - 1)]
         struck = strike_call(output, site, max(0, number + 1 - len(sites)))
+        if site.edges is not None and not torch.compiler.is_dynamo_compiling():
+            site.edges.note((site,), struck, plain(struck))
         self.done = True
         return self._packed(struck)
 

@@ -1,7 +1,8 @@
 """Split a transformed model's forward at its fault sites, so that it can start in the middle.
 
 A *cut* lies just before a fault strikes: after the layer that makes the activation, before
-`fault_inject`; for a weight or bias, before its layer reads it. The code after a cut depends only
+`fault_inject`; for a weight or bias, before its layer reads it; for another quantiser inside a
+layer, before the layer. The code after a cut depends only
 on the values that are *live* there: made before the cut and used after it. A *segment* is the code
 from one cut to the next.
 
@@ -16,7 +17,7 @@ The forward of a model with the sites `quant` and `relu`::
     return fault_inject_1 + fault_inject                 # segment 2: -> output
 
 becomes three functions; their caller strikes the first live value at each cut. A segment that
-starts at a weight or bias strikes that itself.
+starts at a weight or bias, or before a layer, strikes that itself.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from torch.fx import Graph, Node
 from torch.fx.graph import CodeGen
 
 from fxfault.functional import fault_inject, stored_weight
-from fxfault.passes.layer_memories import called_module, site_of_quantiser, sites_struck_inside
-from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.layer_quantisers import (
+    called_module,
+    site_of_quantiser,
+    sites_struck_inside,
+)
 from fxfault.passes.tracing.containers import containers_of
 from fxfault.passes.tracing.refusals import OF_A_LIBRARY
 from fxfault.passes.tracing.traced_module import TracedModule, compile_graph
@@ -45,8 +49,8 @@ class Segment:
     """The part of a forward between two cuts.
 
     Attributes:
-        site: the site at the start. If it is an activation, it strikes the first input before the
-            segment runs. None for the first segment, which takes the model's inputs.
+        site: the site at the start; see `takes_struck`. None for the first segment, which takes
+            the model's inputs.
         inside: the other sites that strike while the segment runs.
         kept: paths of its containers that keep a user's Python forward, which may ask about values
             of several samples at once.
@@ -58,6 +62,11 @@ class Segment:
     inside: tuple[FaultSite, ...]
     kept: tuple[str, ...]
     function: Callable[..., Any] = field(repr=False)
+
+    @property
+    def takes_struck(self) -> bool:
+        """Whether the site at the start strikes the first input before the segment runs."""
+        return self.site is not None and self.site.stored is None and not self.site.is_inner
 
     @property
     def sites(self) -> tuple[FaultSite, ...]:
@@ -119,9 +128,6 @@ def _sites_of(model: nn.Module, node: Node) -> tuple[FaultSite, ...]:
     if words is not None:
         return (words,)
     for module in called_module(model, str(node.target)).modules():
-        site = site_struck_inside(module)
-        if site is not None:
-            found[id(site)] = site
         found.update((id(site), site) for site in sites_struck_inside(module))
         if isinstance(module, TracedModule):
             for inner in module.graph.nodes:
@@ -160,6 +166,11 @@ def _possible_cuts(
 
 def _first_struck(node: Node, struck: dict[Node, tuple[FaultSite, ...]]) -> FaultSite | None:
     """The first site that strikes after a cut before a node; None if no cut is possible there."""
+    if node.op == "call_module":
+        given = [value for value in node.kwargs.values() if isinstance(value, Node)]
+        gets_words = any(value.target is fault_inject for value in given)
+        first = min(struck[node], key=lambda site: site.index, default=None)
+        return first if first is not None and first.is_inner and not gets_words else None
     if node.op != "call_function":
         return None
     if node.target is stored_weight:  # With it, its layer begins to read its words.
@@ -207,7 +218,7 @@ def _segment(
     taken = live[0]
     for node in taken:
         copies[node] = graph.placeholder(node.name)
-    given_struck = site is not None and site.stored is None
+    given_struck = site is not None and nodes[0].target is fault_inject
     if given_struck:  # The placeholder of the unstruck value receives the struck one.
         copies[nodes[0]] = copies[taken[0]]
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from fxfault.functional import fault_inject, stored_bias, stored_weight
-from fxfault.passes.layer_memories import accept_words, install_memory
+from fxfault.passes.layer_quantisers import accept_words, install_struck
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import read_proxy
@@ -114,7 +114,7 @@ class StoredSites:
                 return site
         stored = Stored(kind, tuple(getattr(layer, parameter).shape), channel_dim(layer, kind))
         facts = read_proxy(layer._modules[quantiser])
-        site, attribute = self.sites.add(name, path, type(layer).__name__, facts, stored)
+        site, attribute = self.sites.add(name, path, type(layer).__name__, facts, stored, quantiser)
         self._attributes[site.name] = attribute
         return site
 
@@ -126,7 +126,7 @@ class StoredSites:
         """
         for (_, kind), (layer, site) in self._found.items():
             if site is not None:
-                install_memory(layer).add(kind, site)
+                install_struck(layer).add(KINDS[kind].quantiser, site)
         for call in self._calls:
             self._rewrite(call, attribute_for(call.module))
 
@@ -149,7 +149,7 @@ class StoredSites:
                 node.update_kwarg(KINDS[kind].parameter, struck)
         if "weights" not in call.kinds:  # It must not be quantised twice.
             node.update_kwarg("weight", weight)
-            install_memory(call.layer).add("weights", None)
+            install_struck(call.layer).add(KINDS["weights"].quantiser, None)
         for kind in ("weights", *call.kinds):
             accept_words(call.layer, kind)
 

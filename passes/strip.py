@@ -12,8 +12,8 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.layer_memories import remove_memory
 from fxfault.passes.layer_outputs import uninstall
+from fxfault.passes.layer_quantisers import remove_struck
 from fxfault.passes.stored_sites import erase_words
 from fxfault.passes.tracing.own_forward import give_forward_back
 from fxfault.passes.tracing.traced_module import TracedModule
@@ -29,7 +29,7 @@ class StripFaults(PassBase):
         modified = False
         for module in list(graph_module.modules()):
             modified |= uninstall(module)
-            modified |= remove_memory(module)
+            modified |= remove_struck(module)
             modified |= give_forward_back(module)
             if isinstance(module, TracedModule) and _strip_graphs(module):
                 module.recompile()

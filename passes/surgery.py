@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
 from fxfault.errors import SiteError
-from fxfault.passes.layer_memories import LayerMemory, accept_words, install_memory, memory_of
 from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
+from fxfault.passes.layer_quantisers import (
+    LayerQuantisers,
+    StruckQuantiser,
+    accept_words,
+    install_struck,
+    struck_of,
+)
 from fxfault.passes.tracing.sharing import holds, shell
-from fxfault.passes.tracing.targets import rule_of
+from fxfault.passes.tracing.targets import inner_rule, rule_of
+from fxfault.quantisers.inner_quantisers import is_named, quantisers_inside
 from fxfault.quantisers.quant_tensors import (
     has_own_forward,
-    is_activation,
     read_proxy,
-    read_quantiser,
+    why_no_integers,
     why_unsupported,
 )
 from fxfault.quantisers.stored_words import (
@@ -34,10 +40,10 @@ _AGAIN = "transform the model again"
 
 
 def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | None]) -> None:
-    """Let the sites of replaced layers strike the new ones.
+    """Let the sites of replaced layers and quantisers strike the new ones.
 
-    An activation layer that replaces another takes over its sites. Any other new target needs
-    another graph or another list of sites.
+    A layer that replaces another takes over its sites, and so does a quantiser. Any other new
+    target needs another graph or another list of sites.
 
     Args:
         sites: the sites of the transformed model.
@@ -45,26 +51,25 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
         before: the former children of the module.
 
     Raises:
-        SiteError: sites are armed, and a new layer has no site or no integer words.
+        SiteError: sites are armed, and a new layer has no site or no words for faults; or the
+            graph calls a new layer with words that it does not have.
     """
-    own = memory_of(module)
+    here, own = list(module.children()), struck_of(module)
     if own is not None:
-        _keep_words(sites, own)
-        return
-    outputs = [installed(child) for child in before if child is not None]
-    gone = [output for output in outputs if output and output.layer[0] not in module.children()]
+        _keep_words(sites, own, before)
     for name, child in list(module._modules.items()):
         if child is None or any(child is old for old in before):
             continue
         place = list(module._modules).index(name)
         old = before[place] if place < len(before) else None
-        output = None if old is None else installed(old)
-        memory = None if old is None else memory_of(old)
-        if memory is not None and memory.layer[0] not in module.children():
-            ours = module._modules[name] = _with_memory(sites, child, memory)
-            sites.watch_also(ours)
-        elif output is not None and output in gone:
-            module._modules[name] = _adopted(sites, child, output)
+        # What still has a place in the module strikes there.
+        is_gone = old is not None and all(old is not other for other in here)
+        output = installed(old) if is_gone and old is not None else None
+        struck = struck_of(old) if is_gone and old is not None else None
+        if output is not None or struck is not None:
+            ours = module._modules[name] = _adopted(sites, child, output, struck)
+            if struck is not None:
+                sites.watch_also(ours)
         elif _holds_target(sites, child) and sites.clock.why_quiet is None:
             raise SiteError(
                 f"{type(module).__name__}.{name}: a {type(child).__name__} was put there after "
@@ -72,107 +77,166 @@ def follow(sites: FaultSites, module: nn.Module, before: Sequence[nn.Module | No
             )
 
 
-def _adopted(sites: FaultSites, layer: Any, output: LayerOutput) -> nn.Module:
-    """Our copy of a new layer, struck by the sites of the old one."""
-    if isinstance(output, FloatOutput):
-        output.layer = [shell(layer)]
-        output.install()
-        return output.layer[0]  # type: ignore[no-any-return]
+def _adopted(
+    sites: FaultSites, layer: Any, output: LayerOutput | None, struck: LayerQuantisers | None
+) -> nn.Module:
+    """Our copy of a new layer, struck by the sites of the old one.
+
+    Args:
+        sites: the sites of the transformed model.
+        layer: the new layer.
+        output: the last step of the old layer; None if its output is no site.
+        struck: the struck quantisers of the old layer; None if it has none.
+
+    Raises:
+        SiteError: the new layer has no such words, or has others.
+    """
+    ours = shell(layer)
+    if output is not None and not _take_output(sites, layer, ours, output):
+        return layer  # type: ignore[no-any-return]
+    if struck is not None:
+        _take_quantisers(sites, layer, ours, struck)
+    _refuse_new(sites, layer, [] if struck is None else list(struck.struck))
+    return ours
+
+
+def _refuse_new(sites: FaultSites, layer: nn.Module, known: Collection[str]) -> None:
+    """Refuse an armed forward if a layer makes words by quantisers that were not known before.
+
+    Raises:
+        SiteError: that is so.
+    """
+    if sites.clock.why_quiet is not None or not inner_rule(sites.config)(layer):
+        return
+    for name, quantiser in quantisers_inside(layer).items():
+        if quantiser.is_quant_enabled and name not in known:
+            raise SiteError(
+                f"{name}: a {type(layer).__name__} was put into the model after transform, and "
+                f"this quantiser of it has no fault site; {_AGAIN}"
+            )
+
+
+def _take_output(sites: FaultSites, layer: Any, ours: nn.Module, output: LayerOutput) -> bool:
+    """Strike the output of our copy of a new layer; returns whether faults can do that."""
     struck = {id(site): site for calls in output.sites.values() for site in calls}
-    why = why_unsupported(layer)
-    if why is None and has_own_forward(layer):
-        why = "it has a forward of its own"
-    if not is_activation(layer, tuple(sites.config.targets)):
-        why = f"it is not one of {', '.join(sites.config.targets)}"
+    is_float = isinstance(output, FloatOutput)
+    why = None if is_float else _why_no_output(sites, layer)
     if why is not None:
         if sites.clock.why_quiet is not None:
-            return layer  # type: ignore[no-any-return]
+            return False
         name = next(iter(struck.values())).name
         raise SiteError(
             f"site {name}: its layer was replaced by a {type(layer).__name__} that faults cannot "
             f"strike ({why}); {_AGAIN}"
         )
-    ours = shell(layer)
     output.layer = [ours]
     output.install()
-    for site in struck.values():
-        site.quantiser, site.module_type = read_quantiser(layer), type(layer).__name__
+    for site in struck.values() if not is_float else ():
         site.layer = ours if site.layer is not None else None
-        site.caches.clear()
-        for fault in site.faults if site.selected else ():
-            site.check_word(fault.model, site.bit_width)
-    return ours
+        _look_again(site, layer)
+    return True
 
 
-def _with_memory(sites: FaultSites, layer: nn.Module, memory: LayerMemory) -> nn.Module:
-    """Our copy of a new layer, whose words are struck by the sites of the old one's."""
-    ours = shell(layer)
-    for kind, word in memory.words.items():
-        why = _why_not(sites, layer, kind, memory)
-        if why and word.site is not None:
+def _why_no_output(sites: FaultSites, layer: Any) -> str | None:
+    """Why faults cannot strike the quantised output of a new layer; None if they can."""
+    if not is_named(layer, sites.config.targets):
+        return f"it is not one of {', '.join(sites.config.targets)}"
+    why = why_unsupported(layer)
+    return "it has a forward of its own" if why is None and has_own_forward(layer) else why
+
+
+def _take_quantisers(
+    sites: FaultSites, layer: nn.Module, ours: nn.Module, struck: LayerQuantisers
+) -> None:
+    """Strike the quantisers in our copy of a new layer by the sites of the old one's."""
+    for name, stand_in in struck.struck.items():
+        why = _why_not(sites, layer, name, struck)
+        if why and stand_in.site is not None:
             # Armed or not: the graph calls the layer with the words of the old one.
             raise SiteError(
-                f"site {word.site.name}: its layer was replaced by a {type(layer).__name__} that "
-                f"faults cannot strike ({why}); {_AGAIN}"
+                f"site {stand_in.site.name}: its layer was replaced by a {type(layer).__name__} "
+                f"that faults cannot strike ({why}); {_AGAIN}"
             )
-    new = install_memory(ours)
-    for kind, word in memory.words.items():
-        if word.site is not None:
-            _read_again(word.site, layer, kind)
-        new.add(kind, word.site)
-    for kind in memory.in_graph:
+    new = install_struck(ours)
+    for name, stand_in in struck.struck.items():
+        _take(new, name, stand_in, layer)
+    for kind in struck.in_graph:
         accept_words(ours, kind)
-    return ours
+    if struck.fast_mode is not None:
+        new.run_own_cell()
 
 
-def _why_not(sites: FaultSites, layer: nn.Module, kind: str, memory: LayerMemory) -> str:
-    """Why the sites of a layer's memory cannot strike a layer in its place; empty if they can."""
+def _keep_words(
+    sites: FaultSites, struck: LayerQuantisers, before: Sequence[nn.Module | None]
+) -> None:
+    """Strike the words of quantisers that replaced others in a layer."""
+    layer = struck.layer[0]
+    for name, stand_in in list(struck.struck.items()):
+        why = _why_not(sites, layer, name, struck)
+        if why and stand_in.site is not None:
+            raise SiteError(
+                f"site {stand_in.site.name}: its quantiser was replaced, and faults cannot strike "
+                f"the new one ({why}); {_AGAIN}"
+            )
+        _take(struck, name, stand_in, layer)
+    changed = [n for n, child in layer._modules.items() if all(child is not old for old in before)]
+    old_ones = [name for name in quantisers_inside(layer) if name not in changed]
+    _refuse_new(sites, layer, [*struck.struck, *old_ones])
+
+
+def _take(struck: LayerQuantisers, name: str, stand_in: StruckQuantiser, layer: nn.Module) -> None:
+    """Strike a quantiser of a layer by the site that another one had."""
+    if stand_in.site is not None:
+        _look_again(stand_in.site, layer)
+    struck.add(name, stand_in.site)
+
+
+def _why_not(sites: FaultSites, layer: nn.Module, name: str, struck: LayerQuantisers) -> str:
+    """Why the sites of a layer cannot strike the words of a new one; empty if they can.
+
+    Args:
+        sites: the sites of the transformed model.
+        layer: the new layer, or the same one with a new quantiser.
+        name: the attribute of the layer that has the quantiser.
+        struck: the struck quantisers of the old layer.
+    """
+    kind = next((kind for kind, found in KINDS.items() if found.quantiser == name), None)
+    if kind is None:
+        quantiser = quantisers_inside(layer).get(name)
+        return f"it has no {name}" if quantiser is None else why_no_integers(quantiser) or ""
     if not has_memory(layer, kind):
         return f"it has no {KINDS[kind].parameter} of Brevitas"
     why = why_no_words(layer, kind)
     if why is not None:
         return why
-    if kind in memory.in_graph and memory_of(layer) is None and not runs_brevitas_forward(layer):
+    if kind in struck.in_graph and struck_of(layer) is None and not runs_brevitas_forward(layer):
         return "it has a forward of its own"
-    if kind in memory.in_graph and any(needs_input(layer, k) for k in ("weights", kind)):
+    if kind in struck.in_graph and any(needs_input(layer, k) for k in ("weights", kind)):
         return f"its {KINDS[kind].parameter} depends on its quantised input"
-    others = [memory_of(part) for part in sites.clock.model.modules()]
-    tied = [o.words[kind].site for o in others if o not in (None, memory) and kind in o.words]
-    if any(site is memory.words[kind].site is not None for site in tied):
+    others = [struck_of(part) for part in sites.clock.model.modules()]
+    tied = [o.struck[name].site for o in others if o not in (None, struck) and name in o.struck]
+    if any(site is struck.struck[name].site is not None for site in tied):
         return "another layer has the same memory"
     return ""
 
 
-def _read_again(site: FaultSite, layer: Any, kind: str) -> None:
+def _look_again(site: FaultSite, layer: Any) -> None:
     """Bring the facts of a site up to date with the layer that it strikes."""
-    parameter = getattr(layer, KINDS[kind].parameter)
-    site.quantiser = read_proxy(layer._modules[KINDS[kind].quantiser])
-    site.module_type = type(layer).__name__
-    site.stored = Stored(kind, tuple(parameter.shape), channel_dim(layer, kind))
+    site.quantiser, site.module_type = read_proxy(layer._modules[site.part]), type(layer).__name__
+    if site.stored is not None:
+        kind = site.stored.kind
+        shape = getattr(layer, KINDS[kind].parameter).shape
+        site.stored = Stored(kind, tuple(shape), channel_dim(layer, kind))
     site.caches.clear()
+    site.before = {}
     for fault in site.faults if site.selected else ():
         site.check_word(fault.model, site.bit_width)
-
-
-def _keep_words(sites: FaultSites, memory: LayerMemory) -> None:
-    """Strike the words of quantisers that replaced others in a layer."""
-    layer = memory.layer[0]
-    for kind, word in list(memory.words.items()):
-        why = _why_not(sites, layer, kind, memory)
-        if why and word.site is not None:
-            raise SiteError(
-                f"site {word.site.name}: its quantiser was replaced, and faults cannot strike the "
-                f"new one ({why}); {_AGAIN}"
-            )
-        if word.site is not None:
-            _read_again(word.site, layer, kind)
-        memory.add(kind, word.site)
 
 
 def _holds_target(sites: FaultSites, module: nn.Module) -> bool:
     wanted = rule_of(sites.config)
 
     def is_target(part: nn.Module) -> bool:
-        return wanted(part) and installed(part) is None and memory_of(part) is None
+        return wanted(part) and installed(part) is None and struck_of(part) is None
 
     return is_target(module) or holds(module, is_target)

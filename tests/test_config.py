@@ -79,7 +79,10 @@ def test_defaults() -> None:
         "frequency_value": 1024,
         "gradient_mode": "ste",
         "layers": None,
-        "targets": ["QuantIdentity", "QuantReLU", "QuantHardTanh"],
+        "targets": [
+            *("QuantIdentity", "QuantReLU", "QuantHardTanh", "QuantSigmoid", "QuantTanh"),
+            *("QuantInputOutputLayer", "QuantLSTM", "QuantRNN"),
+        ],
         "unsupported": "error",
     }
 

@@ -102,7 +102,8 @@ def test_a_kept_container_is_a_frame_with_its_reason(faulty: Faulty) -> None:
 
     assert "kept with its own forward: it is a layer of\\la library\\l" in text
     assert "QuantMultiheadAttention ..> QuantIdentity" in edges(text)
-    assert "FAULT 2: attention.q_scaled_quant" in text
+    assert r"FAULT 1: attention.in_proj.\ninput_quant" in text
+    assert "FAULT 4: attention.q_scaled_quant" in text
 
 
 def test_a_kept_model_is_a_frame_with_all_its_sites(branching: nn.Module, faulty: Faulty) -> None:

@@ -22,7 +22,7 @@ from wild import ALL_HIT, alike, lowest_bits_flipped
 import fxfault
 from fxfault.passes import containers_of, trace
 from fxfault.passes.tracing.traced_module import TracedModule
-from fxfault.quantisers.quant_tensors import is_activation
+from fxfault.quantisers.inner_quantisers import gives_word, is_named
 
 NETWORKS = (images, transformers, states)  # Each adds its own to the table.
 pytestmark = [
@@ -77,7 +77,7 @@ def calls_of_targets(model: nn.Module) -> list[str]:
     """A list that grows with each call of a target layer."""
     calls: list[str] = []
     for path, module in model.named_modules():
-        if is_activation(module, TARGETS):
+        if is_named(module, TARGETS) and gives_word(module):
             module.register_forward_pre_hook(lambda *_, path=path: calls.append(path))
     return calls
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brevitas.nn import QuantIdentity, QuantReLU, QuantSigmoid
+from brevitas.nn import QuantHardSwish, QuantIdentity, QuantReLU, QuantSigmoid
 from torch import Tensor, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes, SideEffects
@@ -235,7 +235,8 @@ def test_model_that_is_not_enabled_is_returned_as_it_is() -> None:
 
 def test_model_without_targets_is_refused_with_the_types_it_has() -> None:
     with pytest.raises(
-        TransformError, match=r"no module of the types QuantIdentity.*Linear.*`targets`"
+        TransformError,
+        match=r"no quantised activation in layers of the types QuantIdentity.*Linear.*`targets`",
     ):
         fxfault.transform(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), EVERYWHERE)
 
@@ -418,7 +419,10 @@ def test_optional_quantisers_of_a_brevitas_layer_are_listed_not_refused() -> Non
 
 def test_other_activation_layers_are_targets_when_named() -> None:
     model = nn.Sequential(QuantSigmoid(), QuantReLU())
-    assert fxfault.transform(model, EVERYWHERE).faults.names == ("1",)
+    assert fxfault.transform(model, EVERYWHERE).faults.names == ("0", "1")
+    assert fxfault.transform(
+        nn.Sequential(QuantHardSwish(), QuantReLU()), EVERYWHERE
+    ).faults.names == ("1",)
     config = {**EVERYWHERE, "targets": ["QuantSigmoid"]}
     assert fxfault.transform(model, config).faults.names == ("0",)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from brevitas.nn import QuantHardTanh, QuantIdentity, QuantReLU
+from brevitas.nn import QuantHardTanh, QuantIdentity, QuantReLU, QuantSigmoid, QuantTanh
 from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
 from torch import Tensor, nn
@@ -33,13 +33,16 @@ ALL_HIT = {
 X = torch.linspace(-1, 1, 32).reshape(4, 8)
 
 
+TARGETS = (QuantIdentity, QuantReLU, QuantHardTanh, QuantSigmoid, QuantTanh)
+
+
 @contextlib.contextmanager
 def lowest_bits_flipped() -> Iterator[None]:
     """Strike every target of eager models, exactly once for each call."""
     original = QuantNonLinearActLayer.pack_output
 
     def pack_output(self: Any, output: Any) -> Any:
-        is_target = isinstance(self, (QuantIdentity, QuantReLU, QuantHardTanh))
+        is_target = isinstance(self, TARGETS)
         if is_target and isinstance(output, IntQuantTensor):
             code = torch.round(output.value / output.scale + output.zero_point).long() ^ 1
             value = (code - output.zero_point) * output.scale

@@ -256,8 +256,8 @@ HAND_WRITTEN = [
     Entry("type_question", TypeQuestion, (4, 2, 16), 2),
     Entry("side_effects", SideEffects, (4, 8), 1),
     Entry("without_gradient", WithoutGradient, (4, 8), 2),
-    Entry("recurrent", Recurrent, (5, 3, 8), 2),
-    Entry("attention", Attention, (5, 3, 8), 6),
+    Entry("recurrent", Recurrent, (5, 3, 8), 14),
+    Entry("attention", Attention, (5, 3, 8), 8),
 ]
 BNN_PYNQ = [
     Entry(f"{family}_{w}w{a}a", _bnn_pynq(f"{family}_{w}w{a}a"), shape, sites)
@@ -285,7 +285,7 @@ TORCHVISION = [
         "mobilenet_v2", _quantised_torchvision("MobileNetV2", **_FEW_INVERTED), (2, 3, 32, 32), 15
     ),
     Entry("densenet", _quantised_torchvision("DenseNet", **_TINY_DENSENET), (2, 3, 32, 32), 29),
-    Entry("vit", _quantised_torchvision("VisionTransformer", **_TINY_VIT), (2, 3, 16, 16), 31),
+    Entry("vit", _quantised_torchvision("VisionTransformer", **_TINY_VIT), (2, 3, 16, 16), 35),
 ]
 THIRD_PARTY = [*BNN_PYNQ, *TORCHVISION]
 ZOO = [*HAND_WRITTEN, *THIRD_PARTY]

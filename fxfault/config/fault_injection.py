@@ -189,8 +189,8 @@ allowed: a number from 0 to 100
     memory: Annotated[
         Memories,
         Field(
-            description="What faults strike: the outputs of the `targets`, the quantised weights "
-            "or the quantised biases of all layers, or the float parameters and buffers "
+            description="What faults strike: the activations of the `targets`, the quantised "
+            "weights or the quantised biases of all layers, or the float parameters and buffers "
             "(`parameters`, IEEE words); or a list of these."
         ),
     ] = "activations"
@@ -219,11 +219,17 @@ allowed: a number from 0 to 100
         tuple[Name, ...],
         Field(
             min_length=1,
-            description="Class names of the modules whose outputs are sites; with `word: ieee` "
-            "also patterns, such as `*ReLU`.",
+            description="Class names of the layers whose activations are sites: the output of an "
+            "activation layer, and the words of the quantisers that a layer calls itself "
+            "(`input_quant`, `output_quant`, those of an LSTM). `QuantInputOutputLayer` stands for "
+            "convolutions, linear layers, `QuantEltwiseAdd` and `QuantCat`. With `word: ieee`: "
+            "class names or patterns, such as `*ReLU`, of the modules whose outputs are sites.",
         ),
         BeforeValidator(tuple_from_list),
-    ] = ("QuantIdentity", "QuantReLU", "QuantHardTanh")
+    ] = (
+        *("QuantIdentity", "QuantReLU", "QuantHardTanh", "QuantSigmoid", "QuantTanh"),
+        *("QuantInputOutputLayer", "QuantLSTM", "QuantRNN"),
+    )
     word: Annotated[
         Literal["quantised", "ieee"],
         Field(

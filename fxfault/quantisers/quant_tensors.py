@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,17 +35,17 @@ class Quantiser:
         bit_width: the constant bit width; None if it is learned or otherwise varies.
         word: what a word holds: an `integer`, a `minifloat` of Brevitas, or the `ieee` float that
             a plain tensor is made of.
+        keeps_codes: whether it makes of its own codes the same codes: it rounds to the nearest
+            and applies no function before, but perhaps a ReLU.
+        rectifies: whether it applies a ReLU before.
     """
 
     narrow_range: bool
     binary: bool
     bit_width: int | None
     word: str = "integer"
-
-
-def is_activation(module: nn.Module, class_names: tuple[str, ...]) -> bool:
-    """Whether a module's class, or one that it derives from, has one of the names."""
-    return any(kind.__name__ in class_names for kind in type(module).__mro__)
+    keeps_codes: bool = field(default=True, repr=False)
+    rectifies: bool = field(default=False, repr=False)
 
 
 def is_of_type(module: nn.Module, patterns: tuple[str, ...]) -> bool:
@@ -68,21 +68,37 @@ def why_unsupported(module: nn.Module) -> str | None:
     if not isinstance(module, QuantNonLinearActLayer):
         return "it is not a Brevitas activation layer"
     proxy = module.act_quant
+    if proxy.is_quant_enabled and isinstance(proxy, ActFloatQuantProxyFromInjector):
+        return None
+    return why_no_integers(proxy, "neither integer nor minifloat")
+
+
+def why_no_integers(proxy: Any, otherwise: str = "not an integer one") -> str | None:
+    """Why a quantiser of activations makes no integer words; None if it does.
+
+    Args:
+        proxy: a quantiser of Brevitas, such as `layer.input_quant`.
+        otherwise: what to say of a quantiser of other words.
+    """
     if not proxy.is_quant_enabled:
         return "its quantiser is disabled"
     if isinstance(proxy, GroupwiseActQuantProxyFromInjector):
         return "its quantiser is groupwise"
-    if not isinstance(proxy, (ActQuantProxyFromInjector, ActFloatQuantProxyFromInjector)):
-        return f"its quantiser is neither integer nor minifloat ({type(proxy).__name__})"
+    if not isinstance(proxy, ActQuantProxyFromInjector):
+        return f"its quantiser is {otherwise} ({type(proxy).__name__})"
     return None
 
 
-def only_observes(layer: Any) -> bool:
+def only_observes(layer: Any, name: str = "act_quant") -> bool:
     """Whether a layer's quantiser takes statistics and quantises nothing.
 
     `calibration_mode` of Brevitas 0.13 leaves a quantiser like this if several layers share it.
+
+    Args:
+        layer: any module, or None.
+        name: the attribute of the layer that has the quantiser.
     """
-    quantiser = getattr(layer, "act_quant", None)
+    quantiser = getattr(layer, name, None)
     parts = quantiser.modules() if isinstance(quantiser, nn.Module) else ()
     return any(getattr(part, "observer_only", False) is True for part in parts)
 
@@ -188,22 +204,39 @@ def read_proxy(proxy: Any) -> Quantiser:
     parts = list(proxy.modules())
     ternary = any(isinstance(part, TernaryQuant) for part in parts)
     constants = [part for part in parts if isinstance(part, BitWidthConst)]
+    roundings = [_name_of(getattr(part, "float_to_int_impl", None), "RoundSte") for part in parts]
+    fused = getattr(proxy, "fused_activation_quant_proxy", None)
+    activation = _name_of(getattr(fused, "activation_impl", None), "Identity")
     return Quantiser(
         narrow_range=ternary or bool(proxy.is_narrow_range),
         binary=any(isinstance(part, (BinaryQuant, ClampedBinaryQuant)) for part in parts),
         bit_width=round(float(constants[0]())) if constants else None,
+        keeps_codes=set(roundings) <= {"RoundSte"} and activation in ("Identity", "ReLU"),
+        rectifies=activation == "ReLU",
     )
 
 
-def _quantiser_of(layer: nn.Module) -> Any:
-    """The part of a Brevitas activation layer that has scale and bit width; None if absent."""
-    fused = getattr(getattr(layer, "act_quant", None), "fused_activation_quant_proxy", None)
+def _name_of(part: Any, default: str) -> str:
+    """The class name of a part of a quantiser, TorchScript or not."""
+    if part is None:
+        return default
+    return str(getattr(part, "original_name", type(part).__name__))
+
+
+def _quantiser_of(layer: nn.Module, name: str) -> Any:
+    """The part of a layer's quantiser that has scale and bit width; None if absent."""
+    fused = getattr(getattr(layer, name, None), "fused_activation_quant_proxy", None)
     return getattr(fused, "tensor_quant", None)
 
 
-def learned_bit_width(layer: nn.Module) -> int | None:
-    """The bit width that a layer has learned so far; None if it learns none."""
-    quantiser = _quantiser_of(layer)
+def learned_bit_width(layer: nn.Module, name: str = "act_quant") -> int | None:
+    """The bit width that a quantiser of a layer has learned so far; None if it learns none.
+
+    Args:
+        layer: a layer of Brevitas.
+        name: the attribute of the layer that has the quantiser.
+    """
+    quantiser = _quantiser_of(layer, name)
     width = getattr(quantiser, "msb_clamp_bit_width_impl", None)
     if width is None:
         return None
@@ -211,13 +244,17 @@ def learned_bit_width(layer: nn.Module) -> int | None:
         return round(float(width()))
 
 
-def settled_scale(layer: nn.Module) -> Tensor | None:
-    """The scale of a layer, if it is a constant or a parameter in use; None otherwise.
+def settled_scale(layer: nn.Module, name: str = "act_quant") -> Tensor | None:
+    """The scale of a layer's quantiser, if it is a constant or a parameter in use; else None.
 
     Only the part that computes the scale runs. `act_quant.scale()` would quantise a number, which
     changes training flags and counts down `quant_delay_steps`.
+
+    Args:
+        layer: a layer of Brevitas.
+        name: the attribute of the layer that has the quantiser.
     """
-    quantiser = _quantiser_of(layer)
+    quantiser = _quantiser_of(layer, name)
     scaling: Any = getattr(quantiser, "scaling_impl", None)
     kind = type(scaling).__name__
     if kind == "ParameterFromRuntimeStatsScaling":  # A parameter, once its statistics are complete.

@@ -46,7 +46,7 @@ from fxfault.quantisers.constants import (
     WeightConstants,
 )
 from fxfault.quantisers.quant_tensors import OWN_FORWARD, own_class, plain
-from fxfault.quantisers.stored_words import MEMORY
+from fxfault.quantisers.stored_words import STRUCK
 from fxfault.quantisers.watch import Watch, switches_of, tensors_below
 
 _SCALES = (ConstScaling, ParameterScaling, ParameterFromRuntimeStatsScaling)
@@ -224,7 +224,7 @@ def _require_brevitas(layer: nn.Module, *methods: str) -> None:
     """Require a layer in eval mode that runs Brevitas's own methods."""
     for name in methods:
         method = getattr(own_class(layer), name, None)
-        ours = name == "pack_output" or (name == "forward" and MEMORY in layer.__dict__)
+        ours = name == "pack_output" or (name == "forward" and STRUCK in layer.__dict__)
         own = name in layer.__dict__ and not ours
         own |= name == "forward" and OWN_FORWARD in layer.__dict__
         if own or (method is not None and not method.__module__.startswith("brevitas.nn.")):

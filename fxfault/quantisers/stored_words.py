@@ -27,8 +27,8 @@ class _Kind(NamedTuple):
     words: tuple[type, ...]
 
 
-# Where a layer has the memory whose words faults strike; see `fxfault.passes.layer_memories`.
-MEMORY = "_fault_memory"
+# Where a layer has its struck quantisers; see `fxfault.passes.layer_quantisers`.
+STRUCK = "_struck_quantisers"
 
 KINDS = {
     "weights": _Kind(

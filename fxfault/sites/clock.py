@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Attributes that belong to one process or model, and not to a point in time.
 _NOT_IN_STATE = (
-    *("_model", "_on_move", "forward", "given", "handle", "passes", "persist", "rank"),
+    *("_model", "_on_move", "forward", "given", "handle", "measuring", "passes", "persist", "rank"),
     *("warned", "world_size"),
 )
 
@@ -51,6 +51,7 @@ class FaultClock:
         given: the numbers of the samples, if `FaultSites.samples` sets them.
         passes: number of resets so far.
         rank, world_size: number of this process, and of all processes; see `FaultSites.shard`.
+        measuring: whether each site shows its words, also those that others strike before.
         warned: whether `FaultSite.layout_of` has warned that layouts were not measured.
         handle: the handle through which compiled code finds the sites.
     """
@@ -76,6 +77,7 @@ class FaultClock:
         self.passes = 0
         self.given: Tensor | None = None
         self.warned = False
+        self.measuring = False
         self.reset()
 
     def reset(self, first_sample: int = 0) -> None:

@@ -63,6 +63,7 @@ class FaultSites(RunningSites):
         running_depth: number of the model's parts that run, one within the other.
         running: number of the traced module whose graph runs now; None while Python code runs.
         outputs: the last step of each activation layer.
+        edges: the words of the present forward; None if no quantiser inside a layer is a site.
         checked: what `fxfault.check` found; empty if the model was not checked.
         told_quiet: whether it was said that no fault strikes, or need not be said.
     """

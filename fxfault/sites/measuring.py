@@ -38,6 +38,7 @@ def armed_at_zero(sites: FaultSites) -> Iterator[FaultStatistics]:
     statistics = FaultStatistics(len(sites), sites.names, cosine=False)
     try:
         clock.enabled, clock.apply_during, clock.given = True, "both", None
+        clock.measuring = True
         for site in sites:
             site.setting, site.selected, site.statistics = AT_ZERO, True, statistics
         yield statistics

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fxfault.errors import ConfigError, SiteError
+from fxfault.sites.edges import Edges
 from fxfault.sites.fault_recorder import FaultRecorder
 from fxfault.sites.listings import ListAhead, listing
 from fxfault.sites.site import FaultSite, Handover, why_no_codes
@@ -54,6 +55,7 @@ class RunningSites(SiteList):
         self.skipped: dict[str, str] = {}
         self.running: int | None = None
         self.outputs: list[Handover] = []
+        self.edges: Edges | None = None
         self.checked = ""
         self.told_quiet = False
         self.statistics: FaultStatistics | None = None
@@ -66,7 +68,7 @@ class RunningSites(SiteList):
     def clear(self) -> list[FaultSite]:
         """Remove and return all sites; the clock and its settings stay."""
         self.outputs, self.skipped, self._tree, self.running = [], {}, [], None
-        self.parameters = None
+        self.parameters = self.edges = None
         return super().clear()
 
     def take_over(self, before: Iterable[FaultSite]) -> None:
@@ -84,6 +86,12 @@ class RunningSites(SiteList):
             self.set_statistics(self.statistics)
         elif self.statistics is not None:
             self.new_statistics()
+
+    def follow_words(self) -> None:
+        """Follow the words of each forward from site to site; see `fxfault.sites.edges`."""
+        self.edges = Edges()
+        for site in self:
+            site.edges = self.edges
 
     # -- forwards -----------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from fxfault.errors import ConfigError, SiteError
 from fxfault.faults.fault_models import FaultModel, label_of
 from fxfault.faults.layouts import Arrangement, Layout
 from fxfault.quantisers.quant_tensors import only_observes
+from fxfault.sites.edges import is_struck_before
 from fxfault.sites.settings import Setting, SiteFault
 
 if TYPE_CHECKING:
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
     from fxfault.quantisers.quant_tensors import Quantiser
     from fxfault.sites.clock import FaultClock
+    from fxfault.sites.edges import Edges, Sources
     from fxfault.sites.fault_recorder import FaultRecorder
     from fxfault.sites.statistics import FaultStatistics
 
 logger = logging.getLogger(__name__)
+
+# The attribute of an activation layer with the quantiser that makes its output.
+OUTPUT = "act_quant"
 
 NOT_CODES = (
     "are not integer codes of the quantiser (NaN, or not quantised: check the checkpoint's "
@@ -30,7 +35,7 @@ NOT_CODES = (
 ONLY_OBSERVED = (
     "were not quantised: the quantiser of its {} only observes (`observer_only` is true, as "
     "calibration_mode of Brevitas leaves quantisers that several layers share); set it to False in "
-    "all parts of `act_quant`, or give each layer a quantiser of its own before calibrating"
+    "all parts of `{}`, or give each layer a quantiser of its own before calibrating"
 )
 
 
@@ -43,9 +48,13 @@ TOO_LARGE = (
 def why_no_codes(site: FaultSite) -> str:
     """Why the values of a site are not codes, as the end of a message."""
     layer = None if site.output is None else site.output.layer[0]
+    if site.part != OUTPUT:
+        layer = site.clock.model.get_submodule(site.module_path)
     if isinstance(site.seen.word_bits, int) and site.seen.word_bits > 24:
         return TOO_LARGE.format(site.seen.word_bits)
-    return ONLY_OBSERVED.format(site.module_type) if only_observes(layer) else NOT_CODES
+    if only_observes(layer, site.part):
+        return ONLY_OBSERVED.format(site.module_type, site.part)
+    return NOT_CODES
 
 
 class Extent(NamedTuple):
@@ -98,6 +107,7 @@ class Observed:
         arrangement: how the samples of a batch lie in the activation; None if not measured.
         layout: samples and elements of the activation in the last armed forward.
         batch: samples of that forward.
+        shape: shape of the words of the last call, armed or not; known inside layers only.
     """
 
     signed: bool | None = None
@@ -109,6 +119,7 @@ class Observed:
     arrangement: Arrangement | None = None
     layout: Layout | None = None
     batch: int | None = None
+    shape: tuple[int, ...] | None = None
 
 
 class Handover(Protocol):
@@ -151,7 +162,7 @@ class FaultSite:
 
     Attributes:
         name: the path of the layer, with `@2` for its second call and so on; for a weight or
-            bias, its name in `state_dict`.
+            bias, its name in `state_dict`; for another quantiser inside a layer, the path of that.
         index: place in the order of execution.
         module_path: path of the layer.
         module_type: class name of the layer.
@@ -161,6 +172,7 @@ class FaultSite:
         peers: all sites of the model, with this one.
         setting: what strikes here.
         stored: the tensor of a site that is a weight or bias; None for an activation.
+        part: the attribute of the layer that has the quantiser.
         selected: whether the configuration selects the site.
         output: the last step of the layer; see `fxfault.passes.layer_outputs`.
         layer: the layer that makes the activation, if no other node of the graph uses it; else
@@ -173,6 +185,8 @@ class FaultSite:
         observer: while layouts are measured, gets each activation and returns the values that the
             forward continues with.
         caches: results that strikes reuse; they may be emptied at any time.
+        edges: the words of the present forward; None if no quantiser inside a layer is a site.
+        before: the sites that the words of each call have passed; see `fxfault.sites.edges`.
     """
 
     name: str
@@ -185,6 +199,7 @@ class FaultSite:
     peers: Sequence[FaultSite]
     setting: Setting
     stored: Stored | None = None
+    part: str = OUTPUT
     selected: bool = True
     output: Handover | None = None
     layer: nn.Module | None = None
@@ -194,6 +209,8 @@ class FaultSite:
     seen: Observed = field(default_factory=Observed)
     observer: Callable[[Any], Tensor] | None = None
     caches: dict[Any, Any] = field(default_factory=dict)
+    edges: Edges | None = None
+    before: dict[int, Sources] = field(default_factory=dict)
     _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
 
     @property
@@ -205,6 +222,11 @@ class FaultSite:
     def memory(self) -> str:
         """What is struck: `activations`, `weights`, `biases` or `parameters`."""
         return "activations" if self.stored is None else self.stored.kind
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether a layer makes the words inside: they are no output and no weight or bias."""
+        return self.part != OUTPUT and self.stored is None
 
     @property
     def faults(self) -> tuple[SiteFault, ...]:
@@ -246,12 +268,32 @@ class FaultSite:
     def armed(self) -> bool:
         """Whether faults strike here in the current forward, even if only at 0 %."""
         # Like `why_unarmed`, but faster, because each strike asks.
-        return self.selected and bool(self.setting.faults) and self.clock.why_quiet is None
+        return (
+            self.selected
+            and bool(self.setting.faults)
+            and self.clock.why_quiet is None
+            and not (self.before and self.passes_on)
+        )
 
     @property
     def why_unarmed(self) -> str | None:
         """Why the site is not armed; None if it is."""
-        return self.clock.why_quiet if self.selected and self.setting.faults else "not selected"
+        if not (self.selected and self.setting.faults):
+            return "not selected"
+        if self.clock.why_quiet is None and self.before and self.passes_on:
+            names = [s.name for sources in self.before.values() for s in sources[0] if s.is_struck]
+            return f"its words are struck at {names[0]}"
+        return self.clock.why_quiet
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether all its words are struck before they reach it, and leave it as they are."""
+        return bool(self.before) and all(is_struck_before(self, call) for call in self.before)
+
+    @property
+    def is_struck(self) -> bool:
+        """Whether the configuration has faults for the site."""
+        return self.selected and bool(self.setting.faults)
 
     @property
     def strikes(self) -> bool:
@@ -330,6 +372,12 @@ class FaultSite:
             )
         self.setting = self.setting.with_fault_model(fault_model)
 
+    def first_stream(self) -> int:
+        """Return the key of the random numbers of the first call in a forward."""
+        if self.stored is not None:
+            return self.clock.stored_stream(self.name)
+        return self.clock.stream(self.name)
+
     def stream(self, again: bool = False, extra: int = 0) -> int:
         """Return the key of the random numbers of this call of the site.
 
@@ -342,7 +390,7 @@ class FaultSite:
         """
         if self.stored is not None:
             return self.clock.stored_stream(self.name)
-        if not self.counts_calls:
+        if not self.counts_calls and self.part == OUTPUT:
             return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
         now = (self.clock.forward, again)
         before, calls = self._calls

@@ -11,7 +11,7 @@ from fxfault.errors import SiteError
 from fxfault.messages import nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
-from fxfault.sites.site import FaultSite, Stored
+from fxfault.sites.site import OUTPUT, FaultSite, Stored
 from fxfault.sites.site_names import indices_of, listed
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class SiteList(Sequence[FaultSite]):
         module_type: str,
         quantiser: Quantiser,
         stored: Stored | None = None,
+        part: str = OUTPUT,
     ) -> tuple[FaultSite, str]:
         """Add a site; return it and the attribute through which generated code finds it."""
         site = FaultSite(
@@ -85,6 +86,7 @@ class SiteList(Sequence[FaultSite]):
             # Every entry of `faults` strikes here until `set_faults` looks at their layers.
             setting=setting_of(config_at(self.config, self.clock.epoch)),
             stored=stored,
+            part=part,
         )
         self._sites.append(site)
         # In ASCII, because Python normalises other letters in source code.

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxfault.quantisers.quant_tensors import IntQuantTensor
+from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
+from fxfault.sites.edges import is_struck_before
 from fxfault.sites.site import FaultSite
-from fxfault.strike.moments import moment_of
+from fxfault.strike.moments import moment_of, recomputing
 from fxfault.strike.operators import strike_compiled
 from fxfault.strike.strikes import strike_values, with_value
 
@@ -30,6 +31,45 @@ def strike_call(x: Any, site: FaultSite, extra: int = 0) -> Any:
         return x if value is None else type(x)(value, *x[1:])
     moment = moment_of(site, extra)
     return x if moment is None else with_value(x, x, strike_values(x, site, moment))
+
+
+def strike_inside(words: Any, given: Any, site: FaultSite) -> Any:
+    """Strike the words that a quantiser inside a layer has made, unless they are struck already.
+
+    Args:
+        words: what the quantiser made: an `IntQuantTensor` that nothing else refers to.
+        given: the input of the quantiser.
+        site: the site to strike.
+
+    Returns:
+        The faulty words, of the type of `words`.
+
+    Raises:
+        SiteError: `words` is no `IntQuantTensor`; or words that the quantiser leaves as they are
+            come from several sites, and only some of those are struck.
+    """
+    edges = site.edges
+    if edges is None or torch.compiler.is_dynamo_compiling():
+        return strike_call(words, site)
+    if recomputing():
+        moment = moment_of(site)  # The first run of the checkpoint has decided.
+        if moment is None:
+            return words
+        return with_value(words, words, strike_values(words, site, moment))
+    site.seen.shape = tuple(plain(words).shape)
+    call, sources = edges.call(site), edges.sources(site, given, words)
+    if edges.forward == site.clock.forward:  # All words of this forward are known.
+        site.before = {**(site.before if call else {}), call: sources}
+    passes = site.is_struck and call in site.before and is_struck_before(site, call)
+    if passes and site.quantiser.narrow_range:  # Which leaves out a code that a fault may give.
+        value = plain(given)
+        words = words._replace(value=torch.where(words.value == value, words.value, value))
+    moment = moment_of(site, passes=passes)
+    if moment is not None:
+        words = with_value(words, words, strike_values(words, site, moment))
+    here = [s for sites in sources for s in sites]
+    edges.note((*dict.fromkeys(here), site), words, plain(words))
+    return words
 
 
 def inject_compiled(x: Any, site: FaultSite) -> Any:

@@ -271,7 +271,7 @@ def samples_hit(
             )
         if not site.armed:
             return hit
-        key = site.stream()
+        key = site.first_stream()
     for spread, own_key, own_numbers in sources(site, key, numbers, layout, call):
         hit |= spread.samples_hit(own_key, own_numbers)
     return hit
@@ -292,7 +292,7 @@ def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
         numbers, layout = range(1), site.stored.layout
     parts = [
         hits.index
-        for spread, key, own_numbers in sources(site, site.stream(), numbers, layout)
+        for spread, key, own_numbers in sources(site, site.first_stream(), numbers, layout)
         for hits in spread.hits(key, own_numbers, CPU)
     ]
     if len(site.faults) == 1:  # One fault hits no element twice.
@@ -302,7 +302,7 @@ def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
 
 def _has(site: FaultSite, fault: SiteFault) -> bool:
     """Say whether a fault is spread over a site."""
-    strikes = site.selected and site.strikes
+    strikes = site.selected and site.strikes and not site.passes_on
     return strikes and any(own.number == fault.number for own in site.faults)
 
 

@@ -39,7 +39,7 @@ def _list_site(recorder: FaultRecorder, site: FaultSite, numbers: Tensor) -> Non
     layout, word = _layout(site), _word(site)
     if site.stored is not None:
         numbers = torch.zeros(1, dtype=torch.int64)  # The whole tensor is one sample.
-    for spread, key, own in sources(site, site.stream(), numbers, layout):
+    for spread, key, own in sources(site, site.first_stream(), numbers, layout):
         for hits in spread.hits(key, own, CPU):
             add_hits(recorder, spread, word, 1, numbers, hits)
 

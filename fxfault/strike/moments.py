@@ -26,7 +26,7 @@ from torch import Tensor
 from fxfault.errors import SiteError, TransformError
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
-from fxfault.sites.site import FaultSite
+from fxfault.sites.site import OUTPUT, FaultSite
 
 # Returns the number of the backward that runs in this thread, or -1.
 _backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]
@@ -51,6 +51,10 @@ class Moment(NamedTuple):
     first_sample: int
     given: Tensor | None
     call: int = 1
+
+
+# A call whose words were struck before: a repetition must not take the moment of the next call.
+_PASSED = Moment(0, None, 0, None)
 
 
 @dataclass
@@ -89,6 +93,8 @@ def begin(sites: FaultSites, inputs: Sequence[Any]) -> None:
         sites.look_at_layers()
         sites.prepare(inputs)
         sites.clock.begin(batch_size_of(inputs))
+        if sites.edges is not None:
+            sites.edges.begin(sites.clock.forward)
         if not sites.told_quiet:
             sites.say_if_quiet()
 
@@ -114,40 +120,44 @@ def recomputing() -> bool:
     return _backward() != -1
 
 
-def moment_of(site: FaultSite, extra: int = 0) -> Moment | None:
+def moment_of(site: FaultSite, extra: int = 0, passes: bool = False) -> Moment | None:
     """The moment of a strike at this call of a site; None if the site is not struck.
 
     Args:
         site: the site that the forward has reached.
         extra: calls of the layer since the one that the site stands for.
+        passes: whether the words of this call were struck before they reached the site.
     """
     clock, armed, again = site.clock, site.armed, _backward() != -1
-    if not (armed or again):  # A call that a backward repeats may have been armed.
+    if not (armed or again or passes):  # A call that a backward repeats may have been armed.
         return None
     training = clock.training
     if not (training or again or torch.is_grad_enabled()):
         # An evaluation has no checkpoints; to look for some would take time.
+        if passes or not armed:
+            return None
         if site.stored is not None:
             return _moment_now(site, again, extra)
         key = site.stream(extra=extra)
-        call = site._calls[1] if site.counts_calls else 1 + extra
+        call = site._calls[1] if site.counts_calls or site.part != OUTPUT else 1 + extra
         return Moment(key, clock.batch, clock.first_sample, clock.given, call)
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
         moment = _strikes(repeated).next(site)
     else:  # A repetition of a call that was not seen uses the clock as it is now.
-        moment = _moment_now(site, again, extra) if armed else None
+        moment = _moment_now(site, again, extra) if armed and not passes else None
+        moment = _PASSED if passes else moment
     if moment is not None:
         for checkpoint in running:
             _strikes(checkpoint).add(site, moment)
-    return moment
+    return None if moment is _PASSED else moment
 
 
 def _moment_now(site: FaultSite, again: bool, extra: int) -> Moment:
     clock, key = site.clock, site.stream(again, extra)
     if site.stored is not None:  # The whole tensor is one sample.
         return Moment(key, 1, clock.stored_draw, None, 1)
-    call = site._calls[1] if site.counts_calls else 1 + extra
+    call = site._calls[1] if site.counts_calls or site.part != OUTPUT else 1 + extra
     return Moment(key, clock.batch, clock.first_sample, clock.given, call)
 
 

@@ -127,11 +127,13 @@ def _no_target_message(model: nn.Module, config: FaultInjectionConfig) -> str:
             f"{name} has no {' or '.join(memories)} in layers of brevitas.nn; it has {shown}. "
             "Quantise them with these layers"
         )
-    missing = f"{name} has no module of the types {', '.join(config.targets)}; it has {shown}. "
+    of_types = f"of the types {', '.join(config.targets)}; it has {shown}. "
     if config.word == "ieee":
-        return f"{missing}Name some of these in `targets`"
-    quantise = "Quantise its activations with brevitas.nn layers, or name their types in `targets`"
-    return f"{missing}{quantise}"
+        return f"{name} has no module {of_types}Name some of these in `targets`"
+    return (
+        f"{name} has no quantised activation in layers {of_types}"
+        "Quantise its activations with brevitas.nn layers, or name their types in `targets`"
+    )
 
 
 class _Plan:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection
 from torch import nn
 
 from fxfault.config.fault_injection import FaultInjectionConfig
-from fxfault.quantisers.quant_tensors import is_activation, is_of_type
+from fxfault.quantisers.inner_quantisers import gives_word, is_named, makes_words_inside
+from fxfault.quantisers.quant_tensors import is_of_type
 from fxfault.quantisers.stored_words import KINDS, float_tensors_of, has_memory
 
 Rule = Callable[[nn.Module], bool]
@@ -21,7 +22,7 @@ def target_rule(
     """The layers that have a word of their own for faults to strike; tracing stops at them.
 
     Args:
-        targets: class names of the layers whose outputs may be struck; patterns for IEEE words.
+        targets: class names of the layers whose activations are struck; patterns for IEEE words.
         memories: what faults may strike: `activations`, `weights`, `biases`, `parameters`.
         word: the words of activations: `quantised` or `ieee`.
     """
@@ -43,16 +44,34 @@ def copied_rule(config: FaultInjectionConfig) -> Rule:
     return lambda module: is_target(module) or bool(float_tensors_of(module))
 
 
-def activation_rule(config: FaultInjectionConfig) -> Rule:
+def output_rule(config: FaultInjectionConfig) -> Rule:
     """The layers whose output a configuration may strike."""
-    return target_rule(config.targets, set(config.memories) & {"activations"}, config.word)
+    return functools.partial(_is_output, targets=_targets_of(config), word=config.word)
+
+
+def inner_rule(config: FaultInjectionConfig) -> Rule:
+    """The layers inside which a configuration may strike activations."""
+    return functools.partial(_is_inner, targets=_targets_of(config), word=config.word)
+
+
+def _targets_of(config: FaultInjectionConfig) -> tuple[str, ...]:
+    return tuple(config.targets) if "activations" in config.memories else ()
+
+
+def _is_output(module: nn.Module, targets: tuple[str, ...], word: str) -> bool:
+    if word == "ieee":
+        return is_of_type(module, targets)
+    return is_named(module, targets) and gives_word(module)
+
+
+def _is_inner(module: nn.Module, targets: tuple[str, ...], word: str) -> bool:
+    return word == "quantised" and is_named(module, targets) and makes_words_inside(module)
 
 
 def _is_target(
     module: nn.Module, targets: tuple[str, ...], memories: tuple[str, ...], word: str
 ) -> bool:
-    if "activations" in memories:
-        found = is_of_type(module, targets) if word == "ieee" else is_activation(module, targets)
-        if found:
-            return True
+    activations = targets if "activations" in memories else ()
+    if _is_output(module, activations, word) or _is_inner(module, activations, word):
+        return True
     return any(kind in memories and has_memory(module, kind) for kind in KINDS)

@@ -22,6 +22,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.messages import flat
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ _KEPT_KEYS = {"training": ("batch_size",), "checkpoint": ("path",)}
 
 
 # Values of keys that stores from before these keys do not have.
-_YOUNG_DEFAULTS = [("memory", "activations")]
+_YOUNG_DEFAULTS = [("memory", "activations"), ("word", "quantised")]
+# The default `targets` of stores from before quantisers inside layers were sites. A network that
+# has such sites has another structure, so its stores stay apart.
+_OLD_TARGETS = ["QuantIdentity", "QuantReLU", "QuantHardTanh"]
 
 
 def of_study(study: Study) -> dict[str, Any]:
@@ -66,6 +70,8 @@ def of_study(study: Study) -> dict[str, Any]:
                 and (only is None or key in only)
                 and (key, value) not in _YOUNG_DEFAULTS
             }
+            if list(section.get("targets", ())) == list(FaultInjectionConfig().targets):
+                section["targets"] = _OLD_TARGETS
         kept[name] = section
     plain: dict[str, Any] = json.loads(json.dumps(kept))  # As the store will give it back.
     return plain

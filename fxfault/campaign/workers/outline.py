@@ -24,8 +24,7 @@ from fxfault.campaign.records.background import (
     SiteNote,
 )
 from fxfault.functional import begin_forward, fault_inject
-from fxfault.passes.layer_memories import called_module, sites_struck_inside
-from fxfault.passes.layer_outputs import site_struck_inside
+from fxfault.passes.layer_quantisers import called_module, sites_struck_inside
 from fxfault.passes.stored_sites import reads_words
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
@@ -125,8 +124,7 @@ class _Outline:
         self._seen.add(id(module))
         if isinstance(module, GraphModule):
             return self._graph(module, module.graph, path, caller)
-        site = site_struck_inside(module)
-        for struck in [*sites_struck_inside(module), *([] if site is None else [site])]:
+        for struck in sites_struck_inside(module):
             self._site(struck, [caller])
         for name, child in module.named_children():
             if id(child) not in self._seen:
@@ -162,8 +160,7 @@ def _is_bookkeeping(node: GraphNode) -> bool:
 
 def _has_sites_inside(module: nn.Module) -> bool:
     return any(
-        site_struck_inside(inner) is not None
-        or sites_struck_inside(inner)
+        sites_struck_inside(inner)
         or (
             isinstance(inner, GraphModule)
             and any(node.target is fault_inject for node in inner.graph.nodes)

@@ -63,12 +63,13 @@ def advance(model: nn.Module, segments: Sequence[Any], number: int, state: Any) 
     Returns:
         The state at the start of the next segment, or the model's output after the last one.
     """
-    site = segments[number].site
-    if site is not None and site.stored is None:
-        state = _struck(site, state)
+    if segments[number].takes_struck:
+        state = _struck(segments[number].site, state)
     result = segments[number].function(model, *state)
-    following = segments[number + 1].site if number + 1 < len(segments) else None
-    return result if following is None or following.stored else _captured(following, result)
+    following = segments[number + 1] if number + 1 < len(segments) else None
+    if following is None or not following.takes_struck:
+        return result
+    return _captured(following.site, result)
 
 
 def _struck(site: FaultSite, state: Any) -> Any:

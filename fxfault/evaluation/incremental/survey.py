@@ -69,6 +69,7 @@ class Survey:
             started = _now(inputs.device)
             states[0] = advance(model, segments, number, states[0])
             seconds += _now(inputs.device) - started
+            self._look_inside(segments[number].sites)
             for place, samples in enumerate((self.order, self.some)[: len(states) - 1], start=1):
                 with faults_of(model).samples(torch.arange(len(samples))):
                     states[place] = advance(model, segments, number, states[place])
@@ -98,7 +99,7 @@ class Survey:
             seconds=seconds,
             bytes=bytes_of(leaves),
         )
-        if site is not None and site.stored is None:
+        if site is not None and self.segments[number].takes_struck:
             value = getattr(states[0][0], "value", states[0][0])
             layout = site.layout_of(tuple(value.shape), self.batch)
             if site.seen.arrangement is None or site.seen.arrangement.why_batch is None:
@@ -110,6 +111,16 @@ class Survey:
             else:
                 cut = replace(cut, roles=None)
         self.cuts.append(cut)
+
+    def _look_inside(self, sites: Sequence[FaultSite]) -> None:
+        """Note the layouts of words that layers have just made inside."""
+        for site in sites:
+            lies, shape = site.seen.arrangement, site.seen.shape
+            if not site.is_inner or site.counts_calls or lies is None or shape is None:
+                continue
+            layout = site.layout_of(shape, self.batch)
+            if lies.why_batch is None and layout.samples == self.batch:
+                self.layouts[site.name] = layout
 
     def _roles(
         self, site: FaultSite | None, leaves: list[Any], states: list[Any]
