@@ -83,8 +83,9 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _inspect(options: argparse.Namespace) -> int:
     # Imported here, so that --help and a bad flag need neither torch nor brevitas.
+    from fxfault.passes.code_text import code_of, diff
     from fxfault.passes.drawing import to_dot, to_svg
-    from fxfault.passes.inspection import code_of, diff, inspect
+    from fxfault.passes.inspection import inspect
 
     experiment, notes = _read_experiment(options)
     outputs = _claim_outputs(options, experiment)

@@ -21,7 +21,8 @@ from zoo import HAND_WRITTEN, Branching, Entry, KeptInside, Modes
 import fxfault
 from fxfault.errors import SiteError
 from fxfault.faults.layouts import Arrangement
-from fxfault.passes.inspection import Scale, code_of, diff, inspect, probe
+from fxfault.passes.code_text import code_of, diff
+from fxfault.passes.inspection import Scale, inspect, probe
 
 Faulty = Callable[..., Any]
 

@@ -20,7 +20,7 @@ from statistics import stdev
 from typing import TYPE_CHECKING
 
 from fxfault.campaign.studies.cell import Cell
-from fxfault.campaign.studies.study import samples_share_faults
+from fxfault.campaign.studies.sharing import samples_share_faults
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
 from fxfault.evaluation.full.predictions import OnBatch

@@ -31,11 +31,9 @@ from fxfault.sites.site_names import listed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fxfault.config.entries import FaultEntry
     from fxfault.config.fault_injection import FaultInjectionConfig
 
 logger = logging.getLogger(__name__)
-
 # The name of the attribute; the second serves models that have a `faults` of their own.
 ATTRIBUTE_NAMES = ("faults", "fxfault_faults")
 
@@ -256,7 +254,7 @@ class FaultSites(RunningSites):
         config.validate()
         setting = setting_of(config)
         struck = [
-            self._struck_by(entry, None if config.faults is None else f"faults[{n}]")
+            self.struck_by(entry, None if config.faults is None else f"faults[{n}]")
             for n, entry in enumerate(config.entries())
         ]
         given = given_faults(self, config)
@@ -264,22 +262,6 @@ class FaultSites(RunningSites):
             here = [fault for fault in setting.faults if site.index in struck[fault.number]]
             faults = [given.get((fault.number, site.index), fault) for fault in here]
             site.setting = replace(setting, faults=tuple(f for f in faults if f is not None))
-
-    def _struck_by(self, entry: FaultEntry, where: str | None) -> list[int]:
-        """The indices of the sites that an entry strikes; `where` names one that has layers."""
-        missing = [kind for kind in entry.memories if all(s.memory != kind for s in self)]
-        if missing:
-            raise SiteError(
-                f"{f'{where}.' if where else ''}memory: got {missing[0]!r}, allowed: a memory that "
-                f"the model was transformed with, {' or '.join(self.config.memories)}"
-            )
-        found = self.matching(None if where is None else entry.layers, f"{where}.layers")
-        struck = [index for index in found if self[index].memory in entry.memories]
-        if not struck:
-            raise SiteError(
-                f"{where}.layers: {entry.layers!r} selects no site in {' or '.join(entry.memories)}"
-            )
-        return struck
 
     def set_fault_model(self, fault_model: str | FaultModel) -> None:
         """Set the fault model of every site, by name or by instance."""

@@ -15,6 +15,7 @@ from fxfault.sites.site import OUTPUT, FaultSite, Stored
 from fxfault.sites.site_names import indices_of, listed
 
 if TYPE_CHECKING:
+    from fxfault.config.entries import FaultEntry
     from fxfault.config.fault_injection import FaultInjectionConfig
     from fxfault.quantisers.quant_tensors import Quantiser
 
@@ -63,6 +64,22 @@ class SiteList(Sequence[FaultSite]):
             wanted = [layers] if isinstance(layers, (str, int)) else layers
             layers = [self[item].index if isinstance(item, int) else item for item in wanted]
         return indices_of(layers, self.names, where)
+
+    def struck_by(self, entry: FaultEntry, where: str | None) -> list[int]:
+        """The indices of the sites that an entry strikes; `where` names one that has layers."""
+        missing = [kind for kind in entry.memories if all(s.memory != kind for s in self)]
+        if missing:
+            raise SiteError(
+                f"{f'{where}.' if where else ''}memory: got {missing[0]!r}, allowed: a memory that "
+                f"the model was transformed with, {' or '.join(self.config.memories)}"
+            )
+        found = self.matching(None if where is None else entry.layers, f"{where}.layers")
+        struck = [index for index in found if self[index].memory in entry.memories]
+        if not struck:
+            raise SiteError(
+                f"{where}.layers: {entry.layers!r} selects no site in {' or '.join(entry.memories)}"
+            )
+        return struck
 
     def add(
         self,

@@ -33,6 +33,7 @@ from fxfault.campaign.studies.axes import (
     with_base,
 )
 from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.sharing import samples_share_faults
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig
 from fxfault.config.schema import known_keys, parse_section, section_to_dict, unknown_key
 from fxfault.config.yaml_files import load_named
@@ -256,24 +257,6 @@ def _check_number(cells: int) -> None:
     if cells > MOST_CELLS:
         problem = f"axes: they cross to more than {MOST_CELLS} cells, which is the most"
         raise InvalidConfigError([f"{problem}; name fewer values, or make several studies"])
-
-
-def samples_share_faults(config: FaultInjectionConfig) -> bool:
-    """Whether all samples of a trial share some of their faults.
-
-    Then a trial is one draw, however many samples it has. Faults of the hardware are the same in
-    every sample (`same_in_every_sample` of a fault model), and so are those of weights and biases.
-    One of them among several faults is enough, as an interval should rather be too wide. In mode
-    `layer`, a trial draws its site, and the faults of a list are drawn nowhere.
-    """
-    from fxfault.faults.fault_models import get_fault_model, is_same_in_every_sample
-
-    models = [get_fault_model(entry.injection_type) for entry in config.entries()]
-    drawn = config.mode == "layer" and config.injection_layer == -1
-    stored = any(memory != "activations" for memory in config.memories)
-    replays = any(entry.replay is not None for entry in config.entries())
-    shared = config.hw_mask or drawn or stored or replays
-    return shared or any(map(is_same_in_every_sample, models))
 
 
 # -- files ----------------------------------------------------------------------------------
