@@ -257,6 +257,21 @@ def test_the_names_are_those_of_the_state() -> None:
     assert faulty.faults.skipped == {"7.bias": "its bias is not quantised"}
 
 
+def test_the_state_is_the_same_after_thousands_of_trials() -> None:
+    net, x = tiny(), torch.rand(2, 3)
+    before = state_bytes(net)
+    faulty = struck(net, memory=["weights", "biases"], probability=30.0)
+    with torch.no_grad():
+        for trial in range(3000):
+            faulty.faults.reset(trial)
+            faulty(x)
+    faulty.faults.enabled = False
+
+    assert state_bytes(faulty) == state_bytes(net) == before
+    assert torch.equal(faulty(x), net(x))
+    assert fxfault.strip(faulty).code == trace(net).code
+
+
 @pytest.mark.parametrize("freeze", [False, True])
 def test_the_state_is_the_same_before_during_and_after(freeze: bool) -> None:
     net = network()
