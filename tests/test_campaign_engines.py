@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -524,3 +525,22 @@ def test_what_workers_are_forked_from_has_no_threads_of_torch() -> None:
         check=True,
     )
     assert run.stdout == "1 False\n"
+
+
+@pytest.mark.skipif(not process_engine.FORKS, reason="workers are not forked here")
+def test_a_server_that_refuses_as_it_dies_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed server may refuse connections before it can be seen that it has ended."""
+    server = fork_server.ForkServer()
+    server.ensure_running()
+    first = server.pid
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))  # Nobody listens there.
+    monkeypatch.setattr(server, "_forkserver_address", str(tmp_path / "dead"))
+    process = fork_server.ForkedProcess(server, target=os.getpid, args=(), name="worker")
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert server.pid not in (None, first)
+    server.stop()

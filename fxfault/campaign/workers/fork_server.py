@@ -42,6 +42,14 @@ class ForkServer(forkserver.ForkServer):
         """The server's process, or None if it does not run."""
         return self._forkserver_pid
 
+    def connect_to_new_process(self, fds: Any) -> Any:
+        """Ask the server to fork; a server that dies at this moment is replaced."""
+        try:
+            return super().connect_to_new_process(fds)
+        except (ConnectionError, FileNotFoundError):
+            self.stop()
+            return super().connect_to_new_process(fds)
+
     def stop(self) -> None:
         """Kill the server; its workers go on."""
         with self._lock:
