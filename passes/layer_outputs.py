@@ -17,10 +17,11 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from brevitas.quant_tensor import QuantTensor
 from torch.nn.modules.module import _global_forward_hooks
 
 from fxfault.errors import SiteError
-from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
+from fxfault.quantisers.quant_tensors import plain
 from fxfault.strike.calls import strike_call
 from fxfault.strike.moments import recomputing
 
@@ -84,7 +85,7 @@ class LayerOutput:
             return self._strike(output)
         if torch.compiler.is_dynamo_compiling():
             # The graph strikes; QuantTensors reach it as such.
-            if isinstance(output, IntQuantTensor) and not self.returns_quant_tensor:
+            if isinstance(output, QuantTensor) and not self.returns_quant_tensor:
                 self.kept = output
             return self._packed(output)
         here = self._sites_in_graph()

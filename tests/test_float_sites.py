@@ -166,19 +166,58 @@ def test_samples_have_the_same_faults_in_any_batch() -> None:
         assert torch.allclose(other[finite], found[0][finite], rtol=1e-3)
 
 
-def test_gradients_pass_or_end_at_hits() -> None:
+@pytest.mark.parametrize("mode", ["ste", "zero_faulty"])
+def test_gradients_pass_or_end_at_hits(mode: str) -> None:
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
-    x = torch.rand(40, 6, requires_grad=True)
-    for mode in ("ste", "zero_faulty"):
-        faulty = ieee(
-            net, "Linear", probability=30.0, bit=31, apply_during="both", gradient_mode=mode
-        )
-        linear = net[0](x)
-        faulty(x).sum().backward()
-        hit = faulty[0](x) < 0  # type: ignore[index]
-        assert linear.shape == hit.shape
-        assert x.grad is not None
-        x.grad = None
+    x = torch.randn(40, 6, requires_grad=True)
+    settings = {"probability": 30.0, "bit": 31, "apply_during": "both", "gradient_mode": mode}
+    faulty = ieee(net, "Linear", **settings)
+    seen: list[Tensor] = []
+    faulty.get_submodule("1").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    faulty(x).sum().backward()
+    (struck_values,) = seen
+    hit = struck_values != net[0](x)  # The sign of a hit flips, and no value is 0.
+    passed = (struck_values > 0) & ~(hit if mode == "zero_faulty" else torch.zeros_like(hit))
+
+    assert hit.any()
+    assert not hit.all()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, passed.float() @ net[0].weight, atol=1e-6)
+
+
+# Dynamo makes an object of Brevitas's autograd functions, of which torch warns.
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["ieee", "minifloat output", "minifloat weight"])
+def test_compiled_code_and_lists_have_the_same_faults(kind: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        QuantIdentity(act_quant=Fp8e4m3OCPActPerTensorFloat),
+        QuantLinear(4, 3, bias=False, weight_quant=Fp8e4m3OCPWeightPerTensorFloat),
+    )
+    net.train()(torch.randn(9, 4))
+    settings: dict[str, Any] = {"memory": "weights"} if kind == "minifloat weight" else {}
+    if kind == "ieee":
+        net, settings = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {"word": "ieee"}
+        settings["targets"] = ["ReLU"]
+    faulty, x = struck(net, probability=50.0, bit=2, **settings), torch.randn(5, 4)
+    faulty.faults.measure(x)
+    faulty.faults.reset()
+    with torch.no_grad():
+        expected = faulty(x)
+        faulty.faults.reset()
+        found = torch.compile(faulty, backend="aot_eager")(x)
+        clean = net(x)
+    torch._dynamo.reset()
+
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+    assert not torch.equal(expected, clean)
+    places = [
+        [(row["sample"], row["element"]) for row in listed.rows()]
+        for listed in (faulty.faults.listing(samples=5), faulty.faults.listing(x))
+    ]
+    assert places[0] == places[1] != []
 
 
 def test_nonfinite_values_go_on_and_are_counted() -> None:

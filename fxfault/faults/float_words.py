@@ -245,41 +245,6 @@ class SharedExponent(FloatWord):
         return 2.0**highest <= limits.max and lowest >= limits.tiny * limits.eps
 
 
-def bit_roles(word: Word | FloatWord) -> tuple[str, ...]:
-    """What each bit of a word means, from bit 0 on.
-
-    >>> bit_roles(Word(3, signed=True)), bit_roles(SharedExponent(exponent_bits=2))
-    (('integer 0', 'integer 1', 'sign'), ('exponent 0', 'exponent 1'))
-
-    Args:
-        word: any word; the bit width of an integer one must be an int.
-    """
-    if isinstance(word, FloatWord):
-        return word.roles
-    width = int(word.bit_width)
-    if not word.signed:
-        return tuple(f"integer {bit}" for bit in range(width))
-    return (*(f"integer {bit}" for bit in range(width - 1)), "sign")
-
-
-def specials_arisen(clean: Tensor, faulty: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the values that a fault turned into NaN, and into an infinity.
-
-    >>> specials_arisen(torch.tensor([1.0, 2.0, torch.nan]), torch.tensor([torch.inf, 2.0, 3.0]))
-    (tensor(0), tensor(1))
-
-    Args:
-        clean: values before the fault, floating point.
-        faulty: values after it, same shape.
-
-    Returns:
-        Two int64 numbers on the device of the values, which are not read.
-    """
-    nans = faulty.isnan() & ~clean.isnan()
-    infinities = faulty.isinf() & ~clean.isinf()
-    return nans.sum(), infinities.sum()
-
-
 def field_roles(mantissa: int, exponent: int, signed: bool) -> tuple[str, ...]:
     """The roles of a word with fields of so many bits, from bit 0 on."""
     return (

@@ -28,7 +28,7 @@ def strike_call(x: Any, site: FaultSite, extra: int = 0) -> Any:
     """
     if torch.compiler.is_dynamo_compiling():
         value = _strike_compiled(x, site)
-        return x if value is None else type(x)(value, *x[1:])
+        return x if value is None else _with_compiled(x, value)
     moment = moment_of(site, extra)
     return x if moment is None else with_value(x, x, strike_values(x, site, moment))
 
@@ -80,8 +80,12 @@ def inject_compiled(x: Any, site: FaultSite) -> Any:
     value = _strike_compiled(activation, site)
     if value is None:
         return x
-    # torch 2.13 cannot trace `_replace`.
-    return value if activation is not x else type(x)(value, *x[1:])
+    return value if activation is not x else _with_compiled(x, value)
+
+
+def _with_compiled(x: Any, value: Tensor) -> Any:
+    """Do what `with_value` does; torch 2.13 cannot trace `_replace`."""
+    return value if isinstance(x, Tensor) else type(x)(value, *x[1:])
 
 
 def _strike_compiled(x: Any, site: FaultSite) -> Any:
@@ -94,6 +98,6 @@ def _strike_compiled(x: Any, site: FaultSite) -> Any:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _strike_out_of_graph(x: Any, site: FaultSite) -> Tensor | None:
-    """Refuse a value without an integer word if the site is armed, as uncompiled code does."""
+    """Strike float words, and refuse a value without words, as uncompiled code does."""
     moment = moment_of(site)
     return None if moment is None else strike_values(x, site, moment)

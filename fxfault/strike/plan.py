@@ -174,6 +174,7 @@ def _plan_of_floats(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Paramete
         plan = Plan(made_from, word.word, limit, layout, None, None, parts, word)
         site.caches["plan"] = plan
     seen.elements, seen.word_bits = plan.layout.elements, len(word.roles)
+    seen.layout, seen.batch = plan.layout, batch
     return plan, scale, 0.0
 
 
