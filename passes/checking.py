@@ -219,8 +219,8 @@ class _Strikes:
         self._calls[number] += 1
 
     def _count_stored(self, struck: LayerQuantisers, *_: Any) -> None:
-        for site in (stand_in.site for stand_in in struck.struck.values()):
-            if site is not None and site.stored is not None:
+        for site in (site for stand_in in struck.struck.values() for site in stand_in.sites):
+            if site.stored is not None:
                 self._stored_calls[site.index] += 1
 
     def _struck(self, site: FaultSite) -> int:

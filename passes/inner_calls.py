@@ -38,25 +38,26 @@ def inner_strikes(sites: FaultSites) -> list[InnerCalls]:
 
     A quantiser that is also the `act_quant` of a frozen layer is left out: that does not call it.
     """
-    found: dict[int, InnerCalls] = {}
+    found: dict[tuple[int, bool], InnerCalls] = {}
     left_out: set[int] = set()
     for module in sites.clock.model.modules():
         struck = struck_of(module)
         for stand_in in struck.struck.values() if struck is not None else ():
-            if stand_in.site is not None and stand_in.site.is_inner:
-                counted = _counted(stand_in.quantiser)
-                calls = found.setdefault(id(counted), InnerCalls(counted, []))
-                calls.sites.append(stand_in.site)
+            for site in stand_in.sites:
+                if site.is_inner:
+                    counted, scales = _counted(stand_in.quantiser), site.quantiser.group == "scales"
+                    calls = found.setdefault((id(counted), scales), InnerCalls(counted, []))
+                    calls.sites.append(site)
     for output in sites.outputs if found else ():  # The same quantiser may make outputs.
         layer = output.layer[0]
         counted = _counted(layer._modules[OUTPUT])
-        if id(counted) not in found:
+        if (id(counted), False) not in found:
             continue
         if isinstance(layer, FrozenLayer):
             left_out.add(id(counted))
         own = {id(site): site for calls in output.sites.values() for site in calls}
-        found[id(counted)].sites.extend(own.values())
-    return [calls for key, calls in found.items() if key not in left_out]
+        found[id(counted), False].sites.extend(own.values())
+    return [calls for (key, _), calls in found.items() if key not in left_out]
 
 
 def _counted(quantiser: Any) -> nn.Module:

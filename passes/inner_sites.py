@@ -11,10 +11,12 @@ from torch import nn
 from torch.fx import Graph
 
 from fxfault.passes.layer_quantisers import install_struck, struck_of
+from fxfault.passes.stored_sites import SCALES
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.targets import Rule
+from fxfault.quantisers.grouped_tensors import read_scales
 from fxfault.quantisers.inner_quantisers import quantisers_inside, why_not_struck
-from fxfault.quantisers.quant_tensors import read_proxy, why_no_integers
+from fxfault.quantisers.quant_tensors import dtype_of, is_grouped, read_proxy, why_wordless
 from fxfault.quantisers.stored_words import runs_brevitas_forward
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
@@ -40,6 +42,7 @@ class InnerSites:
         self.problems: dict[str, str] = {}
         # The layers are kept, so that no other one gets the id of one.
         self._found: dict[tuple[int, str], tuple[nn.Module, FaultSite | None]] = {}
+        self._scales: dict[FaultSite, FaultSite] = {}
         self._recurrent: list[Any] = []
         self._refused: list[nn.Module] = []
         # By layer: the graphs that call it, one for each call; None stands for Python code.
@@ -79,9 +82,11 @@ class InnerSites:
         for layer, site in self._found.values():
             if site is not None:
                 site.counts_calls = not self._is_called_once(layer, site)
+                if site in self._scales:
+                    self._scales[site].counts_calls = site.counts_calls
         for (_, name), (layer, site) in self._found.items():
             if site is not None:
-                install_struck(layer).add(name, site)
+                install_struck(layer).add(name, site, self._scales.get(site))
         for layer in self._recurrent:
             if struck_of(layer._modules["cell"]) is not None:
                 install_struck(layer).run_own_cell()
@@ -118,10 +123,13 @@ class InnerSites:
         if (id(layer), name) in self._found or not quantiser.is_quant_enabled:
             return
         full, site = joined(path or type(layer).__name__, name), None
-        why = why_no_integers(quantiser)
+        why, kind = why_wordless(quantiser), type(layer).__name__
         if why is None:
-            facts = read_proxy(quantiser)
-            site, _ = self.sites.add(full, path, type(layer).__name__, facts, part=name)
+            site, _ = self.sites.add(full, path, kind, read_proxy(quantiser), part=name)
+            if is_grouped(quantiser):
+                facts = read_scales(quantiser, dtype_of(layer))
+                scales, _ = self.sites.add(joined(full, SCALES), path, kind, facts, part=name)
+                self._scales[site] = scales
         else:
             self.problems[full] = self.sites.skipped[full] = why
         self._found[id(layer), name] = (layer, site)

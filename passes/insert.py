@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import float32 as FLOAT32
 from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -42,6 +41,7 @@ from fxfault.passes.tracing.sharing import holds, replace_modules, shell
 from fxfault.passes.tracing.targets import inner_rule, output_rule, rule_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import (
+    dtype_of,
     has_own_forward,
     ieee_words,
     read_quantiser,
@@ -122,7 +122,7 @@ class _Plan:
         self.stored = StoredSites(sites, config.memories)
         self.inner = InnerSites(sites, inner_rule(config))
         self.parameters = ParameterSites(sites, config.memories)
-        self.dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), FLOAT32)
+        self.dtype = dtype_of(root)
         self.is_target = rule_of(config)
         self.is_activation = output_rule(config)
 

@@ -45,7 +45,7 @@ UNMEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Scale:
-    """The scales of a quantiser: the smallest, the largest, and their number.
+    """The scales of a quantiser: the smallest, the largest, their number, and what has one.
 
     >>> str(Scale(0.03125, 0.03125, 1)), str(Scale(0.01, 0.2, 64))
     ('0.0312', 'per channel 0.01..0.2 (64)')
@@ -54,11 +54,12 @@ class Scale:
     low: float
     high: float
     count: int
+    each: str = "channel"
 
     def __str__(self) -> str:
         if self.count == 1:
             return f"{self.low:.3g}"
-        return f"per channel {self.low:.3g}..{self.high:.3g} ({self.count})"
+        return f"per {self.each} {self.low:.3g}..{self.high:.3g} ({self.count})"
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,9 @@ def _look_at(
     units = "" if site.setting.hw_units is None else f" (hw_mask {site.setting.hw_units})"
     signed = site.seen.signed
     scales: tuple[Tensor | None, ...] = (settled_scale(layer, site.part), site.seen.scale)
-    if site.memory == "weights":
+    if site.quantiser.group == "scales":
+        scales, signed = (), False
+    elif site.memory == "weights":
         words = peeked_weight(layer)
         if words is not None:
             scales, signed = (words.scale,), bool(words.signed)
@@ -279,7 +282,7 @@ def _look_at(
         bit_width=learned_bit_width(layer, site.part) if site.bit_width is None else site.bit_width,
         bit_width_learned=site.bit_width is None,
         signed=signed,
-        scale=_summary(*scales),
+        scale=_summary("channel" if site.quantiser.group is None else "element", *scales),
         elements=_elements_of(site),
         share=None if math.isnan(all_bits) else 100 * _bits_of(site) / all_bits,
         fault_model=f"{_what_strikes(site)}{units}",
@@ -319,11 +322,11 @@ def _layer(model: nn.Module, path: str) -> nn.Module:
         return model
 
 
-def _summary(*candidates: Tensor | None) -> Scale | None:
+def _summary(each: str, *candidates: Tensor | None) -> Scale | None:
     for scale in candidates:
         if scale is not None:
             low, high = scale.min().item(), scale.max().item()
-            return Scale(float(low), float(high), scale.numel())
+            return Scale(float(low), float(high), scale.numel(), each)
     return None
 
 

@@ -28,20 +28,33 @@ from fxfault.passes.layer_outputs import site_struck_inside
 from fxfault.quantisers.stored_words import KINDS, STRUCK
 from fxfault.sites.site import FaultSite
 from fxfault.strike.calls import strike_call, strike_inside
+from fxfault.strike.groups import strike_groups
 
 
 class StruckQuantiser:
     """Stands in for a quantiser of a layer, and strikes the words that it makes."""
 
-    def __init__(self, owner: LayerQuantisers, name: str, site: FaultSite | None) -> None:
+    def __init__(
+        self,
+        owner: LayerQuantisers,
+        name: str,
+        site: FaultSite | None,
+        scales: FaultSite | None = None,
+    ) -> None:
         """Stand in for a quantiser.
 
         Args:
             owner: the struck quantisers of the layer.
             name: the attribute of the layer that has the quantiser, such as `input_quant`.
             site: the site of these words; None: they are not struck, but the graph gives them.
+            scales: the site of the scales of a groupwise quantiser; None for any other.
         """
-        self.owner, self.name, self.site = owner, name, site
+        self.owner, self.name, self.site, self.scales = owner, name, site, scales
+
+    @property
+    def sites(self) -> tuple[FaultSite, ...]:
+        """The sites of these words."""
+        return tuple(site for site in (self.site, self.scales) if site is not None)
 
     @property
     def quantiser(self) -> Any:
@@ -59,7 +72,7 @@ class StruckQuantiser:
         if given is not None:
             return given
         words = self.quantiser(*args, **kwargs)
-        if self.site is None or self.site.stored is not None:
+        if self.site is None or self.scales is not None or self.site.stored is not None:
             return self._strike(words)
         return strike_inside(words, args[0] if args else kwargs["x"], self.site)
 
@@ -76,6 +89,8 @@ class StruckQuantiser:
         return given
 
     def _strike(self, words: Any) -> Any:
+        if self.site is not None and self.scales is not None:
+            return strike_groups(words, self.site, self.scales)
         return words if self.site is None else strike_call(words, self.site)
 
     def __getattr__(self, name: str) -> Any:
@@ -106,9 +121,15 @@ class LayerQuantisers:
         self.left: set[str] = set()
         self.fast_mode: bool | None = None
 
-    def add(self, name: str, site: FaultSite | None) -> None:
-        """Strike the words of a quantiser by a site from now on; None: only accept them."""
-        stand_in = self.struck[name] = StruckQuantiser(self, name, site)
+    def add(self, name: str, site: FaultSite | None, scales: FaultSite | None = None) -> None:
+        """Strike the words of a quantiser by a site from now on; None: only accept them.
+
+        Args:
+            name: the attribute of the layer that has the quantiser.
+            site: the site of the words, or of the elements of groups.
+            scales: the site of the scales of the groups.
+        """
+        stand_in = self.struck[name] = StruckQuantiser(self, name, site, scales)
         self.layer[0].__dict__[name] = stand_in
 
     def run_own_cell(self) -> None:
@@ -200,8 +221,8 @@ def sites_struck_inside(layer: nn.Module) -> list[FaultSite]:
     sites = [] if output is None else [output]
     if struck is not None:
         in_graph = {KINDS[kind].quantiser for kind in struck.in_graph}
-        own = [one.site for name, one in struck.struck.items() if name not in in_graph]
-        sites += [site for site in own if site is not None]
+        own = (one for name, one in struck.struck.items() if name not in in_graph)
+        sites += [site for one in own for site in one.sites]
     return sorted(sites, key=lambda site: site.index)
 
 

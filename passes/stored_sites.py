@@ -13,7 +13,8 @@ from fxfault.functional import fault_inject, stored_bias, stored_weight
 from fxfault.passes.layer_quantisers import accept_words, install_struck
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.traced_module import TracedModule
-from fxfault.quantisers.quant_tensors import read_proxy
+from fxfault.quantisers.grouped_tensors import read_scales, scales_shape
+from fxfault.quantisers.quant_tensors import is_grouped, read_proxy
 from fxfault.quantisers.stored_words import (
     KINDS,
     channel_dim,
@@ -27,6 +28,9 @@ from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite, Stored
 
 _READS = (stored_bias, stored_weight)
+
+SCALES = "scales"
+"""The last part of the name of a site whose words are the scales of groups."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class StoredSites:
         # By layer (its id) and kind. The layer is kept, so that no other one gets its id.
         self._found: dict[tuple[int, str], tuple[nn.Module, FaultSite | None]] = {}
         self._attributes: dict[str, str] = {}
+        self._scales: dict[str, FaultSite] = {}
 
     def is_target(self, module: nn.Module) -> bool:
         """Whether a module has a memory of one of the kinds."""
@@ -113,9 +118,15 @@ class StoredSites:
             if of_kind == kind and site is not None and same_memory(other, layer, kind):
                 return site
         stored = Stored(kind, tuple(getattr(layer, parameter).shape), channel_dim(layer, kind))
-        facts = read_proxy(layer._modules[quantiser])
-        site, attribute = self.sites.add(name, path, type(layer).__name__, facts, stored, quantiser)
+        proxy, type_name = layer._modules[quantiser], type(layer).__name__
+        facts = read_proxy(proxy)
+        site, attribute = self.sites.add(name, path, type_name, facts, stored, quantiser)
         self._attributes[site.name] = attribute
+        if is_grouped(proxy):
+            name, facts = joined(name, SCALES), read_scales(proxy, layer.weight.dtype)
+            stored = scales_in(stored, proxy)
+            scales, _ = self.sites.add(name, path, type_name, facts, stored, quantiser)
+            self._scales[site.name] = scales
         return site
 
     def rewrite(self, attribute_for: Callable[[nn.Module], str]) -> None:
@@ -126,7 +137,7 @@ class StoredSites:
         """
         for (_, kind), (layer, site) in self._found.items():
             if site is not None:
-                install_struck(layer).add(KINDS[kind].quantiser, site)
+                install_struck(layer).add(KINDS[kind].quantiser, site, self._scales.get(site.name))
         for call in self._calls:
             self._rewrite(call, attribute_for(call.module))
 
@@ -152,6 +163,13 @@ class StoredSites:
             install_struck(call.layer).add(KINDS["weights"].quantiser, None)
         for kind in ("weights", *call.kinds):
             accept_words(call.layer, kind)
+
+
+def scales_in(stored: Stored, proxy: Any) -> Stored:
+    """The tensor of the scales that a grouped quantiser gives to a weight."""
+    dim, channel = int(proxy.group_dim) % len(stored.shape), stored.channel_dim
+    moved = channel if channel <= dim else channel + 1
+    return Stored(stored.kind, scales_shape(proxy, stored.shape), moved)
 
 
 def reads_words(node: Node) -> bool:
@@ -192,6 +210,8 @@ def _can_be_given(layer: nn.Module, kind: str, node: Node) -> bool:
     """Whether a graph can read a layer's words before it calls the layer."""
     if not runs_brevitas_forward(layer) or needs_input(layer, "weights"):
         return False
+    if is_grouped(layer._modules.get("weight_quant")):
+        return False  # Two sites strike the weight, and the graph has a node for one.
     if layer._forward_pre_hooks:  # One may change the input or the parameters.
         return False
     return kind == "weights" or (bool(node.args) and not needs_input(layer, kind))

@@ -16,14 +16,18 @@ from fxfault.passes.layer_quantisers import (
     install_struck,
     struck_of,
 )
+from fxfault.passes.stored_sites import scales_in
 from fxfault.passes.tracing.sharing import holds, shell
 from fxfault.passes.tracing.targets import inner_rule, rule_of
+from fxfault.quantisers.grouped_tensors import read_scales
 from fxfault.quantisers.inner_quantisers import is_named, quantisers_inside
 from fxfault.quantisers.quant_tensors import (
+    dtype_of,
     has_own_forward,
+    is_grouped,
     read_proxy,
-    why_no_integers,
     why_unsupported,
+    why_wordless,
 )
 from fxfault.quantisers.stored_words import (
     KINDS,
@@ -186,9 +190,9 @@ def _keep_words(
 
 def _take(struck: LayerQuantisers, name: str, stand_in: StruckQuantiser, layer: nn.Module) -> None:
     """Strike a quantiser of a layer by the site that another one had."""
-    if stand_in.site is not None:
-        _look_again(stand_in.site, layer)
-    struck.add(name, stand_in.site)
+    for site in stand_in.sites:
+        _look_again(site, layer)
+    struck.add(name, stand_in.site, stand_in.scales)
 
 
 def _why_not(sites: FaultSites, layer: nn.Module, name: str, struck: LayerQuantisers) -> str:
@@ -201,9 +205,12 @@ def _why_not(sites: FaultSites, layer: nn.Module, name: str, struck: LayerQuanti
         struck: the struck quantisers of the old layer.
     """
     kind = next((kind for kind, found in KINDS.items() if found.quantiser == name), None)
+    before, grouped = struck.struck[name], is_grouped(layer._modules.get(name))
+    if before.site is not None and grouped != (before.scales is not None):
+        return "it is groupwise" if grouped else "it is not groupwise"
     if kind is None:
         quantiser = quantisers_inside(layer).get(name)
-        return f"it has no {name}" if quantiser is None else why_no_integers(quantiser) or ""
+        return f"it has no {name}" if quantiser is None else why_wordless(quantiser) or ""
     if not has_memory(layer, kind):
         return f"it has no {KINDS[kind].parameter} of Brevitas"
     why = why_no_words(layer, kind)
@@ -222,11 +229,14 @@ def _why_not(sites: FaultSites, layer: nn.Module, name: str, struck: LayerQuanti
 
 def _look_again(site: FaultSite, layer: Any) -> None:
     """Bring the facts of a site up to date with the layer that it strikes."""
-    site.quantiser, site.module_type = read_proxy(layer._modules[site.part]), type(layer).__name__
+    proxy, site.module_type = layer._modules[site.part], type(layer).__name__
+    of_scales = site.quantiser.group == "scales"
+    site.quantiser = read_scales(proxy, dtype_of(layer)) if of_scales else read_proxy(proxy)
     if site.stored is not None:
         kind = site.stored.kind
         shape = getattr(layer, KINDS[kind].parameter).shape
-        site.stored = Stored(kind, tuple(shape), channel_dim(layer, kind))
+        stored = Stored(kind, tuple(shape), channel_dim(layer, kind))
+        site.stored = scales_in(stored, proxy) if of_scales else stored
     site.caches.clear()
     site.before = {}
     for fault in site.faults if site.selected else ():

@@ -20,7 +20,8 @@ from fxfault.faults import Word
 from fxfault.faults.bits import same_bits
 from fxfault.faults.float_words import IeeeWord, SharedExponent
 from fxfault.faults.minifloats import MiniFloat
-from fxfault.quantisers.float_tensors import Groups, float_words, groups, has_powers_of_two
+from fxfault.quantisers.float_tensors import float_words
+from fxfault.quantisers.grouped_tensors import Groups, elements_of, groups, has_powers_of_two
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -256,7 +257,7 @@ def test_two_memories_give_the_tensor_back(name: str) -> None:
         assert same_bits(values, memory.values.detach())
     assert torch.equal(memory.joined(values), quantised.value)
     if isinstance(memory.word, MiniFloat):
-        assert read(quantised)[0] == memory.word
+        assert read(elements_of(quantised))[0] == memory.word
         assert torch.equal(
             memory.joined(codes), memory.word.to_codes(quantised.value, quantised.scale)[0]
         )

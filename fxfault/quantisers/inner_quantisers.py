@@ -13,6 +13,7 @@ from brevitas.nn.quant_rnn import QuantRecurrentStackBase
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from torch import nn
 
+from fxfault.quantisers.quant_tensors import is_grouped
 from fxfault.quantisers.stored_words import STRUCK
 
 # The parts of a recurrent layer belong to these classes.
@@ -38,7 +39,8 @@ def is_named(module: nn.Module, class_names: Collection[str]) -> bool:
 def quantisers_inside(layer: nn.Module) -> dict[str, Any]:
     """The quantisers of activations that a layer of Brevitas calls itself, by their attributes.
 
-    The `act_quant` of an activation layer is not among them: its word is the layer's output.
+    The `act_quant` of an activation layer is not among them, unless it is groupwise: its word is
+    the layer's output.
 
     >>> from brevitas.nn import QuantLinear, QuantReLU
     >>> list(quantisers_inside(QuantLinear(2, 2, bias=False))), list(quantisers_inside(QuantReLU()))
@@ -52,7 +54,7 @@ def quantisers_inside(layer: nn.Module) -> dict[str, Any]:
     """
     left_out: tuple[str, ...] = ()
     if isinstance(layer, QuantNonLinearActLayer):
-        left_out = ("act_quant",)
+        left_out = () if is_grouped(layer.act_quant) else ("act_quant",)
     elif layer.__dict__.get("cifg"):
         left_out = _OF_A_FORGET_GATE
     elif layer.__dict__.get("quantize_output_only"):  # As the layer below has done it.
@@ -88,7 +90,7 @@ def makes_words_inside(layer: nn.Module) -> bool:
 def gives_word(module: nn.Module) -> bool:
     """Whether the word of a layer, if it has one, is its output."""
     if isinstance(module, QuantNonLinearActLayer):
-        return True
+        return not is_grouped(module.act_quant)
     return not isinstance(module, QuantRecurrentStackBase) and not _quantisers_of(module)
 
 

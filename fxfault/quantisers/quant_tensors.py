@@ -13,6 +13,11 @@ from brevitas.core.quant.delay import _DelayQuant
 from brevitas.core.quant.float import FloatQuant
 from brevitas.nn.quant_layer import QuantNonLinearActLayer
 from brevitas.proxy.float_runtime_quant import ActFloatQuantProxyFromInjector
+from brevitas.proxy.groupwise_float_parameter_quant import (
+    GroupwiseWeightFloatQuantProxyFromInjector,
+)
+from brevitas.proxy.groupwise_float_runtime_quant import GroupwiseActFloatQuantProxyFromInjector
+from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
 from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import FloatQuantTensor, QuantTensor
@@ -20,6 +25,21 @@ from brevitas.quant_tensor import IntQuantTensor as IntQuantTensor  # Others imp
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
+
+_GROUPED = (
+    GroupwiseActFloatQuantProxyFromInjector,
+    GroupwiseActQuantProxyFromInjector,
+    GroupwiseWeightFloatQuantProxyFromInjector,
+    GroupwiseWeightQuantProxyFromInjector,
+)
+
+_WITH_WORDS = (
+    ActFloatQuantProxyFromInjector,
+    ActQuantProxyFromInjector,
+    GroupwiseActFloatQuantProxyFromInjector,
+)
+
+SHARED_EXPONENT = "shared exponent"
 
 # A pickled or copied layer has another one.
 _THIS_PROCESS = object()
@@ -33,8 +53,10 @@ class Quantiser:
         narrow_range: whether one extreme code is left out.
         binary: whether the codes are -1 and +1.
         bit_width: the constant bit width; None if it is learned or otherwise varies.
-        word: what a word holds: an `integer`, a `minifloat` of Brevitas, or the `ieee` float that
-            a plain tensor is made of.
+        word: what a word holds: an `integer`, a `minifloat` of Brevitas, the `ieee` float that a
+            plain tensor is made of, or the `shared exponent` that scales a group of elements.
+        group: what the words are in a groupwise tensor: its `elements`, or its `scales`; None for
+            any other tensor.
         keeps_codes: whether it makes of its own codes the same codes: it rounds to the nearest
             and applies no function before, but perhaps a ReLU.
         rectifies: whether it applies a ReLU before.
@@ -44,6 +66,7 @@ class Quantiser:
     binary: bool
     bit_width: int | None
     word: str = "integer"
+    group: str | None = field(default=None, repr=False)
     keeps_codes: bool = field(default=True, repr=False)
     rectifies: bool = field(default=False, repr=False)
 
@@ -68,25 +91,32 @@ def why_unsupported(module: nn.Module) -> str | None:
     if not isinstance(module, QuantNonLinearActLayer):
         return "it is not a Brevitas activation layer"
     proxy = module.act_quant
-    if proxy.is_quant_enabled and isinstance(proxy, ActFloatQuantProxyFromInjector):
-        return None
-    return why_no_integers(proxy, "neither integer nor minifloat")
+    return "its quantiser is groupwise" if is_grouped(proxy) else why_wordless(proxy)
 
 
-def why_no_integers(proxy: Any, otherwise: str = "not an integer one") -> str | None:
-    """Why a quantiser of activations makes no integer words; None if it does.
+def why_wordless(proxy: Any) -> str | None:
+    """Why a quantiser of activations makes no words that faults could strike; None if it does.
 
     Args:
         proxy: a quantiser of Brevitas, such as `layer.input_quant`.
-        otherwise: what to say of a quantiser of other words.
     """
     if not proxy.is_quant_enabled:
         return "its quantiser is disabled"
-    if isinstance(proxy, GroupwiseActQuantProxyFromInjector):
-        return "its quantiser is groupwise"
-    if not isinstance(proxy, ActQuantProxyFromInjector):
-        return f"its quantiser is {otherwise} ({type(proxy).__name__})"
+    if not isinstance(proxy, _WITH_WORDS):
+        return f"its quantiser is neither integer nor minifloat ({type(proxy).__name__})"
     return None
+
+
+def is_grouped(proxy: Any) -> bool:
+    """Whether a quantiser of weights or activations gives groups of elements a scale of their own.
+
+    >>> from brevitas.nn import QuantLinear
+    >>> from brevitas.quant.mx_quant_ocp import MXInt8Weight
+    >>> layer = QuantLinear(32, 1, bias=False, weight_quant=MXInt8Weight)
+    >>> is_grouped(layer.weight_quant), is_grouped(layer.input_quant)
+    (True, False)
+    """
+    return isinstance(proxy, _GROUPED)
 
 
 def only_observes(layer: Any, name: str = "act_quant") -> bool:
@@ -121,6 +151,12 @@ def has_own_forward(layer: nn.Module) -> bool:
     """Whether a layer has a forward other than Brevitas's or that of a frozen layer."""
     source = own_class(layer)
     return source.forward is not QuantNonLinearActLayer.forward
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's first floating-point parameter; float32 if it has none."""
+    found = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(found, torch.float32)
 
 
 def ieee_words(dtype: torch.dtype) -> Quantiser:
@@ -196,11 +232,12 @@ def read_quantiser(module: Any) -> Quantiser:
 
 def read_proxy(proxy: Any) -> Quantiser:
     """Read the constants of a quantiser of activations, weights or biases."""
+    group = "elements" if is_grouped(proxy) else None
     floats = [part for part in proxy.modules() if isinstance(part, FloatQuant)]
     if floats:
         fields = (floats[0].exponent_bit_width_impl, floats[0].mantissa_bit_width_impl)
         width = sum(round(float(field())) for field in fields) + bool(proxy.is_signed)
-        return Quantiser(narrow_range=False, binary=False, bit_width=width, word="minifloat")
+        return Quantiser(False, False, bit_width=width, word="minifloat", group=group)
     parts = list(proxy.modules())
     ternary = any(isinstance(part, TernaryQuant) for part in parts)
     constants = [part for part in parts if isinstance(part, BitWidthConst)]
@@ -211,6 +248,7 @@ def read_proxy(proxy: Any) -> Quantiser:
         narrow_range=ternary or bool(proxy.is_narrow_range),
         binary=any(isinstance(part, (BinaryQuant, ClampedBinaryQuant)) for part in parts),
         bit_width=round(float(constants[0]())) if constants else None,
+        group=group,
         keeps_codes=set(roundings) <= {"RoundSte"} and activation in ("Identity", "ReLU"),
         rectifies=activation == "ReLU",
     )
@@ -264,6 +302,8 @@ def settled_scale(layer: nn.Module, name: str = "act_quant") -> Tensor | None:
     if not settled:
         return None
     with torch.no_grad():
+        if isinstance(quantiser, FloatQuant):
+            return None  # The format of the float is part of its scale.
         if hasattr(quantiser, "int_scaling_impl"):
             bit_width = quantiser.msb_clamp_bit_width_impl()
             scale: Tensor = scaling(bit_width, quantiser.int_scaling_impl(bit_width))

@@ -12,7 +12,9 @@ from brevitas.proxy.float_parameter_quant import (
     BiasFloatQuantProxyFromInjector,
     WeightFloatQuantProxyFromInjector,
 )
-from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
+from brevitas.proxy.groupwise_float_parameter_quant import (
+    GroupwiseWeightFloatQuantProxyFromInjector,
+)
 from brevitas.proxy.parameter_quant import BiasQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -33,7 +35,11 @@ STRUCK = "_struck_quantisers"
 KINDS = {
     "weights": _Kind(
         *("weight", "weight_quant", QuantWeightMixin),
-        (WeightQuantProxyFromInjector, WeightFloatQuantProxyFromInjector),
+        (
+            GroupwiseWeightFloatQuantProxyFromInjector,
+            WeightFloatQuantProxyFromInjector,
+            WeightQuantProxyFromInjector,
+        ),
     ),
     "biases": _Kind(
         *("bias", "bias_quant", QuantBiasMixin),
@@ -81,8 +87,6 @@ def why_no_words(layer: nn.Module, kind: str) -> str | None:
         return f"its {parameter} is not quantised"
     if _is_computed(layer, kind):
         return f"its {parameter} is computed in each forward, by a parametrization or a hook"
-    if isinstance(proxy, GroupwiseWeightQuantProxyFromInjector):
-        return f"the quantiser of its {parameter} is groupwise"
     if not isinstance(proxy, words):
         name = type(proxy).__name__
         return f"the quantiser of its {parameter} is neither integer nor minifloat ({name})"

@@ -48,7 +48,7 @@ TOO_LARGE = (
 def why_no_codes(site: FaultSite) -> str:
     """Why the values of a site are not codes, as the end of a message."""
     layer = None if site.output is None else site.output.layer[0]
-    if site.part != OUTPUT:
+    if site.is_in_layer:
         layer = site.clock.model.get_submodule(site.module_path)
     if isinstance(site.seen.word_bits, int) and site.seen.word_bits > 24:
         return TOO_LARGE.format(site.seen.word_bits)
@@ -226,7 +226,12 @@ class FaultSite:
     @property
     def is_inner(self) -> bool:
         """Whether a layer makes the words inside: they are no output and no weight or bias."""
-        return self.part != OUTPUT and self.stored is None
+        return self.is_in_layer and self.stored is None
+
+    @property
+    def is_in_layer(self) -> bool:
+        """Whether a layer asks for the words, and they are not its output as the graph has it."""
+        return self.part != OUTPUT or self.quantiser.group is not None
 
     @property
     def faults(self) -> tuple[SiteFault, ...]:
@@ -294,6 +299,17 @@ class FaultSite:
     def is_struck(self) -> bool:
         """Whether the configuration has faults for the site."""
         return self.selected and bool(self.setting.faults)
+
+    @property
+    def is_beside_floats(self) -> bool:
+        """Whether the model has other sites whose words can be infinite or NaN."""
+        return any(site.quantiser.word != "integer" for site in self.peers if site is not self)
+
+    @property
+    def follows_floats(self) -> bool:
+        """Whether faults elsewhere may make its values infinite or NaN."""
+        others = (site for site in self.peers if site is not self and site.is_struck)
+        return any(site.quantiser.word != "integer" for site in others)
 
     @property
     def strikes(self) -> bool:
@@ -390,7 +406,7 @@ class FaultSite:
         """
         if self.stored is not None:
             return self.clock.stored_stream(self.name)
-        if not self.counts_calls and self.part == OUTPUT:
+        if not self.counts_calls and not self.is_in_layer:
             return self.clock.stream(f"{self.name}#{1 + extra}" if extra else self.name)
         now = (self.clock.forward, again)
         before, calls = self._calls

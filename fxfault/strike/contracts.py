@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from brevitas.quant_tensor import FloatQuantTensor, GroupwiseFloatQuantTensor
+from brevitas.quant_tensor import FloatQuantTensor
 from torch import Tensor
 
 from fxfault.errors import SiteError
 from fxfault.faults.codes import Word
 from fxfault.faults.fault_models import FaultModel, RandomStrategy, label_of
 from fxfault.faults.float_words import IEEE_DTYPES
+from fxfault.quantisers.quant_tensors import SHARED_EXPONENT
 from fxfault.sites.site import FaultSite
 
 _CHECKED = "contracts"
@@ -96,9 +97,9 @@ def require_floats(x: object, site: FaultSite) -> None:
         SiteError: it has none, or the site has integer words.
     """
     word = site.quantiser.word
-    if word == "ieee" and isinstance(x, Tensor) and x.dtype in IEEE_DTYPES:
+    if word in ("ieee", SHARED_EXPONENT) and isinstance(x, Tensor) and x.dtype in IEEE_DTYPES:
         return
-    if word == "minifloat" and isinstance(x, (FloatQuantTensor, GroupwiseFloatQuantTensor)):
+    if word == "minifloat" and isinstance(x, FloatQuantTensor):
         return
     if site.quantiser.word == "ieee":
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__

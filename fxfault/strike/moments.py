@@ -26,7 +26,7 @@ from torch import Tensor
 from fxfault.errors import SiteError, TransformError
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
-from fxfault.sites.site import OUTPUT, FaultSite
+from fxfault.sites.site import FaultSite
 
 # Returns the number of the backward that runs in this thread, or -1.
 _backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]
@@ -139,7 +139,7 @@ def moment_of(site: FaultSite, extra: int = 0, passes: bool = False) -> Moment |
         if site.stored is not None:
             return _moment_now(site, again, extra)
         key = site.stream(extra=extra)
-        call = site._calls[1] if site.counts_calls or site.part != OUTPUT else 1 + extra
+        call = site._calls[1] if site.counts_calls or site.is_in_layer else 1 + extra
         return Moment(key, clock.batch, clock.first_sample, clock.given, call)
     running, repeated = _checkpoints()
     if repeated is not None and (training or _ATTRIBUTE in vars(repeated)):
@@ -157,7 +157,7 @@ def _moment_now(site: FaultSite, again: bool, extra: int) -> Moment:
     clock, key = site.clock, site.stream(again, extra)
     if site.stored is not None:  # The whole tensor is one sample.
         return Moment(key, 1, clock.stored_draw, None, 1)
-    call = site._calls[1] if site.counts_calls or site.part != OUTPUT else 1 + extra
+    call = site._calls[1] if site.counts_calls or site.is_in_layer else 1 + extra
     return Moment(key, clock.batch, clock.first_sample, clock.given, call)
 
 

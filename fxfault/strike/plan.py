@@ -26,11 +26,11 @@ from fxfault.faults.codes import (
     tolerance,
 )
 from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
-from fxfault.faults.float_words import FloatWord, IeeeWord
+from fxfault.faults.float_words import FloatWord, IeeeWord, SharedExponent
 from fxfault.faults.layouts import Layout
 from fxfault.faults.sampling import gap_scale, room_for
 from fxfault.quantisers.float_tensors import float_words
-from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
+from fxfault.quantisers.quant_tensors import SHARED_EXPONENT, IntQuantTensor, plain
 from fxfault.sites.settings import SiteFault
 from fxfault.sites.site import FaultSite
 from fxfault.strike.contracts import is_ours
@@ -147,16 +147,18 @@ def plan_of(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Param
     return plan, scale, zero_point
 
 
-def float_word_of(x: Any) -> tuple[FloatWord, Parameter]:
+def float_word_of(x: Any, site: FaultSite) -> tuple[FloatWord, Parameter]:
     """The float word of a `FloatQuantTensor` or a plain tensor, and the scale of its numbers."""
     found = float_words(x)
-    return (IeeeWord(x.dtype), 1.0) if found is None else (found[0], one_number(found[1]))
+    if found is not None:
+        return found[0], one_number(found[1])
+    return (SharedExponent() if site.quantiser.word == SHARED_EXPONENT else IeeeWord(x.dtype)), 1.0
 
 
 def _plan_of_floats(site: FaultSite, x: Any, batch: int) -> tuple[Plan, Parameter, Parameter]:
     """`plan_of` for float words."""
     value, seen = plain(x), site.seen
-    word, scale = float_word_of(x)
+    word, scale = float_word_of(x, site)
     if not word.fits(value.dtype):
         raise SiteError(f"site {site.name}: {value.dtype} does not hold the numbers of {word}")
     seen.scale = None if isinstance(x, Tensor) else x.scale.detach()
@@ -193,7 +195,8 @@ def _made(
     lasting = known and all(is_ours(fault.model) for fault in site.faults)
     word, limit = _word_and_limit(site, value.dtype, width, signed, zero_point)
     layout = site.layout_of(tuple(value.shape), batch)
-    order = None if is_wide(word, value.dtype) else order_for_loops(value, scale, zero_point)
+    looping = not is_wide(word, value.dtype) and not site.is_beside_floats
+    order = order_for_loops(value, scale, zero_point) if looping else None
     parts = _parts(site, word, layout, order is not None)
     like = kernels.LIKE.get(str(value.dtype).removeprefix("torch."))
     return Plan(facts if lasting else None, word, limit, layout, order, like, parts)

@@ -139,21 +139,22 @@ def overwrite(x: Any, site: FaultSite, hits: Tensor | None = None) -> None:
     """Strike an activation in place, if the site is armed.
 
     Args:
-        x: an `IntQuantTensor` outside the autograd graph.
+        x: an `IntQuantTensor` outside the autograd graph, or a plain tensor of float words.
         site: the site.
         hits: None, or a mask to fill: bool in the shape of the values, all false; true at hits.
     """
     moment = moment_of(site)
     if moment is None:
         return
+    own = plain(x)
     if site.observer is not None:
         values = site.observer(x)
-        if values is not x.value:
-            x.value.copy_(values)
+        if values is not own:
+            own.copy_(values)
         return
-    _check_shape(x.value, site)
+    _check_shape(own, site)
     notes = notes_of(x, site, stopping=hits is not None)
-    _faulty(x, site, moment, x.value, notes, in_place=True)
+    _faulty(x, site, moment, own, notes, in_place=True)
     stopped = None if notes is None else notes.stopped
     if hits is not None and stopped is not None:
         index, factor = stopped
@@ -194,7 +195,7 @@ def _faulty(
         site.layer is not None
         and bool(plan.parts)
         and clean.numel() >= SMALL
-        and not x.value.requires_grad
+        and not plain(x).requires_grad
         and makes_private_tensor(site.layer, site.caches)
     )
     written = clean if in_place else None
@@ -346,6 +347,9 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     scale, zero_point = (at(p, values.shape, hits.index) for p in quantiser[:2])
     original = read(values, hits.index)
     codes, distance = plan.to_codes(original, scale, zero_point)
+    lost = ~original.isfinite() if site.follows_floats else None
+    if lost is not None:  # An infinity or NaN that an earlier fault has made goes on as it is.
+        codes, distance = torch.where(lost, word.highest, codes), distance.masked_fill(lost, 0.0)
     _check(site, distance, plan.limit, hits)
 
     def draw(stream: int) -> Tensor:
@@ -361,6 +365,8 @@ def _write(plan: Plan, part: Part, values: Tensor, quantiser: Quantiser, hits: H
     corrupted = corrupt() if is_checked(site, model) else checked(site, model, codes, word, corrupt)
     if hits.writes is not None:
         corrupted = torch.where(hits.writes, corrupted, codes)
+    if lost is not None:
+        corrupted = torch.where(lost, codes, corrupted)
     faulty = plan.to_values(corrupted, scale, zero_point, values.dtype)
     # A value whose code stays keeps its bits, even -0.0.
     write(values, hits.index, torch.where(corrupted == codes, original, faulty))

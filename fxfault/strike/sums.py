@@ -59,7 +59,7 @@ class Notes:
         self._value, self._site, self._stopping = plain(x), site, stopping
         self._sums: Sums | None = None
         if recorded and site.statistics is not None:
-            self._sums = Sums(x, site.statistics.cosine)
+            self._sums = Sums(x, site, site.statistics.cosine)
         self._recorded = recorded
         self._records: Records | None = None
         self._hits: list[Hits] = []
@@ -148,14 +148,16 @@ class Sums:
     Σc² + 2Σcd + Σd², and d is 0 except at hits.
     """
 
-    def __init__(self, x: Any, cosine: bool) -> None:
+    def __init__(self, x: Any, site: FaultSite, cosine: bool) -> None:
         """Read the activation before the strike, if the cosine similarity is measured."""
         value = plain(x)
         self.elements = value.numel()
-        self.floats = None if isinstance(x, IntQuantTensor) else float_word_of(x)[0]
+        self.floats = None if isinstance(x, IntQuantTensor) else float_word_of(x, site)[0]
         self.clean_square = None
         if cosine:
-            self.clean_square = _sum_of_squares(x) if self.floats is None else _square_of_numbers(x)
+            self.clean_square = (
+                _sum_of_squares(x) if self.floats is None else _square_of_numbers(x, site)
+            )
         zero = torch.zeros((), dtype=torch.float64, device=value.device)
         self.injected, self.product, self.change_square = zero, zero, zero
         self.nonfinite = zero
@@ -199,9 +201,9 @@ class Sums:
         )
 
 
-def _square_of_numbers(x: Any) -> Tensor:
+def _square_of_numbers(x: Any, site: FaultSite) -> Tensor:
     """Sum of the squares of all finite numbers that a float tensor holds."""
-    value, scale = plain(x).detach().double(), float_word_of(x)[1]
+    value, scale = plain(x).detach().double(), float_word_of(x, site)[1]
     return (value / scale).nan_to_num(0.0, 0.0, 0.0).square().sum()
 
 
