@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch.fx.node import has_side_effect
 
-from fxfault.quantisers.quant_tensors import plain
 from fxfault.quantisers.stored_words import clean_bias, clean_weight
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
-from fxfault.strike.calls import inject_compiled
+from fxfault.strike.calls import inject_compiled, inject_followed
 from fxfault.strike.moments import begin, moment_of, refuse_recording
 from fxfault.strike.operators import begin_compiled
 from fxfault.strike.strikes import strike_values, with_value
@@ -60,14 +59,14 @@ def fault_inject(x: Any, site: FaultSite) -> Any:
     if torch.compiler.is_dynamo_compiling():
         return inject_compiled(x, site)
     activation = x if site.output is None else site.output.take(x)
-    moment = None if activation is None else moment_of(site)
-    if moment is None:  # Not armed, or the layer has struck it before its hooks ran.
-        if site.edges is not None and activation is not None:
-            site.edges.note((site,), activation, plain(activation))
+    if activation is None:  # The layer has struck it before its hooks ran.
+        return x
+    if site.edges is not None:
+        return inject_followed(x, activation, site)
+    moment = moment_of(site)
+    if moment is None:
         return x
     value = strike_values(activation, site, moment)
-    if site.edges is not None:
-        site.edges.note((site,), activation, value)
     is_clean = value is getattr(activation, "value", activation)
     return x if is_clean else with_value(x, activation, value)
 

@@ -22,7 +22,7 @@ from torch.nn.modules.module import _global_forward_hooks
 
 from fxfault.errors import SiteError
 from fxfault.quantisers.quant_tensors import plain
-from fxfault.strike.calls import strike_call
+from fxfault.strike.calls import strike_inside
 from fxfault.strike.moments import recomputing
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fxfault.sites.site import FaultSite
 
 _METHOD, _FLOAT = "pack_output", "_fault_output"
+# The first step of such a layer, which sees its input.
+_FIRST = "unpack_input"
 
 
 class LayerOutput:
@@ -41,6 +43,8 @@ class LayerOutput:
             whether the graph is for training only.
         graphs: the numbers of these modules.
         kept: the word that was handed over to the graph and not taken yet.
+        given: the input that the word was made of, if words are followed from site to site; None
+            if that does not matter.
     """
 
     def __init__(self, layer: Any, faults: FaultSites) -> None:
@@ -50,6 +54,7 @@ class LayerOutput:
         self.sites: dict[tuple[int | None, bool], list[FaultSite]] = {}
         self.graphs: frozenset[int] = frozenset()
         self.kept: Any = None
+        self.given: Any = None
         self.done = False
         self._kept_in = -1
         self._calls: tuple[Any, int] = (None, 0)
@@ -68,10 +73,31 @@ class LayerOutput:
         """Let the layer of ours, or another one, end its forward with this object."""
         layer = self.layer[0] if layer is None else layer
         layer.__dict__[_METHOD] = self
+        if self.faults.edges is not None:
+            self.follow(layer)
 
     def uninstall(self, layer: Any) -> None:
         """Undo `install`."""
         del layer.__dict__[_METHOD]
+        layer.__dict__.pop(_FIRST, None)
+
+    def follow(self, layer: Any = None) -> None:
+        """Note the input of the layer of ours, or another one; see `fxfault.sites.edges`."""
+        layer = self.layer[0] if layer is None else layer
+        if not layer.input_quant.is_quant_enabled:  # It makes words of the input.
+            layer.__dict__[_FIRST] = self.see
+
+    def see(self, given: Any) -> Any:
+        """Note the input of the present call, and do what the layer does first."""
+        if not torch.compiler.is_dynamo_compiling():
+            self.given = given
+        layer = self.layer[0]
+        return type(layer).unpack_input(layer, given)
+
+    def take_given(self) -> Any:
+        """The input of the word that was made last; forgets it."""
+        given, self.given = self.given, None
+        return given
 
     def add(self, site: FaultSite, graph: int | None = None, training: bool = False) -> None:
         """Add the site of the next call; see `sites` for the key."""
@@ -125,7 +151,7 @@ class LayerOutput:
 
     def forget(self) -> None:
         """Forget what an interrupted forward left."""
-        self.kept, self.done = None, False
+        self.kept, self.given, self.done = None, None, False
 
     def _sites_in_graph(self) -> list[FaultSite]:
         """The sites of the layer in the running graph; empty if no graph that calls it runs."""
@@ -153,9 +179,7 @@ class LayerOutput:
         if here:
             number %= len(sites)
         site = sites[min(number, len(sites) - 1)]
-        struck = strike_call(output, site, max(0, number + 1 - len(sites)))
-        if site.edges is not None and not torch.compiler.is_dynamo_compiling():
-            site.edges.note((site,), struck, plain(struck))
+        struck = strike_inside(output, self.take_given(), site, max(0, number + 1 - len(sites)))
         self.done = True
         return self._packed(struck)
 
@@ -172,6 +196,9 @@ class FloatOutput(LayerOutput):
     """The last step of a layer of any type, whose float output faults strike."""
 
     returns_quant_tensor = True  # What the layer returns is what is struck.
+
+    def follow(self, layer: Any = None) -> None:
+        """Do nothing: a plain float passes no quantiser."""
 
     def install(self, layer: Any = None) -> None:
         """Let a layer of ours end its forward with this object."""

@@ -856,19 +856,17 @@ def test_a_network_without_inner_quantisers_has_the_same_sites_and_layers() -> N
     assert faulty.faults.edges is None
 
 
-@pytest.mark.parametrize("unsupported", ["error", "skip"])
-def test_a_quantiser_that_is_not_an_integer_one_is_refused_or_listed(unsupported: str) -> None:
-    net = nn.Sequential(
-        qnn.QuantReLU(), qnn.QuantLinear(8, 4, bias=False, input_quant=Fp8e4m3ActPerTensorFloat)
-    )
-    if unsupported == "error":
-        with pytest.raises(TransformError, match=r"1\.input_quant \(its quantiser is not an int"):
-            struck(net)
-        return
-    faulty = struck(net, unsupported="skip")
-    assert faulty.faults.names == ("0",)
-    assert "1.input_quant" in faulty.faults.skipped
-    assert fxfault.inspect(faulty).skipped[0].type == "QuantLinear"
+def test_minifloats_inside_layers_are_struck() -> None:
+    layer = qnn.QuantLinear(8, 4, bias=False, input_quant=Fp8e4m3ActPerTensorFloat).eval()
+    x = torch.randn(3, 8)
+    faulty = struck(nn.Sequential(qnn.QuantReLU(), layer).eval(), bit=7, layers="1.input_quant")
+    words = layer.input_quant(torch.relu(x)).value
+    with torch.no_grad():
+        found = faulty.get_submodule("1")(torch.relu(x))
+        expected = layer(words)
+    assert faulty.faults.names == ("0", "1.input_quant")
+    assert bool(words.any())
+    torch.testing.assert_close(found, -expected)  # Bit 7 is the sign of each word.
 
 
 def test_coupled_gates_without_a_quantised_sigmoid_are_refused() -> None:

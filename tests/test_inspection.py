@@ -145,7 +145,12 @@ def test_the_dictionary_holds_what_the_table_shows(small: Any) -> None:
         "bit_width": 8,
         "bit_width_learned": False,
         "signed": False,
-        "scale": {"low": pytest.approx(2.5 / 255), "high": pytest.approx(2.5 / 255), "count": 1},
+        "scale": {
+            "low": pytest.approx(2.5 / 255),
+            "high": pytest.approx(2.5 / 255),
+            "count": 1,
+            "each": "channel",
+        },
         "elements": 6,
         "fault_model": "msb_flip",
         "probability": 0.5,
@@ -163,7 +168,9 @@ def test_a_scale_that_is_not_finite_is_null_in_the_dictionary(small: Any) -> Non
 
     found = inspect(small)
 
-    assert found.to_dict()["sites"][0]["scale"] == {"low": None, "high": None, "count": 1}
+    assert found.to_dict()["sites"][0]["scale"] == {
+        **{"low": None, "high": None, "count": 1, "each": "channel"}
+    }
     assert "nan" in str(found)
 
 

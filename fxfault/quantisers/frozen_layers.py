@@ -143,6 +143,8 @@ class FrozenActivation(FrozenLayer):
     def forward(self, input: Any) -> Any:
         """Quantise the input."""
         constants = self._constants()
+        if "unpack_input" in self.__dict__ and not torch.compiler.is_compiling():
+            self.unpack_input(input)
         x = plain(input)
         if constants is None or not isinstance(x, Tensor) or x.dtype is not constants.dtype:
             return super().forward(input)  # type: ignore[misc]

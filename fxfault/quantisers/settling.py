@@ -224,7 +224,9 @@ def _require_brevitas(layer: nn.Module, *methods: str) -> None:
     """Require a layer in eval mode that runs Brevitas's own methods."""
     for name in methods:
         method = getattr(own_class(layer), name, None)
-        ours = name == "pack_output" or (name == "forward" and STRUCK in layer.__dict__)
+        ours = name in ("pack_output", "unpack_input") or (
+            name == "forward" and STRUCK in layer.__dict__
+        )
         own = name in layer.__dict__ and not ours
         own |= name == "forward" and OWN_FORWARD in layer.__dict__
         if own or (method is not None and not method.__module__.startswith("brevitas.nn.")):

@@ -6,8 +6,8 @@ strikes it once, at the first of these sites that is selected. The second quanti
 as it is if scale, zero point, bit width, sign and range are equal and it rounds to the nearest;
 that does not depend on the data.
 
-A forward of the whole model notes each word that a site makes. A quantiser inside a layer looks up
-where its input comes from:
+A forward of the whole model notes each word that a site makes. A quantiser looks up where its input
+comes from:
 
 - A plain tensor is a word if it shares its memory, unwritten, with one (a view, `flatten`).
 - A QuantTensor carries the tensor of its scale through operations that move words without changing

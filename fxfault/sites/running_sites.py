@@ -92,6 +92,8 @@ class RunningSites(SiteList):
         self.edges = Edges()
         for site in self:
             site.edges = self.edges
+        for output in self.outputs:
+            output.follow()
 
     # -- forwards -----------------------------------------------------------------------
 

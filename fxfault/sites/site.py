@@ -152,6 +152,9 @@ class Handover(Protocol):
     def take_compiled(self, value: Any) -> tuple[Any, bool]:
         """Return what to strike for a value, and whether the layer has struck it."""
 
+    def take_given(self) -> Any:
+        """Return the input of the word that was made last, and forget it."""
+
     def forget(self) -> None:
         """Forget what an interrupted forward left."""
 
@@ -173,6 +176,8 @@ class FaultSite:
         setting: what strikes here.
         stored: the tensor of a site that is a weight or bias; None for an activation.
         part: the attribute of the layer that has the quantiser.
+        is_in_layer: whether a layer strikes the words where it asks for them: they are not its
+            output, or it is groupwise.
         selected: whether the configuration selects the site.
         output: the last step of the layer; see `fxfault.passes.layer_outputs`.
         layer: the layer that makes the activation, if no other node of the graph uses it; else
@@ -211,7 +216,11 @@ class FaultSite:
     caches: dict[Any, Any] = field(default_factory=dict)
     edges: Edges | None = None
     before: dict[int, Sources] = field(default_factory=dict)
+    is_in_layer: bool = field(init=False)
     _calls: tuple[tuple[int, bool], int] = ((0, False), 0)
+
+    def __post_init__(self) -> None:
+        self.is_in_layer = self.part != OUTPUT or self.quantiser.group is not None
 
     @property
     def bit_width(self) -> int | None:
@@ -227,11 +236,6 @@ class FaultSite:
     def is_inner(self) -> bool:
         """Whether a layer makes the words inside: they are no output and no weight or bias."""
         return self.is_in_layer and self.stored is None
-
-    @property
-    def is_in_layer(self) -> bool:
-        """Whether a layer asks for the words, and they are not its output as the graph has it."""
-        return self.part != OUTPUT or self.quantiser.group is not None
 
     @property
     def faults(self) -> tuple[SiteFault, ...]:

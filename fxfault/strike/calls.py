@@ -33,13 +33,14 @@ def strike_call(x: Any, site: FaultSite, extra: int = 0) -> Any:
     return x if moment is None else with_value(x, x, strike_values(x, site, moment))
 
 
-def strike_inside(words: Any, given: Any, site: FaultSite) -> Any:
-    """Strike the words that a quantiser inside a layer has made, unless they are struck already.
+def strike_inside(words: Any, given: Any, site: FaultSite, extra: int = 0) -> Any:
+    """Strike the words that a quantiser has made, unless they are struck already.
 
     Args:
         words: what the quantiser made: an `IntQuantTensor` that nothing else refers to.
         given: the input of the quantiser.
         site: the site to strike.
+        extra: calls of the layer since the one that the site stands for.
 
     Returns:
         The faulty words, of the type of `words`.
@@ -50,9 +51,9 @@ def strike_inside(words: Any, given: Any, site: FaultSite) -> Any:
     """
     edges = site.edges
     if edges is None or torch.compiler.is_dynamo_compiling():
-        return strike_call(words, site)
+        return strike_call(words, site, extra)
     if recomputing():
-        moment = moment_of(site)  # The first run of the checkpoint has decided.
+        moment = moment_of(site, extra)  # The first run of the checkpoint has decided.
         if moment is None:
             return words
         return with_value(words, words, strike_values(words, site, moment))
@@ -64,12 +65,25 @@ def strike_inside(words: Any, given: Any, site: FaultSite) -> Any:
     if passes and site.quantiser.narrow_range:  # Which leaves out a code that a fault may give.
         value = plain(given)
         words = words._replace(value=torch.where(words.value == value, words.value, value))
-    moment = moment_of(site, passes=passes)
+    moment = moment_of(site, extra, passes=passes)
     if moment is not None:
         words = with_value(words, words, strike_values(words, site, moment))
     here = [s for sites in sources for s in sites]
     edges.note((*dict.fromkeys(here), site), words, plain(words))
     return words
+
+
+def inject_followed(x: Any, activation: Any, site: FaultSite) -> Any:
+    """Do what `fault_inject` does, if words are followed from site to site.
+
+    Args:
+        x: what `fault_inject` got.
+        activation: the word of `x`.
+        site: the site to strike.
+    """
+    given = None if site.output is None else site.output.take_given()
+    struck = strike_inside(activation, given, site)
+    return x if struck is activation else with_value(x, activation, plain(struck))
 
 
 def inject_compiled(x: Any, site: FaultSite) -> Any:

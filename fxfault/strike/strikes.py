@@ -195,7 +195,7 @@ def _faulty(
         site.layer is not None
         and bool(plan.parts)
         and clean.numel() >= SMALL
-        and not plain(x).requires_grad
+        and not x.value.requires_grad
         and makes_private_tensor(site.layer, site.caches)
     )
     written = clean if in_place else None
