@@ -859,14 +859,12 @@ def test_a_network_without_inner_quantisers_has_the_same_sites_and_layers() -> N
 def test_minifloats_inside_layers_are_struck() -> None:
     layer = qnn.QuantLinear(8, 4, bias=False, input_quant=Fp8e4m3ActPerTensorFloat).eval()
     x = torch.randn(3, 8)
-    faulty = struck(nn.Sequential(qnn.QuantReLU(), layer).eval(), bit=7, layers="1.input_quant")
-    words = layer.input_quant(torch.relu(x)).value
+    faulty = struck(nn.Sequential(layer), injection_type="bit_flip", bit=7)
     with torch.no_grad():
-        found = faulty.get_submodule("1")(torch.relu(x))
-        expected = layer(words)
-    assert faulty.faults.names == ("0", "1.input_quant")
-    assert bool(words.any())
-    torch.testing.assert_close(found, -expected)  # Bit 7 is the sign of each word.
+        found, clean = faulty(x), layer(x)
+    assert faulty.faults.names == ("0.input_quant",)
+    assert bool(clean.any())
+    torch.testing.assert_close(found, -clean)  # Bit 7 is the sign of each word.
 
 
 def test_coupled_gates_without_a_quantised_sigmoid_are_refused() -> None:
