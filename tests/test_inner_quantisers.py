@@ -859,7 +859,7 @@ def test_a_network_without_inner_quantisers_has_the_same_sites_and_layers() -> N
 def test_minifloats_inside_layers_are_struck() -> None:
     layer = qnn.QuantLinear(8, 4, bias=False, input_quant=Fp8e4m3ActPerTensorFloat).eval()
     x = torch.randn(3, 8)
-    faulty = struck(nn.Sequential(layer), injection_type="bit_flip", bit=7)
+    faulty = struck(nn.Sequential(layer).eval(), injection_type="bit_flip", bit=7)
     with torch.no_grad():
         found, clean = faulty(x), layer(x)
     assert faulty.faults.names == ("0.input_quant",)

@@ -144,7 +144,7 @@ class FrozenActivation(FrozenLayer):
         """Quantise the input."""
         constants = self._constants()
         if "unpack_input" in self.__dict__ and not torch.compiler.is_compiling():
-            self.unpack_input(input)
+            self.__dict__["unpack_input"](input)
         x = plain(input)
         if constants is None or not isinstance(x, Tensor) or x.dtype is not constants.dtype:
             return super().forward(input)  # type: ignore[misc]

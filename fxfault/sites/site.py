@@ -152,6 +152,9 @@ class Handover(Protocol):
     def take_compiled(self, value: Any) -> tuple[Any, bool]:
         """Return what to strike for a value, and whether the layer has struck it."""
 
+    def follow(self, layer: Any = None) -> None:
+        """Note the input of each word; see `fxfault.sites.edges`."""
+
     def take_given(self) -> Any:
         """Return the input of the word that was made last, and forget it."""
 
