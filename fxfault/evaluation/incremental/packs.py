@@ -27,7 +27,7 @@ from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.live_values import Role, SampleRows, equal_samples, leaves_of, with_leaves
 from fxfault.strike.draws import samples_hit
 
-SMALL = 1 << 16  # Leaves of up to so many elements are compared as a whole at once.
+SMALL = 1 << 12  # Samples of up to so many elements are compared as a whole at once.
 
 
 @dataclass(frozen=True)
@@ -285,8 +285,9 @@ class Evaluation:
     def _golden_again(self, place: int, samples: Tensor, rows: Tensor, leaves: list[Any]) -> Tensor:
         """Whether samples, at some rows of a pack's leaves, have the golden state; bool."""
         same = torch.zeros(len(samples), dtype=torch.bool)
-        left = samples.argsort()
-        if any(map(_is_large, leaves)):
+        left, roles = samples.argsort(), self.golden.cuts[place].roles
+        assert roles is not None
+        if any(map(_is_large, leaves, roles)):
             # Most faults show in a slice, so that few samples are copied and compared as a whole.
             left = left[self._equal(place, samples[left], rows[left], leaves, _slice_of)]
         if len(left):
@@ -324,13 +325,16 @@ class Evaluation:
         return same
 
 
-def _is_large(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.numel() > SMALL
+def _is_large(leaf: Any, role: Role) -> bool:
+    """Whether a sample has many elements in a leaf; the same in batches of any size."""
+    if not isinstance(role, SampleRows) or leaf.dim() == 1 or leaf.numel() == 0:
+        return False
+    return bool(leaf.numel() // leaf.shape[role.dim] * role.each * role.outer > SMALL)
 
 
 def _slice_of(leaf: Any, role: Role) -> Any:
     """A slice of a large leaf that holds a part of each sample (of images, one channel)."""
-    if not isinstance(role, SampleRows) or not _is_large(leaf) or leaf.dim() == 1:
+    if not isinstance(role, SampleRows) or not _is_large(leaf, role):
         return leaf
     dim = 1 if role.dim == 0 else 0
     return leaf.narrow(dim, leaf.shape[dim] // 2, 1)
