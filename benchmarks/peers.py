@@ -11,7 +11,8 @@ strike a float twin (`benchmarks.peers_tools`). If they are not installed, they 
 (`pip install mrfi pytorchfi`).
 
 A second part measures the time of fxfault against elements, rate and sites
-(`benchmarks.peers_growth`).
+(`benchmarks.peers_growth`). A third part compares whole studies, in which one layer is struck alone
+(`benchmarks.peers_study`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.networks import BATCH, quant_cnv
 from benchmarks.peers_growth import measure_growth
+from benchmarks.peers_study import measure_study
 from benchmarks.peers_tools import (
     TOOLS,
     Struck,
@@ -86,7 +88,8 @@ class Measured:
 def measure(turns: int) -> dict[str, Any]:
     """Print and return all figures."""
     print()
-    return {"tools": measure_tools(turns), "growth": measure_growth(turns)}
+    found = {"tools": measure_tools(turns), "growth": measure_growth(turns)}
+    return {**found, "study": measure_study(max(3, turns // 4))}
 
 
 def measure_tools(turns: int) -> dict[str, Any]:

@@ -842,3 +842,15 @@ def test_free_memory_keeps_to_the_limit_of_a_container(monkeypatch: pytest.Monke
     assert free_memory() == 2_000_000
     texts["memory.max"] = "max\n"
     assert free_memory() == 4000 * 1024
+
+
+def test_slices_of_batches_of_any_size_fit_each_other() -> None:
+    """A sample's slice is compared with one of a golden batch, which may be smaller or larger."""
+    for role, shape in ((SampleRows(0, 1), (8, 64, 9, 9)), (SampleRows(1, 2), (64, 16, 81))):
+        shapes = set()
+        for size in (1, 2, 8):
+            leaf = torch.zeros(shape).narrow(role.dim, 0, size * role.each)
+            part = list(packs._slice_of(leaf, role).shape)
+            part[role.dim] //= size
+            shapes.add(tuple(part))
+        assert shapes == {(1, 1, 9, 9) if role.dim == 0 else (1, 2, 81)}

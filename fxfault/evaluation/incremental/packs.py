@@ -7,7 +7,7 @@ run from cut to cut; samples leave a pack when they are golden again and nothing
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,10 @@ from fxfault.evaluation.incremental.states import advance
 from fxfault.faults.bits import same_bits
 from fxfault.faults.layouts import Layout
 from fxfault.sites.fault_sites import faults_of
-from fxfault.sites.live_values import SampleRows, equal_samples, leaves_of, with_leaves
+from fxfault.sites.live_values import Role, SampleRows, equal_samples, leaves_of, with_leaves
 from fxfault.strike.draws import samples_hit
+
+SMALL = 1 << 12  # Samples of up to so many elements are compared as a whole at once.
 
 
 @dataclass(frozen=True)
@@ -282,22 +284,60 @@ class Evaluation:
 
     def _golden_again(self, place: int, samples: Tensor, rows: Tensor, leaves: list[Any]) -> Tensor:
         """Whether samples, at some rows of a pack's leaves, have the golden state; bool."""
+        same = torch.zeros(len(samples), dtype=torch.bool)
+        left, roles = samples.argsort(), self.golden.cuts[place].roles
+        assert roles is not None
+        if any(map(_is_large, leaves, roles)):
+            # Most faults show in a slice, so that few samples are copied and compared as a whole.
+            left = left[self._equal(place, samples[left], rows[left], leaves, _slice_of)]
+        if len(left):
+            same[left] = self._equal(place, samples[left], rows[left], leaves)
+        return same
+
+    def _equal(
+        self,
+        place: int,
+        samples: Tensor,
+        rows: Tensor,
+        leaves: Sequence[Any],
+        part_of: Callable[[Any, Role], Any] = lambda leaf, _: leaf,
+    ) -> Tensor:
+        """Whether a part of each leaf is the golden one, bool; `samples` are ascending."""
         cut = self.golden.cuts[place]
-        order = samples.argsort()
-        parts = [
-            (self.golden.cache.leaves(cut.site, batch), inside)
-            for batch, (_, inside) in self._by_batch(samples[order]).items()
+        roles = cut.roles
+        assert roles is not None
+
+        def parts(of: Sequence[Any]) -> list[Any]:
+            return [part_of(leaf, role) for leaf, role in zip(of, roles, strict=True)]
+
+        golden = [
+            (parts(self.golden.cache.leaves(cut.site, batch)), inside)
+            for batch, (_, inside) in self._by_batch(samples).items()
         ]
-        expected = cut.assemble(parts, len(rows))
-        found = cut.assemble([(leaves, rows[order])], len(rows))
-        assert cut.roles is not None
+        expected = cut.assemble(golden, len(rows))
+        found = cut.assemble([(parts(leaves), rows)], len(rows))
         same = torch.ones(len(rows), dtype=torch.bool)
-        for role, a, b in zip(cut.roles, expected, found, strict=True):
+        for role, a, b in zip(roles, expected, found, strict=True):
             if isinstance(role, SampleRows):
                 same &= equal_samples(a, b, role).cpu()
             elif not same_bits(a, b):
                 same[:] = False
-        return torch.empty_like(same).index_copy_(0, order, same)
+        return same
+
+
+def _is_large(leaf: Any, role: Role) -> bool:
+    """Whether a sample has many elements in a leaf; the same in batches of any size."""
+    if not isinstance(role, SampleRows) or leaf.dim() == 1 or leaf.numel() == 0:
+        return False
+    return bool(leaf.numel() // leaf.shape[role.dim] * role.each * role.outer > SMALL)
+
+
+def _slice_of(leaf: Any, role: Role) -> Any:
+    """A slice of a large leaf that holds a part of each sample (of images, one channel)."""
+    if not isinstance(role, SampleRows) or not _is_large(leaf, role):
+        return leaf
+    dim = 1 if role.dim == 0 else 0
+    return leaf.narrow(dim, leaf.shape[dim] // 2, 1)
 
 
 def _padded(index: Tensor, size: int) -> Tensor:
