@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing.util
 import os
 import signal
@@ -187,7 +188,7 @@ def _become_server(code: str, files: Sequence[int]) -> None:
     """Make this fork of pytest look as a new Python with a few open files, and run code in it."""
     try:
         edges = [2, *sorted(files), os.sysconf("SC_OPEN_MAX")]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in itertools.pairwise(edges):
             os.closerange(low + 1, high)
         sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
         warnings.resetwarnings()  # pytest makes errors of them.
