@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
+from commands import Run
 from torch import Tensor, nn
 
 import fxfault
@@ -108,6 +109,24 @@ def faulty() -> Callable[..., Any]:
         return fxfault.transform(model, {**defaults, **settings})
 
     return transform
+
+
+@pytest.fixture
+def run_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Run]:
+    """Give a function that runs the main function of a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main: Callable[[Sequence[str]], int], *argv: str) -> Run:
+        capsys.readouterr()
+        try:
+            status = main(argv)
+        except SystemExit as end:  # argparse
+            status = int(end.code or 0)
+        return Run(status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture
