@@ -19,6 +19,7 @@ forward hooks (`fxfault.passes.layer_outputs`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,7 +39,7 @@ from fxfault.passes.stored_sites import StoredSites
 from fxfault.passes.surgery import follow
 from fxfault.passes.tracing.containers import joined
 from fxfault.passes.tracing.own_forward import keep_forward
-from fxfault.passes.tracing.sharing import holds, replace_modules, shell
+from fxfault.passes.tracing.sharing import holders, holds, replace_modules, shell
 from fxfault.passes.tracing.targets import inner_rule, output_rule, rule_of
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.quant_tensors import (
@@ -233,7 +234,7 @@ class _Plan:
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites
             part.recompile()
-        self.sites.watch_layers(filter(self._can_change, self.root.modules()), follow)
+        self.sites.watch_layers(self._changeable(), follow)
 
     def _has_followers(self) -> bool:
         """Whether an activation layer may get the words of another one."""
@@ -260,9 +261,12 @@ class _Plan:
                 before += one.all_input_nodes
         return False
 
-    def _can_change(self, module: nn.Module) -> bool:
-        """Whether the sites must follow if children of a module are replaced."""
-        return module is self.root or holds(module, self.is_target) or struck_of(module) is not None
+    def _changeable(self) -> Iterator[nn.Module]:
+        """The modules that the sites must follow if children of them are replaced."""
+        holding = holders(self.root, self.is_target)
+        for module in self.root.modules():
+            if module is self.root or id(module) in holding or struck_of(module) is not None:
+                yield module
 
     def _output_of(self, layer: nn.Module) -> LayerOutput:
         output = installed(layer)

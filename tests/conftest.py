@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import multiprocessing.util
+import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
+from commands import Run
 from torch import Tensor, nn
 
 import fxfault
@@ -107,6 +112,24 @@ def faulty() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def run_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Run]:
+    """Give a function that runs the main function of a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main: Callable[[Sequence[str]], int], *argv: str) -> Run:
+        capsys.readouterr()
+        try:
+            status = main(argv)
+        except SystemExit as end:  # argparse
+            status = int(end.code or 0)
+        return Run(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
 def convnet() -> nn.Module:
     """A calibrated network for (N, 3, 6, 6) with three sites: signed 8, unsigned 4 and 3 bits."""
     torch.manual_seed(0)
@@ -157,3 +180,37 @@ def small_tensors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(strikes, "SMALL", 0)
     return kind
+
+
+@pytest.fixture
+def quick_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the fork servers of engines from this process, which has imported what they import.
+
+    Only the seconds of these imports are left out; tests of those start a real server.
+    """
+    start = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
+
+    def fork(path: str, argv: Sequence[str], files: Sequence[int]) -> int:
+        if "forkserver" not in argv[-1]:
+            return int(start(path, argv, files))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Since Python 3.12: this process has threads.
+            pid = os.fork()
+        if pid == 0:
+            _become_server(argv[-1], files)
+        return pid
+
+    monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", fork)
+
+
+def _become_server(code: str, files: Sequence[int]) -> None:
+    """Make this fork of pytest look as a new Python with a few open files, and run code in it."""
+    try:
+        edges = [2, *sorted(files), os.sysconf("SC_OPEN_MAX")]
+        for low, high in itertools.pairwise(edges):
+            os.closerange(low + 1, high)
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        warnings.resetwarnings()  # pytest makes errors of them.
+        exec(code, {})
+    finally:
+        os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -497,12 +498,18 @@ REFUSED = (Sorted, HardExamples, Reversed, ByPlace, EverySecond, Routed)
 MIXING = (BatchStatistics, AcrossBatch, SharedScale)
 
 
-def model_of(kind: type[nn.Module], **settings: Any) -> Any:
+@functools.cache
+def _net_of(kind: type[nn.Module]) -> nn.Module:
     torch.manual_seed(3)
     net: Any = kind()
     net(torch.randn(32, *kind.shape))
+    return net.eval()
+
+
+def model_of(kind: type[nn.Module], **settings: Any) -> Any:
+    """Transform and freeze a calibrated network; all of a kind share its layers."""
     given = {"enabled": True, "apply_during": "eval", "probability": 3.0, "seed": 5, **settings}
-    return fxfault.freeze(fxfault.transform(net.eval(), given))
+    return fxfault.freeze(fxfault.transform(_net_of(kind), given))
 
 
 def data_of(kind: type[nn.Module], batch: int, samples: int = N) -> Data:

@@ -855,6 +855,7 @@ class Ends(torch.nn.Module):
 """
 
 
+@pytest.mark.usefixtures("quick_servers")
 @pytest.mark.parametrize("engine", ["local", "processes"])
 @pytest.mark.parametrize("how", ["exit", "pipe", "raise"])
 def test_a_network_that_ends_the_program_is_an_error_with_its_trial(

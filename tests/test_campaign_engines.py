@@ -112,6 +112,7 @@ def test_two_processes_give_the_same_rows(
     assert not any(alive(pid) for pid in processes)
 
 
+@pytest.mark.usefixtures("quick_servers")
 def test_workers_that_are_killed_cost_no_row(
     tmp_path: Path, undisturbed: list[tuple[Any, ...]]
 ) -> None:
@@ -178,6 +179,7 @@ def none_left(pids: Iterable[int]) -> bool:
     return not any(map(alive, pids))
 
 
+@pytest.mark.usefixtures("quick_servers")
 def test_an_error_of_a_worker_is_the_error_of_the_run(tmp_path: Path) -> None:
     engine = ProcessEngine(1)
     study = small_study(checkpoint={"path": "absent.pt"})
@@ -186,6 +188,7 @@ def test_an_error_of_a_worker_is_the_error_of_the_run(tmp_path: Path) -> None:
     assert engine._workers == []
 
 
+@pytest.mark.usefixtures("quick_servers")
 def test_a_worker_that_always_dies_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +199,7 @@ def test_a_worker_that_always_dies_is_an_error_that_says_so(
         run_study(small_study(), tmp_path / "study.sqlite", engine=ProcessEngine(1))
 
 
+@pytest.mark.usefixtures("quick_servers")
 def test_a_worker_that_cannot_be_started_leaves_none_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +350,7 @@ def test_an_engine_gives_what_a_bench_gives() -> None:
 # -- workers that stand still ---------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_servers")
 def test_a_stopped_worker_is_named_and_its_trials_go_to_others(
     tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +391,7 @@ else:
 """
 
 
+@pytest.mark.usefixtures("quick_servers")
 @pytest.mark.parametrize("stops_at", ["half a message", "the imports of the server"])
 def test_a_worker_that_stops_while_it_is_set_up_keeps_nobody_waiting(
     tmp_path: Path,
@@ -427,6 +433,7 @@ def test_a_trial_that_takes_too_long_twice_ends_the_study() -> None:
         workers.lose(("cell", 3), "not done after 5 s", worker_history.MOST_TIMEOUTS)
 
 
+@pytest.mark.usefixtures("quick_servers")
 def test_a_timeout_that_a_trial_never_meets_ends_the_study_and_keeps_the_others(
     tmp_path: Path, undisturbed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,6 +534,7 @@ def test_what_workers_are_forked_from_has_no_threads_of_torch() -> None:
     assert run.stdout == "1 False\n"
 
 
+@pytest.mark.usefixtures("quick_servers")
 @pytest.mark.skipif(not process_engine.FORKS, reason="workers are not forked here")
 def test_a_server_that_refuses_as_it_dies_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...
     return outcome(folder / "whole.sqlite")
 
 
+@pytest.mark.usefixtures("quick_servers")
 @pytest.mark.parametrize(
     ("engine", "name", "change", "message"),
     [

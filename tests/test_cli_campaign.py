@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from commands import Run
 
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import Progress as StudyProgress
@@ -32,28 +34,10 @@ SITES = ("stem.act", "body.act", "head.act")
 WEAKNESS = {"stem.act": 0.04, "body.act": 0.3, "head.act": 0.01}
 
 
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Run]:
+def command(run_command: Callable[..., Run]) -> Callable[..., Run]:
     """Give a function that runs the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str) -> Run:
-        capsys.readouterr()
-        try:
-            status = campaign.main(argv)
-        except SystemExit as end:  # argparse
-            status = int(end.code or 0)
-        return Run(status, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_command, campaign.main)
 
 
 def small(**changes: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from campaign_tools import SMALL
+from commands import Run
 
 from fxfault.cli import campaign
 
@@ -27,18 +28,13 @@ NAMED = {"faults": {"both": SEVERAL, "first only": SEVERAL[:1]}}
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def command(run_command: Callable[..., Run]) -> Callable[..., str]:
     """Give a function that runs the command in an empty folder; it must end well."""
-    monkeypatch.chdir(tmp_path)
 
     def run(*argv: str) -> str:
-        capsys.readouterr()
-        status = campaign.main(argv)
-        found = capsys.readouterr()
-        assert (status, found.err) == (0, "")
-        return found.out
+        status, out, err = run_command(campaign.main, *argv)
+        assert (status, err) == (0, "")
+        return out
 
     return run
 

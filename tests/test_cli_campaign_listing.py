@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from commands import Run
 
 from fxfault.campaign import Study
 from fxfault.campaign.driver import run_study
@@ -29,12 +31,6 @@ AXES = {"probability": [1.0, 3.0], "injection_type": ["random", "stuck_at_1"]}
 CELLS = "1 all random 1%, 2 all random 3%, 3 all stuck_at_1 1%, 4 all stuck_at_1 3%"
 
 
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The content of a store with four cells of two trials."""
@@ -45,25 +41,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def command(
-    stored: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., Run]:
+def command(stored: bytes, run_command: Callable[..., Run]) -> Callable[..., Run]:
     """Give a function that runs `fxfault-campaign faults` on the store in its folder."""
-    monkeypatch.chdir(tmp_path)
     Path("study.sqlite").write_bytes(stored)
-
-    def run(*argv: str) -> Run:
-        capsys.readouterr()
-        try:
-            status = campaign.main(["faults", "--store", "study.sqlite", *argv])
-        except SystemExit as end:  # argparse
-            status = int(end.code or 0)
-        return Run(status, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_command, campaign.main, "faults", "--store", "study.sqlite")
 
 
 def rows(name: str) -> list[dict[str, str]]:

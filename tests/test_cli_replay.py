@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from commands import Run
 from torch import nn
 
 import fxfault
@@ -23,23 +25,10 @@ OTHERS = "Injection,Layer,TensorIndex,Bit\n"
 ROW = '0,features.2,"(3, 1, 2)",3\n'
 
 
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Run]:
+def command(run_command: Callable[..., Run]) -> Callable[..., Run]:
     """Give a function that runs the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str) -> Run:
-        return Run(evaluate.main(argv), *capsys.readouterr())
-
-    return run
+    return functools.partial(run_command, evaluate.main)
 
 
 def document(name: str = "fault_eval_faults.json") -> Any:

@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from campaign_page_tools import SITES, page_of, residual, write_store
 from campaign_tools import SMALL
+from commands import Run
 
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map
@@ -29,29 +30,6 @@ KINDS = dict(zip(SITES, ("activations", "weights", "biases", "activations"), str
 FAST = ("--config", "digits", "--batch-size", "250", "--no-progress")
 
 
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Run]:
-    """Give a function that runs the main function of a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(main: Any, *argv: str) -> Run:
-        try:
-            status = main(argv)
-        except SystemExit as end:
-            status = int(str(end.code))
-        return Run(status, *capsys.readouterr())
-
-    return run
-
-
 # -- options ----------------------------------------------------------------------------------
 
 
@@ -65,9 +43,9 @@ def command(
     ],
 )
 def test_a_memory_that_is_none_is_one_line(
-    command: Callable[..., Run], main: Any, value: str, said: str
+    run_command: Callable[..., Run], main: Any, value: str, said: str
 ) -> None:
-    run = command(main, "--config", "digits", "--memory", value)
+    run = run_command(main, "--config", "digits", "--memory", value)
 
     assert (run.status, run.out) == (2, "")
     assert run.err.startswith(f"error: --memory: {said}")
@@ -83,34 +61,34 @@ def test_a_memory_that_is_none_is_one_line(
     ],
 )
 def test_a_memory_that_does_not_fit_is_one_line(
-    command: Callable[..., Run], options: tuple[str, ...], said: str
+    run_command: Callable[..., Run], options: tuple[str, ...], said: str
 ) -> None:
-    run = command(evaluate.main, *FAST, *options)
+    run = run_command(evaluate.main, *FAST, *options)
 
     assert run.status == 2
     assert said in run.err
     assert run.err.count("\n") == 1
 
 
-def test_faults_of_the_configuration_have_their_own_memory(command: Callable[..., Run]) -> None:
+def test_faults_of_the_configuration_have_their_own_memory(run_command: Callable[..., Run]) -> None:
     faults = {"enabled": True, "faults": [{"probability": 1.0, "memory": "weights"}]}
     content = {key: SMALL[key] for key in ("dataset", "model", "quantization", "checkpoint")}
     Path("own.yaml").write_text(
         yaml.safe_dump({**content, "fault_injection": faults}), encoding="utf-8"
     )
 
-    refused = command(evaluate.main, "--config", "own.yaml", "--memory", "activations")
-    run = command(evaluate.main, "--config", "own.yaml", "--no-progress")
+    refused = run_command(evaluate.main, "--config", "own.yaml", "--memory", "activations")
+    run = run_command(evaluate.main, "--config", "own.yaml", "--no-progress")
 
     assert refused.status == 2
     assert refused.err.startswith("error: --memory: own.yaml has `faults`, each with its own")
     assert "  Fault 1: random at 1 % in weights\n" in run.out
 
 
-def test_counts_of_faults_in_weights_are_those_of_a_trial(command: Callable[..., Run]) -> None:
+def test_counts_of_faults_in_weights_are_those_of_a_trial(run_command: Callable[..., Run]) -> None:
     options = ("--memory", "weights", "--num-faults", "3", "--num-runs", "2")
 
-    run = command(evaluate.main, *FAST, *options)
+    run = run_command(evaluate.main, *FAST, *options)
 
     assert run.status == 0
     assert "  Memory: weights\n" in run.out
@@ -124,19 +102,19 @@ def test_counts_of_faults_in_weights_are_those_of_a_trial(command: Callable[...,
     assert {site["memory"] for site in written["injection_layers"]} == {"weights"}
 
 
-def test_a_replayed_list_is_about_the_memory_that_is_given(command: Callable[..., Run]) -> None:
+def test_a_replayed_list_is_about_the_memory_that_is_given(run_command: Callable[..., Run]) -> None:
     Path("list.csv").write_text("site,sample,element,mask\nfeatures.0.weight,0,7,8\n")
 
-    other = command(evaluate.main, *FAST, "--replay", "list.csv")
-    run = command(evaluate.main, *FAST, "--replay", "list.csv", "--memory", "weights")
+    other = run_command(evaluate.main, *FAST, "--replay", "list.csv")
+    run = run_command(evaluate.main, *FAST, "--replay", "list.csv", "--memory", "weights")
 
     assert other.status == 2
     assert (run.status, run.err) == (0, "")
     assert "(1 of 144 values)" in run.out
 
 
-def test_the_inspection_shows_the_sites_of_the_memories(command: Callable[..., Run]) -> None:
-    run = command(inspect.main, "--config", "digits", "--memory", "weights,activations")
+def test_the_inspection_shows_the_sites_of_the_memories(run_command: Callable[..., Run]) -> None:
+    run = run_command(inspect.main, "--config", "digits", "--memory", "weights,activations")
 
     assert run.status == 0
     assert "QuantDigits: 10 sites" in run.out

@@ -32,8 +32,13 @@ def is_named(module: nn.Module, class_names: Collection[str]) -> bool:
 
     The parts of a `QuantLSTM` or `QuantRNN` have its name, too.
     """
-    names = [kind.__name__ for kind in type(module).__mro__]
-    return any(name in class_names or _WHOLE.get(name) in class_names for name in names)
+    return not _names_of(type(module)).isdisjoint(class_names)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_of(kind: type) -> frozenset[str]:
+    names = [base.__name__ for base in kind.__mro__]
+    return frozenset([*names, *(_WHOLE[name] for name in names if name in _WHOLE)])
 
 
 def quantisers_inside(layer: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.fx.proxy import TraceError
 from fxfault.passes.tracing.call_tree import CallTree
 from fxfault.passes.tracing.guards import contents_of, freeze_value
 from fxfault.passes.tracing.refusals import is_layer, why_kept, why_no_code, why_untraceable
-from fxfault.passes.tracing.sharing import holds
+from fxfault.passes.tracing.sharing import holders, holds
 from fxfault.passes.tracing.side_effects import Snapshot, copied_values
 from fxfault.passes.tracing.symbolic_values import (
     StandIn,
@@ -73,7 +73,8 @@ class ModelTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace `root`, our copy of a module; its attributes are restored afterwards."""
-        ours = [m for m in root.modules() if m is root or holds(m, self.is_target)]
+        holding = holders(root, self.is_target)
+        ours = [m for m in root.modules() if m is root or id(m) in holding]
         with copied_values(ours):
             before = Snapshot(root)
             try:

@@ -87,6 +87,28 @@ def holds(module: nn.Module, is_target: Callable[[nn.Module], bool]) -> bool:
     return any(is_target(child) for child in module.modules() if child is not module)
 
 
+def holders(model: nn.Module, is_target: Callable[[nn.Module], bool]) -> set[int]:
+    """Find the modules for which `holds` is true; each module of the model is asked about once.
+
+    Returns:
+        Their ids.
+    """
+    modules = list(model.modules())
+    parents: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        for child in module.children():
+            parents.setdefault(id(child), []).append(module)
+    found: dict[int, nn.Module] = {}
+    below = [module for module in modules if is_target(module)]
+    while below:
+        for parent in parents.get(id(below.pop()), []):
+            if id(parent) not in found:
+                found[id(parent)] = parent
+                below.append(parent)
+    # A target that holds itself may hold no other.
+    return {key for key, m in found.items() if not is_target(m) or holds(m, is_target)}
+
+
 def _modules_to_replace(
     model: nn.Module, is_target: Callable[[nn.Module], bool]
 ) -> list[nn.Module]:

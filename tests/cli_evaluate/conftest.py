@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_evaluate.tools import Run
+from commands import Run
 
 from fxfault.cli import evaluate
 from fxfault.evaluation import FullRunner
@@ -15,17 +15,9 @@ from fxfault.evaluation.trials import Trials
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Run]:
+def command(run_command: Callable[..., Run]) -> Callable[..., Run]:
     """Give a function that runs the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str) -> Run:
-        status = evaluate.main(argv)
-        return Run(status, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_command, evaluate.main)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_evaluate.tools import FAST, Run, document, svg_text, table, write_config
+from cli_evaluate.tools import FAST, document, svg_text, table, write_config
+from commands import Run
 
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import run_study

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from cli_evaluate.tools import FAST, Run, document, svg_text, table
+from cli_evaluate.tools import FAST, document, svg_text, table
+from commands import Run
 
 from fxfault.campaign import Cell, FaultEvaluation
 from fxfault.campaign.fault_evaluation import CellResult

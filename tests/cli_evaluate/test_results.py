@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_evaluate.tools import FAST, Run, document, table, write_config
+from cli_evaluate.tools import FAST, document, table, write_config
+from commands import Run
 
 import fxfault
 from fxfault.campaign import FaultEvaluation

@@ -14,7 +14,8 @@ import forked
 import pytest
 import torch
 import yaml
-from cli_evaluate.tools import FAST, Run, document, write_config
+from cli_evaluate.tools import FAST, document, write_config
+from commands import Run
 from torch import nn
 
 import fxfault

@@ -6,19 +6,13 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from fxfault.experiment import load_experiment
 
 FAST = ["--config", "digits", "--batch-size", "250"]
-
-
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 def document(name: str = "fault_eval_random.json") -> Any:

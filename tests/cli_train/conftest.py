@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_train.tools import Run, Trained, in_folder, listing, train_once
+from cli_train.tools import Trained, in_folder, listing, train_once
+from commands import Run
 
 from fxfault.cli import train
 
@@ -24,17 +26,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+def command(run_command: Callable[..., Run]) -> Callable[..., Run]:
     """Give a function that runs the command."""
-
-    def run(*argv: str) -> Run:
-        try:
-            status = train.main(argv)
-        except SystemExit as end:  # argparse
-            status = int(end.code or 0)
-        return Run(status, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_command, train.main)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_train.tools import FAST, Run, Trained, _environment, read_checkpoint, record, train_once
+from cli_train.tools import FAST, Trained, _environment, read_checkpoint, record, train_once
+from commands import Run
 
 from fxfault.cli.reports.training_progress import Reporter
 from fxfault.cli.training_session import Session

@@ -15,7 +15,8 @@ from typing import Any
 import forked
 import pytest
 import torch
-from cli_train.tools import FAST, Run, Trained, read_checkpoint, record, table
+from cli_train.tools import FAST, Trained, read_checkpoint, record, table
+from commands import Run
 
 from fxfault.cli.reports.training_progress import Reporter
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_train.tools import DIGITS, FAST, Run, Trained, _environment, record, table
+from cli_train.tools import DIGITS, FAST, Trained, _environment, record, table
+from commands import Run
 from fuzz import tiny
 
 from fxfault.campaign import Study

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from commands import Run
 
 from fxfault.cli import train
 from fxfault.training import callbacks
@@ -31,12 +32,6 @@ DIGITS = [
 
 # The same with a network of few layers: a run of it takes a third of the time.
 FAST = [*DIGITS, "--set", "model.name=fuzz.tiny:network"]
-
-
-class Run(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,17 @@ def main() -> int:
     """Run the cases that were asked for; returns 0 if all end as they must, else 1."""
     options = _parser().parse_args()
     if options.folder is not None:
-        return _run_here(options)
+        return _run_here(json.loads(options.cases_of), options.seed, options.folder)
     kinds = [options.kind] if options.kind else list(KINDS)
-    tallies = []
-    for number, kind in enumerate(kinds):
-        cases = options.cases // len(kinds) + (number < options.cases % len(kinds))
-        try:
-            tallies.append(run_in_child(kind, cases, options.seed, _show_progress(cases)))
-        except Failed as error:
-            print(f"\n{error}", file=sys.stderr)
-            return 1
+    cases = {
+        kind: options.cases // len(kinds) + (number < options.cases % len(kinds))
+        for number, kind in enumerate(kinds)
+    }
+    try:
+        tallies = run_in_children(cases, options.seed, _show_progress(cases))
+    except Failed as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
     print(table(tallies))
     return 0
 
@@ -43,49 +46,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=int, default=2000, help="of all kinds (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--kind", choices=KINDS, help="only of this one (default: of each as many)")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # Of a child.
+    parser.add_argument("--cases-of", help=argparse.SUPPRESS)  # Of the process that forks.
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def run_in_child(
-    kind: str, cases: int, seed: int, on_progress: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Run cases in a process of their own, whose memory is measured and which may crash.
+def run_in_children(
+    cases: Mapping[str, int], seed: int, on_progress: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    """Run the cases of each kind in a process of its own, which may crash.
+
+    One process imports what they need, and is forked for each kind.
 
     Args:
-        kind: of the cases.
-        cases: how many.
+        cases: how many, by the kind.
         seed: of them.
-        on_progress: called with what became of the cases so far.
+        on_progress: called with what became of the cases of a kind so far.
 
     Returns:
-        What became of them; see `fuzz.running.Tally`.
+        What became of them, a kind after the other; see `fuzz.running.Tally`.
 
     Raises:
         Failed: a case breaks the law; its files are kept, and the message says where.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{kind}-"))
-    words = ["--kind", kind, "--cases", str(cases), "--seed", str(seed), "--folder", str(folder)]
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    words = ["--cases-of", json.dumps(cases), "--seed", str(seed), "--folder", str(folder)]
     # One thread: more would only wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FXFAULT_TRACEBACK": "0"}
     command = [sys.executable, "-W", "ignore", str(HERE / "__main__.py"), *words]
-    tally: dict[str, Any] = {"kind": kind, "cases": 0}
+    tallies: dict[str, dict[str, Any]] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
-        for tally in _tallies(child.stdout):
+        for line in child.stdout:
+            tally = json.loads(line)
+            tallies[tally["kind"]] = tally
             on_progress(tally)
     if child.returncode:
+        last = [*tallies.values()][-1] if tallies else {"kind": "no case", "cases": 0}
         raise Failed(
-            f"{kind}: status {child.returncode} after {tally['cases']} cases; the last one is in "
-            f"{folder}, its command in command.txt there"
+            f"{last['kind']}: status {child.returncode} after {last['cases']} cases; the last one "
+            f"is in {folder}, its command in command.txt there"
         )
     _remove(folder)
-    return tally
-
-
-def _tallies(lines: Any) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        yield json.loads(line)
+    return list(tallies.values())
 
 
 def _remove(folder: Path) -> None:
@@ -94,23 +97,44 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def _run_here(options: argparse.Namespace) -> int:
+def _run_here(cases: Mapping[str, int], seed: int, folder: Path) -> int:
     sys.path[0] = str(HERE.parent)  # In place of this folder.
-    from fuzz.running import limit_memory, run_cases
+    from fuzz.running import Tally, limit_memory, run_cases
 
     def tell(tally: Any) -> None:
         print(json.dumps(tally.to_dict()), flush=True)
 
-    limit_memory()
-    run_cases(options.kind, options.cases, options.seed, options.folder, tell)
+    for kind, count in cases.items():
+        tell(Tally(kind))
+        child = os.fork()
+        if child == 0:
+            with _ended_by_exit():
+                limit_memory()
+                run_cases(kind, count, seed, folder, tell)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            return status if status > 0 else 128 - status  # Of a signal, as shells say it.
     return 0
 
 
-def _show_progress(cases: int) -> Callable[[dict[str, Any]], None]:
+@contextlib.contextmanager
+def _ended_by_exit() -> Iterator[None]:
+    """End this fork with 0, or with 1 after an error."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def _show_progress(cases: Mapping[str, int]) -> Callable[[dict[str, Any]], None]:
     def show(tally: dict[str, Any]) -> None:
-        end = "\n" if tally["cases"] >= cases else ""
+        count = cases[tally["kind"]]
+        end = "\n" if tally["cases"] >= count else ""
         print(
-            f"\r{tally['kind']}: {tally['cases']} of {cases}", end=end, file=sys.stderr, flush=True
+            f"\r{tally['kind']}: {tally['cases']} of {count}", end=end, file=sys.stderr, flush=True
         )
 
     return show

@@ -56,6 +56,8 @@ KINDS = (
     *("null", "true", "0", "-1", "1", "1.5", "1e400", ".nan", "9" * 30, "x", '""', "[]", "{}"),
     *("[1, 1]", "[a]", "{a: 1}"),
 )
+# As `st.text()`, which first computes for seconds what UTF-8 can encode: all but surrogates.
+_SIGNS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.one_of(
     st.sampled_from(KINDS),
     st.sampled_from(STRANGE),
@@ -63,8 +65,8 @@ VALUES = st.one_of(
     st.integers(0, 100).map(str),
     st.floats(0, 100).map(str),
     st.floats().map(str),
-    st.text(max_size=20).map(json.dumps),
-    st.text(max_size=20),
+    _SIGNS.map(json.dumps),
+    _SIGNS,
 )
 
 

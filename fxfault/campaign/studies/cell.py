@@ -9,6 +9,9 @@ from typing import Any
 
 from fxfault.campaign.studies.axes import Faults
 
+# Made once, as a study may have half a million cells.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -59,8 +62,7 @@ class Cell:
                 "layers": None if layers is None else list(layers),
             }
         settings["checkpoint"] = checkpoint
-        key = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return cls(key, settings)
+        return cls(_CANONICAL.encode(settings), settings)
 
     @classmethod
     def from_key(cls, key: str) -> Cell:
