@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from brevitas.quant import (
-    Fp8e4m3ActPerTensorFloat,
     Int8ActPerTensorFloat,
     ShiftedUint8ActPerTensorFloat,
     Uint8ActPerTensorFloat,
 )
 from brevitas.quant_tensor import IntQuantTensor, QuantTensor
+from brevitas_names import float_quant
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Attention, Recurrent
@@ -859,7 +859,8 @@ def test_a_network_without_inner_quantisers_has_the_same_sites_and_layers() -> N
 @pytest.mark.parametrize("unsupported", ["error", "skip"])
 def test_a_quantiser_that_is_not_an_integer_one_is_refused_or_listed(unsupported: str) -> None:
     net = nn.Sequential(
-        qnn.QuantReLU(), qnn.QuantLinear(8, 4, bias=False, input_quant=Fp8e4m3ActPerTensorFloat)
+        qnn.QuantReLU(),
+        qnn.QuantLinear(8, 4, bias=False, input_quant=float_quant.Fp8e4m3ActPerTensorFloat),
     )
     if unsupported == "error":
         with pytest.raises(TransformError, match=r"1\.input_quant \(its quantiser is not an int"):
