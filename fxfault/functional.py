@@ -19,6 +19,7 @@ from fxfault.strike.calls import inject_compiled, inject_followed
 from fxfault.strike.moments import begin, moment_of, refuse_recording
 from fxfault.strike.operators import begin_compiled
 from fxfault.strike.strikes import strike_values, with_value
+from fxfault.torch_versions import is_exporting
 
 
 @has_side_effect  # type: ignore[untyped-decorator]
@@ -31,7 +32,7 @@ def begin_forward(sites: FaultSites, *inputs: Any) -> None:
             has most dimensions.
     """
     if torch.compiler.is_dynamo_compiling():
-        if torch.compiler.is_exporting():
+        if is_exporting():
             refuse_recording(sites)
         begin_compiled(sites.clock.handle.number, inputs)
     else:

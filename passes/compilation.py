@@ -25,6 +25,7 @@ from fxfault.passes.sites_of_model import sites_or_none, without_faults
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.frozen_layers import FrozenLayer
 from fxfault.quantisers.quant_tensors import plain
+from fxfault.torch_versions import why_not_compiled
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def compile(
     """
     frozen = freeze(model)
     frozen.__dict__["_compiled_call_impl"] = None
-    why_not = _why_no_compiler(inputs) if backend == "inductor" else ""
+    why_not = why_not_compiled()
+    if not why_not and backend == "inductor":
+        why_not = _why_no_compiler(inputs)
     if why_not:
         return Compilation(frozen, why_not)
     compiler = exact_backend(backend) if exact else backend

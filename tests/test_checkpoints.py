@@ -27,9 +27,6 @@ from fxfault.errors import DataError
 from fxfault.models import build_model
 from fxfault.models.checkpoints import CheckpointInfo, bundled_checkpoints, load_checkpoint
 
-# brevitas 0.12 drops the names of tensors, of which torch warns once in a process.
-pytestmark = pytest.mark.filterwarnings("ignore:Named tensors and all their:UserWarning")
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:

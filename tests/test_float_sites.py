@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 import torch
 from brevitas.nn import QuantIdentity, QuantLinear, QuantReLU
-from brevitas.quant.float_quant_ocp import (
-    Fp8e4m3OCPActPerTensorFloat,
-    Fp8e4m3OCPWeightPerTensorFloat,
-    Fp8e5m2OCPActPerTensorFloat,
-    Fp8e5m2OCPWeightPerTensorFloat,
-)
+from brevitas_names import float_quant_ocp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -192,8 +187,8 @@ def test_gradients_pass_or_end_at_hits(mode: str) -> None:
 def test_compiled_code_and_lists_have_the_same_faults(kind: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
-        QuantIdentity(act_quant=Fp8e4m3OCPActPerTensorFloat),
-        QuantLinear(4, 3, bias=False, weight_quant=Fp8e4m3OCPWeightPerTensorFloat),
+        QuantIdentity(act_quant=float_quant_ocp.Fp8e4m3OCPActPerTensorFloat),
+        QuantLinear(4, 3, bias=False, weight_quant=float_quant_ocp.Fp8e4m3OCPWeightPerTensorFloat),
     )
     net.train()(torch.randn(9, 4))
     settings: dict[str, Any] = {"memory": "weights"} if kind == "minifloat weight" else {}
@@ -363,8 +358,14 @@ def test_runs_of_the_evaluation_agree() -> None:
 @pytest.mark.parametrize(
     ("weight", "activation"),
     [
-        (Fp8e4m3OCPWeightPerTensorFloat, Fp8e4m3OCPActPerTensorFloat),
-        (Fp8e5m2OCPWeightPerTensorFloat, Fp8e5m2OCPActPerTensorFloat),
+        (
+            float_quant_ocp.Fp8e4m3OCPWeightPerTensorFloat,
+            float_quant_ocp.Fp8e4m3OCPActPerTensorFloat,
+        ),
+        (
+            float_quant_ocp.Fp8e5m2OCPWeightPerTensorFloat,
+            float_quant_ocp.Fp8e5m2OCPActPerTensorFloat,
+        ),
     ],
 )
 def test_each_bit_of_minifloats(weight: Any, activation: Any) -> None:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from brevitas.core.restrict_val import FloatRestrictValue, PowerOfTwoRestrictValue
 from brevitas.nn import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantLinear, QuantReLU
-from brevitas.quant import Int8ActPerTensorFloat, float_quant_fnuz, float_quant_ocp, mx_quant_ocp
-from brevitas.quant import float as float_quant
-from brevitas.quant.float_base import Fp4e2m1Mixin, Fp6e2m3Mixin, Fp6e3m2Mixin
+from brevitas.quant import Int8ActPerTensorFloat
+from brevitas_names import float_base, float_quant, float_quant_fnuz, float_quant_ocp, mx_quant_ocp
 from torch import Tensor
 
 from fxfault.errors import SiteError
@@ -26,19 +25,19 @@ from fxfault.quantisers.grouped_tensors import Groups, elements_of, groups, has_
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Fp4e2m1Act(Fp4e2m1Mixin, float_quant_ocp.FpOCPAct):
+class Fp4e2m1Act(float_base.Fp4e2m1Mixin, float_quant_ocp.FpOCPAct):
     """A quantiser that Brevitas has the parts of."""
 
 
-class Fp6e2m3Act(Fp6e2m3Mixin, float_quant_ocp.FpOCPAct):
+class Fp6e2m3Act(float_base.Fp6e2m3Mixin, float_quant_ocp.FpOCPAct):
     pass
 
 
-class Fp6e3m2Act(Fp6e3m2Mixin, float_quant_ocp.FpOCPAct):
+class Fp6e3m2Act(float_base.Fp6e3m2Mixin, float_quant_ocp.FpOCPAct):
     pass
 
 
-class Fp6e3m2FNUZAct(Fp6e3m2Mixin, float_quant_fnuz.FpFNUZAct):
+class Fp6e3m2FNUZAct(float_base.Fp6e3m2Mixin, float_quant_fnuz.FpFNUZAct):
     pass
 
 

@@ -31,7 +31,7 @@ from brevitas.quant import (
     SignedTernaryWeightPerTensorConst,
     Uint8ActPerTensorFloat,
 )
-from brevitas.quant.float import Fp8e4m3ActPerTensorFloat
+from brevitas_names import HARD_SWISH, float_quant
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ZOO, Chain, Entry
@@ -195,7 +195,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hard tanh": lambda: qnn.QuantHardTanh(bit_width=3, min_val=-1.0, max_val=1.0),
     "sigmoid": lambda: qnn.QuantSigmoid(bit_width=4),
     "tanh": lambda: qnn.QuantTanh(bit_width=4),
-    "hard swish": lambda: qnn.QuantHardSwish(bit_width=4),
     "fixed point": lambda: qnn.QuantIdentity(Int8ActPerTensorFixedPoint),
     "zero point": lambda: qnn.QuantIdentity(ShiftedUint8ActPerTensorFloat),
     "learned width": lambda: qnn.QuantIdentity(LearnedWidth),
@@ -211,6 +210,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "binary": lambda: qnn.QuantIdentity(SignedBinaryActPerTensorConst),
     "ternary": lambda: qnn.QuantIdentity(SignedTernaryActPerTensorConst),
 }
+if HARD_SWISH is not None:
+    ACTIVATIONS["hard swish"] = lambda: HARD_SWISH(bit_width=4)
 
 
 def activation_input() -> Tensor:
@@ -432,7 +433,7 @@ UNSETTLED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "it also quantises its input",
     ),
     "float": (
-        lambda: qnn.QuantIdentity(Fp8e4m3ActPerTensorFloat),
+        lambda: qnn.QuantIdentity(float_quant.Fp8e4m3ActPerTensorFloat),
         "its quantiser is a ActFloatQuantProxyFromInjector",
     ),
     "weight norm": (normed, "it has a forward of its own|its weights are computed"),

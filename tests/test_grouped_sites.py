@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from brevitas.nn import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantLinear, QuantReLU
-from brevitas.quant import mx_quant_ocp as mx
+from brevitas_names import mx_quant_ocp as mx
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

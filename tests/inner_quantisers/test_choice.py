@@ -7,9 +7,7 @@ from typing import Any
 import brevitas.nn as qnn
 import pytest
 import torch
-from brevitas.quant import (
-    Fp8e4m3ActPerTensorFloat,
-)
+from brevitas_names import float_quant
 from inner_quantisers.tools import (
     NAMES,
     SIGNED,
@@ -69,7 +67,9 @@ def test_a_network_without_inner_quantisers_has_the_same_sites_and_layers() -> N
 
 
 def test_minifloats_inside_layers_are_struck() -> None:
-    layer = qnn.QuantLinear(8, 4, bias=False, input_quant=Fp8e4m3ActPerTensorFloat).eval()
+    layer = qnn.QuantLinear(
+        8, 4, bias=False, input_quant=float_quant.Fp8e4m3ActPerTensorFloat
+    ).eval()
     x = torch.randn(3, 8)
     faulty = struck(nn.Sequential(layer).eval(), injection_type="bit_flip", bit=7)
     with torch.no_grad():
