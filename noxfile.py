@@ -48,7 +48,8 @@ TESTS = """
     test_blocked_numba.py test_checkpoints.py test_codes.py test_compile.py
     test_compiled_runner.py test_fault_models.py test_float_sites.py test_float_tensors.py
     test_float_words.py test_freeze.py test_functional.py test_functional_draws.py
-    test_functional_gradients.py test_incremental.py test_inner_quantisers.py test_models.py
+    test_functional_gradients.py test_grouped_sites.py test_incremental.py inner_quantisers
+    test_models.py
     test_passes.py test_passes_around_forwards.py test_random_numbers.py test_sampling.py
     test_stored_layers.py test_stored_sites.py test_surgery.py cli_evaluate
 """.split()

@@ -33,7 +33,6 @@ from fxfault.messages import and_more
 from fxfault.passes.inner_sites import InnerSites
 from fxfault.passes.layer_outputs import FloatOutput, LayerOutput, installed
 from fxfault.passes.layer_quantisers import struck_of
-from fxfault.passes.moving_operations import moves_words
 from fxfault.passes.parameter_sites import ParameterSites
 from fxfault.passes.stored_sites import StoredSites
 from fxfault.passes.surgery import follow
@@ -228,38 +227,11 @@ class _Plan:
         self.inner.rewrite()  # First, as it asks whether the layers have a forward of their own.
         self.stored.rewrite(_free_name)
         self.parameters.install()
-        if self.sites.edges is None and self._has_followers():
-            self.sites.follow_words()
         self._begin()
         for part in traced:
             part.__dict__[_free_name(part)] = self.sites
             part.recompile()
         self.sites.watch_layers(self._changeable(), follow)
-
-    def _has_followers(self) -> bool:
-        """Whether an activation layer may get the words of another one."""
-        if self.config.word != "quantised":
-            return False
-        graph_places = ((module, node) for module, _, node, _ in self.graph_places)
-        return len(self.own_places) > 1 or any(self._may_follow(*at) for at in graph_places)
-
-    def _may_follow(self, module: TracedModule, node: Node) -> bool:
-        """Whether the input of an activation layer may be the words of another one."""
-        seen: set[Node] = set()
-        before = list(node.all_input_nodes)
-        while before:
-            one = before.pop()
-            if one in seen:
-                continue
-            seen.add(one)
-            if one.target is fault_inject or (one.op == "placeholder" and module is not self.root):
-                return True
-            called = module.get_submodule(str(one.target)) if one.op == "call_module" else None
-            if isinstance(called, TracedModule):
-                return True
-            if moves_words(one, called):
-                before += one.all_input_nodes
-        return False
 
     def _changeable(self) -> Iterator[nn.Module]:
         """The modules that the sites must follow if children of them are replaced."""

@@ -8,9 +8,11 @@ import pytest
 import torch
 from brevitas import nn as qnn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxfault
-from fxfault.models import build_model
+from fxfault.evaluation.full.runner import FullRunner
+from fxfault.evaluation.runners import make_runner
 from fxfault.quantisers.quant_tensors import plain
 
 # Brevitas says this of layers that share a quantiser.
@@ -32,18 +34,17 @@ def chain(*layers: nn.Module) -> nn.Module:
 
 
 def same_word(returns: bool) -> dict[str, nn.Module]:
-    """Networks in which a word passes two equal quantisers, the second in an activation layer."""
-    words = {"return_quant_tensor": returns}
+    """Networks in which an activation layer gets words of an equal quantiser inside a layer."""
     conv = qnn.QuantConv2d(3, 3, 1, output_quant=eighths().act_quant)
     conv.return_quant_tensor = returns
     return {
-        "of a layer's output": chain(conv, eighths()),
-        "of an activation": chain(eighths(**words), nn.Flatten(), eighths()),
-        "across containers": chain(chain(nn.Identity(), eighths(**words)), chain(eighths())),
+        "behind": chain(conv, eighths()),
+        "behind a view": chain(conv, nn.Flatten(), eighths()),
+        "across containers": chain(chain(conv, nn.Identity()), chain(eighths())),
     }
 
 
-NAMES = ("of a layer's output", "of an activation", "across containers")
+NAMES = ("behind", "behind a view", "across containers")
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -69,13 +70,45 @@ def test_an_equal_word_is_struck_once(name: str, returns: bool, freeze: bool) ->
     assert model.faults[second].why_unarmed == f"its words are struck at {first}"
 
 
-def test_a_word_of_other_width_is_struck_again() -> None:
-    net, x = chain(eighths(), eighths(6)), torch.randn(4, 3)
-    faulty = fxfault.transform(net, {**FLIP, "probability": 100.0})
+def test_two_activation_layers_both_strike() -> None:
+    net, x = chain(eighths(), eighths(), conv_of_words()), torch.randn(4, 3, 6, 6)
+    faulty = fxfault.transform(net, {**FLIP, "probability": 100.0, "layers": ["0", "1"]})
     with torch.no_grad():
         struck = faulty(x)
     assert torch.equal(struck, net(x))  # The second flip has undone the first.
+    assert [site.name for site in faulty.faults if site.armed] == ["0", "1"]
+
+
+def conv_of_words(bits: int = 5) -> nn.Module:
+    return qnn.QuantConv2d(3, 3, 1, output_quant=eighths(bits).act_quant)
+
+
+def test_a_word_of_other_width_is_struck_again() -> None:
+    net, x = chain(conv_of_words(4), eighths()), torch.randn(4, 3, 6, 6)
+    faulty = fxfault.transform(net, {**FLIP, "probability": 100.0})
+    with torch.no_grad():
+        struck = faulty(x)
+    assert torch.equal(struck, net(x))
     assert [site.armed for site in faulty.faults] == [True, True]
+
+
+def test_incremental_runs_give_what_full_runs_give() -> None:
+    torch.manual_seed(0)
+    tail = (nn.Flatten(), qnn.QuantLinear(108, 4, bias=True), qnn.QuantReLU())
+    net, x = chain(conv_of_words(), eighths(), *tail), torch.randn(22, 3, 6, 6)
+    faulty: Any = fxfault.transform(net, {**FLIP, "probability": 1.0})
+    loader = DataLoader(TensorDataset(x, net(x).argmax(1)), batch_size=4)
+    runners = (FullRunner(faulty, loader), make_runner(faulty, loader, torch.device("cpu"), print))
+    for runner in runners:
+        runner.golden()
+    for chosen in (None, ["0.output_quant"], ["1"], ["4"], ["0.output_quant", "4"]):
+        faulty.faults.select(chosen)
+        for trial in range(5):
+            tops = []
+            for runner in runners:
+                faulty.faults.reset(trial=trial)
+                tops.append(runner.run().top)
+            assert torch.equal(*tops)
 
 
 class Kept(nn.Module):
@@ -83,15 +116,15 @@ class Kept(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = eighths(), eighths()
+        self.first, self.second = conv_of_words(), eighths()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        return self.second(x) if float(x.sum()) > -1e9 else x
+        return self.second(x) if float(x.detach().sum()) > -1e9 else x
 
 
 def test_a_forward_that_stays_python_strikes_a_word_once() -> None:
-    net, x = Kept().eval(), torch.randn(4, 3)
+    net, x = Kept().eval(), torch.randn(4, 3, 6, 6)
     faulty = fxfault.transform(net, {**FLIP, "probability": 100.0})
     with torch.no_grad():
         struck = faulty(x)
@@ -99,17 +132,7 @@ def test_a_forward_that_stays_python_strikes_a_word_once() -> None:
 
 
 def test_strip_leaves_no_trace() -> None:
-    net, x = same_word(True)["of an activation"], torch.randn(4, 3, 2, 2)
+    net, x = same_word(True)["behind"], torch.randn(4, 3, 2, 2)
     stripped = fxfault.strip(fxfault.transform(net, {**FLIP, "probability": 100.0}))
     assert torch.equal(stripped(x), net(x))
     assert all("unpack_input" not in vars(part) for part in stripped.modules())
-
-
-@pytest.mark.parametrize("name", ["quant_digits", "quant_lenet", "quant_cnv"])
-def test_networks_without_equal_neighbours_follow_no_words(name: str) -> None:
-    """To follow words takes time in every forward."""
-    shape: dict[str, Any] = {"in_channels": 3, "image_size": (32, 32), "num_classes": 10}
-    if name == "quant_digits":
-        shape |= {"in_channels": 1, "image_size": (8, 8)}
-    net = build_model(name, **shape, weight_bit_width=4, act_bit_width=4)
-    assert fxfault.transform(net, {**FLIP, "probability": 1.0}).faults.edges is None

@@ -59,6 +59,8 @@ def strike_inside(words: Any, given: Any, site: FaultSite, extra: int = 0) -> An
         return with_value(words, words, strike_values(words, site, moment))
     site.seen.shape = tuple(plain(words).shape)
     call, sources = edges.call(site), edges.sources(site, given, words)
+    if not site.is_in_layer:  # An activation layer strikes the words of another one again.
+        sources = tuple(s for s in sources if any(one.is_inner for one in s))
     if edges.forward == site.clock.forward:  # All words of this forward are known.
         site.before = {**(site.before if call else {}), call: sources}
     passes = site.is_struck and call in site.before and is_struck_before(site, call)
