@@ -32,7 +32,8 @@ def is_named(module: nn.Module, class_names: Collection[str]) -> bool:
 
     The parts of a `QuantLSTM` or `QuantRNN` have its name, too.
     """
-    return not _names_of(type(module)).isdisjoint(class_names)
+    kind: Any = type(module)
+    return not _names_of(kind).isdisjoint(class_names)
 
 
 @functools.lru_cache(maxsize=1024)
