@@ -41,7 +41,7 @@ from fxfault.campaign.estimates.summary import (
     states,
     summarise,
 )
-from fxfault.campaign.studies.study import look_points
+from fxfault.campaign.studies.stop_rule import look_points
 from fxfault.errors import FxFaultError
 from fxfault.evaluation.rows import FIELDS, TrialRow
 

@@ -28,6 +28,7 @@ from fxfault.campaign.workers.engine import Batch
 from fxfault.campaign.workers.engines import LocalEngine, make_engine
 from fxfault.campaign.workers.plan import Plan
 from fxfault.campaign.workers.trial_runner import TrialRunner
+from fxfault.data.batches import take_apart
 from fxfault.errors import DataError, ForeignCodeError, FxFaultError, SiteError, StoreError
 from fxfault.evaluation import FullRunner
 from fxfault.evaluation.exposure import Exposure
@@ -141,7 +142,7 @@ def test_elements_are_counted_without_an_activation_as_statistics_count_them(
     settings = {"enabled": True, "apply_during": "eval", "seed": 7, **config}
     faulty = fxfault.transform(model, settings)
     runner = FullRunner(faulty, batches)
-    exposure = Exposure(faulty.faults, next(iter(batches))[0], 24)
+    exposure = Exposure(faulty.faults, take_apart(next(iter(batches))), 24)
     assert None not in exposure.elements.values()
     faulty.faults.reset(trial=2)
     predictions, hits, elements = exposure.measured(runner.run)
@@ -161,7 +162,7 @@ def test_sites_that_a_container_calls_are_counted_by_statistics(
     model = faulty(branching, probability=20.0, apply_during="eval").eval()
     data = torch.utils.data.TensorDataset(torch.randn(10, 12), torch.zeros(10, dtype=torch.int64))
     batches = Batches(data, 4)
-    exposure = Exposure(model.faults, next(iter(batches))[0], 10)
+    exposure = Exposure(model.faults, take_apart(next(iter(batches))), 10)
     assert None in exposure.elements.values()
     runner = FullRunner(model, batches)
     _, hits, elements = exposure.measured(runner.run)

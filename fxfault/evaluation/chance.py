@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fxfault.evaluation.full.judging import Measured
     from fxfault.evaluation.full.predictions import Predictions
 
 LEVEL = 0.01
@@ -41,11 +42,11 @@ preprocessing?'
     )
 
 
-def doubt_of(golden: Predictions) -> str | None:
+def doubt_of(golden: Predictions | Measured) -> str | None:
     """Return a sentence if predictions without faults leave little to measure, else None.
 
     They are no better than chance (`no_better_than_chance`; not tested for unknown classes), or
-    some samples have none.
+    some samples have none. Nobody knows what chance gives in any other metric.
 
     >>> import torch
     >>> from fxfault.evaluation.full.predictions import Predictions
@@ -53,6 +54,8 @@ def doubt_of(golden: Predictions) -> str | None:
     'without faults, the scores of 1 of 2 samples are not finite: no effect of a fault is counted \
 for them'
     """
+    if not golden.facts.is_accuracy:
+        return None
     samples, missing, doubts = len(golden.labels), golden.unpredicted, []
     if golden.classes is not None:
         doubts.append(no_better_than_chance(golden.correct, samples, golden.classes))

@@ -32,7 +32,7 @@ class Trials:
 
     Attributes:
         faults: the sites of the model.
-        golden: predictions without faults.
+        golden: the result without faults.
         exposure: counts elements and hits.
     """
 
@@ -52,9 +52,8 @@ class Trials:
         self.runner, self.on_batch, self._named = runner, on_batch, named
         self.faults = faults_of(runner.model)
         self.golden = runner.golden()  # Kept, as each call looks at all parameters.
-        batches = (inputs.to(runner.device) for inputs, _ in runner.loader)
-        samples = len(self.golden.labels)
-        self.exposure = Exposure(self.faults, next(batches), samples, batches)
+        batches = (runner.judge.take(given, 0).to(runner.device) for given in runner.loader)
+        self.exposure = Exposure(self.faults, next(batches), self.golden.samples, batches)
         self._sites: frozenset[str] | None = None
 
     @property

@@ -40,7 +40,7 @@ from fxfault.campaign.records.store_schema import (
     refuse,
 )
 from fxfault.errors import StoreError
-from fxfault.evaluation.rows import FIELDS, TrialRow
+from fxfault.evaluation.rows import FIELDS, OPTIONAL, REALS, TrialRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -334,7 +334,8 @@ class Store:
 
         Returns:
             `cell`: int64 indices into `cells()`; the other fields of `TrialRow` by name: int64,
-            but float64 for `seconds` and for `top5`, whose None becomes NaN.
+            but float64 for `seconds`, the fields of a metric, and those that are None (NaN here) in
+            any row.
 
         Raises:
             StoreError: the file is damaged.
@@ -358,11 +359,15 @@ class Store:
                 by_name = dict(zip(names, block.T, strict=True))
                 check_columns(self.path, by_name, numbers)
                 for name, column in by_name.items():
-                    kind = np.float64 if name in ("seconds", "top5") else np.int64
-                    columns[name].append(column.astype(kind))
+                    columns[name].append(column)
                 if len(chunk) < _CHUNK:
                     break
-        table = {name: np.concatenate(parts) for name, parts in columns.items()}
+        table = {}
+        for name, parts in columns.items():
+            column = np.concatenate(parts)
+            real = name in ("seconds", "top5", *REALS)
+            real = real or (name in OPTIONAL and bool(np.isnan(column).any()))
+            table[name] = column if real else column.astype(np.int64)
         table["cell"] = np.searchsorted(numbers, table["cell"])
         return table
 

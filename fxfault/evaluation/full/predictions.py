@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fxfault.data.batches import Batch, take_apart
 from fxfault.errors import DataError
 from fxfault.evaluation.full.model_state import in_eval_mode
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.fault_sites import FaultSites
+
+if TYPE_CHECKING:
+    from fxfault.evaluation.full.judging import Judge
 
 OnBatch = Callable[[int], None]
 """Called with the number of samples done since the last call."""
@@ -66,6 +71,100 @@ class Predictions:
         """Number of samples without a prediction, as their scores are not finite."""
         return int((self.top[:, 0] < 0).sum())
 
+    @property
+    def facts(self) -> MetricFacts:
+        """What reports say about the accuracy."""
+        return ACCURACY
+
+    @property
+    def value(self) -> float:
+        """The accuracy, as that of any metric."""
+        return self.accuracy
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def with_struck(self, struck: Tensor) -> Predictions:
+        """The same predictions, with the samples that were struck."""
+        return replace(self, struck=struck)
+
+    def differing(self, number: int, output: Any, batch: Batch) -> Tensor:
+        """Which samples of a batch another output predicts otherwise; bool, shape (samples,)."""
+        top = self.top.split(list(self.sizes))[number]
+        return (ranked(scores_of(output, len(top))).cpu() != top).any(1)
+
+    def revision(self) -> Revision:
+        """Start an evaluation that has other scores for some samples."""
+        return Revision(self)
+
+
+class Revision:
+    """An evaluation that puts other predictions in the place of those without faults."""
+
+    def __init__(self, golden: Predictions) -> None:
+        """Start from the golden predictions."""
+        self.golden, self.top = golden, golden.top.clone()
+
+    def put(self, samples: Tensor, output: Any, size: int) -> None:
+        """Put in the predictions of some samples.
+
+        Args:
+            samples: numbers of the samples, int64; the first rows of the output are theirs.
+            output: output of the network.
+            size: number of samples in the output.
+        """
+        self.top[samples] = ranked(scores_of(output, size))[: len(samples)].cpu()
+
+    def result(self) -> Predictions:
+        """The predictions with these scores."""
+        return replace(self.golden, top=self.top)
+
+
+class ClassJudge:
+    """Keeps the ranked classes of each sample, and its label."""
+
+    metric = None
+
+    def take(self, given: Any, done: int) -> Batch:
+        """See `Judge.take`."""
+        batch = take_apart(given)
+        labels = labels_of(batch.targets, done)
+        return replace(batch, targets=labels, samples=len(labels))
+
+    def rows(self, output: Any, samples: int) -> list[Tensor]:
+        """See `Judge.rows`."""
+        return [scores_of(output, samples)]
+
+    def tally(self, golden: Any = None) -> _ClassTally:
+        """See `Judge.tally`."""
+        return _ClassTally()
+
+
+class _ClassTally:
+    def __init__(self) -> None:
+        self.top: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.done = self.classes = 0
+
+    def add(self, output: Any, batch: Batch) -> None:
+        """See `Tally.add`."""
+        scores = scores_of(output, batch.samples)
+        self.top.append(ranked(scores))
+        self.classes = scores.shape[1]
+        self.labels.append(labels_of(batch.targets, self.done, self.classes))
+        self.done += batch.samples
+
+    def result(self, sizes: tuple[int, ...]) -> Predictions:
+        """See `Tally.result`."""
+        top, labels = torch.cat(self.top).cpu(), torch.cat(self.labels).cpu()
+        return Predictions(top, labels, None, self.classes, sizes)
+
+
+CLASSES = ClassJudge()
+"""Judges by ranked classes, without a metric."""
+
 
 def predict(
     model: nn.Module,
@@ -74,46 +173,53 @@ def predict(
     on_batch: OnBatch | None = None,
     faults: FaultSites | None = None,
     forward: Callable[[int, Tensor], Any] | None = None,
-) -> Predictions:
+    judge: Judge = CLASSES,
+    golden: Any = None,
+) -> Any:
     """Run a network over a data set.
 
-    The model runs in eval mode; afterwards each of its modules has its former mode again. The
-    scores may be a tensor, a QuantTensor, or the first item of a tuple or list.
+    The model runs in eval mode; afterwards each of its modules has its former mode again.
 
     Args:
-        model: returns scores, shape (N, classes).
-        loader: batches of (inputs, labels), with labels as `labels_of` takes them.
+        model: by default it returns scores, shape (N, classes): a tensor, a QuantTensor, or the
+            first item of a tuple or list.
+        loader: batches of (inputs, labels), by default with labels as `labels_of` takes them.
         device: the device of the model.
         on_batch: called after each batch.
         faults: sites that number their samples from 0 in this pass; by default they count on.
-        forward: runs the batch of a given number in place of `model`.
+        forward: runs the batch of a given number, with one input, in place of `model`.
+        judge: what is kept of the outputs; by default their ranked classes.
+        golden: the result without faults, for a judge that compares with it.
+
+    Returns:
+        `Predictions`, or what else the judge makes.
 
     Raises:
-        DataError: there is no sample, the scores have another shape, or the labels are not
-            classes.
+        DataError: there is no sample, or the judge cannot use the outputs or the targets.
     """
-    top, labels, sizes, done, classes = [], [], [], 0, 0
+    tally, sizes, done = judge.tally(golden), [], 0
     # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
     with in_eval_mode(model), torch.no_grad():
-        for number, (inputs, given) in enumerate(loader):
-            right = labels_of(given, done)
+        for number, given in enumerate(loader):
+            batch = judge.take(given, done)
             numbered: AbstractContextManager[None] = nullcontext()
             if faults is not None:
-                numbered = faults.samples(sample_numbers(faults.clock, [len(right)], done))
+                numbered = faults.samples(sample_numbers(faults.clock, [batch.samples], done))
+            moved = batch.to(device)
             with numbered:
-                moved = inputs.to(device)
-                output = model(moved) if forward is None else forward(number, moved)
-                scores = scores_of(output, len(right))
-                top.append(ranked(scores))
-            classes = scores.shape[1]
-            labels.append(labels_of(right, done, classes))
-            sizes.append(len(right))
-            done += len(right)
+                if forward is None:
+                    output = model(*moved.inputs, **moved.keywords)
+                else:
+                    output = forward(number, moved.inputs[0])
+            tally.add(output, moved)
+            sizes.append(batch.samples)
+            done += batch.samples
             if on_batch is not None:
-                on_batch(len(right))
+                on_batch(batch.samples)
     if done == 0:
-        raise DataError("accuracy: the data has no sample")
-    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), None, classes, tuple(sizes))
+        what = "accuracy" if judge.metric is None else judge.metric.name
+        raise DataError(f"{what}: the data has no sample")
+    return tally.result(tuple(sizes))
 
 
 def sample_numbers(clock: FaultClock, sizes: Sequence[int], done: int = 0) -> Tensor:
