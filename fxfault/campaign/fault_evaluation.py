@@ -1,11 +1,11 @@
-"""Accuracy of a network under faults: for each probability, and for each site alone.
+"""The metric of a network under faults: for each probability, and for each site alone.
 
-Everything is in percent. One evaluation of the whole data under one set of faults is a trial;
-trial k draws its faults from `model.faults.reset(trial=k)`, so that it is the same whenever and
-wherever it runs. The `std` of a result is the sample standard deviation (divisor n - 1) of the
-accuracies of its trials: how far the accuracy moves from one draw of faults to the next on the same
-data. It is neither the standard error of the mean nor the uncertainty due to the size of the data
-set, and it is 0 for one trial.
+By default it is the accuracy. Rates are in percent. One evaluation of the whole data under one set
+of faults is a trial; trial k draws its faults from `model.faults.reset(trial=k)`, so that it is the
+same whenever and wherever it runs. The `std` of a result is the sample standard deviation (divisor
+n - 1) of the values of its trials: how far the metric moves from one draw of faults to the next on
+the same data. It is neither the standard error of the mean nor the uncertainty due to the size of
+the data set, and it is 0 for one trial.
 
 Generators yield results one by one, so that a caller may show each and stop at any time.
 """
@@ -13,10 +13,11 @@ Generators yield results one by one, so that a caller may show each and stop at 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from fxfault.campaign.studies.cell import Cell
@@ -28,6 +29,7 @@ from fxfault.evaluation.full.runner import Runner
 from fxfault.evaluation.rows import TrialRow
 from fxfault.evaluation.trials import Trials
 from fxfault.faults.fault_models import get_fault_model, label_of
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.site import FaultSite
 from fxfault.sites.statistics import FaultStatistics
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """The result of the trials of one cell; all figures are in percent.
+    """The result of the trials of one cell, in the unit of the metric; rates are in percent.
 
     >>> counts = {"samples": 50, "golden_correct": 45, "sdc": 9, "critical_sdc": 7, "top5": None}
     >>> seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
@@ -59,6 +61,7 @@ class CellResult:
         run_layers: index of the struck site of each trial in `mode: layer`.
         statistics: injection statistics over all trials; None if they were not asked for.
         shared: whether the samples of a trial share some of their faults.
+        metric: what the metric is.
     """
 
     cell: Cell
@@ -67,31 +70,40 @@ class CellResult:
     run_layers: tuple[int, ...] | None = None
     statistics: FaultStatistics | None = field(default=None, compare=False)
     shared: bool = False
+    metric: MetricFacts = ACCURACY
 
     @property
     def runs(self) -> tuple[float, ...]:
-        """Accuracy of each trial."""
-        return tuple(100.0 * row.correct / row.samples for row in self.rows)
+        """The metric of each trial; NaN if it has no value."""
+        return tuple(row.measure for row in self.rows)
 
     @property
     def baseline(self) -> float:
-        """Accuracy without faults."""
-        return self._percent("golden_correct", "samples")
+        """The metric without faults."""
+        if self.metric.is_accuracy:
+            return self._percent("golden_correct", "samples")
+        return self.rows[0].golden_measure
 
     @property
     def mean(self) -> float:
-        """Mean accuracy of the trials."""
-        return self._percent("correct", "samples")
+        """Mean of the metric over the trials that have a value; NaN if none has."""
+        if self.metric.is_accuracy:
+            return self._percent("correct", "samples")
+        return fmean(self._values) if self._values else math.nan
 
     @property
     def std(self) -> float:
-        """Sample standard deviation of the trials' accuracies (see the module); 0 for one trial."""
-        return stdev(self.runs) if len(self.runs) > 1 else 0.0
+        """Sample standard deviation of the trials (see the module); 0 for one with a value."""
+        return stdev(self._values) if len(self._values) > 1 else 0.0
+
+    @property
+    def _values(self) -> list[float]:
+        return [value for value in self.runs if not math.isnan(value)]
 
     @property
     def degradation(self) -> float:
-        """Accuracy lost to the faults: baseline minus mean, in percentage points."""
-        return self.baseline - self.mean
+        """What is lost to the faults: how much worse the mean is than the baseline."""
+        return float(self.metric.loss(self.baseline, self.mean))
 
     @property
     def injection_rate(self) -> float:
@@ -99,7 +111,7 @@ class CellResult:
         return self._percent("faults", "elements")
 
     def total(self, count: str) -> int:
-        """Add up a count of the trials: a field of `TrialRow`."""
+        """Add up a count of the trials: a field of `TrialRow` that is not None."""
         return sum(getattr(row, count) for row in self.rows)
 
     def _percent(self, part: str, whole: str) -> float:
@@ -109,7 +121,7 @@ class CellResult:
 def estimate(results: Sequence[CellResult], confidence: float = 95.0) -> Summary:
     """Return all estimates of some results with their intervals, as a campaign reports them.
 
-    Accuracies have Student's t interval over trials, rates have Wilson's. This needs scipy
+    The metric has Student's t interval over trials, rates have Wilson's. This needs scipy
     (`fxfault[cli]`).
 
     Args:
@@ -147,7 +159,8 @@ def _estimate(results: Sequence[CellResult], confidence: float) -> tuple[Table, 
     cells = [result.cell for result in results]
     table = table_of([row for result in results for row in result.rows], cells)
     shared = [result.shared for result in results]
-    return table, summarise(table, cells, shared, confidence)
+    metric = results[0].metric if results else ACCURACY
+    return table, summarise(table, cells, shared, confidence, metric)
 
 
 def with_probability(config: FaultInjectionConfig, probability: float) -> FaultInjectionConfig:
@@ -214,8 +227,8 @@ class FaultEvaluation:
         return faults_of(self.runner.model)
 
     def baseline(self) -> float:
-        """Accuracy without faults, in percent."""
-        return self.runner.golden(self.on_batch).accuracy
+        """The metric without faults; by default the accuracy, in percent."""
+        return float(self.runner.golden(self.on_batch).value)
 
     def check(
         self, configs: Iterable[FaultInjectionConfig], *, each_alone: bool = False
@@ -332,6 +345,7 @@ class FaultEvaluation:
             run_layers=tuple(indices[0] for indices in struck) if drawn else None,
             statistics=recorded,
             shared=samples_share_faults(config),
+            metric=trials.golden.facts,
         )
 
 

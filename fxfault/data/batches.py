@@ -39,7 +39,7 @@ Taker = Callable[[Any], Any]
 """A user's function from a batch to (arguments, keywords, targets)."""
 
 _SAY = (
-    "say it with `data: {batch: package.module:function}`, a function from a batch to "
+    "say it with `dataset: {batch: package.module:function}`, a function from a batch to "
     f"(arguments, keywords, targets); {OWN_TASK}"
 )
 
@@ -83,7 +83,7 @@ def take_apart(
     dict_keys(['input_ids', 'attention_mask'])
 
     Args:
-        batch: what the data loader gives.
+        batch: what the data loader gives; a `Batch` is returned as it is.
         forward: the forward of the network, of which only the signature is read.
         taker: the user's function, in place of the rules.
 
@@ -91,6 +91,8 @@ def take_apart(
         DataError: the rules do not settle what the inputs and targets are, the tensors disagree
             about the number of samples, or the user's function fails or returns something else.
     """
+    if isinstance(batch, Batch):
+        return batch
     if taker is not None:
         inputs, keywords, targets = _taken(batch, taker)
     else:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxfault.evaluation.full.judging import Measured
     from fxfault.evaluation.full.predictions import Predictions
 
 LEVEL = 0.01
@@ -42,7 +41,7 @@ preprocessing?'
     )
 
 
-def doubt_of(golden: Predictions | Measured) -> str | None:
+def doubt_of(golden: Any) -> str | None:
     """Return a sentence if predictions without faults leave little to measure, else None.
 
     They are no better than chance (`no_better_than_chance`; not tested for unknown classes), or
@@ -56,9 +55,10 @@ for them'
     """
     if not golden.facts.is_accuracy:
         return None
-    samples, missing, doubts = len(golden.labels), golden.unpredicted, []
-    if golden.classes is not None:
-        doubts.append(no_better_than_chance(golden.correct, samples, golden.classes))
+    made: Predictions = golden
+    samples, missing, doubts = made.samples, made.unpredicted, []
+    if made.classes is not None:
+        doubts.append(no_better_than_chance(made.correct, samples, made.classes))
     if missing:
         doubts.append(
             f"without faults, the scores of {missing} of {samples} samples are not finite: no "

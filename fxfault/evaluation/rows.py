@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from fxfault.errors import FxFaultError
-from fxfault.metrics.facts import BATCH, SAMPLE
+from fxfault.metrics.facts import BATCH, BOTH, DATA, SAMPLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +32,10 @@ class TrialRow:
     without one in the golden run is none of them, and cannot be correct there.
 
     With a metric, a sample kept its value, or it moved by more than the tolerance (an SDC), or the
-    value is not finite (a DUE). The value of the trial is the golden one plus the mean change of
-    the samples that have a value, so that it compares the same samples. If the metric has no value
-    for a sample, nobody can tell which samples changed. Then all samples of a batch are DUE if the
-    number for the batch (or for all data) is not finite.
+    value is not finite (a DUE). If the metric is a mean over samples and some are DUE, the value of
+    the trial is the golden one plus the mean change of the others, so that it compares the same
+    samples. If the metric has no value for a sample, nobody can tell which samples changed. Then
+    all samples of a batch are DUE if the number for the batch (or for all data) is not finite.
 
     Attributes:
         cell: key of the cell of the trial.
@@ -229,29 +229,31 @@ def _of_metric(golden: Measured, faulty: Measured) -> dict[str, Any]:
     none = dict.fromkeys(("correct", "golden_correct", "sdc", "critical_sdc", "top5", "masked"))
     found: dict[str, Any] = {**none, "golden": golden.value, "squares": None}
     each = golden.facts.each
-    if each not in (SAMPLE, BATCH):
+    if each == DATA:
         lost = not math.isfinite(faulty.value)
         value = None if lost else faulty.value
         return {**found, "value": value, "due": faulty.samples if lost else 0}
     assert golden.records is not None
     assert faulty.records is not None
     was, now = golden.records.numpy(), faulty.records.numpy()
-    there = np.isfinite(now)
+    known = np.isfinite(was)
+    there = known & np.isfinite(now)
     change = np.where(there, now, 0.0) - np.where(there, was, 0.0)
-    weights = np.ones(len(now)) if each == SAMPLE else np.asarray(golden.sizes, np.float64)
-    if there.all():
-        value = faulty.value
-    elif there.any():
-        value = golden.value + float(np.average(change[there], weights=weights[there]))
-    else:
+    weights = np.ones(len(now)) if each != BATCH else np.asarray(golden.sizes, np.float64)
+    value = faulty.value
+    if each != BOTH and not there.all():
         value = math.nan
+        if there.any():
+            value = golden.value + float(np.average(change[there], weights=weights[there]))
     found["value"] = value if math.isfinite(value) else None
-    found["due"] = int(weights[~there].sum())
-    if each == SAMPLE:
-        moved = np.abs(change) > golden.facts.tolerance
-        with np.errstate(over="ignore"):
-            squares = float((change * change).sum())
-        found["squares"] = squares if math.isfinite(squares) else None
-        found["sdc"] = int(moved.sum())
-        found["masked"] = int((faulty.struck.numpy() & there & ~moved).sum())
+    found["due"] = int(weights[known & ~there].sum())
+    if each == BATCH:
+        return found
+    moved = np.abs(change) > golden.facts.tolerance
+    found["sdc"] = int(moved.sum())
+    found["masked"] = int((faulty.struck.numpy() & there & ~moved).sum())
+    with np.errstate(over="ignore"):
+        squares = float((change * change).sum())
+    if each == SAMPLE and math.isfinite(squares):
+        found["squares"] = squares
     return found

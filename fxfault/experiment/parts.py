@@ -297,9 +297,7 @@ def _open_data(experiment: ExperimentConfig, split: Split) -> Any:
     assert experiment.dataset is not None
     data = experiment.dataset
     own_task = split == "test" and (experiment.metric is not None or data.batch is not None)
-    return build_dataset(
-        data.name, split, root=data.root, kwargs=data.kwargs, any_items=own_task
-    )
+    return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs, any_items=own_task)
 
 
 def pick_device(name: str) -> torch.device:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # What a metric gives a number for.
-SAMPLE, BATCH, DATA, CLASS = "sample", "batch", "data", "class"
+SAMPLE, BATCH, DATA, BOTH, CLASS = "sample", "batch", "data", "sample and data", "class"
 _DIGITS = 4
 
 
@@ -33,8 +33,9 @@ class MetricFacts:
         higher_is_better: whether a higher value is the better one.
         tolerance: by how much faults may move the value of a sample before that counts as silent
             data corruption (SDC), in the unit.
-        each: what the metric gives a number for: each `sample`, each `batch`, or all `data`. The
-            built-in accuracy looks at the `class` of each sample.
+        each: what the metric gives a number for: each `sample`, each `batch`, all `data`, or each
+            `sample and data`, where the number for all data is no mean of the samples. The built-in
+            accuracy looks at the `class` of each sample.
     """
 
     name: str
@@ -47,6 +48,11 @@ class MetricFacts:
     def is_accuracy(self) -> bool:
         """Whether this is the built-in accuracy, which counts samples."""
         return self.each == CLASS
+
+    @property
+    def has_sdc(self) -> bool:
+        """Whether SDCs are counted: only what is known of each sample tells which changed."""
+        return self.each in (SAMPLE, BOTH, CLASS)
 
     @property
     def title(self) -> str:
@@ -82,6 +88,11 @@ class MetricFacts:
     def in_points(self) -> str:
         """The unit of a difference in brackets: points if the values are percentages."""
         return " (percentage points)" if self.unit == "%" else self.in_unit
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit after a difference: points if the values are percentages; empty without one."""
+        return " points" if self.unit == "%" else f" {self.unit}" if self.unit else ""
 
     def loss(self, golden: Any, value: Any) -> Any:
         """How much worse a value is than the golden one, in the unit; negative if it is better."""
@@ -134,7 +145,7 @@ class MetricFacts:
         'mAP, higher is better, one number for all data: no SDC'
         """
         better = f"{'higher' if self.higher_is_better else 'lower'} is better"
-        if self.each == SAMPLE:
+        if self.has_sdc:
             judged = f"SDC if a sample moves by more than {self.tolerance:g}"
         elif self.each == BATCH:
             judged = "one number for each batch: no SDC"
@@ -161,7 +172,7 @@ class MetricFacts:
             raise ValueError(f"a metric without {error}") from error
         wrong = [name for name, kind in kinds.items() if type(values[name]) is not kind]
         sound = type(tolerance) in (int, float) and math.isfinite(tolerance) and tolerance >= 0
-        if wrong or not sound or values["each"] not in (SAMPLE, BATCH, DATA):
+        if wrong or not sound or values["each"] not in (SAMPLE, BATCH, DATA, BOTH):
             raise ValueError(f"no facts about a metric: {dict(content)}")
         return cls(tolerance=float(tolerance), **values)
 

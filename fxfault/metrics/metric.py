@@ -3,7 +3,8 @@
 A function gets the outputs and the targets of a batch. It gives a value for each sample, which is
 best: then faults can be judged sample by sample. Or it gives one number for the batch, which is
 averaged over the batches by their sizes. A class collects batches by `update(outputs, targets)` and
-gives one number for all data by `compute()`, as those of torchmetrics do.
+gives one number for all data by `compute()`, as those of torchmetrics do. If it has a method
+`per_sample(outputs, targets)`, too, this gives a value for each sample, by which faults are judged.
 
 >>> import torch
 >>> metric = make_metric("torch.nn.functional:l1_loss", {"reduction": "none"},
@@ -29,13 +30,9 @@ from torch import Tensor
 from fxfault.errors import ConfigError, DataError
 from fxfault.factories import find_factory
 from fxfault.foreign import quoting
-from fxfault.messages import got, nearest
-from fxfault.metrics.facts import BATCH, DATA, SAMPLE, MetricFacts
-
-PAGE = "docs/your-own-task.md"
-
-BUILT_IN: dict[str, str] = {}
-"""The built-in metrics, as references to functions and classes."""
+from fxfault.messages import OWN_TASK, got, nearest
+from fxfault.metrics.built_in import BUILT_IN
+from fxfault.metrics.facts import BATCH, BOTH, DATA, SAMPLE, MetricFacts
 
 
 class Metric:
@@ -72,7 +69,8 @@ class Metric:
         self._function: Callable[..., Any] | None = None
         self._object: Any = None
         if _collects(judge):
-            self._object, self._each = judge, DATA
+            self._object, self._function = judge, getattr(judge, "per_sample", None)
+            self._each = DATA if self._function is None else BOTH
         else:
             self._function = judge
 
@@ -84,8 +82,13 @@ class Metric:
 
     @property
     def collects(self) -> bool:
-        """Whether it gives one number for all data, and none for a part."""
+        """Whether it gives one number for all data, which is no mean."""
         return self._object is not None
+
+    @property
+    def has_records(self) -> bool:
+        """Whether it gives numbers for samples or batches."""
+        return self._function is not None
 
     def records(self, outputs: Any, targets: Any, samples: int) -> Tensor:
         """Measure a batch.
@@ -105,6 +108,12 @@ class Metric:
         with _unwritten(self.name, (outputs, targets)), quoting(f"metric {self.name!r}"):
             given = self._function(outputs, targets)
         values, each = self._numbers(given, samples)
+        if self._object is not None:
+            if each != SAMPLE:
+                raise DataError(
+                    f"metric {self.name!r}: per_sample() returned one number; {_expected(samples)}"
+                )
+            return values
         if each != (self._each or each):
             raise DataError(
                 f"metric {self.name!r}: it gives {_GIVES[self._each or each]} for one batch and "
@@ -126,7 +135,7 @@ class Metric:
             sizes: number of samples of each batch.
         """
         numbers = records.numpy()
-        if self._each == SAMPLE:
+        if self._each != BATCH:
             return float(np.mean(numbers))
         return float(np.average(numbers, weights=np.asarray(sizes, np.float64)))
 
@@ -186,18 +195,18 @@ class Collected:
                 keys = f" with the keys {', '.join(map(str, given))[:100]}"
             raise DataError(
                 f"metric {self.name!r}: compute() returned {_kind(given)}{keys}; expected one real "
-                f"number; see {PAGE} (your own task)"
+                f"number; {OWN_TASK}"
             )
         return float(value.to(torch.float64))
 
 
-_GIVES = {SAMPLE: "a value for each sample", BATCH: "one number", DATA: "one number for all data"}
+_GIVES = {SAMPLE: "a value for each sample", BATCH: "one number"}
 
 
 def _expected(samples: int) -> str:
     return (
         f"expected real numbers: a tensor of shape ({samples},) with a value for each sample, or "
-        f"one number for the batch; see {PAGE} (your own task)"
+        f"one number for the batch; {OWN_TASK}"
     )
 
 
@@ -283,7 +292,7 @@ def make_metric(
         if not _collects(judge) and not callable(judge):
             raise DataError(
                 f"metric {name!r}: an object of the class has neither `update(outputs, targets)` "
-                f"and `compute()` nor a call; see {PAGE} (your own task)"
+                f"and `compute()` nor a call; {OWN_TASK}"
             )
 
     def of(attribute: str, default: Any) -> Any:
@@ -311,7 +320,7 @@ def _reference(name: str) -> str:
     if name not in BUILT_IN:
         raise ConfigError(
             f"metric.name: got {got(name)}, allowed: {', '.join(BUILT_IN)}, or your own as "
-            f"package.module:function{nearest(name, BUILT_IN)}; see {PAGE} (your own task)"
+            f"package.module:function{nearest(name, BUILT_IN)}; {OWN_TASK}"
         )
     return BUILT_IN[name]
 

@@ -237,18 +237,32 @@ class HeatMap:
     Attributes:
         sites: names of the sites, in the order of the study.
         faults: fault models; one entry for each bit of a model.
-        values: the measure in percent, shape (sites, faults); NaN if a rate has no trial.
+        values: the measure, shape (sites, faults); NaN if a rate has no trial.
         rates: texts of the rates that were averaged, ascending.
+        label: what the measure is, with its unit.
     """
 
     sites: tuple[str, ...]
     faults: tuple[str, ...]
     values: Floats
     rates: tuple[str, ...]
+    label: str = "SDC rate (%)"
+
+    @property
+    def title(self) -> str:
+        """The label as words at the start of a line."""
+        return self.label.replace(" (%)", " in percent")
 
 
-def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
-    """Average a measure of sites struck alone, by site and fault."""
+def heat_map(summary: Summary) -> HeatMap:
+    """Average the SDC rate of sites struck alone, by site and fault.
+
+    If the metric has no value for each sample, there is no such rate. Then it is the cost of the
+    faults, in the unit of the metric.
+    """
+    measure, label = "sdc", "SDC rate (%)"
+    if not summary.has_sdc:
+        measure, label = "fall", f"{summary.metric.name} lost{summary.metric.in_points}"
     by_setting = site_cells(summary)
     sites = tuple(dict.fromkeys(name for found in by_setting.values() for name in found))
     faults = tuple(dict.fromkeys(fault for fault, _, _ in by_setting))
@@ -262,7 +276,7 @@ def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
     values = np.where(numbers == numbers.max(axis=0), sums, np.nan) / np.maximum(numbers, 1)
     cells = [summary.cells[index] for found in by_setting.values() for index in found.values()]
     rates = {cell.rate or 0.0: cell.rate_text for cell in cells}
-    return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)))
+    return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)), label)
 
 
 # The place, fault, checkpoint and memories of a curve.

@@ -23,7 +23,7 @@ from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.stop_rule import look_points
 from fxfault.errors import FxFaultError
 from fxfault.evaluation.rows import COUNTS, REALS, TrialRow
-from fxfault.metrics.facts import ACCURACY, CLASS, SAMPLE, MetricFacts
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 if TYPE_CHECKING:
     from fxfault.campaign.studies.stop_rule import StopRule
@@ -96,7 +96,7 @@ class Summary:
     @property
     def has_sdc(self) -> bool:
         """Whether SDCs are counted; a metric without a value for each sample cannot tell them."""
-        return self.metric.each in (CLASS, SAMPLE)
+        return self.metric.has_sdc
 
     @property
     def shown(self) -> list[str]:
@@ -186,8 +186,9 @@ def summarise(
         **found,
         "top5": _means(sums, "top5", confidence),
     }
-    _check_possible({**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells,
-                    metric)
+    _check_possible(
+        {**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells, metric
+    )
     return Summary(tuple(cells), sums.trials, golden, seconds, confidence, estimates, metric)
 
 

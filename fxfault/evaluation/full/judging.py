@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxfault.data.batches import Batch, take_apart
 from fxfault.errors import DataError, FxFaultError
 from fxfault.faults.bits import same_bits
-from fxfault.metrics.facts import DATA, SAMPLE, MetricFacts
+from fxfault.metrics.facts import BATCH, SAMPLE, MetricFacts
 from fxfault.sites.live_values import SampleRows, equal_samples
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Measured:
         if self.golden is not None:
             targets = self.golden.kept[number].outputs
         found = self.metric.records(outputs, targets, samples)
-        expected = self.records.split(list(self.sizes) if self.facts.each == SAMPLE else 1)[number]
+        expected = self.records.split(1 if self.facts.each == BATCH else list(self.sizes))[number]
         return ((found != expected) & ~(found.isnan() & expected.isnan())).expand(samples)
 
     def revision(self) -> Revision:
@@ -231,14 +231,14 @@ class _MetricTally:
         outputs, number = plain(output), len(self.records)
         if self.keeps:
             self.kept.append(_keep(outputs, batch.targets))
-        if self.collected is not None:
-            self.collected.add(outputs, batch.targets)
-            return
         targets = self._targets(outputs, batch, number)
-        found = self.metric.records(outputs, targets, batch.samples)
-        if self.golden is None:
-            self._check(found, outputs, targets, batch, number)
-        self.records.append(found)
+        if self.collected is not None:
+            self.collected.add(outputs, targets)
+        if self.metric.has_records:
+            found = self.metric.records(outputs, targets, batch.samples)
+            if self.golden is None:
+                self._check(found, outputs, targets, batch, number)
+            self.records.append(found)
 
     def _targets(self, outputs: Any, batch: Batch, number: int) -> Any:
         if not self.metric.needs_golden:
@@ -251,7 +251,8 @@ class _MetricTally:
         Raises:
             DataError: a value is not finite, or is another one each time.
         """
-        if not found.isfinite().all():
+        # A sample may have no value of its own, if the value of all data is no mean.
+        if not self.metric.collects and not found.isfinite().all():
             place = int((~found.isfinite()).nonzero()[0])
             each = len(found) == batch.samples and self.metric.facts.each == SAMPLE
             done = sum(len(part) for part in self.records)
@@ -270,18 +271,19 @@ class _MetricTally:
 
     def result(self, sizes: tuple[int, ...]) -> Measured:
         """See `Tally.result`."""
-        golden = self.golden if self.metric.needs_golden else None
-        if self.collected is None:
-            records = torch.cat(self.records)
-            value = _finite(self.metric.value_of(records, sizes))
-            return Measured(self.metric, value, records, sizes, None, self.kept, golden)
-        value = self.collected.value()
+        records = torch.cat(self.records) if self.records else None
+        if self.collected is not None:
+            value = self.collected.value()
+        else:
+            assert records is not None
+            value = self.metric.value_of(records, sizes)
         if self.golden is None and not math.isfinite(value):
             raise DataError(
-                f"metric {self.metric.name!r}: compute() returned {value} without faults; expected "
+                f"metric {self.metric.name!r}: it is {value} for all data without faults; expected "
                 "a finite number"
             )
-        return Measured(self.metric, _finite(value), None, sizes, None, self.kept)
+        golden = self.golden if self.metric.needs_golden else None
+        return Measured(self.metric, _finite(value), records, sizes, None, self.kept, golden)
 
 
 def _finite(value: float) -> float:
@@ -338,32 +340,30 @@ class Revision:
         """The result with these outputs."""
         golden, metric = self.golden, self.golden.metric
         kept = [self.changed.get(number, batch) for number, batch in enumerate(golden.kept)]
-        if golden.facts.each == DATA:
+        records, value = golden.records, golden.value
+        if records is not None:
+            parts = list(records.split(1 if golden.facts.each == BATCH else list(golden.sizes)))
+            for number, batch in self.changed.items():
+                targets = self._targets(number)
+                parts[number] = metric.records(batch.outputs, targets, golden.sizes[number])
+            records = torch.cat(parts)
+            value = _finite(metric.value_of(records, golden.sizes))
+        if metric.collects:
             value = golden.value
-            if self.changed:
-                collected = metric.collected()
-                for batch in kept:
-                    collected.add(batch.outputs, batch.targets)
-                value = _finite(collected.value())
-            return replace(golden, value=value, kept=kept)
-        assert golden.records is not None
-        sizes = list(golden.sizes) if golden.facts.each == SAMPLE else 1
-        parts = list(golden.records.split(sizes))
-        for number, batch in self.changed.items():
-            targets = batch.targets
-            if metric.needs_golden:
-                targets = golden.kept[number].outputs
-            parts[number] = metric.records(batch.outputs, targets, golden.sizes[number])
-        records = torch.cat(parts)
-        value = _finite(metric.value_of(records, golden.sizes))
+        if metric.collects and self.changed:
+            collected = metric.collected()
+            for number, batch in enumerate(kept):
+                collected.add(batch.outputs, self._targets(number))
+            value = _finite(collected.value())
         against = golden if metric.needs_golden else None
         return replace(golden, value=value, records=records, kept=kept, golden=against)
+
+    def _targets(self, number: int) -> Any:
+        kept = self.golden.kept[number]
+        return kept.outputs if self.golden.metric.needs_golden else kept.targets
 
 
 def _fit(to: Any, source: Any) -> bool:
     return (
         isinstance(source, Tensor) and to.dtype == source.dtype and to.shape[1:] == source.shape[1:]
     )
-
-
-Result = "Predictions | Measured"
