@@ -111,11 +111,11 @@ def described(value: Any, most: int = 6) -> str:
 
     Args:
         value: anything that a data set or a network returns.
-        most: the largest number of items to name.
+        most: the largest number of items to name; half of it, but at least 2, further in.
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    kind = type(value).__name__
+    kind, within = type(value).__name__, max(2, most // 2)
     if value is None:
         return "None"
     if is_dataclass(value) and not isinstance(value, (type, Mapping)):
@@ -123,11 +123,11 @@ def described(value: Any, most: int = 6) -> str:
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         value = dict(zip(value._fields, value, strict=True))
     if isinstance(value, Mapping):
-        items = [f"{key_text(key)}: {described(item, most)}" for key, item in value.items()]
+        items = [f"{key_text(key)}: {described(item, within)}" for key, item in value.items()]
         return f"{kind} of {and_more(items, most)}" if items else f"empty {kind}"
     if not isinstance(value, (list, tuple)):
         return kind
-    items = [described(item, most) for item in value[:most]]
+    items = [described(item, within) for item in value[:most]]
     if len(items) > 1 and len(set(items)) == 1:
         return f"{kind} of {len(value)} {items[0]}"
     more = f" and {len(value) - most} more" if len(value) > most else ""

@@ -4,10 +4,12 @@ The rules, for a batch of a data loader:
 
 - A tensor is the only input.
 - Of a tuple or list, the last item is the targets, and those before it are the inputs. If the
-  network's forward needs as many arguments as there are items, there are no targets.
+  network's forward needs as many arguments as there are items, and all are tensors, there are no
+  targets.
 - Of a mapping, a dataclass or a named tuple, the item called `labels`, `label`, `targets`,
-  `target` or `y` is the targets. The other items go to the forward by their names; a single one
-  that it does not know by name goes first.
+  `target` or `y` is the targets, unless the forward needs an argument of this name. The other items
+  go to the forward by their names; a single one goes first, whatever its name, unless it is one of
+  `input_ids` and so on. A named tuple with names that the forward does not know is as a tuple.
 - An input may be such a container in turn: `((left, right), target)` has two inputs, and
   `({"input_ids": ids, "attention_mask": mask}, labels)` has two by name.
 
@@ -17,7 +19,8 @@ What these rules do not settle is refused. The user then says it with a function
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -100,41 +103,6 @@ def take_apart(
     return Batch(inputs, keywords, targets, _samples_of(inputs, keywords, targets, batch))
 
 
-def gathered(batch: Batch, indices: Tensor | Sequence[int]) -> Batch:
-    """A batch of some of the samples, in a new order; a sample may be there more than once.
-
-    Tensors give rows, and lists with an item for each sample give items. What belongs to no
-    sample, such as a number, stays.
-
-    >>> batch = take_apart((torch.arange(3), ["a", "b", "c"]))
-    >>> chosen = gathered(batch, [2, 0])
-    >>> chosen.inputs[0].tolist(), chosen.targets, chosen.samples
-    ([2, 0], ['c', 'a'], 2)
-
-    Args:
-        batch: the batch.
-        indices: numbers of samples within the batch, int64.
-    """
-    rows = torch.as_tensor(indices, dtype=torch.int64)
-    inputs, keywords, targets = (
-        _rows(part, rows, batch.samples) for part in (batch.inputs, batch.keywords, batch.targets)
-    )
-    return Batch(inputs, keywords, targets, len(rows))
-
-
-def slice_of(batch: Batch, samples: slice) -> Batch:
-    """A batch of consecutive samples; see `gathered`.
-
-    >>> slice_of(take_apart((torch.arange(6), torch.arange(6))), slice(2, 4)).targets.tolist()
-    [2, 3]
-
-    Args:
-        batch: the batch.
-        samples: the samples to keep.
-    """
-    return gathered(batch, torch.arange(batch.samples)[samples])
-
-
 def _taken(batch: Any, taker: Taker) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """What the user's function makes of a batch."""
     name = getattr(taker, "__name__", type(taker).__name__)
@@ -162,7 +130,8 @@ def _parts(batch: Any, signature: Signature) -> tuple[tuple[Any, ...], dict[str,
         raise _unclear(batch, "allowed: a tensor, tuple, list, dict, dataclass or named tuple")
     if len(batch) == 1:
         return *_inputs(batch[0], signature, batch), None
-    if signature.needs(len(batch)) and not signature.needs(len(batch) - 1):
+    are_inputs = all(isinstance(item, Tensor) for item in batch)
+    if are_inputs and signature.needs(len(batch)) and not signature.needs(len(batch) - 1):
         return tuple(batch), {}, None
     *inputs, targets = batch
     if len(inputs) == 1:
@@ -177,24 +146,29 @@ def _named_parts(
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any] | None:
     """The parts of a batch with named items; None if a named tuple says nothing by its names."""
     names = [name for name in TARGETS if name in items and name not in signature.required]
-    if isinstance(batch, tuple) and len(names) != 1:
+    is_tuple = isinstance(batch, tuple)
+    if is_tuple and len(names) != 1:
         return None
     if len(names) > 1:
         raise _unclear(batch, f"{and_more(names)} may all be targets")
     rest = {name: item for name, item in items.items() if name not in names}
-    inputs, keywords = _named_inputs(rest, signature, batch)
-    return inputs, keywords, items[names[0]] if names else None
+    targets = items[names[0]] if names else None
+    known_by_name = all(name in signature.named for name in rest)
+    if is_tuple and len(rest) > 1 and not known_by_name and signature.needs(len(rest)):
+        return tuple(rest.values()), {}, targets
+    return *_named_inputs(rest, signature, batch), targets
 
 
 def _inputs(item: Any, signature: Signature, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs of a forward, by position and by name, that one item of a batch holds."""
-    if isinstance(item, Tensor):
+    if isinstance(item, Tensor) and signature.needs(1):
         return (item,), {}
     items, is_named = _items(item)
     if is_named and not isinstance(item, tuple):
         return _named_inputs(items, signature, batch)
     if not isinstance(item, (tuple, list)) or not item:
-        raise _unclear(batch, f"the input is {described(item)}; expected a tensor or several")
+        why = f"the forward takes {signature}, and the input is {described(item)}"
+        raise _unclear(batch, why)
     if signature.needs(len(item)):
         return tuple(item), {}
     if signature.needs(1):  # A list of images, say, that the network takes as one argument.
@@ -212,7 +186,8 @@ def _named_inputs(
     if len(items) == 1:
         ((name, item),) = items.items()
         by_name = name in BY_NAME if signature.is_unknown else not unknown
-        if not by_name or not isinstance(item, Tensor):
+        is_first = signature.positional[:1] == (name,)
+        if is_first or not by_name or not isinstance(item, Tensor):
             return _inputs(item, signature, batch)
     if unknown:
         raise _unclear(batch, f"the forward takes {signature}, so not {and_more(unknown)}")
@@ -251,7 +226,7 @@ def _samples_of(inputs: Any, keywords: Any, targets: Any, batch: Any) -> int:
     listed = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)) else None
     samples = len(tensors[0]) if listed is None else len(listed)
     sizes = {len(tensor) for tensor in tensors} if listed is None else {samples}
-    sizes |= set(_sizes_of_targets(targets, samples))
+    sizes |= _sizes_of(targets, samples)
     if sizes != {samples}:
         raise DataError(
             f"batch: got {described(batch)}; the tensors have {and_more(map(str, sorted(sizes)))} "
@@ -261,27 +236,19 @@ def _samples_of(inputs: Any, keywords: Any, targets: Any, batch: Any) -> int:
     return samples
 
 
-def _sizes_of_targets(targets: Any, samples: int) -> list[int]:
-    """The numbers of samples that the targets may have; a list may have an item for each."""
+def _sizes_of(targets: Any, samples: int) -> set[int]:
+    """The numbers of samples that targets may be of; a list may have an item for each."""
     if isinstance(targets, Tensor):
-        return [len(targets)] if targets.dim() else []
-    if _is_by_sample(targets, samples):
-        return [samples]
-    if isinstance(targets, (tuple, list)) and not any(_tensors_in(targets)):
-        return [len(targets)]
+        return {len(targets)} if targets.dim() else set()
     items, is_named = _items(targets)
     parts = list(items.values()) if is_named else targets
-    if not is_named and not isinstance(targets, (tuple, list)):
-        return [len(targets)] if hasattr(targets, "shape") and targets.shape else []
-    return [size for part in parts for size in _sizes_of_targets(part, samples)]
-
-
-def _is_by_sample(value: Any, samples: int) -> bool:
-    """Whether a list has an item for each sample, and is not one of whole tensors."""
-    if not isinstance(value, (tuple, list)) or _items(value)[1] or len(value) != samples:
-        return False
-    whole = [isinstance(item, Tensor) and item.dim() and len(item) == samples for item in value]
-    return not (whole and all(whole))
+    if is_named or isinstance(targets, (tuple, list)):
+        inside = set().union(*(_sizes_of(part, samples) for part in parts))
+        if is_named or inside == {samples}:
+            return inside
+        return inside if len(targets) != samples and _tensors_in(targets) else {len(targets)}
+    shape: tuple[int, ...] = getattr(targets, "shape", ())  # that of an array of NumPy
+    return {int(size) for size in shape[:1]}
 
 
 def _tensors_in(value: Any) -> list[Tensor]:
@@ -293,16 +260,6 @@ def _tensors_in(value: Any) -> list[Tensor]:
 
     _map_tensors(value, note)
     return found
-
-
-def _rows(value: Any, rows: Tensor, samples: int) -> Any:
-    """Some samples of a part of a batch."""
-    if isinstance(value, Tensor):
-        fits = value.dim() and len(value) == samples
-        return value.index_select(0, rows.to(value.device)) if fits else value
-    if _is_by_sample(value, samples):
-        return type(value)(value[row] for row in rows.tolist())
-    return _rebuilt(value, lambda item: _rows(item, rows, samples))
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -320,6 +277,8 @@ def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: change(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        inside = {f.name: change(getattr(value, f.name)) for f in fields(value) if f.init}
-        return replace(value, **inside)
+        made = copy.copy(value)  # `replace` would run the checks of the class again.
+        for field in fields(value):
+            object.__setattr__(made, field.name, change(getattr(value, field.name)))
+        return made
     return value

@@ -39,9 +39,9 @@ class Signature:
         Arguments with a default do not count: an item of a batch that happens to fit one may be
         something else.
         """
-        if self.any_number:
-            return number >= len(self.required)
         by_place = [name for name in self.required if name in self.positional]
+        if self.any_number:
+            return number >= len(by_place)
         least = max(1, len(by_place)) if self.positional else len(by_place)
         return number == least and len(by_place) == len(self.required)
 

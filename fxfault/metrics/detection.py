@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ _TARGETS = (
     "for each image a dict of boxes (K, 4) and labels (K,), or one dict of tensors with a first "
     "dimension for the samples, in which a label below 0 marks what is no object"
 )
+COCO = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
+"""The IoU thresholds of COCO."""
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -49,7 +52,7 @@ class MeanAveragePrecision:
     Args:
         box_format: the numbers of a box: `xyxy` (two corners), `xywh` (a corner and sizes) or
             `cxcywh` (centre and sizes), in pixels.
-        iou_thresholds: other thresholds, such as [0.5]; None for those of COCO.
+        iou_thresholds: other thresholds, such as [0.5].
         output: the item of the outputs that has the detections.
 
     Attributes:
@@ -68,14 +71,14 @@ class MeanAveragePrecision:
         self,
         *,
         box_format: str = "xyxy",
-        iou_thresholds: Sequence[float] | None = None,
+        iou_thresholds: Sequence[float] = COCO,
         output: Output = None,
     ) -> None:
         if box_format not in _FORMATS:
             raise refusal("map", f"`box_format` {box_format!r}", " or ".join(_FORMATS))
         self.output = output
-        thresholds = None if iou_thresholds is None else [float(t) for t in iou_thresholds]
-        if thresholds is not None and not (thresholds and all(0 < t <= 1 for t in thresholds)):
+        thresholds = [float(threshold) for threshold in iou_thresholds]
+        if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
             raise refusal("map", f"`iou_thresholds` {thresholds}", "numbers above 0, up to 1")
         self._all = _torchmetrics_map(box_format, thresholds)
         self._one = _torchmetrics_map(box_format, thresholds)
@@ -143,13 +146,19 @@ class MeanAveragePrecision:
         return [image for image, _ in found], right, [known for _, known in found]
 
 
-def _torchmetrics_map(box_format: str, thresholds: list[float] | None) -> Any:
+def _torchmetrics_map(box_format: str, thresholds: list[float]) -> Any:
     with contextlib.suppress(DataError):  # torchmetrics says what is missing.
         import_torchvision()
     try:
         from torchmetrics.detection import MeanAveragePrecision as Library
 
-        metric = Library(box_format=box_format, iou_thresholds=thresholds)  # type: ignore[arg-type]
+        # By default, torchmetrics 1.9 rounds its thresholds to float32, and so misses recalls.
+        recalls = [float(recall) for recall in np.linspace(0.0, 1.0, 101)]
+        metric = Library(
+            box_format=box_format,  # type: ignore[arg-type]
+            iou_thresholds=thresholds,
+            rec_thresholds=recalls,
+        )
     except (ImportError, RuntimeError, OSError) as error:
         raise DataError(
             f"map needs torchmetrics, pycocotools and torchvision ({quote_error(error)}): "

@@ -12,9 +12,9 @@ from torch import Tensor
 def sample_sums(values: Tensor) -> Tensor:
     """Add up the values of each sample in float64.
 
-    `torch.sum` splits a sum by the shape of the whole batch, and rounds otherwise for a batch of
-    one. Here, the second half of each sample's values is added to the first until one is left, so
-    that the order follows from the number of values alone.
+    `torch.sum` splits a large sum by the number of threads, by the shape of the whole batch and by
+    the device, and rounds by how it is split. Here, the second half of each sample's values is
+    added to the first until one is left, so that the order follows from the number of values alone.
 
     >>> sample_sums(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).tolist()
     [6.0, 15.0]
