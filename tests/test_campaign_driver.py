@@ -738,7 +738,7 @@ def test_a_large_data_set_is_hashed_in_part(monkeypatch: pytest.MonkeyPatch) -> 
     def of(odd: int, labels: torch.Tensor) -> dict[str, Any]:
         data = Data()
         data.odd = odd
-        return fingerprint.of_data(data, [], labels)
+        return fingerprint.of_data(data, [], Predictions(torch.zeros(100, 1), labels))
 
     monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 0)
     monkeypatch.setattr(fingerprint, "SPOT_CHECKS", 10)

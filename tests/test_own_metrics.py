@@ -158,8 +158,8 @@ def test_accuracy_as_a_plug_in_measures_what_the_built_in_does_bit_for_bit(model
         assert [getattr(a, name) for name in same] == [getattr(b, name) for name in same]
         assert (a.measure, a.golden_measure) == (b.measure, b.golden_measure)
         # The built-in also counts samples that went from one wrong class to another.
-        assert a.sdc is not None and b.sdc is not None and a.sdc <= b.sdc
-        assert b.critical_sdc is not None and a.sdc >= b.critical_sdc
+        counts = b.critical_sdc, a.sdc, b.sdc
+        assert list(counts) == sorted(counts, key=lambda n: n or 0)
         assert a.squares == 100.0**2 * a.sdc
     assert sum(row.sdc or 0 for row in mine) > 0
 
