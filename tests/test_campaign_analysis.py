@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fxfault.campaign import Cell, Study
+from fxfault.campaign.estimates.cell_states import (
+    DONE,
+    EARLY,
+    UNFINISHED,
+    UNSURE,
+    is_within,
+    states,
+)
 from fxfault.campaign.estimates.comparison import Side, compare, overall
 from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.estimates.ranking import (
@@ -29,16 +37,10 @@ from fxfault.campaign.estimates.ranking import (
 )
 from fxfault.campaign.estimates.stopping import trials_wanted
 from fxfault.campaign.estimates.summary import (
-    DONE,
-    EARLY,
     ESTIMATES,
-    UNFINISHED,
-    UNSURE,
     Summary,
     Table,
-    is_within,
     mean_of_cells,
-    states,
     summarise,
 )
 from fxfault.campaign.studies.stop_rule import StopRule, look_points

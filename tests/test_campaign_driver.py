@@ -18,8 +18,9 @@ from campaign_tools import SMALL, outcome, small_study, without_time
 import fxfault
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import Progress, run_study
+from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, states
 from fxfault.campaign.estimates.ranking import heat_map, rank_sites
-from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, states, summarise
+from fxfault.campaign.estimates.summary import summarise
 from fxfault.campaign.records import fingerprint
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.trial_queue import TrialQueue

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fxfault.campaign.estimates.cell_states import states
 from fxfault.campaign.estimates.ranking import RankedSite, never_called, rank_sites
 from fxfault.campaign.estimates.site_counts import SiteCounts, count_by_site
-from fxfault.campaign.estimates.summary import Summary, Table, states, summarise
+from fxfault.campaign.estimates.summary import Summary, Table, summarise
 from fxfault.campaign.records.background import Background
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.studies.study import Study

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, UNSURE
 from fxfault.campaign.estimates.comparison import Difference, overall
 from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
-from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, UNSURE
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_tables import cell_table, heat_table
 from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up

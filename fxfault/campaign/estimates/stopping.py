@@ -57,7 +57,8 @@ def is_sure(study: Study, rows: Sequence[TrialRow]) -> bool:
         study: a study with a stop rule.
         rows: trials of one cell, at least one.
     """
-    from fxfault.campaign.estimates.summary import is_within, summarise, table_of
+    from fxfault.campaign.estimates.cell_states import is_within
+    from fxfault.campaign.estimates.summary import summarise, table_of
 
     assert study.stop is not None
     cell = Cell.from_key(rows[0].cell)

@@ -1,0 +1,3 @@
+"""Check the labels of a classifier's data."""
+
+from __future__ import annotations
