@@ -333,9 +333,8 @@ class Store:
         A million rows take about two seconds and 150 MB.
 
         Returns:
-            `cell`: int64 indices into `cells()`; the other fields of `TrialRow` by name: int64,
-            but float64 for `seconds`, the fields of a metric, and those that are None (NaN here) in
-            any row.
+            `cell`: int64 indices into `cells()`; the other fields of `TrialRow` by name, int64 or
+            float64, with NaN for None.
 
         Raises:
             StoreError: the file is damaged.
@@ -344,7 +343,7 @@ class Store:
 
         names = ("cell", *_COLUMNS)
         # A join would take ten times as long.
-        columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
+        blocks: list[np.ndarray[Any, Any]] = []
         with self._reading():
             numbers = [n for (n,) in self._connection.execute("SELECT id FROM cells ORDER BY id")]
             query = f"SELECT {selected(self._connection, names)} FROM trials ORDER BY cell, trial"
@@ -356,18 +355,15 @@ class Store:
                     block = np.array(chunk, dtype=np.float64).reshape(len(chunk), len(names))
                 except (TypeError, ValueError, OverflowError):
                     refuse(self.path, "a trial has text where a count should be")
-                by_name = dict(zip(names, block.T, strict=True))
-                check_columns(self.path, by_name, numbers)
-                for name, column in by_name.items():
-                    columns[name].append(column)
+                check_columns(self.path, dict(zip(names, block.T, strict=True)), numbers)
+                blocks.append(block)
                 if len(chunk) < _CHUNK:
                     break
-        table = {}
-        for name, parts in columns.items():
-            column = np.concatenate(parts)
-            real = name in ("seconds", "top5", *REALS)
-            real = real or (name in OPTIONAL and bool(np.isnan(column).any()))
-            table[name] = column if real else column.astype(np.int64)
+        columns = np.ascontiguousarray(np.concatenate(blocks).T)
+        table = dict(zip(names, columns, strict=True))
+        hollow = [n for n in OPTIONAL if np.isnan(table[n]).any()]
+        for name in set(table) - {"seconds", "top5", *REALS, *hollow}:
+            table[name] = table[name].astype(np.int64)
         table["cell"] = np.searchsorted(numbers, table["cell"])
         return table
 
