@@ -36,7 +36,7 @@ from fxfault.cli.reports.evaluation_report import Findings, ranking_lines, sweep
 from fxfault.evaluation.chance import doubt_of
 from fxfault.evaluation.full.runner import FullRunner
 from fxfault.evaluation.incremental.runner import IncrementalRunner
-from fxfault.evaluation.rows import FIELDS, TrialRow, measure
+from fxfault.evaluation.rows import FIELDS, REALS, TrialRow, measure
 
 SAMPLES = 24
 
@@ -161,7 +161,7 @@ def test_samples_without_a_golden_prediction_are_named() -> None:
 
 def made_old(path: Path) -> None:
     """Turn a store into one of schema 1, which has no `due`."""
-    names = ", ".join(["cell", *(name for name in FIELDS[1:] if name != "due")])
+    names = ", ".join(["cell", *(name for name in FIELDS[1:] if name not in ("due", *REALS))])
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             f"ALTER TABLE trials RENAME TO young; {OLD_TRIALS}; INSERT INTO trials ({names}) "
