@@ -19,6 +19,7 @@ from fxfault.campaign import Cell, StopRule
 from fxfault.campaign.driver import run_study
 from fxfault.campaign.estimates.cell_states import is_within
 from fxfault.campaign.estimates.comparison import Side, compare
+from fxfault.campaign.estimates.crossed import crossed_bootstrap
 from fxfault.campaign.estimates.ranking import rank_sites, weakest
 from fxfault.campaign.estimates.summary import Summary, summarise
 from fxfault.campaign.records.store import Store
@@ -88,6 +89,29 @@ def test_intervals_of_real_valued_metrics_hold_the_truth(metric: MetricFacts, ki
     assert 93 <= held(summary, "fall", fall) <= 97
     assert np.allclose(summary["fall"].value, metric.loss(30.0, summary["measure"].value))
     assert (summary["fall"].low <= summary["fall"].high).all()
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.05])
+def test_the_interval_for_other_samples_holds_the_truth(missing: float) -> None:
+    # An interval that is exact lies outside 90.5 to 98.5 % of 400 with probability 0.05 %.
+    random, holds = np.random.default_rng(5), 0
+    for _ in range(400):
+        trials, samples = random.normal(0, 0.5, (25, 1)), random.normal(0, 2.0, (1, 60))
+        changes = 1.0 + trials + samples + random.normal(0, 0.5, (25, 60))
+        changes[random.random(changes.shape) < missing] = np.nan
+        low, high = crossed_bootstrap(changes)
+        holds += low <= 1.0 <= high
+    assert 90.5 <= holds / 4 <= 98.5
+
+
+def test_the_interval_for_other_samples_is_wider_than_that_of_trials() -> None:
+    random = np.random.default_rng(2)
+    changes = random.normal(1.0, 2.0, (1, 60)) + random.normal(0, 0.1, (25, 60))
+    low, high = crossed_bootstrap(changes)
+    summary = summarise(table(changes[None], 5.0), [cell()], metric=ERROR)
+    assert high - low > 10 * float(summary["fall"].high[0] - summary["fall"].low[0])
+    assert np.isnan(crossed_bootstrap(changes[:1])).all()
+    assert np.isnan(crossed_bootstrap(np.zeros((9, 9)))).all()
 
 
 def test_trials_without_a_value_are_left_out() -> None:

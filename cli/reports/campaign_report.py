@@ -11,6 +11,7 @@ import numpy as np
 from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, UNSURE
 from fxfault.campaign.estimates.comparison import Difference, overall
 from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
+from fxfault.campaign.estimates.summary import Summary
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_tables import cell_table, heat_table
 from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up
@@ -65,20 +66,7 @@ def setting_lines(findings: Findings) -> list[str]:
 def cell_lines(findings: Findings) -> list[str]:
     """The table of the cells."""
     summary = findings.summary
-    title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
-    more = "of struck samples; Hit: of exposed values; all intervals: export --what cells):"
-    if not summary.metric.is_accuracy:
-        metric, unit = summary.metric, summary.metric.difference_unit.strip() or "its own unit"
-        title = f"Cells (with interval; rates in percent; Fall: {metric.name} lost, in {unit};"
-        more = f"{'Masked: ' if summary.has_sdc else ''}{more}"
-        more = more if summary.has_sdc else more.partition("; ")[2]
-    if summary.has_due:
-        more = f"DUE: {'scores' if summary.metric.is_accuracy else 'values'} not finite; {more}"
-        if summary.metric.is_accuracy:
-            more = (
-                "of struck samples; DUE: scores not finite; Hit: of exposed values; all "
-                "intervals: export --what cells):"
-            )
+    title, more = _cells_title(summary)
     table = cell_table(findings)
     left = [column.label for column in table.columns].index("Trials")
     lines = [title, more, *table.lines(left)]
@@ -93,6 +81,21 @@ def cell_lines(findings: Findings) -> list[str]:
             "moved it or have a value."
         )
     return lines
+
+
+def _cells_title(summary: Summary) -> tuple[str, str]:
+    """The two lines above the table of the cells."""
+    metric, end = summary.metric, "Hit: of exposed values; all intervals: export --what cells):"
+    due = ""
+    if summary.has_due:
+        due = f"DUE: {'scores' if metric.is_accuracy else 'values'} not finite; "
+    title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
+    if metric.is_accuracy:
+        return title, f"of struck samples; {due}{end}"
+    unit = metric.difference_unit.strip() or "its own unit"
+    masked = "Masked: of struck samples; " if metric.has_sdc else ""
+    title = f"Cells (with interval; rates in percent; Fall: {metric.name} lost, in {unit};"
+    return title, f"{masked}{due}{end}"
 
 
 def state_lines(findings: Findings) -> list[str]:

@@ -92,12 +92,16 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
 
 
 def _common_entry(result: CellResult, has_due: bool) -> dict[str, Any]:
-    summary, due = estimate([result], CONFIDENCE), {}
+    summary = estimate([result], CONFIDENCE)
+    due: dict[str, Any] = {}
     if has_due:
         due = {
             "due_rate": float(summary["due"].value[0]),
             "due_interval": _interval(summary["due"]),
         }
+    if not result.metric.is_accuracy:
+        ends = result.for_other_samples(CONFIDENCE)
+        due["degradation_interval_of_samples"] = None if math.isnan(ends[0]) else list(ends)
     return {
         "probability": result.cell.probability,
         "num_faults": result.cell.num_faults,

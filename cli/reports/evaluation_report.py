@@ -238,7 +238,14 @@ def _measured_lines(result: CellResult) -> list[str]:
     """Intervals and rates, and in mode `layer` the site that each trial struck."""
     hit, total = result.total("faults"), result.total("elements")
     realised = f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
-    lines = [_interval_line(result), realised]
+    lines = [_interval_line(result)]
+    low, high = result.for_other_samples(CONFIDENCE)
+    if not math.isnan(low):
+        metric = result.metric
+        lost = metric.with_interval(result.degradation, low, high)
+        unit = metric.difference_unit
+        lines.append(f"  For other samples, too: degradation {lost}{unit} (bootstrap of both)")
+    lines.append(realised)
     if result.run_layers is not None:
         lines.append(f"  Layer of each run: {', '.join(map(str, result.run_layers))}")
     return lines

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.sharing import samples_share_faults
 from fxfault.config.fault_injection import FaultInjectionConfig
@@ -29,7 +32,7 @@ from fxfault.evaluation.full.runner import Runner
 from fxfault.evaluation.rows import TrialRow
 from fxfault.evaluation.trials import Trials
 from fxfault.faults.fault_models import get_fault_model, label_of
-from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.metrics.facts import ACCURACY, SAMPLE, MetricFacts
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.site import FaultSite
 from fxfault.sites.statistics import FaultStatistics
@@ -62,6 +65,8 @@ class CellResult:
         statistics: injection statistics over all trials; None if they were not asked for.
         shared: whether the samples of a trial share some of their faults.
         metric: what the metric is.
+        changes: for a metric that is a mean over samples, by how much each trial moved the value of
+            each sample, float64, shape (trials, samples), NaN where a sample has none; else None.
     """
 
     cell: Cell
@@ -71,6 +76,7 @@ class CellResult:
     statistics: FaultStatistics | None = field(default=None, compare=False)
     shared: bool = False
     metric: MetricFacts = ACCURACY
+    changes: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def runs(self) -> tuple[float, ...]:
@@ -109,6 +115,22 @@ class CellResult:
     def injection_rate(self) -> float:
         """Share of the exposed elements that were hit; 0 if none was exposed."""
         return self._percent("faults", "elements")
+
+    def for_other_samples(self, confidence: float = 95.0) -> tuple[float, float]:
+        """Interval of `degradation` for other samples as well as for other draws of faults.
+
+        Both ends are NaN for a metric that is no mean over samples, and for the accuracy. The
+        interval is a bootstrap over samples and trials (`fxfault.campaign.estimates.crossed`).
+
+        Args:
+            confidence: in percent.
+        """
+        from fxfault.campaign.estimates.crossed import crossed_bootstrap
+
+        if self.changes is None:
+            return math.nan, math.nan
+        low, high = crossed_bootstrap(self.changes, confidence)
+        return (-high, -low) if self.metric.higher_is_better else (low, high)
 
     def total(self, count: str) -> int:
         """Add up a count of the trials: a field of `TrialRow` that is not None."""
@@ -333,9 +355,12 @@ class FaultEvaluation:
         cell = _cell_of(config, faults, alone)
         trials.set(config, None if alone is None else [alone.name])
         recorded = faults.new_statistics() if self.track_statistics else None
-        rows, struck = [], []
+        rows, struck, changes = [], [], []
+        facts = trials.golden.facts
         for number in range(self.num_runs):
             rows.append(trials.run(cell.key, number))
+            if facts.each == SAMPLE and trials.last is not None:
+                changes.append((trials.last.records - trials.golden.records).numpy())
             struck.append([site.index for site in faults if site.selected])
         drawn = faults.config.mode == "layer" and alone is None
         return CellResult(
@@ -345,8 +370,13 @@ class FaultEvaluation:
             run_layers=tuple(indices[0] for indices in struck) if drawn else None,
             statistics=recorded,
             shared=samples_share_faults(config),
-            metric=trials.golden.facts,
+            metric=facts,
+            changes=_finite(np.stack(changes)) if changes else None,
         )
+
+
+def _finite(changes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isfinite(changes), changes, np.nan)
 
 
 def _cell_of(config: FaultInjectionConfig, faults: FaultSites, alone: FaultSite | None) -> Cell:

@@ -21,7 +21,7 @@ from fxfault.sites.fault_sites import faults_of
 if TYPE_CHECKING:
     from fxfault.config.fault_injection import FaultInjectionConfig
     from fxfault.evaluation.full.predictions import OnBatch
-    from fxfault.evaluation.full.runner import Runner
+    from fxfault.evaluation.full.runner import Result, Runner
 
 
 class Trials:
@@ -34,6 +34,7 @@ class Trials:
         faults: the sites of the model.
         golden: the result without faults.
         exposure: counts elements and hits.
+        last: the result of the last trial; None before the first.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Trials:
         self.golden = runner.golden()  # Kept, as each call looks at all parameters.
         batches = (runner.judge.take(given, 0).to(runner.device) for given in runner.loader)
         self.exposure = Exposure(self.faults, next(batches), self.golden.samples, batches)
+        self.last: Result | None = None
         self._sites: frozenset[str] | None = None
 
     @property
@@ -108,6 +110,7 @@ class Trials:
         self._keep_to_sites()
         with in_eval_mode(self.runner.model):
             faulty, hits, elements = self.exposure.measured(lambda: self.runner.run(self.on_batch))
+        self.last = faulty
         row = measure(
             self.golden, faulty, cell=cell, trial=trial, faults=hits, elements=elements, seconds=0.0
         )
