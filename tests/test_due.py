@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfault
 from fxfault.campaign import Cell
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.driver import run_study
 from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.estimates.ranking import rank_sites
 from fxfault.campaign.estimates.summary import summarise, table_of
-from fxfault.campaign.fault_evaluation import CellResult
 from fxfault.campaign.records.connection import SCHEMA
 from fxfault.campaign.records.store import Store
 from fxfault.cli.reports.campaign_export import exported

@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxfault.campaign import Cell, FaultEvaluation
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.intervals import wilson
-from fxfault.campaign.fault_evaluation import (
-    CellResult,
-    estimate,
-    rank,
-    with_num_faults,
-    with_probability,
-)
+from fxfault.campaign.fault_evaluation import estimate, rank, with_num_faults, with_probability
 from fxfault.errors import ConfigError, DataError, SiteError
 from fxfault.evaluation import FullRunner, accuracy
 from fxfault.evaluation.rows import TrialRow

@@ -33,7 +33,7 @@ from fxfault.errors import ConfigError
 from fxfault.messages import counted
 
 if TYPE_CHECKING:
-    from fxfault.campaign.fault_evaluation import CellResult
+    from fxfault.campaign.cell_result import CellResult
     from fxfault.cli.reports.evaluation_report import Findings, Setting
 
 # Probabilities with this ratio or more are drawn on a logarithmic axis.

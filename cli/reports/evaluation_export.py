@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
-from fxfault.campaign.fault_evaluation import CellResult, estimate
+from fxfault.campaign.fault_evaluation import estimate
 from fxfault.cli.reports.evaluation_report import CONFIDENCE, Findings, Setting
 from fxfault.cli.terminal.outputs import csv_text
 from fxfault.cli.terminal.process_setup import machine, versions

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
-from fxfault.campaign.fault_evaluation import CellResult, estimate, rank
+from fxfault.campaign.fault_evaluation import estimate, rank
 from fxfault.cli.reports.campaign_report import standing_lines
 from fxfault.cli.terminal.text import (
     figure,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fxfault.messages import aligned
 
 if TYPE_CHECKING:
-    from fxfault.campaign.fault_evaluation import CellResult
+    from fxfault.campaign.cell_result import CellResult
 
 NOTHING = "-"
 

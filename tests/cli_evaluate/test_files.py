@@ -15,7 +15,7 @@ import torch
 from cli_evaluate.tools import FAST, Run, document, svg_text, table
 
 from fxfault.campaign import Cell, FaultEvaluation
-from fxfault.campaign.fault_evaluation import CellResult
+from fxfault.campaign.cell_result import CellResult
 from fxfault.cli import evaluate
 from fxfault.cli.pictures import plots
 from fxfault.evaluation.rows import TrialRow
