@@ -19,7 +19,7 @@ from fxfault.campaign import Cell, StopRule
 from fxfault.campaign.driver import run_study
 from fxfault.campaign.estimates.cell_states import is_within
 from fxfault.campaign.estimates.comparison import Side, compare
-from fxfault.campaign.estimates.crossed import crossed_bootstrap
+from fxfault.campaign.estimates.crossed import Changes, crossed_bootstrap
 from fxfault.campaign.estimates.ranking import rank_sites, weakest
 from fxfault.campaign.estimates.summary import Summary, summarise
 from fxfault.campaign.records.store import Store
@@ -99,7 +99,7 @@ def test_the_interval_for_other_samples_holds_the_truth(missing: float) -> None:
         trials, samples = random.normal(0, 0.5, (25, 1)), random.normal(0, 2.0, (1, 60))
         changes = 1.0 + trials + samples + random.normal(0, 0.5, (25, 60))
         changes[random.random(changes.shape) < missing] = np.nan
-        low, high = crossed_bootstrap(changes)
+        low, high = crossed_bootstrap(Changes.of(changes))
         holds += low <= 1.0 <= high
     assert 90.5 <= holds / 4 <= 98.5
 
@@ -107,11 +107,14 @@ def test_the_interval_for_other_samples_holds_the_truth(missing: float) -> None:
 def test_the_interval_for_other_samples_is_wider_than_that_of_trials() -> None:
     random = np.random.default_rng(2)
     changes = random.normal(1.0, 2.0, (1, 60)) + random.normal(0, 0.1, (25, 60))
-    low, high = crossed_bootstrap(changes)
+    low, high = crossed_bootstrap(Changes.of(changes))
     summary = summarise(table(changes[None], 5.0), [cell()], metric=ERROR)
     assert high - low > 10 * float(summary["fall"].high[0] - summary["fall"].low[0])
-    assert np.isnan(crossed_bootstrap(changes[:1])).all()
-    assert np.isnan(crossed_bootstrap(np.zeros((9, 9)))).all()
+    many = Changes.of(np.repeat(changes, 50, axis=1))  # 3,000 samples, in 1,000 runs of three.
+    assert many.sums.shape == (25, 1000)
+    assert many.counts.sum() == 25 * 3000
+    assert np.isnan(crossed_bootstrap(Changes.of(changes[:1]))).all()
+    assert np.isnan(crossed_bootstrap(Changes.of(np.zeros((9, 9))))).all()
 
 
 def test_trials_without_a_value_are_left_out() -> None:

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fxfault.campaign.estimates.crossed import Changes
 from fxfault.campaign.studies.cell import Cell
 from fxfault.evaluation.rows import TrialRow
 from fxfault.metrics.facts import ACCURACY, MetricFacts
@@ -38,8 +36,8 @@ class CellResult:
         statistics: injection statistics over all trials; None if they were not asked for.
         shared: whether the samples of a trial share some of their faults.
         metric: what the metric is.
-        changes: for a metric that is a mean over samples, by how much each trial moved the value of
-            each sample, float64, shape (trials, samples), NaN where a sample has none; else None.
+        changes: for a metric that is a mean over samples, by how much each trial moved the values
+            of samples; else None.
     """
 
     cell: Cell
@@ -49,7 +47,7 @@ class CellResult:
     statistics: FaultStatistics | None = field(default=None, compare=False)
     shared: bool = False
     metric: MetricFacts = ACCURACY
-    changes: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    changes: Changes | None = field(default=None, compare=False, repr=False)
 
     @property
     def runs(self) -> tuple[float, ...]:

@@ -18,10 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fxfault.campaign.cell_result import CellResult
+from fxfault.campaign.estimates.crossed import Changes
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.sharing import samples_share_faults
 from fxfault.config.fault_injection import FaultInjectionConfig
@@ -270,12 +268,8 @@ class FaultEvaluation:
             statistics=recorded,
             shared=samples_share_faults(config),
             metric=facts,
-            changes=_finite(np.stack(changes)) if changes else None,
+            changes=Changes.of(changes) if changes else None,
         )
-
-
-def _finite(changes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isfinite(changes), changes, np.nan)
 
 
 def _cell_of(config: FaultInjectionConfig, faults: FaultSites, alone: FaultSite | None) -> Cell:

@@ -284,7 +284,16 @@ def open_test_data(experiment: ExperimentConfig) -> EvaluationData:
     except (DataError, AttributeError, KeyError, IndexError, TypeError):
         if _has_own_network(experiment):
             return EvaluationData(dataset, None)
+        if experiment.metric is not None:
+            raise DataError(
+                f"data set {_named(experiment)}: a built-in network cannot be sized for it; it "
+                "takes pairs of an image and a class, so give a network of your own"
+            ) from None
         raise
+
+
+def _named(experiment: ExperimentConfig) -> str:
+    return repr(None if experiment.dataset is None else experiment.dataset.name)
 
 
 def open_training_data(experiment: ExperimentConfig) -> Any:

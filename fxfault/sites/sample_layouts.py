@@ -137,7 +137,7 @@ def _first_samples(loader: Iterable[Any], model: nn.Module) -> tuple[Any, ...] |
     """As many samples as needed, from the first batches; None if there are none."""
     parts: list[Tensor] = []
     for given in loader:
-        inputs = positional(take_apart(given), model)
+        inputs = positional(take_apart(given, forward=model.forward), model)
         (only,) = inputs if len(inputs) == 1 else (None,)
         if not isinstance(only, Tensor) or only.dim() == 0:
             return inputs if not parts else (parts[0],)

@@ -8,6 +8,8 @@ faults, so that what makes samples differ from each other cancels out.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,40 @@ from numpy.typing import NDArray
 from fxfault.campaign.estimates.intervals import Floats, judged
 
 _RESAMPLES = 2000
-_AT_ONCE = 4_000_000  # Weights of samples in memory: 32 MB.
+# More samples are resampled in this many runs of neighbours, which gives the same interval.
+_MOST_BLOCKS = 1000
 
 
-def crossed_bootstrap(changes: NDArray[Any], confidence: float = 95.0) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Changes:
+    """By how much trials moved the values of samples, added up over blocks of neighbours.
+
+    Attributes:
+        sums: changes added up, shape (trials, blocks).
+        counts: number of samples with a value, shape (trials, blocks).
+    """
+
+    sums: Floats
+    counts: Floats
+
+    @classmethod
+    def of(cls, trials: Iterable[NDArray[Any]]) -> Changes:
+        """Add up trials, each with the changes of all samples, shape (samples,), one by one.
+
+        >>> Changes.of([np.array([1.0, np.nan]), np.array([2.0, 3.0])]).counts.tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
+        """
+        sums, counts = [], []
+        for changes in trials:
+            length = math.ceil(len(changes) / _MOST_BLOCKS)
+            starts = np.arange(0, len(changes), length)
+            there = np.isfinite(changes)
+            sums.append(np.add.reduceat(np.where(there, changes, 0.0), starts))
+            counts.append(np.add.reduceat(there.astype(np.float64), starts))
+        return cls(np.stack(sums), np.stack(counts))
+
+
+def crossed_bootstrap(changes: Changes, confidence: float = 95.0) -> tuple[float, float]:
     """Bootstrap interval of the mean change over samples and trials.
 
     Trials and samples are each drawn with replacement, independently: a drawn sample brings its
@@ -27,38 +59,33 @@ def crossed_bootstrap(changes: NDArray[Any], confidence: float = 95.0) -> tuple[
     other samples and other draws of faults does. The ends are percentiles, taken a little further
     out, as in `fxfault.campaign.estimates.intervals.paired_bootstrap`.
 
-    >>> low, high = crossed_bootstrap(np.array([[0.0, 1.0, 2.0, 1.0], [0.5, 1.5, 2.0, 1.0]]))
+    >>> trials = [np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.5, 1.5, 2.0, 1.0])]
+    >>> low, high = crossed_bootstrap(Changes.of(trials))
     >>> low < 1.125 < high
     True
 
     Reference: A. B. Owen, "The Pigeonhole Bootstrap", The Annals of Applied Statistics 1 (2007).
 
     Args:
-        changes: change of each sample in each trial, shape (trials, samples); NaN if the sample has
-            no value.
+        changes: the changes of all samples in all trials.
         confidence: in percent.
 
     Returns:
         Lower and upper end; NaN for fewer than two trials or samples, or without any change.
     """
-    trials, samples = changes.shape
-    there = ~np.isnan(changes)
-    known = np.where(there, changes, 0.0)
-    if min(trials, samples) < 2 or not known.any():
+    trials, blocks = changes.sums.shape
+    if min(trials, blocks) < 2 or not changes.sums.any():
         return math.nan, math.nan
     random = np.random.default_rng(0)
-    step, means = max(1, _AT_ONCE // max(trials, samples)), np.empty(_RESAMPLES)
-    for start in range(0, _RESAMPLES, step):
-        number = min(step, _RESAMPLES - start)
-        rows, columns = (_drawn(random, size, number) for size in (trials, samples))
-        sums = ((rows @ known) * columns).sum(axis=1)
-        counts = ((rows @ there) * columns).sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            means[start : start + number] = sums / counts
-    low, high, _ = judged(means[~np.isnan(means)], min(trials, samples), confidence)
+    rows, columns = (_drawn(random, size) for size in (trials, blocks))
+    sums = ((rows @ changes.sums) * columns).sum(axis=1)
+    counts = ((rows @ changes.counts) * columns).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
+    low, high, _ = judged(means[~np.isnan(means)], min(trials, blocks), confidence)
     return low, high
 
 
-def _drawn(random: np.random.Generator, size: int, number: int) -> Floats:
-    """How often each of some things is drawn, shape (number, size)."""
-    return random.multinomial(size, np.full(size, 1 / size), size=number).astype(np.float64)
+def _drawn(random: np.random.Generator, size: int) -> Floats:
+    """How often each of some things is drawn, shape (resamples, size)."""
+    return random.multinomial(size, np.full(size, 1 / size), _RESAMPLES).astype(np.float64)

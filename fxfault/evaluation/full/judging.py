@@ -169,18 +169,19 @@ class MetricJudge:
     (1.0, [0.0, 2.0])
     """
 
-    def __init__(self, metric: Metric, keeps: bool = False) -> None:
+    def __init__(self, metric: Metric, keeps: bool = False, forward: Any = None) -> None:
         """Take a metric.
 
         Args:
             metric: the metric.
             keeps: whether a result without faults keeps all outputs and targets.
+            forward: the forward of the network, whose parameters tell inputs from targets.
         """
-        self.metric, self.keeps = metric, keeps
+        self.metric, self.keeps, self.forward = metric, keeps, forward
 
     def take(self, given: Any, done: int) -> Batch:
         """See `Judge.take`."""
-        return take_apart(given)
+        return take_apart(given, forward=self.forward)
 
     def rows(self, output: Any, samples: int) -> list[Tensor]:
         """See `Judge.rows`."""

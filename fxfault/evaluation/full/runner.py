@@ -117,7 +117,9 @@ class FullRunner:
         """
         self.model, self.loader, self.device = model, loader, device
         self.faults = faults_of(model)
-        self.judge: Judge = CLASSES if metric is None else MetricJudge(metric, keep_outputs)
+        self.judge: Judge = CLASSES
+        if metric is not None:
+            self.judge = MetricJudge(metric, keep_outputs, model.forward)
         self._golden: Result | None = None
         self._state: list[Any] = []
         self._measured = False

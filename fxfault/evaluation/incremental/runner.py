@@ -94,7 +94,9 @@ class IncrementalRunner:
         check_memory(cache_memory)
         self.model, self.loader, self.device = model, loader, device
         self.faults: FaultSites = faults_of(model)
-        self.judge: Judge = CLASSES if metric is None else MetricJudge(metric, keeps=True)
+        self.judge: Judge = CLASSES
+        if metric is not None:
+            self.judge = MetricJudge(metric, keeps=True, forward=model.forward)
         self._verification = Verification(
             model, loader, device, self.judge, verify, "incremental", INSTEAD
         )
