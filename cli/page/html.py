@@ -39,7 +39,7 @@ from fxfault.cli.reports.campaign_tables import (
 from fxfault.cli.terminal.text import duration, figure, with_interval
 from fxfault.experiment.applied_settings import applied, is_own
 from fxfault.messages import and_more, counted, flat
-from fxfault.metrics.facts import MetricFacts
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 _TEMPLATES = resources.files("fxfault.cli.page").joinpath("templates")
 # A page with more rows than this would open slowly.
@@ -132,7 +132,7 @@ def _brief(findings: Findings) -> Iterator[str]:
             yield _about_losses(summary)
 
 
-def _about_the_weakest(ranked: Sequence[RankedSite], metric: MetricFacts) -> str:
+def _about_the_weakest(ranked: Sequence[RankedSite], metric: MetricFacts = ACCURACY) -> str:
     found, lost = weakest(ranked), f"{metric.difference_unit} of {metric.name}"
     if not found:
         return (
