@@ -196,7 +196,7 @@ def test_a_prediction_that_is_not_verified_ends_the_command(
 
     def wrong(self: Any) -> None:
         evaluate_rightly(self)
-        self.top[0] = self.top[0].flip(0)
+        self.revision.top[0] = self.revision.top[0].flip(0)
 
     monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     run = command("--config", untracked, "--batch-size", "250", "--verify", "100")
