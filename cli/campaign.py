@@ -231,7 +231,8 @@ def _compare(options: argparse.Namespace) -> int:
         sides.append(Side(findings.table, findings.summary, findings.study.seed))
     differences = compare(*sides)
     names = str(options.a), str(options.b)
-    print("\n".join(comparison_lines(differences, names, options.confidence)))
+    metric = sides[0].summary.metric
+    print("\n".join(comparison_lines(differences, names, options.confidence, metric)))
     return 0
 
 
@@ -296,7 +297,7 @@ COMMANDS = {
         _faults,
     ),
     "compare": Command(
-        "Compare the accuracy of two studies under the same faults, cell by cell.",
+        "Compare the metric of two studies under the same faults, cell by cell.",
         campaign_options.add_compare,
         _compare,
     ),

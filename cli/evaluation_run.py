@@ -49,7 +49,9 @@ from fxfault.evaluation.checks import check_model, try_model
 from fxfault.evaluation.runners import make_runner, run_golden
 from fxfault.experiment.parts import (
     Batches,
+    batches_of,
     check_sections,
+    load_metric,
     load_model,
     open_test_data,
     pick_device,
@@ -57,6 +59,7 @@ from fxfault.experiment.parts import (
 from fxfault.experiment.sections import ExperimentConfig, load_experiment
 from fxfault.files.access import expanded
 from fxfault.files.sources import EVALUATION, Sources
+from fxfault.metrics.metric import Metric
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import frozen_parts
 from fxfault.sites.fault_sites import faults_of
@@ -228,8 +231,8 @@ def _prepare(
     progress.say(f"Using device: {device}")
     seed_generators(experiment.seed)
     data = open_test_data(experiment)
-    batches = Batches(data.dataset, experiment.training.batch_size)
-    model, checkpoint = _load(experiment, data.facts, batches, device, sources, progress)
+    batches, metric = batches_of(experiment, data.dataset), load_metric(experiment)
+    model, checkpoint = _load(experiment, data.facts, batches, metric, device, sources, progress)
     model = fxfault.freeze(model) if options.freeze else model
     faults = faults_of(model)
     drawn = f" (drawn; repeat with --seed {faults.seed})"
@@ -264,6 +267,7 @@ def _prepare(
         compile=options.compile,
         cache_memory=options.cache_memory,
         verify=options.verify,
+        metric=metric,
     )
     return setting, FaultEvaluation(runner, options.num_runs, track, progress.advance)
 
@@ -272,6 +276,7 @@ def _load(
     experiment: ExperimentConfig,
     facts: DatasetFacts | None,
     batches: Batches,
+    metric: Metric | None,
     device: torch.device,
     sources: Sources,
     progress: Progress,
@@ -288,7 +293,8 @@ def _load(
     assert checkpoint is not None
     sources.note(checkpoint.path, checkpoint.sha256)
     model.to(device)
-    fit_threads(try_model(model, batches, device), device)
+    batches.forward = model.forward
+    fit_threads(try_model(model, batches, device, metric), device)
     faulty = fxfault.transform(model, experiment.fault_injection)
     for note in check_model(faulty, model, batches, device, most=1):
         progress.note(note)
@@ -306,8 +312,12 @@ def _measure(
     try:
         say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
         findings.baseline = evaluation.baseline()
-        say(f"Baseline accuracy: {findings.baseline:.2f}%")
-        findings.doubt = doubt_of(evaluation.runner.golden())
+        golden = evaluation.runner.golden()
+        findings.metric = metric = golden.facts
+        say(f"Baseline {metric.name}: {metric.shown(findings.baseline)}")
+        if not metric.is_accuracy:
+            say(f"Metric: {metric.sentence}")
+        findings.doubt = doubt_of(golden)
         if findings.doubt is not None:
             progress.note(findings.doubt)
         run_golden(evaluation.runner, progress.note)

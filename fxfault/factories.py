@@ -36,16 +36,34 @@ def call_factory(reference: str, *, what: str, kwargs: Mapping[str, Any]) -> Any
             the user's code raises an error, which is quoted.
     """
     prefix = f"{what} {reference!r}"
-    module_name, factory_name = _split(reference, prefix)
     with _current_folder_importable():
-        factory = _find(_import(module_name, prefix), factory_name, prefix)
+        factory = find_factory(reference, what=what)
         try:
             return factory(**kwargs)
         except FOREIGN as error:  # the user's code may raise anything
+            name = reference.partition(":")[2]
             raise DataError(
-                f"{prefix}: {factory_name}({', '.join(map(str, kwargs))}) raised "
-                f"{quote_error(error)}"
+                f"{prefix}: {name}({', '.join(map(str, kwargs))}) raised {quote_error(error)}"
             ) from error
+
+
+def find_factory(reference: str, *, what: str) -> Callable[..., Any]:
+    """Import `package.module` and return its `factory` without a call.
+
+    >>> find_factory("math:sqrt", what="metric")(9)
+    3.0
+
+    Args:
+        reference: `package.module:factory`.
+        what: kind of object for the messages.
+
+    Raises:
+        DataError: as `call_factory`, apart from errors of the call.
+    """
+    prefix = f"{what} {reference!r}"
+    module_name, factory_name = _split(reference, prefix)
+    with _current_folder_importable():
+        return _find(_import(module_name, prefix), factory_name, prefix)
 
 
 def _split(reference: str, prefix: str) -> tuple[str, str]:

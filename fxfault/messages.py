@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
+
+OWN_TASK = "see 'your own task', docs/your-own-task.md"
+"""Where a message about batches, outputs or metrics sends the reader."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -94,6 +98,40 @@ def got(value: Any) -> str:
     shortener.maxlong = 30
     text = "null" if value is None else " ".join(shortener.repr(value).split())
     return f"{text} ({type(value).__name__})"
+
+
+def described(value: Any, most: int = 6) -> str:
+    """Say what a value is made of, by types and shapes; no value of a tensor is written.
+
+    >>> import torch
+    >>> described({"image": torch.zeros(4, 1, 8, 8), "boxes": [torch.zeros(2, 4), 3]})
+    'dict of image: float32 (4, 1, 8, 8), boxes: list of (float32 (2, 4), int)'
+    >>> described(["a.png"] * 64), described(None)
+    ('list of 64 str', 'None')
+
+    Args:
+        value: anything that a data set or a network returns.
+        most: the largest number of items to name; half of it, but at least 2, further in.
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    kind, within = type(value).__name__, max(2, most // 2)
+    if value is None:
+        return "None"
+    if is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        value = dict(zip(value._fields, value, strict=True))
+    if isinstance(value, Mapping):
+        items = [f"{key_text(key)}: {described(item, within)}" for key, item in value.items()]
+        return f"{kind} of {and_more(items, most)}" if items else f"empty {kind}"
+    if not isinstance(value, (list, tuple)):
+        return kind
+    items = [described(item, within) for item in value[:most]]
+    if len(items) > 1 and len(set(items)) == 1:
+        return f"{kind} of {len(value)} {items[0]}"
+    more = f" and {len(value) - most} more" if len(value) > most else ""
+    return f"{kind} of ({', '.join(items)}{more})" if items else f"empty {kind}"
 
 
 def counted(number: int, what: str) -> str:

@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fxfault.campaign import Cell, Study
+from fxfault.campaign.estimates.cell_states import (
+    DONE,
+    EARLY,
+    UNFINISHED,
+    UNSURE,
+    is_within,
+    states,
+)
 from fxfault.campaign.estimates.comparison import Side, compare, overall
 from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.estimates.ranking import (
@@ -29,19 +37,13 @@ from fxfault.campaign.estimates.ranking import (
 )
 from fxfault.campaign.estimates.stopping import trials_wanted
 from fxfault.campaign.estimates.summary import (
-    DONE,
-    EARLY,
     ESTIMATES,
-    UNFINISHED,
-    UNSURE,
     Summary,
     Table,
-    is_within,
     mean_of_cells,
-    states,
     summarise,
 )
-from fxfault.campaign.studies.study import look_points
+from fxfault.campaign.studies.stop_rule import StopRule, look_points
 from fxfault.errors import FxFaultError
 from fxfault.evaluation.rows import FIELDS, TrialRow
 
@@ -148,7 +150,7 @@ def test_estimates_are_what_the_definitions_say() -> None:
     values = {name: summary[name].value[0] for name in ESTIMATES}
     assert values == pytest.approx(
         {
-            "accuracy": 90.0,
+            "measure": 90.0,
             "fall": 6.0,
             "sdc": 8.0,
             "critical_sdc": 7.0,
@@ -160,7 +162,7 @@ def test_estimates_are_what_the_definitions_say() -> None:
     )
     assert summary.golden[0] == 96.0
     assert summary.seconds[0] == 2.0
-    accuracy = summary["accuracy"]
+    accuracy = summary["measure"]
     expected = stats.ttest_1samp([90.0, 88.0, 92.0], 0).confidence_interval()
     assert np.allclose((accuracy.low[0], accuracy.high[0]), expected)
     fall = summary["fall"]
@@ -173,8 +175,8 @@ def test_estimates_are_what_the_definitions_say() -> None:
 def test_one_trial_has_rates_but_no_interval_for_the_accuracy() -> None:
     summary = summarise(table_of({"cell": [0]}), [cell()])
 
-    assert summary["accuracy"].value[0] == 90.0
-    assert np.isnan([summary["accuracy"].low[0], summary["accuracy"].high[0]]).all()
+    assert summary["measure"].value[0] == 90.0
+    assert np.isnan([summary["measure"].low[0], summary["measure"].high[0]]).all()
     assert summary["sdc"].low[0] < 8.0 < summary["sdc"].high[0]
 
 
@@ -201,7 +203,7 @@ def test_nothing_struck_has_no_masked_share() -> None:
 def test_trials_that_change_nothing_still_leave_the_accuracy_a_width() -> None:
     quiet = table_of({"cell": [0] * 4, "sdc": [0] * 4, "correct": [480] * 4})
 
-    accuracy = summarise(quiet, [cell()])["accuracy"]
+    accuracy = summarise(quiet, [cell()])["measure"]
 
     width = 100 * float(wilson(0, 4 * SAMPLES)[1])
     assert (accuracy.low[0], accuracy.high[0]) == pytest.approx((96 - width, 96 + width))
@@ -210,7 +212,7 @@ def test_trials_that_change_nothing_still_leave_the_accuracy_a_width() -> None:
 def test_intervals_stay_within_what_is_possible() -> None:
     table = table_of({"cell": [0, 0], "correct": [499, 480], "golden_correct": [500, 500]})
 
-    assert summarise(table, [cell()])["accuracy"].high[0] == 100.0
+    assert summarise(table, [cell()])["measure"].high[0] == 100.0
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
@@ -235,7 +237,7 @@ def test_intervals_of_simulated_studies_hold_the_truth() -> None:
     summary = summarise(table, [cell(rate=1 + i / 100) for i in range(1000)])
 
     truths = {
-        "accuracy": 81.0,
+        "measure": 81.0,
         "fall": 9.0,
         "sdc": 10.0,
         "critical_sdc": 9.0,
@@ -253,7 +255,7 @@ def test_where_samples_differ_accuracy_is_exact_and_rates_are_careful() -> None:
         [cell(rate=1 + i / 100) for i in range(1000)],
     )
 
-    assert 93 <= held(summary, "accuracy", 100 * (1 - chances.mean())) <= 97
+    assert 93 <= held(summary, "measure", 100 * (1 - chances.mean())) <= 97
     assert held(summary, "sdc", 100 * chances.mean()) >= 95
 
 
@@ -517,11 +519,11 @@ def test_curves_average_single_sites_and_keep_groups_apart() -> None:
 
     assert (each.place, everything.place, group.place) == ("each", "all", "a b")
     assert each.rates == (1.0, 5.0)
-    accuracy = summary["accuracy"]
-    assert each.accuracy[1] == pytest.approx((accuracy.value[0] + accuracy.value[2]) / 2)
+    accuracy = summary["measure"]
+    assert each.values[1] == pytest.approx((accuracy.value[0] + accuracy.value[2]) / 2)
     halves = [(accuracy.high[i] - accuracy.value[i]) for i in (0, 2)]
-    assert each.high[1] - each.accuracy[1] == pytest.approx(math.hypot(*halves) / 2)
-    assert everything.accuracy.tolist() == [accuracy.value[4]]
+    assert each.high[1] - each.values[1] == pytest.approx(math.hypot(*halves) / 2)
+    assert everything.values.tolist() == [accuracy.value[4]]
 
 
 def test_a_curve_leaves_out_a_rate_that_only_some_sites_have() -> None:
@@ -637,7 +639,7 @@ def test_a_million_rows_take_seconds_and_less_than_a_gigabyte(sites: int, trials
 def test_is_within_never_takes_a_single_trial() -> None:
     summary = summarise(table_of({"cell": [0], "sdc": [0], "correct": [480]}), [cell()])
 
-    assert not is_within(summary, 50.0).any()
+    assert not is_within(summary, StopRule(margin=50.0)).any()
 
 
 def test_a_site_of_which_no_element_was_exposed_is_not_ranked() -> None:

@@ -18,8 +18,9 @@ from campaign_tools import SMALL, outcome, small_study, without_time
 import fxfault
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import Progress, run_study
+from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, states
 from fxfault.campaign.estimates.ranking import heat_map, rank_sites
-from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, states, summarise
+from fxfault.campaign.estimates.summary import summarise
 from fxfault.campaign.records import fingerprint
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.trial_queue import TrialQueue
@@ -28,6 +29,7 @@ from fxfault.campaign.workers.engine import Batch
 from fxfault.campaign.workers.engines import LocalEngine, make_engine
 from fxfault.campaign.workers.plan import Plan
 from fxfault.campaign.workers.trial_runner import TrialRunner
+from fxfault.data.batches import take_apart
 from fxfault.errors import DataError, ForeignCodeError, FxFaultError, SiteError, StoreError
 from fxfault.evaluation import FullRunner
 from fxfault.evaluation.exposure import Exposure
@@ -141,7 +143,7 @@ def test_elements_are_counted_without_an_activation_as_statistics_count_them(
     settings = {"enabled": True, "apply_during": "eval", "seed": 7, **config}
     faulty = fxfault.transform(model, settings)
     runner = FullRunner(faulty, batches)
-    exposure = Exposure(faulty.faults, next(iter(batches))[0], 24)
+    exposure = Exposure(faulty.faults, take_apart(next(iter(batches))), 24)
     assert None not in exposure.elements.values()
     faulty.faults.reset(trial=2)
     predictions, hits, elements = exposure.measured(runner.run)
@@ -161,7 +163,7 @@ def test_sites_that_a_container_calls_are_counted_by_statistics(
     model = faulty(branching, probability=20.0, apply_during="eval").eval()
     data = torch.utils.data.TensorDataset(torch.randn(10, 12), torch.zeros(10, dtype=torch.int64))
     batches = Batches(data, 4)
-    exposure = Exposure(model.faults, next(iter(batches))[0], 10)
+    exposure = Exposure(model.faults, take_apart(next(iter(batches))), 10)
     assert None in exposure.elements.values()
     runner = FullRunner(model, batches)
     _, hits, elements = exposure.measured(runner.run)
@@ -737,7 +739,7 @@ def test_a_large_data_set_is_hashed_in_part(monkeypatch: pytest.MonkeyPatch) -> 
     def of(odd: int, labels: torch.Tensor) -> dict[str, Any]:
         data = Data()
         data.odd = odd
-        return fingerprint.of_data(data, [], labels)
+        return fingerprint.of_data(data, [], Predictions(torch.zeros(100, 1), labels))
 
     monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 0)
     monkeypatch.setattr(fingerprint, "SPOT_CHECKS", 10)

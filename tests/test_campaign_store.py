@@ -23,7 +23,7 @@ import pytest
 from fxfault.campaign.records.connection import SCHEMA
 from fxfault.campaign.records.store import Store
 from fxfault.errors import StoreError
-from fxfault.evaluation.rows import COUNTS, FIELDS, TrialRow
+from fxfault.evaluation.rows import COUNTS, FIELDS, REALS, TrialRow
 
 STUDY = {"seed": {"value": 42}, "axes": {"probability": [1.0, 5.0]}}
 FINGERPRINT = {"versions": {"torch": "2.13.0"}}
@@ -95,6 +95,7 @@ def test_a_table_has_a_column_for_each_field(store: Store) -> None:
     assert {name for name, column in table.items() if column.dtype == np.float64} == {
         "seconds",
         "top5",
+        *REALS,
     }
 
 

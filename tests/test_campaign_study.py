@@ -15,7 +15,7 @@ import yaml
 from fxfault.campaign import Cell, StopRule, Study, bundled_studies
 from fxfault.campaign.estimates.stopping import is_sure, trials_wanted
 from fxfault.campaign.studies.axes import Axes
-from fxfault.campaign.studies.study import look_points
+from fxfault.campaign.studies.stop_rule import look_points
 from fxfault.errors import ConfigError, InvalidConfigError, SiteError
 from fxfault.evaluation.rows import TrialRow
 from fxfault.faults import fault_models

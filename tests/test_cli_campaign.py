@@ -27,7 +27,7 @@ from fxfault.cli.reports import campaign_export, campaign_progress
 from fxfault.cli.reports.campaign_plan import Measured, plan_lines
 from fxfault.cli.terminal.outputs import csv_text
 from fxfault.cli.terminal.text import duration
-from fxfault.evaluation.rows import TrialRow
+from fxfault.evaluation.rows import REALS, TrialRow
 
 SITES = ("stem.act", "body.act", "head.act")
 # Chance of a changed prediction at 5 %.
@@ -526,6 +526,7 @@ def test_trials_are_exported_as_they_are(command: Callable[..., Run]) -> None:
         cell = Cell.from_key(row.cell)
         counts = dataclasses.asdict(row)
         assert counts.pop("due") == 0  # Then it is left out.
+        assert {counts.pop(name) for name in REALS} == {None}  # Only a metric has them.
         assert {**cell.settings, **counts} == {**entry, "cell": row.cell}
         assert line["layers"] == cell.place
         assert (line["bit"], float(line["probability"])) == ("", cell.probability)

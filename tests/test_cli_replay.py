@@ -42,7 +42,7 @@ def faulty_digits(**settings: Any) -> tuple[nn.Module, Any]:
     model, _ = load_model(experiment, "bundled:digits")
     config = {"enabled": True, "apply_during": "eval", "seed": 5, **settings}
     (batch,) = Batches(data.dataset, 500)
-    return fxfault.transform(model.eval(), config), batch
+    return fxfault.transform(model.eval(), config), (batch.inputs[0], batch.targets)
 
 
 @pytest.mark.parametrize("batch_size", ["64", "500"])

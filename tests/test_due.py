@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfault
 from fxfault.campaign import Cell
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.driver import run_study
 from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.estimates.ranking import rank_sites
 from fxfault.campaign.estimates.summary import summarise, table_of
-from fxfault.campaign.fault_evaluation import CellResult
 from fxfault.campaign.records.connection import SCHEMA
 from fxfault.campaign.records.store import Store
 from fxfault.cli.reports.campaign_export import exported
@@ -36,7 +36,7 @@ from fxfault.cli.reports.evaluation_report import Findings, ranking_lines, sweep
 from fxfault.evaluation.chance import doubt_of
 from fxfault.evaluation.full.runner import FullRunner
 from fxfault.evaluation.incremental.runner import IncrementalRunner
-from fxfault.evaluation.rows import FIELDS, TrialRow, measure
+from fxfault.evaluation.rows import FIELDS, REALS, TrialRow, measure
 
 SAMPLES = 24
 
@@ -161,7 +161,7 @@ def test_samples_without_a_golden_prediction_are_named() -> None:
 
 def made_old(path: Path) -> None:
     """Turn a store into one of schema 1, which has no `due`."""
-    names = ", ".join(["cell", *(name for name in FIELDS[1:] if name != "due")])
+    names = ", ".join(["cell", *(name for name in FIELDS[1:] if name not in ("due", *REALS))])
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             f"ALTER TABLE trials RENAME TO young; {OLD_TRIALS}; INSERT INTO trials ({names}) "

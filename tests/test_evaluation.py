@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxfault.campaign import Cell, FaultEvaluation
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.intervals import wilson
-from fxfault.campaign.fault_evaluation import (
-    CellResult,
-    estimate,
-    rank,
-    with_num_faults,
-    with_probability,
-)
+from fxfault.campaign.fault_evaluation import estimate, rank, with_num_faults, with_probability
 from fxfault.errors import ConfigError, DataError, SiteError
 from fxfault.evaluation import FullRunner, accuracy
 from fxfault.evaluation.rows import TrialRow
@@ -197,11 +192,11 @@ def test_estimates_have_the_intervals_of_a_campaign() -> None:
     result = result_of(81, 80, 84, 79)
     summary = estimate([result])
     low, high = stats.ttest_1samp(result.runs, 0).confidence_interval()
-    accuracy, sdc = summary["accuracy"], summary["sdc"]
+    accuracy, sdc = summary["measure"], summary["sdc"]
     assert (accuracy.low[0], accuracy.high[0]) == (pytest.approx(low), pytest.approx(high))
     assert accuracy.value[0] == result.mean
     assert (100 * wilson(20, 400)[0], 100 * wilson(20, 400)[1]) == (sdc.low[0], sdc.high[0])
-    assert np.isnan(estimate([result_of(81)])["accuracy"].low[0])
+    assert np.isnan(estimate([result_of(81)])["measure"].low[0])
     assert estimate([result], 99.0)["sdc"].low[0] < sdc.low[0]
 
 

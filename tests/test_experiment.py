@@ -290,9 +290,16 @@ def test_kwargs_that_contain_themselves_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_section_that_is_no_mapping_is_refused(section: str) -> None:
-    assert problems_of({section: "digits"}) == [
-        f"{section}: got 'digits' (str), allowed: a mapping of keys to values"
+    assert problems_of({section: ["digits"]}) == [
+        f"{section}: got ['digits'] (list), allowed: a mapping of keys to values"
     ]
+
+
+def test_text_is_the_name_of_a_metric() -> None:
+    named = ExperimentConfig.from_dict({"metric": "my.tasks:depth"})
+    assert named == ExperimentConfig.from_dict({"metric": {"name": "my.tasks:depth"}})
+    assert ExperimentConfig.from_dict(named.to_dict()) == named
+    assert "metric" not in ExperimentConfig().to_dict()
 
 
 @pytest.mark.parametrize(

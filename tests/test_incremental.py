@@ -623,7 +623,7 @@ def test_verify_finds_a_wrong_prediction(
 
     def wrong(self: Any) -> None:
         evaluate(self)
-        self.top[21] = self.top[21].flip(0)
+        self.revision.top[21] = self.revision.top[21].flip(0)
 
     monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     IncrementalRunner(model, data).run()
@@ -705,7 +705,7 @@ def test_the_default_finds_a_wrong_prediction(
 
     def wrong(self: Any) -> None:
         evaluate(self)
-        self.top[:] = self.top.flip(1)
+        self.revision.top[:] = self.revision.top.flip(1)
 
     monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     with pytest.raises(FxFaultError, match="verify: batch"):

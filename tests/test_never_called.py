@@ -18,6 +18,7 @@ from fxfault.campaign import FaultEvaluation
 from fxfault.campaign.fault_evaluation import with_num_faults
 from fxfault.campaign.records.store import Store
 from fxfault.cli import campaign, evaluate
+from fxfault.data.batches import take_apart
 from fxfault.errors import SiteError
 from fxfault.evaluation import FullRunner, IncrementalRunner
 from fxfault.evaluation.exposure import Exposure
@@ -86,7 +87,12 @@ def test_a_site_that_the_first_batch_reaches_asks_for_no_other(faulty: Callable[
         raise AssertionError("a batch was asked for")
         yield
 
-    assert Exposure(model.faults, torch.rand(4, 8), 4, others()).never_called == ()
+    assert (
+        Exposure(
+            model.faults, take_apart((torch.rand(4, 8), torch.zeros(4))), 4, others()
+        ).never_called
+        == ()
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import fxfault
+from fxfault.data.batches import take_apart
 from fxfault.errors import SiteError
 from fxfault.evaluation import CompiledRunner, FullRunner, IncrementalRunner
 from fxfault.evaluation.exposure import Exposure
@@ -660,7 +661,7 @@ def _assert_hits(faulty: Any, trial: int, runner: FullRunner) -> None:
     if any(site.stored is None and site.faults for site in sites):
         return
     sites.reset(trial)
-    exposure = Exposure(sites, BATCHES[0][0], 21)
+    exposure = Exposure(sites, take_apart(BATCHES[0]), 21)
     sites.reset(trial)
     _, hits, exposed = exposure.measured(runner.run)
     counted = fxfault.FaultStatistics(len(sites), sites.names, cosine=False)

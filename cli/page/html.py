@@ -39,16 +39,24 @@ from fxfault.cli.reports.campaign_tables import (
 from fxfault.cli.terminal.text import duration, figure, with_interval
 from fxfault.experiment.applied_settings import applied, is_own
 from fxfault.messages import and_more, counted, flat
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 _TEMPLATES = resources.files("fxfault.cli.page").joinpath("templates")
 # A page with more rows than this would open slowly.
 MOST_ROWS = 10_000
-_TITLES = {
-    "accuracy": "Accuracy against how often faults strike",
-    "ranking": "Accuracy that faults at each site alone cost",
-    "heat_map": "SDC rate by site and fault",
-    "network": "The network with its sites coloured by the accuracy that faults there cost",
-}
+
+
+def _titles(metric: MetricFacts) -> dict[str, str]:
+    """The titles of the figures."""
+    heat = "SDC rate" if metric.has_sdc else f"{metric.title} lost"
+    return {
+        "accuracy": "Accuracy against how often faults strike",
+        "curves": f"{metric.title} against how often faults strike",
+        "ranking": f"{metric.title} that faults at each site alone cost",
+        "heat_map": f"{heat} by site and fault",
+        "network": f"The network with its sites coloured by the {metric.name} that faults there "
+        "cost",
+    }
 
 
 def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
@@ -70,6 +78,8 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
         figures=_figures(findings, drawn, colours),
         title=_title(findings),
         brief=list(_brief(findings)),
+        metric=findings.summary.metric,
+        has_sdc=findings.summary.has_sdc,
         settings=list(_settings(findings)),
         states=state_lines(findings),
         confidence=f"{findings.summary.confidence:g}",
@@ -100,15 +110,21 @@ def _brief(findings: Findings) -> Iterator[str]:
     """The results in a few sentences."""
     summary = findings.summary
     golden = golden_by_checkpoint(summary)
-    for checkpoint, accuracy in golden.items():
+    metric = summary.metric
+    for checkpoint, value in golden.items():
         several = f" ({checkpoint})" if len(golden) > 1 else ""
-        yield f"Without faults {figure(accuracy)} % of the predictions are right{several}."
+        if metric.is_accuracy:
+            yield f"Without faults {figure(value)} % of the predictions are right{several}."
+        else:
+            yield f"Without faults, the {metric.name} is {metric.shown(value)}{several}."
+    if not metric.is_accuracy:
+        yield f"Metric: {metric.sentence}."
     for doubt in findings.doubts:
         yield f"{doubt[0].upper()}{doubt[1:]}"
     if findings.never_called:
         yield f"Never called in this evaluation: {', '.join(findings.never_called)}."
     if findings.ranked:
-        yield _about_the_weakest(findings.ranked)
+        yield _about_the_weakest(findings.ranked, metric)
     sdc = summary["sdc"]
     if not np.isnan(sdc.value).all():
         yield _about_changes(summary)
@@ -116,27 +132,27 @@ def _brief(findings: Findings) -> Iterator[str]:
             yield _about_losses(summary)
 
 
-def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
-    found = weakest(ranked)
+def _about_the_weakest(ranked: Sequence[RankedSite], metric: MetricFacts = ACCURACY) -> str:
+    found, lost = weakest(ranked), f"{metric.difference_unit} of {metric.name}"
     if not found:
         return (
-            f"None of the {len(ranked)} sites lost accuracy when it was struck alone, averaged "
-            "over all settings that all sites have."
+            f"None of the {len(ranked)} sites lost {metric.name} when it was struck alone, "
+            "averaged over all settings that all sites have."
         )
     if len(found) > 1:
         return (
             f"Of {len(ranked)} sites {len(found)} are tied for weakest: "
             f"{and_more([site.name for site in found])}. Faults in each alone cost "
-            f"{_cost(found[0].fall)} points of accuracy, averaged over all settings that all "
+            f"{_cost(found[0].fall, metric)}{lost}, averaged over all settings that all "
             "sites have."
         )
     first = found[0]
-    cost = with_interval(first.fall, first.fall_low, first.fall_high)
-    if cost.startswith("0.00"):
-        cost = _cost(first.fall)
+    cost = metric.with_interval(first.fall, first.fall_low, first.fall_high)
+    if cost.startswith("0.00") and metric.unit == "%":
+        cost = _cost(first.fall, metric)
     text = (
-        f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost} "
-        "points of accuracy, averaged over all settings that all sites have."
+        f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost}"
+        f"{lost}, averaged over all settings that all sites have."
     )
     if first.fall_low <= 0:
         text += " That may be nothing: the interval contains 0."
@@ -145,21 +161,29 @@ def _about_the_weakest(ranked: Sequence[RankedSite]) -> str:
     return text
 
 
-def _cost(fall: float) -> str:
+def _cost(fall: float, metric: MetricFacts) -> str:
     """Write a small loss so that it does not look like none."""
+    if metric.unit != "%":
+        return metric.number(fall)
     return figure(fall) if fall >= 0.005 else "less than 0.01"
 
 
 def _about_changes(summary: Summary) -> str:
     """Say in which cell most predictions change."""
     if np.nanmax(summary["sdc"].value) == 0:
-        return "Faults changed no prediction in any cell."
-    return f"Most predictions change in cell {_largest(summary, 'sdc')}."
+        return f"Faults changed no {_things(summary)} in any cell."
+    return f"Most {_things(summary)}s change in cell {_largest(summary, 'sdc')}."
+
+
+def _things(summary: Summary) -> str:
+    return "prediction" if summary.metric.is_accuracy else "value"
 
 
 def _about_losses(summary: Summary) -> str:
     """Say in which cell most predictions are lost."""
     what = "Most predictions are lost to scores that are not finite (DUE) in cell"
+    if not summary.metric.is_accuracy:
+        what = "Most values are not finite (DUE) in cell"
     return f"{what} {_largest(summary, 'due')}."
 
 
@@ -186,8 +210,12 @@ def _settings(findings: Findings) -> Iterator[tuple[str, str]]:
     yield "Data", _named({**plain["dataset"], "root": None})
     batch = (plain.get("training") or {}).get("batch_size", "?")
     yield "Samples", f"{int(table['samples'][0]):,}, in batches of {batch}"
+    metric = summary.metric
     for checkpoint, golden in golden_by_checkpoint(summary).items():
-        yield "Checkpoint", f"{checkpoint or 'none'}, golden accuracy {figure(golden)} %"
+        value = f"{figure(golden)} %" if metric.is_accuracy else metric.shown(golden)
+        yield "Checkpoint", f"{checkpoint or 'none'}, golden {metric.name} {value}"
+    if not metric.is_accuracy:
+        yield "Metric", metric.sentence
     yield "Seed of the faults", str(study.seed)
     for name, values in plain["axes"].items():
         if name != "checkpoint" and values != [None]:
@@ -238,12 +266,12 @@ def _in_words(value: Any) -> str:
 def _figures(
     findings: Findings, drawn: Mapping[str, bytes], colours: Mapping[str, str]
 ) -> dict[str, str]:
-    about = _descriptions(findings)
+    about, titles = _descriptions(findings), _titles(findings.summary.metric)
     return {
         name: inlined(
             picture,
             f"figure-{name.replace('_', '-')}",
-            _TITLES[name],
+            titles[name],
             about[name],
             scheme=colours,
             links=_site_links(findings) if name == "network" else None,
@@ -254,15 +282,21 @@ def _figures(
 
 def _descriptions(findings: Findings) -> dict[str, str]:
     """What each figure shows, in words; the tables beside them have all numbers."""
+    metric = findings.summary.metric
+
+    def written(value: float) -> str:
+        return f"{figure(value, 1)} %" if metric.unit == "%" else metric.shown(value)
+
+    lines = "Lines with interval bands: " + "; ".join(
+        f"{curve.fault} ({curve.place}) from {written(curve.values[0])} "
+        f"to {written(curve.values[-1])}"
+        for curve in curves(findings.summary)[:12]
+    )
     return {
-        "accuracy": "Lines with interval bands: "
-        + "; ".join(
-            f"{curve.fault} ({curve.place}) from {figure(curve.accuracy[0], 1)} % "
-            f"to {figure(curve.accuracy[-1], 1)} %"
-            for curve in curves(findings.summary)[:12]
-        ),
+        "accuracy": lines,
+        "curves": lines,
         "ranking": "Bars with intervals, the weakest site first: "
-        + ", ".join(f"{site.name} {figure(site.fall)}" for site in findings.ranked[:12]),
+        + ", ".join(f"{site.name} {metric.number(site.fall)}" for site in findings.ranked[:12]),
         "heat_map": "A row for each site and a column for each fault; the table has the numbers.",
         "network": f"{counted(len(findings.background.sites), 'site')} in the order of execution, "
         "with the values that run between them; each leads to its row in the table of sites.",
@@ -280,9 +314,11 @@ def _site_links(findings: Findings) -> dict[str, tuple[str, str]]:
             text = "never called in this evaluation"
         if site.name in ranked:
             found = ranked[site.name]
-            fall = with_interval(found.fall, found.fall_low, found.fall_high)
-            text = f"accuracy lost {fall} points, rank {found.rank_low} to {found.rank_high}"
-            text += f", SDC {figure(found.sdc)} %"
+            metric = findings.summary.metric
+            fall = metric.with_interval(found.fall, found.fall_low, found.fall_high)
+            text = f"{metric.name} lost {fall}{metric.difference_unit}, "
+            text += f"rank {found.rank_low} to {found.rank_high}"
+            text += f", SDC {figure(found.sdc)} %" if metric.has_sdc else ""
             text += f", DUE {figure(found.due)} %" if found.due else ""
         links[f"site-{site.index}"] = f"#site-{site.index}", f"{site.name}: {kind}{width}, {text}"
     return links
@@ -297,10 +333,12 @@ def _tables(findings: Findings) -> dict[str, Table]:
     }
     drawn = curves(findings.summary)
     if drawn:
-        tables["curves"] = curve_table(drawn, findings.summary.confidence)
+        confidence, metric = findings.summary.confidence, findings.summary.metric
+        tables["curves"] = curve_table(drawn, confidence, metric)
     if findings.ranked:
         memories = findings.memories if findings.has_several_memories else None
-        tables["ranking"] = ranking_table(findings.ranked, findings.summary.confidence, memories)
+        confidence, metric = findings.summary.confidence, findings.summary.metric
+        tables["ranking"] = ranking_table(findings.ranked, confidence, memories, metric)
         tables["heat_map"] = heat_table(heat_map(findings.summary))
     return tables
 

@@ -23,6 +23,7 @@ from fxfault.cli.pictures.drawing import (
     rendered,
     shortened,
 )
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 # Points, 72 to the inch.
 _ROW, _LANE, _GAP = 16.0, 9.0, 26.0
@@ -35,25 +36,32 @@ _LEGEND_WIDTH, _LEGEND_HEIGHT = 150.0, 8.0
 _BESIDE = 24.0  # A mark of the legend and the gap behind its name.
 
 
-def network_picture(background: Background, falls: Mapping[str, float], file_format: str) -> bytes:
-    """Draw a network; sites without a fall (in percentage points, by name) are grey.
+def network_picture(
+    background: Background,
+    falls: Mapping[str, float],
+    file_format: str,
+    metric: MetricFacts = ACCURACY,
+) -> bytes:
+    """Draw a network; sites without a fall (in the unit of the metric, by name) are grey.
 
     If there are several memories, the shape of a mark says what it is. In an SVG, the mark and the
     name of site n have the ids `site-n` and `site-n-name`.
     """
     with plot_settings():
-        return rendered(_Picture(background, falls).figure, file_format)
+        return rendered(_Picture(background, falls, metric).figure, file_format)
 
 
 class _Picture:
     """Draws on one set of axes whose unit is a point, downwards."""
 
-    def __init__(self, background: Background, falls: Mapping[str, float]) -> None:
+    def __init__(
+        self, background: Background, falls: Mapping[str, float], metric: MetricFacts
+    ) -> None:
         import matplotlib
         from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
 
-        self.nodes, self.falls = background.nodes, falls
+        self.nodes, self.falls, self.metric = background.nodes, falls, metric
         self.index = {site.name: site.index for site in background.sites}
         self.memories = {site.name: site.memory for site in background.sites}
         sites = [node.site for node in self.nodes if node.site is not None]
@@ -140,7 +148,10 @@ class _Picture:
         mark.set_gid(gid)
         self.axes.add_patch(mark)
         self._text(text, y, shortened(name), size=_NAME_SIZE, gid=f"{gid}-name")
-        value = "–" if fall is None else f"{fall + 0.0:.2f}"
+        value = "–"
+        if fall is not None:
+            accurate = self.metric.is_accuracy
+            value = f"{fall + 0.0:.2f}" if accurate else self.metric.number(fall)
         self._text(right, y, value, size=_NAME_SIZE, ha="right")
 
     def _text(self, x: float, y: float, text: str, **look: Any) -> None:
@@ -186,7 +197,9 @@ class _Picture:
         if not self.falls:
             self._text(_MARGIN, 10, "No site was struck alone: no colours", size=_NAME_SIZE)
             return
-        self._text(_MARGIN, 10, "Accuracy lost when struck alone (points)", size=_NAME_SIZE)
+        unit = " (points)" if self.metric.unit == "%" else self.metric.in_unit
+        text = f"{self.metric.title} lost when struck alone{unit}"
+        self._text(_MARGIN, 10, text, size=_NAME_SIZE)
         place = _MARGIN / width, 1 - 26 / height, _LEGEND_WIDTH / width, _LEGEND_HEIGHT / height
         bar = self.figure.add_axes(place)
         steps = [[step / 63 * self.most for step in range(64)]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from fxfault.cli.pictures.drawing import (
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_report import standing_lines
 from fxfault.cli.terminal.text import per_each
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 _DARK = {
     INK: "#e4e6e9",
@@ -71,28 +73,33 @@ def pictures(findings: Findings, file_format: str) -> dict[str, bytes]:
     """Draw all pictures that a study has results for; their names have no file extension."""
     found = {}
     summary, ranked, background = findings.summary, findings.ranked, findings.background
-    drawn = curves(summary)
+    drawn, metric = curves(summary), summary.metric
     if drawn:
-        found["accuracy"] = curves_picture(drawn, golden_by_checkpoint(summary), file_format)
+        golden = golden_by_checkpoint(summary)
+        name = "accuracy" if metric.is_accuracy else "curves"
+        found[name] = curves_picture(drawn, golden, file_format, metric)
     if ranked:
         kinds = findings.memories
-        found["ranking"] = ranking_picture(ranked, summary.confidence, file_format, kinds)
+        found["ranking"] = ranking_picture(ranked, summary.confidence, file_format, kinds, metric)
         found["heat_map"] = heat_picture(heat_map(summary), file_format, kinds)
     if background.nodes:
         falls = {site.name: site.fall for site in ranked}
-        found["network"] = network_picture(background, falls, file_format)
+        found["network"] = network_picture(background, falls, file_format, metric)
     return found
 
 
-# -- accuracy against probability -----------------------------------------------------------
+# -- the metric against probability ---------------------------------------------------------
 
 
 def curves_picture(
-    drawn: Sequence[Curve], golden: Mapping[str | None, float], file_format: str
+    drawn: Sequence[Curve],
+    golden: Mapping[str | None, float],
+    file_format: str,
+    metric: MetricFacts = ACCURACY,
 ) -> bytes:
-    """Draw accuracy against the rate of faults: a line for each fault, a panel for each place.
+    """Draw a metric against the rate of faults: a line for each fault, a panel for each place.
 
-    `golden` is the accuracy of each checkpoint without faults, in percent.
+    `golden` is the metric of each checkpoint without faults.
     """
     groups: dict[tuple[str, str | None, tuple[str, ...]], list[Curve]] = {}
     for curve in drawn:
@@ -116,7 +123,7 @@ def curves_picture(
         for panel in axes.flat[len(panels) :]:
             panel.set_visible(False)
         for panel in axes[:, 0]:
-            panel.set_ylabel("Accuracy (%)")
+            panel.set_ylabel(f"{metric.title}{metric.in_unit}")
         lines = [panel.get_legend_handles_labels() for panel in axes.flat[: len(panels)]]
         named = {label: line for pair in lines for line, label in zip(*pair, strict=True)}
         figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=4, **_LEGEND)
@@ -179,15 +186,15 @@ def _draw_curves(
         # A bit that only some sites have is not a mean over all sites.
         few = "" if curve.sites == most else f" ({curve.sites} of {most} sites)"
         label = f"{curve.fault}{few}"
-        axes.plot(curve.rates, curve.accuracy, markersize=4, label=label, zorder=3, **style)
+        axes.plot(curve.rates, curve.values, markersize=4, label=label, zorder=3, **style)
         colour = style["color"]
         if len(curve.rates) > 1:
             axes.fill_between(
                 curve.rates, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
             )
         else:
-            sides = [curve.accuracy - curve.low, curve.high - curve.accuracy]
-            axes.errorbar(curve.rates, curve.accuracy, sides, color=colour, capsize=3, fmt="none")
+            sides = [curve.values - curve.low, curve.high - curve.values]
+            axes.errorbar(curve.rates, curve.values, sides, color=colour, capsize=3, fmt="none")
     scale_rates(axes, sorted(rates), widest=1)
 
 
@@ -199,6 +206,7 @@ def ranking_picture(
     confidence: float,
     file_format: str,
     memories: Mapping[str, str] = _NONE,
+    metric: MetricFacts = ACCURACY,
 ) -> bytes:
     """Draw what faults at each site alone cost, with intervals, the weakest at the top.
 
@@ -222,9 +230,10 @@ def ranking_picture(
             color="black", elinewidth=1.2, capsize=3,
         )  # fmt: skip
         axes.set_xlabel(
-            f"Accuracy lost (percentage points), mean over settings\nwith {confidence:g}% interval"
+            f"{metric.title} lost{metric.in_points}, mean over settings\n"
+            f"with {confidence:g}% interval"
         )
-        for line in standing_lines(ranked):
+        for line in standing_lines(ranked, metric):
             set_headline(axes, line.rstrip("."))
         left_out = f" (the {len(shown)} weakest of {len(ranked)})" if shown != list(ranked) else ""
         axes.set_ylabel(f"Site (interval of its rank){left_out}")
@@ -241,7 +250,10 @@ def _places(site: RankedSite) -> str:
 
 
 def heat_picture(found: HeatMap, file_format: str, memories: Mapping[str, str] = _NONE) -> bytes:
-    """Draw the SDC rate by site and fault; sites of one memory stand together."""
+    """Draw the SDC rate, or what else a map has, by site and fault.
+
+    Sites of one memory stand together.
+    """
     import matplotlib
 
     kinds = memories_of(memories, found.sites)
@@ -255,6 +267,8 @@ def heat_picture(found: HeatMap, file_format: str, memories: Mapping[str, str] =
         shades = matplotlib.colormaps[WEAKNESS].with_extremes(bad=NOT_KNOWN)
         edges = [np.arange(size + 1) - 0.5 for size in found.values.shape[::-1]]
         look = {"edgecolors": "white", "linewidth": 0.8, "vmin": 0}
+        if np.nanmin(found.values, initial=0.0) < 0:  # A cost may be a gain.
+            del look["vmin"]
         image = axes.pcolormesh(*edges, found.values, cmap=shades, **look)
         axes.invert_yaxis()
         axes.set_xticks(range(len(found.faults)), found.faults, rotation=45, ha="right")
@@ -269,7 +283,7 @@ def heat_picture(found: HeatMap, file_format: str, memories: Mapping[str, str] =
         if found.values.size <= _MOST_NUMBERS:
             _write_numbers(axes, found, image)
         rates = ", ".join(found.rates)
-        label = f"SDC rate (%)\nmean over rates {rates}" if len(found.rates) < 5 else "SDC rate (%)"
+        label = found.label if len(found.rates) >= 5 else f"{found.label}\nmean over rates {rates}"
         figure.colorbar(image).set_label(label, labelpad=8)
         return rendered(figure, file_format)
 
@@ -279,13 +293,15 @@ def _grouped(found: HeatMap, memories: Mapping[str, str], kinds: Sequence[str]) 
     places = [kinds.index(memories.get(site, "activations")) for site in found.sites]
     order = sorted(range(len(places)), key=places.__getitem__)  # It keeps the order within one.
     sites = tuple(found.sites[index] for index in order)
-    return HeatMap(sites, found.faults, found.values[order], found.rates)
+    return replace(found, sites=sites, values=found.values[order])
 
 
 def _write_numbers(axes: Any, found: HeatMap, image: Any) -> None:
     for row, values in enumerate(found.values.tolist()):
         for column, value in enumerate(values):
             if not math.isnan(value):
-                text = f"{value:.1f}" if value < 99.95 else "100"
+                text = f"{value:.3g}"
+                if found.label == HeatMap.label:
+                    text = f"{value:.1f}" if value < 99.95 else "100"
                 colour = _ON_LIGHT if image.norm(value) < 0.7 else _ON_DARK
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)

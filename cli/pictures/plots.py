@@ -33,7 +33,7 @@ from fxfault.errors import ConfigError
 from fxfault.messages import counted
 
 if TYPE_CHECKING:
-    from fxfault.campaign.fault_evaluation import CellResult
+    from fxfault.campaign.cell_result import CellResult
     from fxfault.cli.reports.evaluation_report import Findings, Setting
 
 # Probabilities with this ratio or more are drawn on a logarithmic axis.
@@ -65,25 +65,34 @@ def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -
     """Draw the results of `fxfault-eval`: the sweep, or with `--per-layer` the ranking."""
     if not setting.per_layer:
         fault_model = findings.results[0].cell.fault
-        return sweep_picture(findings.results, fault_model, setting.chance, file_format)
-    headline = " ".join(standing_lines([site for site, _ in findings.ranked])).rstrip(".")
+        chance = setting.chance if findings.metric.is_accuracy else None
+        return sweep_picture(findings.results, fault_model, chance, file_format)
+    headline = " ".join(standing_lines([s for s, _ in findings.ranked], findings.metric)).rstrip(
+        "."
+    )
     return ranking_picture([result for _, result in findings.ranked], file_format, headline)
 
 
 def sweep_picture(
     results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
 ) -> bytes:
-    """Draw accuracy against how often faults strike; `chance` is in percent, None if unknown."""
+    """Draw the metric against how often faults strike.
+
+    `chance` is the accuracy of guessing in percent, None if unknown.
+    """
     ordered = sorted(results, key=_place)
     with plot_settings():
         figure, axes = new_figure(6.6, 4.0)
-        _draw_accuracy(axes, ordered, fault_model)
+        _draw_means(axes, ordered, fault_model)
         _draw_levels(axes, ordered, chance)
         scale = _scale(axes, list(map(_place, ordered)))
         axes.set_xlabel(_rate_label(ordered[0], scale))
         if ordered[0].cell.rate is None:
             axes.set_xticks([])
-        axes.set_ylabel("Test accuracy (%)")
+        metric = ordered[0].metric
+        axes.set_ylabel(
+            "Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}"
+        )
         axes.grid(axis="y", color=GRID)
         # Outside, as a curve may be anywhere inside.
         length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
@@ -203,19 +212,22 @@ def _cost_label(result: CellResult) -> str:
     rate = f"{rate_words(result, 0)} fault probability"
     if number is not None:
         rate = f"{counted(number, 'fault')} {per_each(result.cell.memories)}"
-    label = f"Accuracy lost (percentage points)\nat {rate}"
+    metric = result.metric
+    label = f"{metric.title} lost{metric.in_points}\nat {rate}"
     return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
 
 
-def _draw_accuracy(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
+def _draw_means(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
     places = list(map(_place, ordered))
     means = [result.mean for result in ordered]
     runs = len(ordered[0].runs)
     label = f"{fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
     axes.plot(places, means, color=BLUE, marker="o", markersize=4, label=label, zorder=3)
     if runs > 1:
-        low = [max(0.0, result.mean - result.std) for result in ordered]
-        high = [min(100.0, result.mean + result.std) for result in ordered]
+        low = [result.mean - result.std for result in ordered]
+        high = [result.mean + result.std for result in ordered]
+        if ordered[0].metric.is_accuracy:
+            low, high = [max(0.0, value) for value in low], [min(100.0, value) for value in high]
         if len(ordered) > 1:
             axes.fill_between(places, low, high, color=BLUE, alpha=0.25, linewidth=0)
         else:
@@ -229,7 +241,7 @@ def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None)
         color=ORANGE,
         linestyle="--",
         linewidth=1.2,
-        label=f"golden, no faults ({baseline:.2f}%)",
+        label=f"golden, no faults ({ordered[0].metric.shown(baseline)})",
     )
     lowest = min(result.mean - result.std for result in ordered)
     if chance is not None and lowest < (baseline + chance) / 2:

@@ -11,7 +11,7 @@ from typing import Any
 from fxfault.cli.reports.campaign_findings import Findings
 from fxfault.cli.terminal.outputs import csv_text
 from fxfault.errors import ConfigError
-from fxfault.evaluation.rows import FIELDS
+from fxfault.evaluation.rows import FIELDS, OPTIONAL, REALS
 from fxfault.experiment.applied_settings import applied
 
 SCHEMA = "fxfault-campaign/1"
@@ -46,20 +46,30 @@ def _trial_rows(findings: Findings) -> Iterator[Row]:
 
     If cells have several faults at once, `faults` is the name of these faults, and the number of
     elements that were hit is called `hits`. If no trial has any `due`, that column is left out.
+    With a metric, `value`, `golden` and `squares` take the place of what only classes have.
     """
     settings = [cell.columns for cell in findings.summary.cells]
-    names = [name for name in FIELDS[1:] if name != "due" or findings.summary.has_due]
+    metric = findings.summary.metric
+    hidden = {*(() if findings.summary.has_due else ("due",))}
+    if metric.is_accuracy:
+        hidden.update(REALS)
+    else:
+        hidden.update(("correct", "golden_correct", "critical_sdc", "top5"))
+        hidden.update(() if metric.has_sdc else ("sdc", "masked", "squares"))
+    names = [name for name in FIELDS[1:] if name not in hidden]
     taken = {name for columns in settings for name in columns}
     shown = [_OTHER_NAMES.get(name, name) if name in taken else name for name in names]
     columns = [findings.table[name] for name in names]
+    hollow = [name for name in names if name in OPTIONAL]
     for start in range(0, len(findings.table["cell"]), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         cells = findings.table["cell"][part].tolist()
         counts = zip(*(column[part].tolist() for column in columns), strict=True)
         for cell, values in zip(cells, counts, strict=True):
             row = dict(zip(names, values, strict=True))
-            # Missing with fewer than five classes.
-            row["top5"] = None if math.isnan(row["top5"]) else int(row["top5"])
+            for name in hollow:  # `top5` is missing with fewer than five classes, for instance.
+                missing = math.isnan(row[name])
+                row[name] = None if missing else row[name] if name in REALS else int(row[name])
             yield {**settings[cell], **dict(zip(shown, row.values(), strict=True))}
 
 
@@ -69,9 +79,11 @@ def _cell_rows(findings: Findings) -> Iterator[Row]:
 
 
 def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
+    metric = findings.summary.metric.to_dict()
     document = {
         "schema": SCHEMA,
         "what": what,
+        **({} if findings.summary.metric.is_accuracy else {"metric": metric}),
         "confidence": findings.summary.confidence,
         "study": applied(findings.study.to_dict()),
         "fingerprint": findings.fingerprint,

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from fxfault.campaign.estimates.cell_states import states
 from fxfault.campaign.estimates.ranking import RankedSite, never_called, rank_sites
 from fxfault.campaign.estimates.site_counts import SiteCounts, count_by_site
-from fxfault.campaign.estimates.summary import Summary, Table, states, summarise
+from fxfault.campaign.estimates.summary import Summary, Table, summarise
 from fxfault.campaign.records.background import Background
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.studies.study import Study
 from fxfault.evaluation.chance import no_better_than_chance
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Findings:
     @cached_property
     def doubts(self) -> list[str]:
         """Sentences on checkpoints whose accuracy without faults is no better than chance."""
+        if not self.summary.metric.is_accuracy:
+            return []
         classes, found = self.background.classes, {}
         cells, rows = np.unique(self.table["cell"], return_index=True)
         for cell, row in zip(cells, rows, strict=True):
@@ -86,13 +90,16 @@ def read_findings(path: Path, confidence: float = 95.0) -> Findings:
         table, fingerprint = store.table(), store.fingerprint
         background = Background.from_dict(store.background)
     shared = [study.shares_faults(cell) for cell in cells]
-    summary = summarise(table, cells, shared, confidence)
-    found = states(study, table, cells, shared)
+    metric = ACCURACY
+    if "metric" in fingerprint:
+        metric = MetricFacts.from_dict(fingerprint["metric"])
+    summary = summarise(table, cells, shared, confidence, metric)
+    found = states(study, table, cells, shared, metric)
     return Findings(path, study, fingerprint, table, summary, found, background)
 
 
 def golden_by_checkpoint(summary: Summary) -> dict[str | None, float]:
-    """Accuracy without faults, in percent, of each checkpoint that has trials."""
+    """The metric without faults of each checkpoint that has trials."""
     return {
         cell.checkpoint: golden
         for cell, golden in zip(summary.cells, summary.golden.tolist(), strict=True)

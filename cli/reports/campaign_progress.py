@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxfault.campaign.estimates.ranking import NOTHING_LOST
 from fxfault.campaign.estimates.running import RunningMeans
 from fxfault.cli.terminal.progress import Progress
 from fxfault.cli.terminal.text import duration, figure
@@ -70,6 +69,7 @@ class CampaignProgress(Progress):
 
     def _begin(self, study: StudyProgress) -> None:
         self._cells = {cell.key: cell for cell in study.cells}
+        self._means = RunningMeans(study.metric)
         kept = f", {study.earlier} of them there" if study.earlier else ""
         cells, trials = counted(len(study.cells), "cell"), counted(study.wanted, "trial")
         self.say(f"{cells}, at least {trials}{kept}")
@@ -83,18 +83,22 @@ class CampaignProgress(Progress):
         self.kept = study.earlier
 
     def _estimates(self, study: StudyProgress) -> str:
-        """The accuracy of the current cell, and the cell that lost most."""
+        """The metric of the current cell, and the cell that lost most."""
         if not study.rows:
             return ""
         cell = study.rows[-1].cell
-        mean, half = self._means.accuracy(cell)
-        spread = "" if math.isnan(half) else f" ± {half:.1f}"
-        now = f"{self._named(cell)}: accuracy {mean:.1f}{spread}%"
+        mean, half = self._means.of(cell)
+        metric = self._means.metric
+        digits = (lambda value: figure(value, 1)) if metric.unit == "%" else metric.number
+        spread = "" if math.isnan(half) else f" ± {digits(half)}"
+        unit = "%" if metric.unit == "%" else metric.difference_unit
+        now = f"{self._named(cell)}: {metric.name} {digits(mean)}{spread}{unit}"
         most, worst = self._means.weakest()
-        if most <= NOTHING_LOST:
+        if not worst:
             return f"{now}; nothing lost so far"
         named = and_more(map(self._named, worst), most=1)
-        return f"{now}; most lost so far: {figure(most, 1)} points at {named}"
+        lost = f"{digits(most)}{metric.difference_unit}"
+        return f"{now}; most lost so far: {lost} at {named}"
 
     def _named(self, key: str) -> str:
         cell = self._cells[key]

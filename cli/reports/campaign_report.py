@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, UNSURE
 from fxfault.campaign.estimates.comparison import Difference, overall
 from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
-from fxfault.campaign.estimates.summary import EARLY, UNFINISHED, UNSURE
+from fxfault.campaign.estimates.summary import Summary
 from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.cli.reports.campaign_tables import cell_table, heat_table
-from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up, with_interval
+from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up
 from fxfault.messages import and_more, counted
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 
 def report_lines(findings: Findings) -> list[str]:
@@ -22,10 +24,11 @@ def report_lines(findings: Findings) -> list[str]:
     parts = [setting_lines(findings), cell_lines(findings), state_lines(findings)]
     if findings.ranked:
         memories = findings.memories if findings.has_several_memories else None
-        parts.append(ranking_lines(findings.ranked, findings.summary.confidence, memories))
-        found = heat_map(findings.summary)
+        summary = findings.summary
+        parts.append(ranking_lines(findings.ranked, summary.confidence, memories, summary.metric))
+        found = heat_map(summary)
         rates = ", ".join(found.rates)
-        title = f"SDC rate in percent, by layer and fault (mean over the rates {rates}):"
+        title = f"{found.title}, by layer and fault (mean over the rates {rates}):"
         parts.append([title, *heat_table(found).lines(left=1)])
     return "\n\n".join("\n".join(part) for part in parts).split("\n")
 
@@ -47,7 +50,12 @@ def setting_lines(findings: Findings) -> list[str]:
         f"{duration(float(findings.table['seconds'].sum()))} of computing",
     ]
     golden = golden_by_checkpoint(summary)
-    lines += [f"Golden accuracy: {figure(value)}% ({name})" for name, value in golden.items()]
+    metric = summary.metric
+    if not metric.is_accuracy:
+        lines.append(f"Metric: {metric.sentence}")
+    lines += [
+        f"Golden {metric.name}: {metric.shown(value)} ({name})" for name, value in golden.items()
+    ]
     lines += [f"Note: {doubt}" for doubt in findings.doubts]
     if findings.never_called:
         lines.append(f"Never called in this evaluation: {', '.join(findings.never_called)}")
@@ -58,17 +66,36 @@ def setting_lines(findings: Findings) -> list[str]:
 def cell_lines(findings: Findings) -> list[str]:
     """The table of the cells."""
     summary = findings.summary
-    title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
-    more = "of struck samples; Hit: of exposed values; all intervals: export --what cells):"
-    if summary.has_due:
-        more = f"of struck samples; DUE: scores not finite; {more.partition('; ')[2]}"
+    title, more = _cells_title(summary)
     table = cell_table(findings)
     left = [column.label for column in table.columns].index("Trials")
     lines = [title, more, *table.lines(left)]
-    single = int((np.isnan(summary["accuracy"].low) & (summary.trials == 1)).sum())
+    no_interval, name = np.isnan(summary["measure"].low), summary.metric.name
+    single = int((no_interval & (summary.trials == 1)).sum())
     if single:
-        lines.append(f"{counted(single, 'cell')} of one trial: no interval of the accuracy.")
+        lines.append(f"{counted(single, 'cell')} of one trial: no interval of the {name}.")
+    quiet = int((no_interval & (summary.trials > 1)).sum())
+    if quiet:
+        lines.append(
+            f"{counted(quiet, 'cell')} without an interval of the {name}: fewer than two trials "
+            "moved it or have a value."
+        )
     return lines
+
+
+def _cells_title(summary: Summary) -> tuple[str, str]:
+    """The two lines above the table of the cells."""
+    metric, end = summary.metric, "Hit: of exposed values; all intervals: export --what cells):"
+    due = ""
+    if summary.has_due:
+        due = f"DUE: {'scores' if metric.is_accuracy else 'values'} not finite; "
+    title = "Cells (percent, with interval; Fall in points; Critical: was right, now wrong; Masked:"
+    if metric.is_accuracy:
+        return title, f"of struck samples; {due}{end}"
+    unit = metric.difference_unit.strip() or "its own unit"
+    masked = "Masked: of struck samples; " if metric.has_sdc else ""
+    title = f"Cells (with interval; rates in percent; Fall: {metric.name} lost, in {unit};"
+    return title, f"{masked}{due}{end}"
 
 
 def state_lines(findings: Findings) -> list[str]:
@@ -79,6 +106,10 @@ def state_lines(findings: Findings) -> list[str]:
         each = counted(findings.study.max_trials, "trial")
         return [f"{done} of {len(findings.states)} cells have their {each}."]
     wanted = f"±{rule.margin:g} points at {rule.confidence:g}%"
+    if rule.metric_margin is not None:
+        metric = findings.summary.metric
+        name = f"±{rule.metric_margin:g}{metric.difference_unit} of {metric.name}"
+        wanted = f"{name}, {wanted}" if metric.has_sdc else f"{name} at {rule.confidence:g}%"
     lines = [
         f"Stop rule ({wanted}, {rule.min_trials} to {rule.max_trials} trials): "
         f"{counts[EARLY]} of {len(findings.states)} cells stopped early."
@@ -95,7 +126,10 @@ def state_lines(findings: Findings) -> list[str]:
 
 
 def ranking_lines(
-    ranked: Sequence[RankedSite], confidence: float, memories: Mapping[str, str] | None = None
+    ranked: Sequence[RankedSite],
+    confidence: float,
+    memories: Mapping[str, str] | None = None,
+    metric: MetricFacts = ACCURACY,
 ) -> list[str]:
     """The table of sites struck alone, the weakest first.
 
@@ -103,18 +137,20 @@ def ranking_lines(
     """
     rows, has_due = [], any(site.due for site in ranked)
     for site in ranked:
-        fall = with_interval(site.fall, site.fall_low, site.fall_high)
+        fall = metric.with_interval(site.fall, site.fall_low, site.fall_high)
         row = [str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name]
         row += [memories.get(site.name, NOTHING)] if memories else []
-        row += [fall, figure(site.sdc), *([figure(site.due)] if has_due else [])]
+        row += [fall, *([figure(site.sdc)] if metric.has_sdc else [])]
+        row += [figure(site.due)] if has_due else []
         rows.append([*row, str(site.trials)])
     title = "Layer ranking (each struck alone, mean over all settings that all layers have):"
     named = ["Rank", f"{confidence:g}%", "Site", *(["Memory"] if memories else [])]
-    head = [*named, "Fall", "SDC", *(["DUE"] if has_due else []), "Trials"]
-    return [title, *lined_up(head, rows, left=len(named)), *standing_lines(ranked)]
+    head = [*named, "Fall", *(["SDC"] if metric.has_sdc else [])]
+    head += [*(["DUE"] if has_due else []), "Trials"]
+    return [title, *lined_up(head, rows, left=len(named)), *standing_lines(ranked, metric)]
 
 
-def standing_lines(ranked: Sequence[RankedSite]) -> list[str]:
+def standing_lines(ranked: Sequence[RankedSite], metric: MetricFacts = ACCURACY) -> list[str]:
     """A line for a ranking without a single weakest site; nothing for any other.
 
     >>> site = RankedSite("stem", 1, 1, 2, 0.0, -0.1, 0.1, 0.0, 10)
@@ -125,7 +161,7 @@ def standing_lines(ranked: Sequence[RankedSite]) -> list[str]:
         return []
     first = [site.name for site in weakest(ranked)]
     if not first:
-        return ["No site lost accuracy."]
+        return [f"No site lost {metric.name}."]
     return [f"Tied for weakest: {and_more(first)}."] if len(first) > 1 else []
 
 
@@ -155,25 +191,36 @@ def status_lines(findings: Findings) -> list[str]:
 
 
 def comparison_lines(
-    differences: Sequence[Difference], names: tuple[str, str], confidence: float
+    differences: Sequence[Difference],
+    names: tuple[str, str],
+    confidence: float,
+    metric: MetricFacts = ACCURACY,
 ) -> list[str]:
     """The table of two studies, and their average."""
     a, b = names
     head = ["Site", "Fault", "Rate", "Trials", "A", "B", "B - A", "B better"]
-    rows = list(map(_difference_row, differences))
+    rows = [_difference_row(difference, metric) for difference in differences]
     mean = overall(differences)
+    unit = "percent; B - A in percentage points, " if metric.unit == "%" else ""
+    if metric.unit and not unit:
+        unit = f"{metric.unit}; "
+    better_is = (
+        ""
+        if metric.is_accuracy
+        else (f"{'higher' if metric.higher_is_better else 'lower'} is better; ")
+    )
     lines = [
         f"A: {a}",
         f"B: {b}",
         "",
-        f"Accuracy under faults (percent; B - A in percentage points, {confidence:g}% interval):",
+        f"{metric.title} under faults ({better_is}{unit}{confidence:g}% interval):",
         *lined_up(head, rows, left=3),
         "",
         f"Mean over {len(differences)} cells: B - A = "
-        f"{with_interval(mean.value, mean.low, mean.high)} points",
+        f"{metric.with_interval(mean.value, mean.low, mean.high)}{metric.difference_unit}",
     ]
     clear = [difference for difference in differences if difference.is_clear]
-    better = sum(difference.value > 0 for difference in clear)
+    better = sum(difference.favours_b for difference in clear)
     lines.append(
         f"B is clearly better in {better}, A in {len(clear) - better} of {len(differences)} cells."
     )
@@ -184,9 +231,10 @@ def comparison_lines(
     return lines
 
 
-def _difference_row(found: Difference) -> list[str]:
+def _difference_row(found: Difference, metric: MetricFacts) -> list[str]:
     cell, (a, b) = found.cell, found.trials
     assert cell is not None
     row = [cell.place, cell.fault, cell.rate_text, f"{a} pairs" if found.paired else f"{a}, {b}"]
-    row += [figure(found.a), figure(found.b), with_interval(found.value, found.low, found.high)]
+    row += [metric.number(found.a), metric.number(found.b)]
+    row.append(metric.with_interval(found.value, found.low, found.high))
     return [*row, NOTHING if math.isnan(found.b_better) else f"{100 * found.b_better:.1f}%"]

@@ -14,6 +14,7 @@ from fxfault.campaign.records.background import SiteNote
 from fxfault.cli.reports.campaign_findings import Findings
 from fxfault.cli.terminal.text import NOTHING, figure, lined_up, per_each, with_interval
 from fxfault.messages import counted
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 
 class Entry(NamedTuple):
@@ -81,8 +82,12 @@ def _estimated(value: float, low: float, high: float) -> Entry:
     return Entry(with_interval(value, low, high), value)
 
 
-def _small(value: float) -> Entry:
-    return Entry(NOTHING if math.isnan(value) else f"{value:.4g}", value)
+def _measured(metric: MetricFacts, value: float, low: float, high: float) -> Entry:
+    return Entry(metric.with_interval(value, low, high), value)
+
+
+def _small(value: float, digits: int = 4) -> Entry:
+    return Entry(NOTHING if math.isnan(value) else f"{value:.{digits}g}", value)
 
 
 _DUE = "Predictions lost to scores that are not finite"
@@ -93,14 +98,32 @@ def _if_any(has_due: bool, column: Any) -> list[Any]:
     return [column] if has_due else []
 
 
-def _share(part: int, whole: int) -> Entry:
-    return _numbered(100 * part / whole if whole else math.nan)
+def _share(part: int | None, whole: int) -> Entry:
+    return _numbered(math.nan if part is None or not whole else 100 * part / whole)
+
+
+def _points(metric: MetricFacts) -> str:
+    """The unit of a loss in brackets."""
+    return " (points)" if metric.unit == "%" else metric.in_unit
+
+
+def _changed(metric: MetricFacts) -> str:
+    """What an SDC is."""
+    if metric.is_accuracy:
+        return "Predictions that faults changed"
+    return f"Samples whose {metric.name} faults moved by more than {metric.tolerance:g}"
+
+
+def _kept(metric: MetricFacts) -> str:
+    """What masked is."""
+    what = "prediction" if metric.is_accuracy else "value"
+    return f"Of struck samples, those with the golden {what}"
 
 
 # -- figures as tables ----------------------------------------------------------------------
 
 
-def curve_table(drawn: Sequence[Curve], confidence: float) -> Table:
+def curve_table(drawn: Sequence[Curve], confidence: float, metric: MetricFacts = ACCURACY) -> Table:
     """The points of the resilience curves."""
     several = len({curve.checkpoint for curve in drawn}) > 1
     kinds = dict.fromkeys(curve.memories for curve in drawn)
@@ -111,7 +134,7 @@ def curve_table(drawn: Sequence[Curve], confidence: float) -> Table:
         *([Column("Checkpoint")] if several else []),
         Column("Sites", True, "Struck alone, and averaged"),
         Column(_counts_of(kinds) if drawn[0].counted else "Rate (%)", True),
-        Column(f"Accuracy (%) [{confidence:g} %]", True),
+        Column(f"{metric.title}{metric.in_unit} [{confidence:g} %]", True),
     ]
     rows = []
     for curve in drawn:
@@ -121,9 +144,9 @@ def curve_table(drawn: Sequence[Curve], confidence: float) -> Table:
         same.append(Entry(place))
         same += [Entry(str(curve.checkpoint))] if several else []
         same.append(_whole(curve.sites))
-        points = zip(curve.rates, curve.accuracy, curve.low, curve.high, strict=True)
-        for rate, *accuracy in points:
-            rows.append(Row([*same, Entry(f"{rate:g}", rate), _estimated(*accuracy)]))
+        points = zip(curve.rates, curve.values, curve.low, curve.high, strict=True)
+        for rate, *value in points:
+            rows.append(Row([*same, Entry(f"{rate:g}", rate), _measured(metric, *value)]))
     return Table("curves", "The points of the curves", columns, rows)
 
 
@@ -134,7 +157,10 @@ def _counts_of(kinds: Iterable[Sequence[str]]) -> str:
 
 
 def ranking_table(
-    ranked: Sequence[RankedSite], confidence: float, memories: Mapping[str, str] | None = None
+    ranked: Sequence[RankedSite],
+    confidence: float,
+    memories: Mapping[str, str] | None = None,
+    metric: MetricFacts = ACCURACY,
 ) -> Table:
     """The sites that were struck alone, the weakest first.
 
@@ -150,8 +176,8 @@ def ranking_table(
             True,
             "Interval of the rank: places of sites that are not surely weaker or stronger",
         ),
-        Column(f"Accuracy lost (points) [{confidence:g} %]", True),
-        Column("SDC (%)", True, "Predictions that faults changed"),
+        Column(f"{metric.title} lost{_points(metric)} [{confidence:g} %]", True),
+        *_if_any(metric.has_sdc, Column("SDC (%)", True, _changed(metric))),
         *_if_any(has_due, Column("DUE (%)", True, _DUE)),
         Column("Trials", True),
     ]
@@ -162,8 +188,8 @@ def ranking_table(
                 *([Entry(memories.get(site.name, NOTHING))] if memories else []),
                 _whole(site.rank),
                 Entry(f"{site.rank_low}–{site.rank_high}", site.rank_low + site.rank_high / 1e6),
-                _estimated(site.fall, site.fall_low, site.fall_high),
-                _numbered(site.sdc),
+                _measured(metric, site.fall, site.fall_low, site.fall_high),
+                *_if_any(metric.has_sdc, _numbered(site.sdc)),
                 *_if_any(has_due, _numbered(site.due)),
                 _whole(site.trials),
             ]
@@ -175,36 +201,49 @@ def ranking_table(
 
 
 def heat_table(found: HeatMap) -> Table:
-    """The SDC rate by site and fault."""
+    """The SDC rate by site and fault, or what else the heat map shows."""
     rows = [
-        Row([Entry(site), *(_numbered(value, 1) for value in values)])
+        Row([Entry(site), *(_in_map(found, value) for value in values)])
         for site, values in zip(found.sites, found.values, strict=True)
     ]
     columns = [Column("Site"), *(Column(fault, True) for fault in found.faults)]
-    caption = f"SDC rate (%), mean over the rates {', '.join(found.rates)}"
+    caption = f"{found.label}, mean over the rates {', '.join(found.rates)}"
     return Table("heat-map", caption, columns, rows)
+
+
+def _in_map(found: HeatMap, value: float) -> Entry:
+    """A value of a heat map: percentages with one decimal, others in three digits."""
+    return _numbered(value, 1) if found.label == HeatMap.label else _small(value, 3)
 
 
 # -- sites ----------------------------------------------------------------------------------
 
-_SITE_COLUMNS = (
-    Column("Site"),
-    _MEMORY,
-    Column("#", True, "Place in the order of execution"),
-    Column("Layer", False, "Class of the layer"),
-    Column("Bits", True, "Bits of the word"),
-    Column("Signed"),
-    Column("Elements", True, "Of one sample, or of a weight or bias"),
-    Column("Share", True, "Of the elements of all sites"),
-    Column("Trials", True, "In which the site was struck alone"),
-    Column("Hits", True, "Elements that were hit in these trials"),
-    Column("Rate", True, "Hits, of the elements that were exposed"),
-    Column("Struck", True, "Samples in which anything was hit"),
-    Column("Masked", True, "Of struck samples, those with the golden prediction"),
-    Column("SDC", True, "Samples whose prediction changed, over all these trials"),
-    Column("DUE", True, "Samples whose scores are not finite, over all these trials"),
-    Column("Lost", True, "Accuracy, mean over all settings that all sites have"),
-)
+
+def _site_columns(metric: MetricFacts) -> list[Column]:
+    """The columns of the table of sites."""
+    sample = "prediction" if metric.is_accuracy else "value"
+    lost = "scores are" if metric.is_accuracy else "value is"
+    return [
+        Column("Site"),
+        _MEMORY,
+        Column("#", True, "Place in the order of execution"),
+        Column("Layer", False, "Class of the layer"),
+        Column("Bits", True, "Bits of the word"),
+        Column("Signed"),
+        Column("Elements", True, "Of one sample, or of a weight or bias"),
+        Column("Share", True, "Of the elements of all sites"),
+        Column("Trials", True, "In which the site was struck alone"),
+        Column("Hits", True, "Elements that were hit in these trials"),
+        Column("Rate", True, "Hits, of the elements that were exposed"),
+        Column("Struck", True, "Samples in which anything was hit"),
+        *_if_any(metric.has_sdc, Column("Masked", True, _kept(metric))),
+        *_if_any(
+            metric.has_sdc,
+            Column("SDC", True, f"Samples whose {sample} changed, over all these trials"),
+        ),
+        Column("DUE", True, f"Samples whose {lost} not finite, over all these trials"),
+        Column("Lost", True, f"{metric.title}, mean over all settings that all sites have"),
+    ]
 
 
 def site_table(findings: Findings) -> Table:
@@ -214,16 +253,21 @@ def site_table(findings: Findings) -> Table:
     total = sum(number or 0 for number in elements) if None not in elements else 0
     falls = {site.name: site.fall for site in findings.ranked}
     has_due = any(counts.due for counts in findings.site_counts.values())
-    columns = [column for column in _SITE_COLUMNS if has_due or column.label != "DUE"]
+    metric = findings.summary.metric
+    columns = [column for column in _site_columns(metric) if has_due or column.label != "DUE"]
     rows = []
     several = findings.has_several_memories
     for site in sites:
         entries = _what_it_is(site, total)
         entries[1:1] = [Entry(site.memory)] if several else []
-        entries += _what_was_counted(findings.site_counts.get(site.name), has_due)
-        entries.append(_numbered(falls.get(site.name, math.nan)))
+        counts = findings.site_counts.get(site.name)
+        entries += _what_was_counted(counts, has_due, metric.has_sdc)
+        fall = falls.get(site.name, math.nan)
+        entries.append(Entry(metric.number(fall), fall))
         rows.append(Row(entries, f"site-{site.index}"))
-    caption = "In the order of execution; shares and rates in percent, accuracy lost in points"
+    unit = metric.difference_unit.strip()
+    lost = f"{metric.name} lost{f' in {unit}' if unit else ''}"
+    caption = f"In the order of execution; shares and rates in percent, {lost}"
     columns = [column for column in columns if several or column is not _MEMORY]
     return Table("sites", caption, columns, rows)
 
@@ -248,17 +292,17 @@ def _what_it_is(site: SiteNote, total: int) -> list[Entry]:
     ]
 
 
-def _what_was_counted(counts: SiteCounts | None, has_due: bool) -> list[Entry]:
+def _what_was_counted(counts: SiteCounts | None, has_due: bool, has_sdc: bool) -> list[Entry]:
     if counts is None:
-        return [_whole(0), *[_whole(None)] * (5 + has_due)]
+        return [_whole(0), *[_whole(None)] * (3 + 2 * has_sdc + has_due)]
     rate = 100 * counts.faults / counts.elements if counts.elements else math.nan
     return [
         _whole(counts.trials),
         _whole(counts.faults),
         _small(rate),
         _share(counts.struck, counts.samples),
-        _share(counts.masked, counts.struck),
-        _share(counts.sdc, counts.samples),
+        *_if_any(has_sdc, _share(counts.masked, counts.struck)),
+        *_if_any(has_sdc, _share(counts.sdc, counts.samples)),
         *_if_any(has_due, _share(counts.due, counts.samples)),
     ]
 
@@ -270,8 +314,10 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
     """A row for each cell, or for the first cells if there are more than `most`."""
     summary = findings.summary
     several = len({cell.checkpoint for cell in summary.cells}) > 1
-    top = not np.isnan(summary["top5"].value).all()
+    metric, shown = summary.metric, summary.shown
+    top = "top5" in shown and not np.isnan(summary["top5"].value).all()
     kinds = len({cell.memories for cell in summary.cells}) > 1
+    unit = metric.difference_unit.strip()
     columns = [
         Column("Site"),
         *([_MEMORY] if kinds else []),
@@ -279,12 +325,15 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
         Column("Rate", True),
         *([Column("Checkpoint")] if several else []),
         Column("Trials", True),
-        Column("Accuracy", True),
-        Column("Fall", True, "Of accuracy, in points"),
-        Column("SDC", True, "Predictions that faults changed"),
-        Column("Critical", True, "Was right without faults, is wrong with them"),
+        Column(metric.title, True),
+        Column("Fall", True, f"Of {metric.name}{f', in {unit}' if unit else ''}"),
+        *_if_any(metric.has_sdc, Column("SDC", True, _changed(metric))),
+        *_if_any(
+            metric.is_accuracy,
+            Column("Critical", True, "Was right without faults, is wrong with them"),
+        ),
         *_if_any(summary.has_due, Column("DUE", True, _DUE)),
-        Column("Masked", True, "Of struck samples, those with the golden prediction"),
+        *_if_any(metric.has_sdc, Column("Masked", True, _kept(metric))),
         *([Column("Top 5", True)] if top else []),
         Column("Hit", True, "Of the elements that were exposed"),
         Column("State"),
@@ -296,23 +345,24 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
         entries += [Entry(cell.fault), Entry(cell.rate_text, rate)]
         entries += [Entry(str(cell.checkpoint))] if several else []
         entries.append(_whole(int(summary.trials[index])))
-        for name in (
-            "accuracy",
-            "fall",
-            "sdc",
-            "critical_sdc",
-            *_if_any(summary.has_due, "due"),
-            "masked",
-            *(["top5"] if top else []),
-        ):
+        for name in shown:
+            if name == "fault_rate" or (name == "top5" and not top):
+                continue
             part = summary[name]
             value, low, high = part.value[index], part.low[index], part.high[index]
-            has_interval = name in ("accuracy", "sdc", "due")
-            entries.append(_estimated(value, low, high) if has_interval else _numbered(value))
+            if name == "measure":
+                entries.append(_measured(metric, value, low, high))
+            elif name == "fall":
+                entries.append(Entry(metric.number(value), value))
+            elif name in ("sdc", "due"):
+                entries.append(_estimated(value, low, high))
+            else:
+                entries.append(_numbered(value))
         entries.append(_small(summary["fault_rate"].value[index]))
         rows.append(Row([*entries, Entry(findings.states[index])]))
     left_out = len(summary.cells) - len(rows)
     notes = ["All intervals: fxfault-campaign export --what cells."]
     notes += [f"It has {counted(left_out, 'cell')} more, too."] if left_out else []
-    caption = f"Estimates of each cell in percent, with {summary.confidence:g} % intervals"
+    rates = "in percent" if metric.is_accuracy else f"({metric.name}{metric.in_unit}, rates in %)"
+    caption = f"Estimates of each cell {rates}, with {summary.confidence:g} % intervals"
     return Table("cells", caption, columns, rows, notes)

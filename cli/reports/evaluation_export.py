@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
-from fxfault.campaign.fault_evaluation import CellResult, estimate
+from fxfault.campaign.fault_evaluation import estimate
 from fxfault.cli.reports.evaluation_report import CONFIDENCE, Findings, Setting
 from fxfault.cli.terminal.outputs import csv_text
 from fxfault.cli.terminal.process_setup import machine, versions
@@ -31,8 +32,10 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
     experiment, checkpoint = setting.experiment, setting.checkpoint
     assert experiment.model is not None
     assert experiment.dataset is not None
+    metric = {} if findings.metric.is_accuracy else {"metric": findings.metric.to_dict()}
     return {
         "schema": SCHEMA,
+        **metric,
         "complete": findings.complete,
         "command": setting.command,
         "config": applied(experiment.to_dict()),
@@ -90,25 +93,34 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
 
 
 def _common_entry(result: CellResult, has_due: bool) -> dict[str, Any]:
-    summary, due = estimate([result], CONFIDENCE), {}
+    summary = estimate([result], CONFIDENCE)
+    due: dict[str, Any] = {}
     if has_due:
         due = {
             "due_rate": float(summary["due"].value[0]),
             "due_interval": _interval(summary["due"]),
         }
+    if not result.metric.is_accuracy:
+        ends = result.for_other_samples(CONFIDENCE)
+        due["degradation_interval_of_samples"] = None if math.isnan(ends[0]) else list(ends)
     return {
         "probability": result.cell.probability,
         "num_faults": result.cell.num_faults,
-        "mean": result.mean,
+        "mean": _number(result.mean),
         "std": result.std,
-        "interval": _interval(summary["accuracy"]),
-        "runs": list(result.runs),
-        "degradation": result.degradation,
-        "sdc_rate": float(summary["sdc"].value[0]),
+        "interval": _interval(summary["measure"]),
+        "runs": list(map(_number, result.runs)),
+        "degradation": _number(result.degradation),
+        "sdc_rate": _number(float(summary["sdc"].value[0])),
         "sdc_interval": _interval(summary["sdc"]),
         **due,
         "injection_rate": result.injection_rate,
     }
+
+
+def _number(value: float) -> float | None:
+    """A number, or None for a NaN: no value, or a rate that the metric cannot tell."""
+    return None if math.isnan(value) else value
 
 
 def _interval(estimated: Estimate) -> list[float] | None:
@@ -172,7 +184,7 @@ def _row(result: CellResult, has_due: bool) -> dict[str, Any]:
         **_ends("sdc_rate", entry["sdc_interval"]),
         **due,
         "injection_rate": entry["injection_rate"],
-        **{f"run_{number}": accuracy for number, accuracy in enumerate(result.runs)},
+        **{f"run_{number}": value for number, value in enumerate(entry["runs"])},
     }
 
 

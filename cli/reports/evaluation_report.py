@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
-from fxfault.campaign.fault_evaluation import CellResult, estimate, rank
+from fxfault.campaign.fault_evaluation import estimate, rank
 from fxfault.cli.reports.campaign_report import standing_lines
 from fxfault.cli.terminal.text import (
     figure,
@@ -16,7 +17,6 @@ from fxfault.cli.terminal.text import (
     mean_and_std,
     per_each,
     percent,
-    points,
     rate_words,
     with_interval,
 )
@@ -25,6 +25,7 @@ from fxfault.data import DatasetFacts
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.faults.fault_models import label_of
 from fxfault.messages import and_more, counted
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.sites.fault_sites import FaultSites
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 WIDE = "=" * 60
 CONFIDENCE = 95.0  # percent, of all intervals
 _ONE_RUN = "one run: no interval; give --num-runs 2 or more"
+_NOT_MOVED = "no interval: fewer than two runs moved it or have a value"
 _MOST_NAMED = 5
 
 
@@ -89,7 +91,8 @@ class Findings:
     """Results so far.
 
     Attributes:
-        baseline: accuracy without faults, in percent; None before it is known.
+        baseline: the metric without faults; None before it is known.
+        metric: what the metric is.
         doubt: why the baseline leaves little to measure; None if nothing is wrong with it.
         never_called: names of the sites that the evaluation never calls.
         results: one for each rate, in the order of evaluation.
@@ -98,6 +101,7 @@ class Findings:
     """
 
     baseline: float | None = None
+    metric: MetricFacts = ACCURACY
     doubt: str | None = None
     never_called: tuple[str, ...] = ()
     results: list[CellResult] = field(default_factory=list)
@@ -213,15 +217,21 @@ def _layers_text(layers: Any) -> str:
 
 
 def _interval_line(result: CellResult) -> str:
-    """The intervals of the accuracy and the SDC rate; one run gives none for the accuracy."""
+    """The intervals of the metric and the SDC rate; one run gives none for the metric."""
     summary = estimate([result], CONFIDENCE)
-    parts, texts = {"accuracy": summary["accuracy"], "SDC rate": summary["sdc"]}, []
+    metric = summary.metric
+    parts = {metric.name: (summary["measure"], metric.with_interval)}
+    if summary.has_sdc:
+        parts["SDC rate"] = summary["sdc"], with_interval
     if summary.has_due:
-        parts["DUE rate"] = summary["due"]
-    for name, part in parts.items():
+        parts["DUE rate"] = summary["due"], with_interval
+    texts = []
+    for name, (part, written) in parts.items():
         value, low, high = (float(ends[0]) for ends in (part.value, part.low, part.high))
-        missing = f" ({_ONE_RUN})" if math.isnan(low) and not math.isnan(value) else ""
-        texts.append(f"{name} {with_interval(value, low, high)}{missing}")
+        missing = ""
+        if math.isnan(low) and not math.isnan(value):
+            missing = f" ({_ONE_RUN if len(result.runs) < 2 else _NOT_MOVED})"
+        texts.append(f"{name} {written(value, low, high)}{missing}")
     return f"  With {CONFIDENCE:g}% intervals: {', '.join(texts)}"
 
 
@@ -229,7 +239,14 @@ def _measured_lines(result: CellResult) -> list[str]:
     """Intervals and rates, and in mode `layer` the site that each trial struck."""
     hit, total = result.total("faults"), result.total("elements")
     realised = f"  Realised fault rate: {result.injection_rate:.6g}% ({hit} of {total} values)"
-    lines = [_interval_line(result), realised]
+    lines = [_interval_line(result)]
+    low, high = result.for_other_samples(CONFIDENCE)
+    if not math.isnan(low):
+        metric = result.metric
+        lost = metric.with_interval(result.degradation, low, high)
+        unit = metric.difference_unit
+        lines.append(f"  For other samples, too: degradation {lost}{unit} (bootstrap of both)")
+    lines.append(realised)
     if result.run_layers is not None:
         lines.append(f"  Layer of each run: {', '.join(map(str, result.run_layers))}")
     return lines
@@ -238,11 +255,13 @@ def _measured_lines(result: CellResult) -> list[str]:
 def single_lines(result: CellResult) -> list[str]:
     """The result of a single rate, with the statistics."""
     runs = f" ({len(result.runs)} runs)" if len(result.runs) > 1 else ""
+    metric = result.metric
+    lost = f"{metric.signed(result.degradation)}{metric.difference_unit}"
     lines = [
         "Results:",
-        f"  Baseline accuracy:   {result.baseline:.2f}%",
-        f"  Fault accuracy:      {mean_and_std(result)}{runs}",
-        f"  Accuracy degradation: {points(result.degradation)} points",
+        f"  Baseline {metric.name}:   {metric.shown(result.baseline)}",
+        f"  Fault {metric.name}:      {mean_and_std(result)}{runs}",
+        f"  {metric.title} degradation: {lost}",
         *_measured_lines(result),
     ]
     if result.statistics is not None:
@@ -252,23 +271,26 @@ def single_lines(result: CellResult) -> list[str]:
 
 def sweep_lines(result: CellResult) -> list[str]:
     """The result of one rate of a sweep."""
-    spread = f" (std: {result.std:.2f}%)" if len(result.runs) > 1 else ""
-    return [f"  Accuracy: {result.mean:.2f}%{spread}", *_measured_lines(result)]
+    metric = result.metric
+    spread = f" (std: {metric.shown(result.std)})" if len(result.runs) > 1 else ""
+    return [f"  {metric.title}: {metric.shown(result.mean)}{spread}", *_measured_lines(result)]
 
 
 def summary_lines(results: Sequence[CellResult]) -> list[str]:
     """The table at the end of a sweep."""
     kind = "Probability" if results[0].cell.num_faults is None else "Faults"
-    width = max([10, *(len(mean_and_std(result)) for result in results)])
+    metric = results[0].metric
+    width = max([10, len(metric.title), *(len(mean_and_std(result)) for result in results)])
+    unit = metric.difference_unit.strip()
     lines = [
         "Sweep Summary:",
-        f" {kind:>11} | {'Accuracy':>{width}} | Degradation (points)",
+        f" {kind:>11} | {metric.title:>{width}} | Degradation{f' ({unit})' if unit else ''}",
         "-" * (38 + width),
     ]
     for result in results:
         lines.append(
             f" {rate_words(result):>11} | {mean_and_std(result):>{width}} |"
-            f" {points(result.degradation):>20}"
+            f" {metric.signed(result.degradation):>20}"
         )
     return lines
 
@@ -277,13 +299,17 @@ def ranking_lines(findings: Findings) -> list[str]:
     """The table of sites struck alone, the most vulnerable first."""
     ranked = findings.ranked
     has_due = any(site.due for site, _ in ranked)
-    head = ["Rank", "Layer", "Accuracy", "Degradation (points)", f"{CONFIDENCE:g}%", "SDC"]
+    metric, unit = findings.metric, findings.metric.difference_unit.strip()
+    lost = f"Degradation{f' ({unit})' if unit else ''}"
+    head = ["Rank", "Layer", metric.title, lost, f"{CONFIDENCE:g}%"]
+    head += ["SDC"] if metric.has_sdc else []
     head += [*(["DUE"] if has_due else []), "Ranks"]
     rows = []
     for site, result in ranked:
-        interval = f"{figure(site.fall_low)} to {figure(site.fall_high)}"
-        row = [str(site.rank), str(result.index), mean_and_std(result), points(result.degradation)]
-        row += ["-" if math.isnan(site.fall_low) else interval, f"{figure(site.sdc)}%"]
+        interval = f"{metric.number(site.fall_low)} to {metric.number(site.fall_high)}"
+        row = [str(site.rank), str(result.index), mean_and_std(result)]
+        row += [metric.signed(result.degradation), "-" if math.isnan(site.fall_low) else interval]
+        row += [f"{figure(site.sdc)}%"] if metric.has_sdc else []
         row += [f"{figure(site.due)}%"] if has_due else []
         rows.append([*row, f"{site.rank_low}-{site.rank_high}"])
     title = "Layer Ranking (each struck alone, the most vulnerable first):"
@@ -293,7 +319,7 @@ def ranking_lines(findings: Findings) -> list[str]:
     end = f"{CONFIDENCE:g}%: interval of the degradation; Ranks: where the layer may stand"
     if any(len(result.runs) < 2 for _, result in ranked):
         end += f"; {_ONE_RUN}"
-    standing = standing_lines([site for site, _ in ranked])
+    standing = standing_lines([site for site, _ in ranked], metric)
     return [title, f" {top} | Site", f"{line}-------", *named, f"({end})", *standing]
 
 

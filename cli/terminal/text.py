@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fxfault.messages import aligned
 
 if TYPE_CHECKING:
-    from fxfault.campaign.fault_evaluation import CellResult
+    from fxfault.campaign.cell_result import CellResult
 
 NOTHING = "-"
 
@@ -103,16 +103,8 @@ def rate_words(result: CellResult, decimals: int = 1) -> str:
     return percent(result.cell.probability, decimals)
 
 
-def points(value: float) -> str:
-    """Write a difference in percentage points, with its sign.
-
-    >>> points(5.142), points(-0.0001)
-    ('+5.14', '+0.00')
-    """
-    return f"{round(value, 2) + 0.0:+.2f}"
-
-
 def mean_and_std(result: CellResult) -> str:
-    """Write an accuracy, with its standard deviation if there were several trials."""
-    spread = f" ± {result.std:.2f}%" if len(result.runs) > 1 else ""
-    return f"{result.mean:.2f}%{spread}"
+    """Write the metric, with its standard deviation if there were several trials."""
+    metric = result.metric
+    spread = f" ± {metric.shown(result.std)}" if len(result.runs) > 1 else ""
+    return f"{metric.shown(result.mean)}{spread}"

@@ -14,7 +14,8 @@ from fxfault.lazy_names import lazy_names
 if TYPE_CHECKING:
     from fxfault.campaign.fault_evaluation import FaultEvaluation
     from fxfault.campaign.studies.cell import Cell
-    from fxfault.campaign.studies.study import StopRule, Study, bundled_studies
+    from fxfault.campaign.studies.stop_rule import StopRule
+    from fxfault.campaign.studies.study import Study, bundled_studies
 
 __all__ = [
     "Cell",
@@ -29,6 +30,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "fxfault.campaign.fault_evaluation": ["FaultEvaluation"],
         "fxfault.campaign.studies.cell": ["Cell"],
-        "fxfault.campaign.studies.study": ["StopRule", "Study", "bundled_studies"],
+        "fxfault.campaign.studies.stop_rule": ["StopRule"],
+        "fxfault.campaign.studies.study": ["Study", "bundled_studies"],
     },
 )

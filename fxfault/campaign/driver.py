@@ -33,6 +33,7 @@ from fxfault.evaluation.full.predictions import OnNote
 from fxfault.evaluation.rows import TrialRow
 from fxfault.files.access import expanded
 from fxfault.files.sources import Sources
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Progress:
         earlier: number of trials that were in the store before this run.
         seconds: time since the first trial was handed out.
         rows: rows stored since the last call.
+        metric: what the metric is.
     """
 
     cells: tuple[Cell, ...]
@@ -65,6 +67,7 @@ class Progress:
     earlier: int
     seconds: float
     rows: tuple[TrialRow, ...] = ()
+    metric: MetricFacts = ACCURACY
 
     @property
     def is_finished(self) -> bool:
@@ -223,6 +226,8 @@ class _Run:
         on_progress: OnProgress | None,
     ) -> None:
         self.cells, self.store, self.sources = cells, store, sources
+        facts = store.fingerprint.get("metric")
+        self.metric = ACCURACY if facts is None else MetricFacts.from_dict(facts)
         self.engine, self.on_progress = engine, on_progress
         store.register(cell.key for cell in self.cells)
         self.queue = TrialQueue(study, self.cells, store.rows)
@@ -283,4 +288,5 @@ class _Run:
             earlier=self.earlier,
             seconds=time.perf_counter() - self.began,
             rows=rows,
+            metric=self.metric,
         )

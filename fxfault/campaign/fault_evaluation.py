@@ -1,11 +1,11 @@
-"""Accuracy of a network under faults: for each probability, and for each site alone.
+"""The metric of a network under faults: for each probability, and for each site alone.
 
-Everything is in percent. One evaluation of the whole data under one set of faults is a trial;
-trial k draws its faults from `model.faults.reset(trial=k)`, so that it is the same whenever and
-wherever it runs. The `std` of a result is the sample standard deviation (divisor n - 1) of the
-accuracies of its trials: how far the accuracy moves from one draw of faults to the next on the same
-data. It is neither the standard error of the mean nor the uncertainty due to the size of the data
-set, and it is 0 for one trial.
+By default it is the accuracy. Rates are in percent. One evaluation of the whole data under one set
+of faults is a trial; trial k draws its faults from `model.faults.reset(trial=k)`, so that it is the
+same whenever and wherever it runs. The `std` of a result is the sample standard deviation (divisor
+n - 1) of the values of its trials: how far the metric moves from one draw of faults to the next on
+the same data. It is neither the standard error of the mean nor the uncertainty due to the size of
+the data set, and it is 0 for one trial.
 
 Generators yield results one by one, so that a caller may show each and stop at any time.
 """
@@ -15,101 +15,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from statistics import stdev
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fxfault.campaign.cell_result import CellResult
+from fxfault.campaign.estimates.crossed import Changes
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.sharing import samples_share_faults
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
 from fxfault.evaluation.full.predictions import OnBatch
 from fxfault.evaluation.full.runner import Runner
-from fxfault.evaluation.rows import TrialRow
 from fxfault.evaluation.trials import Trials
 from fxfault.faults.fault_models import get_fault_model, label_of
+from fxfault.metrics.facts import ACCURACY, SAMPLE
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.site import FaultSite
-from fxfault.sites.statistics import FaultStatistics
 
 if TYPE_CHECKING:
     from fxfault.campaign.estimates.ranking import RankedSite
     from fxfault.campaign.estimates.summary import Summary, Table
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellResult:
-    """The result of the trials of one cell; all figures are in percent.
-
-    >>> counts = {"samples": 50, "golden_correct": 45, "sdc": 9, "critical_sdc": 7, "top5": None}
-    >>> seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
-    >>> cell = Cell.of(injection_type="random", probability=5.0)
-    >>> rows = [
-    ...     TrialRow(cell=cell.key, trial=k, correct=correct, **counts, **seen)
-    ...     for k, correct in enumerate([40, 42])
-    ... ]
-    >>> result = CellResult(cell=cell, rows=tuple(rows))
-    >>> result.runs, result.mean, round(result.std, 3), result.degradation, result.injection_rate
-    ((80.0, 84.0), 82.0, 2.828, 8.0, 5.0)
-
-    Attributes:
-        cell: the cell: what was struck, and how.
-        rows: the rows of its trials, trial 0 first.
-        index: index of the site if one was struck alone.
-        run_layers: index of the struck site of each trial in `mode: layer`.
-        statistics: injection statistics over all trials; None if they were not asked for.
-        shared: whether the samples of a trial share some of their faults.
-    """
-
-    cell: Cell
-    rows: tuple[TrialRow, ...]
-    index: int | None = None
-    run_layers: tuple[int, ...] | None = None
-    statistics: FaultStatistics | None = field(default=None, compare=False)
-    shared: bool = False
-
-    @property
-    def runs(self) -> tuple[float, ...]:
-        """Accuracy of each trial."""
-        return tuple(100.0 * row.correct / row.samples for row in self.rows)
-
-    @property
-    def baseline(self) -> float:
-        """Accuracy without faults."""
-        return self._percent("golden_correct", "samples")
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy of the trials."""
-        return self._percent("correct", "samples")
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation of the trials' accuracies (see the module); 0 for one trial."""
-        return stdev(self.runs) if len(self.runs) > 1 else 0.0
-
-    @property
-    def degradation(self) -> float:
-        """Accuracy lost to the faults: baseline minus mean, in percentage points."""
-        return self.baseline - self.mean
-
-    @property
-    def injection_rate(self) -> float:
-        """Share of the exposed elements that were hit; 0 if none was exposed."""
-        return self._percent("faults", "elements")
-
-    def total(self, count: str) -> int:
-        """Add up a count of the trials: a field of `TrialRow`."""
-        return sum(getattr(row, count) for row in self.rows)
-
-    def _percent(self, part: str, whole: str) -> float:
-        return 100.0 * self.total(part) / (self.total(whole) or 1)
-
-
 def estimate(results: Sequence[CellResult], confidence: float = 95.0) -> Summary:
     """Return all estimates of some results with their intervals, as a campaign reports them.
 
-    Accuracies have Student's t interval over trials, rates have Wilson's. This needs scipy
+    The metric has Student's t interval over trials, rates have Wilson's. This needs scipy
     (`fxfault[cli]`).
 
     Args:
@@ -147,7 +78,8 @@ def _estimate(results: Sequence[CellResult], confidence: float) -> tuple[Table, 
     cells = [result.cell for result in results]
     table = table_of([row for result in results for row in result.rows], cells)
     shared = [result.shared for result in results]
-    return table, summarise(table, cells, shared, confidence)
+    metric = results[0].metric if results else ACCURACY
+    return table, summarise(table, cells, shared, confidence, metric)
 
 
 def with_probability(config: FaultInjectionConfig, probability: float) -> FaultInjectionConfig:
@@ -214,8 +146,8 @@ class FaultEvaluation:
         return faults_of(self.runner.model)
 
     def baseline(self) -> float:
-        """Accuracy without faults, in percent."""
-        return self.runner.golden(self.on_batch).accuracy
+        """The metric without faults; by default the accuracy, in percent."""
+        return float(self.runner.golden(self.on_batch).value)
 
     def check(
         self, configs: Iterable[FaultInjectionConfig], *, each_alone: bool = False
@@ -320,9 +252,12 @@ class FaultEvaluation:
         cell = _cell_of(config, faults, alone)
         trials.set(config, None if alone is None else [alone.name])
         recorded = faults.new_statistics() if self.track_statistics else None
-        rows, struck = [], []
+        rows, struck, changes = [], [], []
+        facts = trials.golden.facts
         for number in range(self.num_runs):
             rows.append(trials.run(cell.key, number))
+            if facts.each == SAMPLE and trials.last is not None:
+                changes.append((trials.last.records - trials.golden.records).numpy())
             struck.append([site.index for site in faults if site.selected])
         drawn = faults.config.mode == "layer" and alone is None
         return CellResult(
@@ -332,6 +267,8 @@ class FaultEvaluation:
             run_layers=tuple(indices[0] for indices in struck) if drawn else None,
             statistics=recorded,
             shared=samples_share_faults(config),
+            metric=facts,
+            changes=Changes.of(changes) if changes else None,
         )
 
 

@@ -14,7 +14,7 @@ from fxfault.data.guarded import samples_of
 from fxfault.errors import DataError
 from fxfault.factories import call_factory
 from fxfault.files.access import expanded
-from fxfault.messages import nearest, one_line
+from fxfault.messages import OWN_TASK, nearest, one_line
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -50,6 +50,7 @@ def build_dataset(
     *,
     root: str | Path = "./data",
     kwargs: Mapping[str, Any] | None = None,
+    any_items: bool = False,
 ) -> Dataset[Any]:
     """Open one split of a data set, as a map-style data set of (image, label).
 
@@ -67,6 +68,8 @@ def build_dataset(
         split: "train" or "test".
         root: folder with the data files (`digits` and `fake` need none).
         kwargs: options of the data set; its module lists them.
+        any_items: whether the user's own data set may have any items, or be a `DataLoader`; else
+            they are pairs of an image and a class.
 
     Raises:
         DataError: the name, the split or an option is unknown, or the data does not exist, cannot
@@ -78,7 +81,7 @@ def build_dataset(
         )
     options = dict(kwargs or {})
     if ":" in name:
-        return _build_from_factory(name, split, options)
+        return _build_from_factory(name, split, options, any_items)
     # Absolute: images are opened later, when the user's code may have changed the folder.
     folder = Path(os.path.abspath(expanded(root)))
     return _loader(name).build(name, split, folder, options)
@@ -125,10 +128,14 @@ def _loader(name: str) -> ModuleType:
     return importlib.import_module(_BUILT_IN[name])
 
 
-def _build_from_factory(name: str, split: Split, options: dict[str, Any]) -> Dataset[Any]:
+def _build_from_factory(
+    name: str, split: Split, options: dict[str, Any], any_items: bool
+) -> Dataset[Any]:
     if "split" in options:
         raise DataError(f"data set {name!r}: kwargs must not hold 'split', fxfault passes it")
     dataset = call_factory(name, what="data set", kwargs={"split": split, **options})
+    if any_items and _is_loader(dataset):
+        return dataset  # type: ignore[no-any-return]
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise DataError(
             f"data set {name!r}: the factory returned {one_line(repr(dataset))} of type "
@@ -137,8 +144,15 @@ def _build_from_factory(name: str, split: Split, options: dict[str, Any]) -> Dat
         )
     if samples_of(dataset) == 0:
         raise DataError(f"data set {name!r}: its {split} split is empty")
-    _check_item(dataset[0], f"data set {name!r}")
+    if not any_items:
+        _check_item(dataset[0], f"data set {name!r}")
     return dataset
+
+
+def _is_loader(dataset: Any) -> bool:
+    from torch.utils.data import DataLoader
+
+    return isinstance(dataset, DataLoader)
 
 
 def _check_item(item: Any, prefix: str) -> None:
@@ -149,7 +163,7 @@ def _check_item(item: Any, prefix: str) -> None:
         kinds = [type(part).__name__ for part in item] if is_pair else type(item).__name__
         raise DataError(
             f"{prefix}: its first item is {kinds}; it must be a pair of a float tensor (the "
-            f"image) and an integer (the label)"
+            f"image) and an integer (the label), unless there is a `metric` ({OWN_TASK})"
         )
     try:
         is_integer = not isinstance(item[1], float) and int(item[1]) == item[1]

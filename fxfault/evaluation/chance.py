@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxfault.evaluation.full.predictions import Predictions
@@ -41,11 +41,11 @@ preprocessing?'
     )
 
 
-def doubt_of(golden: Predictions) -> str | None:
+def doubt_of(golden: Any) -> str | None:
     """Return a sentence if predictions without faults leave little to measure, else None.
 
     They are no better than chance (`no_better_than_chance`; not tested for unknown classes), or
-    some samples have none.
+    some samples have none. Nobody knows what chance gives in any other metric.
 
     >>> import torch
     >>> from fxfault.evaluation.full.predictions import Predictions
@@ -53,9 +53,12 @@ def doubt_of(golden: Predictions) -> str | None:
     'without faults, the scores of 1 of 2 samples are not finite: no effect of a fault is counted \
 for them'
     """
-    samples, missing, doubts = len(golden.labels), golden.unpredicted, []
-    if golden.classes is not None:
-        doubts.append(no_better_than_chance(golden.correct, samples, golden.classes))
+    if not golden.facts.is_accuracy:
+        return None
+    made: Predictions = golden
+    samples, missing, doubts = made.samples, made.unpredicted, []
+    if made.classes is not None:
+        doubts.append(no_better_than_chance(made.correct, samples, made.classes))
     if missing:
         doubts.append(
             f"without faults, the scores of {missing} of {samples} samples are not finite: no "

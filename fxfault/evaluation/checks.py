@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxfault.data.batches import take_apart
 from fxfault.errors import FOREIGN, DataError, FxFaultError
 from fxfault.evaluation.full.predictions import check_dense
 from fxfault.messages import quote_error
@@ -16,9 +17,20 @@ from fxfault.passes.checking import check
 if TYPE_CHECKING:
     from torch import nn
 
+    from fxfault.data.batches import Batch
+    from fxfault.metrics.metric import Metric
 
-def try_model(model: nn.Module, batches: Iterable[tuple[Any, Any]], device: torch.device) -> int:
+
+def try_model(
+    model: nn.Module, batches: Iterable[Any], device: torch.device, metric: Metric | None = None
+) -> int:
     """Run one batch, to find at once a network that does not take the data.
+
+    Args:
+        model: the network.
+        batches: batches, see `fxfault.data.batches`.
+        device: the device of the model.
+        metric: what is measured; by default the accuracy of a classifier.
 
     Returns:
         About the number of multiply-add operations of the batch.
@@ -26,7 +38,7 @@ def try_model(model: nn.Module, batches: Iterable[tuple[Any, Any]], device: torc
     Raises:
         DataError: the network fails; the message quotes its error.
     """
-    images, _ = next(iter(batches))
+    batch = take_apart(next(iter(batches)))
     work: list[int] = []
 
     def count(layer: Any, args: Any, output: Any) -> None:
@@ -38,13 +50,15 @@ def try_model(model: nn.Module, batches: Iterable[tuple[Any, Any]], device: torc
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
-            check_dense(model(images.to(device)))
+            moved = batch.to(device)
+            output = model(*moved.inputs, **moved.keywords)
+            if metric is None:
+                check_dense(output)
     except FxFaultError:
         raise
     except FOREIGN as error:  # a network may fail in any way
         raise DataError(
-            f"the model fails on a batch of the data set, shape {tuple(images.shape)}: "
-            f"{quote_error(error)}"
+            f"the model fails on a batch of the data set, {_shapes(batch)}: {quote_error(error)}"
         ) from error
     finally:
         for hook in hooks:
@@ -52,10 +66,18 @@ def try_model(model: nn.Module, batches: Iterable[tuple[Any, Any]], device: torc
     return sum(work)
 
 
+def _shapes(batch: Batch) -> str:
+    """The shapes of the inputs of a batch."""
+    inputs = [("", x) for x in batch.inputs]
+    inputs += [(f"{name}: ", x) for name, x in batch.keywords.items()]
+    shapes = [f"{name}{tuple(getattr(x, 'shape', ()))}" for name, x in inputs]
+    return f"shape{'' if len(shapes) == 1 else 's'} {', '.join(shapes)}"
+
+
 def check_model(
     faulty: nn.Module,
     model: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Any],
     device: torch.device,
     most: int,
     modes: Sequence[str] = ("eval",),
@@ -65,7 +87,7 @@ def check_model(
     Args:
         faulty: the transformed model, which the check may change.
         model: the given model.
-        batches: batches of (inputs, labels).
+        batches: batches, see `fxfault.data.batches`.
         device: the device of the models.
         most: largest number of batches to compare.
         modes: modes to compare in.
@@ -78,8 +100,10 @@ def check_model(
         SiteError: a layer was called but not struck.
     """
     notes: dict[str, None] = {}
-    for images, _ in itertools.islice(batches, most):
-        found = check(faulty, model, images.to(device), modes=modes, measure=False)
+    for given in itertools.islice(batches, most):
+        batch = take_apart(given).to(device)
+        named = batch.keywords
+        found = check(faulty, model, *batch.inputs, modes=modes, measure=False, **named)
         for kept in found.kept:
             name = kept.path or kept.type
             notes[f"{name} runs its own Python forward: {kept.reason}"] = None

@@ -27,9 +27,10 @@ from contextlib import contextmanager
 import torch
 
 from fxfault.errors import ConfigError
+from fxfault.evaluation.full.judging import NoRowsError
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode
-from fxfault.evaluation.full.predictions import OnBatch, Predictions, sample_numbers, scores_of
-from fxfault.evaluation.full.runner import FullRunner, Runner, samples_hit_by_site
+from fxfault.evaluation.full.predictions import OnBatch, sample_numbers
+from fxfault.evaluation.full.runner import FullRunner, Result, Runner, samples_hit_by_site
 from fxfault.evaluation.full.verification import Verification
 from fxfault.passes.compilation import Compilation, compile
 from fxfault.passes.freeze import freeze
@@ -44,6 +45,7 @@ USED = (
     "compiled: without faults, the outputs for all data are bit for bit those without "
     "torch.compile; it runs where faults strike most of the network"
 )
+UNUSED = "compiled code is not used"
 INSTEAD = "evaluate this model without compiled code"
 
 
@@ -92,33 +94,34 @@ class CompiledRunner:
         """
         self.runner, self.say = runner, say
         self.model, self.loader, self.device = runner.model, runner.loader, runner.device
+        self.judge = runner.judge
         if freeze(self.model) is not self.model:
             raise ConfigError("compile: the model is not frozen; give fxfault.freeze(model)")
         self.faults: FaultSites = faults_of(self.model)
         self.why_not: str | None = None
-        self._full = FullRunner(self.model, self.loader, self.device)
-        self._verification = Verification(
-            self.model, self.loader, self.device, verify, "compiled", INSTEAD
-        )
+        data = self.model, self.loader, self.device
+        metric = self.judge.metric
+        self._full = FullRunner(*data, metric, keep_outputs=metric is not None and metric.collects)
+        self._verification = Verification(*data, self.judge, verify, "compiled", INSTEAD)
         self._backend = backend
         self._compilation: Compilation | None = None
-        self._golden: Predictions | None = None
+        self._golden: Result | None = None
 
     @property
     def why_full(self) -> str | None:
         """See `Runner.why_full`; the other runner's reason."""
         return self.runner.why_full
 
-    def golden(self, on_batch: OnBatch | None = None) -> Predictions:
+    def golden(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.golden`; the first call compiles."""
         golden = self.runner.golden(on_batch)
         if golden is not self._golden:  # The first call, or parameters have changed.
             self._golden = golden
-            self.why_not = self._try(len(golden.labels))
+            self.why_not = self._try(golden.samples)
             self.say(self.why_not or USED)
         return golden
 
-    def run(self, on_batch: OnBatch | None = None) -> Predictions:
+    def run(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.run`."""
         sizes = self.golden().sizes
         numbers = sample_numbers(self.faults.clock, sizes)
@@ -128,8 +131,7 @@ class CompiledRunner:
         with self._compiled_code():
             made = self._full.run(on_batch)
         self._verification.note(time.perf_counter() - started)
-        assert made.struck is not None
-        self._verification.check(sizes, numbers, made.top, made.struck)
+        self._verification.check(made, numbers)
         return made
 
     def _is_worthwhile(self, sizes: Sequence[int], numbers: torch.Tensor) -> bool:
@@ -144,18 +146,24 @@ class CompiledRunner:
 
     def _try(self, samples: int) -> str | None:
         """Compile, once, and return why the code is not used, as a sentence; None if it is."""
-        inputs = next(inputs for inputs, _ in self.loader).to(self.device)
+        first = self.judge.take(next(iter(self.loader)), 0).to(self.device)
+        if first.keywords:
+            return f"{UNUSED}: the network has inputs by keyword ({', '.join(first.keywords)})"
+        inputs = first.inputs
         if self._compilation is None:
-            self._compilation = compile(self.model, inputs, backend=self._backend, exact=True)
+            self._compilation = compile(self.model, *inputs, backend=self._backend, exact=True)
             self._compilation.switch(False)
         if not self._compilation.compiled:
             return str(self._compilation)
-        run_without_faults(self.faults, [inputs])  # Shows how many elements each site has.
-        other = self._other_outputs()
+        run_without_faults(self.faults, inputs)  # Shows how many elements each site has.
+        try:
+            other = self._other_outputs()
+        except NoRowsError:
+            return f"{UNUSED}: the outputs are not tensors with a row for each sample"
         if other == 0:
             return None
         return (
-            f"compiled code is not used: without faults, {other} of {samples} samples get other "
+            f"{UNUSED}: without faults, {other} of {samples} samples get other "
             "outputs than without torch.compile, which rounds in another way"
         )
 
@@ -163,13 +171,16 @@ class CompiledRunner:
         """The number of samples whose outputs without faults differ in any bit."""
         other = 0
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
-            for images, labels in self.loader:
-                inputs, size = images.to(self.device), len(labels)
+            for given in self.loader:
+                batch = self.judge.take(given, 0).to(self.device)
+                size, differs = batch.samples, torch.zeros(batch.samples, dtype=torch.bool)
                 with self.faults.samples(torch.arange(size)):
-                    expected = scores_of(self.model(inputs), size)
+                    expected = self.judge.rows(self.model(*batch.inputs), size)
                     with self._compiled_code():
-                        found = scores_of(self.model(inputs), size)
-                other += int((~equal_samples(found, expected, SampleRows(0, 1))).sum())
+                        found = self.judge.rows(self.model(*batch.inputs), size)
+                for row, same in zip(found, expected, strict=True):
+                    differs |= ~equal_samples(row, same, SampleRows(0, 1)).cpu()
+                other += int(differs.sum())
         return other
 
     @contextmanager

@@ -8,8 +8,9 @@ are hit, so that hits can be counted without an activation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fxfault.data.batches import Batch
 from fxfault.evaluation.full.model_state import recording
 from fxfault.faults.layouts import Layout
 from fxfault.sites.fault_sites import FaultSites
@@ -17,9 +18,6 @@ from fxfault.sites.measuring import run_without_faults
 from fxfault.sites.site import FaultSite
 from fxfault.sites.statistics import FaultStatistics
 from fxfault.strike.draws import elements_hit, samples_hit
-
-if TYPE_CHECKING:
-    from fxfault.evaluation.full.predictions import Predictions
 
 
 class Exposure:
@@ -34,25 +32,25 @@ class Exposure:
     def __init__(
         self,
         faults: FaultSites,
-        inputs: Any,
+        first: Batch,
         samples: int,
-        others: Iterable[Any] = (),
+        others: Iterable[Batch] = (),
     ) -> None:
         """Measure how many elements each site has, and whether it is called at all.
 
         Args:
             faults: the sites of the model.
-            inputs: a batch, on the device of the model.
+            first: a batch, on the device of the model.
             samples: number of samples of all data.
             others: the other batches, which run until each site was called.
         """
         self.faults, self.samples = faults, samples
-        faults.measure_extents(inputs)
-        seen = _elements_of(faults, inputs)
+        faults.measure_extents(*first.inputs, **first.keywords)
+        seen = _elements_of(faults, first)
         # None if the activation does not belong to samples, or a container may call the site
         # several times.
         self.elements = {
-            site.name: site.elements if _is_regular(site, seen[site.index], len(inputs)) else None
+            site.name: site.elements if _is_regular(site, seen[site.index], first.samples) else None
             for site in faults
         }
         quiet = {site.name for site in faults if not seen[site.index]}
@@ -78,14 +76,14 @@ class Exposure:
             if counted and site.armed and elements:
                 samples_hit(site, range(1), Layout(1, 1, (elements,)))
 
-    def measured(self, run: Callable[[], Predictions]) -> tuple[Predictions, int, int]:
+    def measured(self, run: Callable[[], Any]) -> tuple[Any, int, int]:
         """Run an evaluation and count.
 
         Args:
             run: evaluates the model on all data with the present settings of its sites.
 
         Returns:
-            The predictions, the number of hit elements, and the number of exposed elements.
+            The result, the number of hit elements, and the number of exposed elements.
         """
         exposed = [site for site in self.faults if site.armed and self.elements[site.name] != 0]
         statistics = self.faults.statistics
@@ -94,12 +92,12 @@ class Exposure:
         if statistics is not None:
             hits, elements = statistics.total_injections, statistics.total_activations
             with recording(self.faults, statistics):
-                predictions = run()
+                result = run()
             hits = statistics.total_injections - hits
-            return predictions, hits, statistics.total_activations - elements
-        predictions = run()
+            return result, hits, statistics.total_activations - elements
+        result = run()
         hits = sum(self._hits(site) for site in exposed)
-        return predictions, hits, sum(self._exposed(site) for site in exposed)
+        return result, hits, sum(self._exposed(site) for site in exposed)
 
     def _exposed(self, site: FaultSite) -> int:
         elements = self.elements[site.name] or 0
@@ -121,7 +119,7 @@ def _is_regular(site: FaultSite, seen: int, batch: int) -> bool:
     )
 
 
-def _elements_of(faults: FaultSites, inputs: Any) -> list[int]:
+def _elements_of(faults: FaultSites, batch: Batch) -> list[int]:
     """The number of elements of each site in a fault-free forward of one batch."""
-    statistics = run_without_faults(faults, [inputs])
+    statistics = run_without_faults(faults, batch.inputs, batch.keywords)
     return [statistics.layer_stats[site.index].total_activations for site in faults]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from fxfault.evaluation.full.predictions import OnNote
     from fxfault.evaluation.full.runner import Runner
+    from fxfault.metrics.metric import Metric
 
 
 def make_runner(
@@ -26,12 +27,13 @@ def make_runner(
     compile: bool = False,
     cache_memory: int | None = None,
     verify: float | None = None,
+    metric: Metric | None = None,
 ) -> Runner:
     """Make the runner that evaluates a network.
 
     Args:
         model: the transformed model, on `device`.
-        batches: batches of (inputs, labels), read once in each pass over the data.
+        batches: batches, see `fxfault.data.batches`, read once in each pass over the data.
         device: the device of the model.
         on_note: called with the result of compiling.
         incremental: whether to repeat only what faults change.
@@ -41,13 +43,14 @@ def make_runner(
             of the free memory.
         verify: share of the batches to repeat in full and without compiled code, in percent; None:
             as many as take little time.
+        metric: what is measured; by default the accuracy of a classifier.
     """
     from fxfault.evaluation.compiled_runner import CompiledRunner
     from fxfault.evaluation.incremental.runner import IncrementalRunner
 
-    runner: Runner = FullRunner(model, batches, device)
+    runner: Runner = FullRunner(model, batches, device, metric)
     if incremental:
-        runner = IncrementalRunner(model, batches, device, cache_memory, verify)
+        runner = IncrementalRunner(model, batches, device, cache_memory, verify, metric)
     return CompiledRunner(runner, verify, on_note) if compile else runner
 
 

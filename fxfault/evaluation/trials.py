@@ -21,7 +21,7 @@ from fxfault.sites.fault_sites import faults_of
 if TYPE_CHECKING:
     from fxfault.config.fault_injection import FaultInjectionConfig
     from fxfault.evaluation.full.predictions import OnBatch
-    from fxfault.evaluation.full.runner import Runner
+    from fxfault.evaluation.full.runner import Result, Runner
 
 
 class Trials:
@@ -32,8 +32,9 @@ class Trials:
 
     Attributes:
         faults: the sites of the model.
-        golden: predictions without faults.
+        golden: the result without faults.
         exposure: counts elements and hits.
+        last: the result of the last trial; None before the first.
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class Trials:
         self.runner, self.on_batch, self._named = runner, on_batch, named
         self.faults = faults_of(runner.model)
         self.golden = runner.golden()  # Kept, as each call looks at all parameters.
-        batches = (inputs.to(runner.device) for inputs, _ in runner.loader)
-        samples = len(self.golden.labels)
-        self.exposure = Exposure(self.faults, next(batches), samples, batches)
+        batches = (runner.judge.take(given, 0).to(runner.device) for given in runner.loader)
+        self.exposure = Exposure(self.faults, next(batches), self.golden.samples, batches)
+        self.last: Result | None = None
         self._sites: frozenset[str] | None = None
 
     @property
@@ -109,6 +110,7 @@ class Trials:
         self._keep_to_sites()
         with in_eval_mode(self.runner.model):
             faulty, hits, elements = self.exposure.measured(lambda: self.runner.run(self.on_batch))
+        self.last = faulty
         row = measure(
             self.golden, faulty, cell=cell, trial=trial, faults=hits, elements=elements, seconds=0.0
         )

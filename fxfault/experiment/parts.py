@@ -17,6 +17,8 @@ from fxfault.data.catalogue import Split
 from fxfault.data.guarded import Guarded, samples_of
 from fxfault.errors import ConfigError, DataError, FxFaultError
 from fxfault.experiment.sections import ExperimentConfig
+from fxfault.factories import find_factory
+from fxfault.foreign import quoting
 from fxfault.messages import quote_error
 from fxfault.models import build_model
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from fxfault.data.batches import Batch
+    from fxfault.metrics.metric import Metric
     from fxfault.models.checkpoints import CheckpointInfo
 
 # Batches are kept in memory if all their images together are not larger than this.
@@ -103,12 +107,20 @@ class EvaluationData:
     """The data that a command evaluates on.
 
     Attributes:
-        dataset: map-style data set of (image, label).
+        dataset: map-style data set of (image, label); with a network of the user's own, also of
+            other items, or a data loader.
         facts: sizes of the data set; None if the user's own data set does not give them.
     """
 
     dataset: Any
     facts: DatasetFacts | None
+
+    @property
+    def items(self) -> Any:
+        """The samples by their numbers: the data set, or that of a data loader."""
+        from torch.utils.data import DataLoader
+
+        return self.dataset.dataset if isinstance(self.dataset, DataLoader) else self.dataset
 
 
 class Batches:
@@ -117,39 +129,62 @@ class Batches:
     Small data stays in memory after the first pass: an evaluation under faults reads it many
     times, and decoding images takes longer than a GPU needs for them. Larger data is read again
     at each pass and must not change.
+
+    Attributes:
+        samples: number of samples.
+        forward: the forward of the network that the batches are for, whose parameters tell inputs
+            from targets (`fxfault.data.batches`); None if it is not known yet.
     """
 
-    def __init__(self, dataset: Any, batch_size: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int, taker: Any = None) -> None:
+        """Take a data set.
+
+        Args:
+            dataset: map-style data set, or a `DataLoader` with a sampler, a batch size and a
+                collate function of its own.
+            batch_size: number of samples in a batch; a loader has its own.
+            taker: the user's function that takes a batch apart; see `fxfault.data.batches`.
+        """
         from torch.utils.data import DataLoader
 
-        self.samples = samples_of(dataset)
-        guarded: Any = Guarded(dataset)
-        self._loader: DataLoader[Any] = DataLoader(guarded, batch_size=batch_size)
-        self._kept: list[Any] | None = None
+        self.forward: Any = None
+        self._taker = taker
+        self._loader: DataLoader[Any]
+        if isinstance(dataset, DataLoader):
+            self.samples, self._loader = _samples_of_loader(dataset), dataset
+        else:
+            self.samples = samples_of(dataset)
+            guarded: Any = Guarded(dataset)
+            self._loader = DataLoader(guarded, batch_size=batch_size)
+        self._kept: list[Batch] | None = None
         self._sums: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches as pairs of images and labels.
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches, taken apart.
 
         Raises:
-            DataError: the data set fails, in which case its error is quoted, or its samples have
-                changed since the first pass.
+            DataError: the data set fails, in which case its error is quoted, its samples have
+                changed since the first pass, or a batch cannot be taken apart.
         """
         if self._kept is not None:
             yield from self._kept
             return
+        from fxfault.data.batches import take_apart  # imports torch
+
         kept = []
         seen = 0
-        for number, batch in enumerate(self._read()):
+        for number, given in enumerate(self._read()):
+            batch = take_apart(given, forward=self.forward, taker=self._taker)
+            tensors = _tensors_of(batch)
             if number == 0:
-                is_small = batch[0].nbytes * len(self) <= KEPT_BYTES
+                is_small = sum(part.nbytes for part in tensors) * len(self) <= KEPT_BYTES
             if is_small:
                 kept.append(batch)
-            seen += len(batch[0])
-            self._compare(number, batch)
+            seen += batch.samples
+            self._compare(number, tensors)
             yield batch
         if seen != self.samples:  # `__len__` is wrong or has changed.
             raise DataError(
@@ -158,12 +193,11 @@ class Batches:
             )
         self._kept = kept if is_small else None
 
-    def _compare(self, number: int, batch: Any) -> None:
+    def _compare(self, number: int, tensors: Iterable[Any]) -> None:
         """Check that a batch has not changed, as its golden predictions are computed only once."""
         checksum = 0
-        for part in batch:
-            if hasattr(part, "numpy"):
-                checksum = zlib.crc32(part.contiguous().numpy(), checksum)
+        for part in tensors:
+            checksum = zlib.crc32(part.contiguous().numpy(), checksum)
         if self._sums.setdefault(number, checksum) != checksum:
             raise DataError(
                 f"batch {number} of the data set is not what it was when it was first read: leave "
@@ -180,6 +214,61 @@ class Batches:
             raise DataError(f"the data set cannot be read: {quote_error(error)}") from error
 
 
+def _samples_of_loader(loader: Any) -> int:
+    """Number of samples that a loader gives in a pass."""
+    if loader.sampler is None or loader.batch_sampler is None or loader.drop_last:
+        raise DataError(
+            "the data loader must give all samples in batches: leave out batch_size=None, "
+            "drop_last=True and data sets without a length"
+        )
+    with quoting("the sampler of the data loader must have a len()"):
+        own = getattr(loader.batch_sampler, "sampler", None)
+        return len(loader.sampler if own is None else own)
+
+
+def _tensors_of(batch: Batch) -> list[Any]:
+    """The tensors of a batch."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves([batch.inputs, batch.keywords, batch.targets])
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def batches_of(experiment: ExperimentConfig, dataset: Any) -> Batches:
+    """The batches of a data set for the evaluation of an experiment.
+
+    Raises:
+        DataError: the user's function for batches cannot be imported, or the data set has no
+            length.
+    """
+    section, taker = experiment.dataset, None
+    if section is not None and section.batch is not None:
+        taker = find_factory(section.batch, what="batch function")
+    return Batches(dataset, experiment.training.batch_size, taker)
+
+
+def load_metric(experiment: ExperimentConfig) -> Metric | None:
+    """Make the metric of an experiment; None for the accuracy of a classifier.
+
+    Raises:
+        ConfigError: there is no such metric, or a value is not allowed.
+        DataError: the user's function or class cannot be imported or made.
+    """
+    section = experiment.metric
+    if section is None:
+        return None
+    from fxfault.metrics.metric import make_metric  # imports torch
+
+    return make_metric(
+        section.name,
+        section.kwargs,
+        higher_is_better=section.higher_is_better,
+        tolerance=section.tolerance,
+        unit=section.unit,
+    )
+
+
 def open_test_data(experiment: ExperimentConfig) -> EvaluationData:
     """Open the test split of an experiment's data set.
 
@@ -191,10 +280,20 @@ def open_test_data(experiment: ExperimentConfig) -> EvaluationData:
     dataset = _open_data(experiment, "test")
     try:
         return EvaluationData(dataset, dataset_facts(dataset))
-    except DataError:
+    # A data set for another task has no images or classes to look for.
+    except (DataError, AttributeError, KeyError, IndexError, TypeError):
         if _has_own_network(experiment):
             return EvaluationData(dataset, None)
+        if experiment.metric is not None:
+            raise DataError(
+                f"data set {_named(experiment)}: a built-in network cannot be sized for it; it "
+                "takes pairs of an image and a class, so give a network of your own"
+            ) from None
         raise
+
+
+def _named(experiment: ExperimentConfig) -> str:
+    return repr(None if experiment.dataset is None else experiment.dataset.name)
 
 
 def open_training_data(experiment: ExperimentConfig) -> Any:
@@ -206,7 +305,8 @@ def _open_data(experiment: ExperimentConfig, split: Split) -> Any:
     check_sections(experiment, ["dataset"], "the configuration")
     assert experiment.dataset is not None
     data = experiment.dataset
-    return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs)
+    own_task = split == "test" and (experiment.metric is not None or data.batch is not None)
+    return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs, any_items=own_task)
 
 
 def pick_device(name: str) -> torch.device:

@@ -59,6 +59,14 @@ class DatasetConfig:
         dict[str, JsonValue],
         Field(description="Further arguments of the data set, such as `image_size`."),
     ] = field(default_factory=dict)
+    batch: Annotated[
+        _Name | None,
+        Field(
+            description="`package.module:function` from a batch to (arguments, keywords, targets) "
+            "of the network, for an evaluation; null takes tuples, dicts and dataclasses apart by "
+            "the rules of [your own task](your-own-task.md)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,41 @@ class ModelConfig:
     kwargs: Annotated[
         dict[str, JsonValue], Field(description="Further arguments of the model's constructor.")
     ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricConfig:
+    """What an evaluation measures. `metric: NAME` stands for `metric: {name: NAME}`."""
+
+    name: Annotated[
+        _Name,
+        Field(
+            description="Name of a built-in metric, or `package.module:function`; see "
+            "[your own task](your-own-task.md)."
+        ),
+    ]
+    kwargs: Annotated[
+        dict[str, JsonValue],
+        Field(description="Further arguments of the function, or of the class when it is made."),
+    ] = field(default_factory=dict)
+    higher_is_better: Annotated[
+        bool | None,
+        Field(
+            description="Whether a higher value is the better one; null asks the metric, and takes "
+            "true if it does not say."
+        ),
+    ] = None
+    tolerance: Annotated[
+        Annotated[float, Field(ge=0)] | None,
+        Field(
+            description="By how much faults may move the value of a sample before that counts as "
+            "silent data corruption; null asks the metric, and takes 0 if it does not say."
+        ),
+    ] = None
+    unit: Annotated[
+        str | None,
+        Field(description="Unit of the values, such as `dB`; null asks the metric."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +246,13 @@ class ExperimentConfig:
     """All sections of an experiment file.
 
     `dataset` and `model` may be None, as a file can hold faults alone; the commands that need them
-    check.
+    check. `metric` is None for the accuracy of a classifier.
     """
 
     seed: SeedConfig = field(default_factory=SeedConfig)
     dataset: DatasetConfig | None = None
     model: ModelConfig | None = None
+    metric: MetricConfig | None = None
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -242,6 +286,8 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
             if key not in _SECTIONS:
                 problems.append(_unknown_section(key))
             elif values is not None:
+                if key == "metric" and isinstance(values, str):
+                    values = {"name": values}
                 sections[key], found = parse_section(_SECTIONS[key], values, key)
                 problems += found
         problems += contradictions(sections.get(SECTION), SECTION)
@@ -265,6 +311,10 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
         """
         sections = {section.name: getattr(self, section.name) for section in fields(self)}
         plain = {name: value and section_to_dict(value) for name, value in sections.items()}
+        if self.metric is None:
+            del plain["metric"]
+        if self.dataset is not None and self.dataset.batch is None:
+            del plain["dataset"]["batch"]
         return {**plain, SECTION: self.fault_injection.to_dict()}
 
 
@@ -272,6 +322,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "seed": SeedConfig,
     "dataset": DatasetConfig,
     "model": ModelConfig,
+    "metric": MetricConfig,
     "quantization": QuantizationConfig,
     "training": TrainingConfig,
     "optimizer": OptimizerConfig,

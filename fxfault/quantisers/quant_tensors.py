@@ -20,8 +20,9 @@ from brevitas.proxy.groupwise_float_runtime_quant import GroupwiseActFloatQuantP
 from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
 from brevitas.proxy.groupwise_int_runtime_quant import GroupwiseActQuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
-from brevitas.quant_tensor import FloatQuantTensor, QuantTensor
+from brevitas.quant_tensor import FloatQuantTensor
 from brevitas.quant_tensor import IntQuantTensor as IntQuantTensor  # Others import it from here.
+from brevitas.quant_tensor import QuantTensor as QuantTensor
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle

@@ -329,9 +329,9 @@ class FaultSites(RunningSites):
         ):
             self.measure_extents(*inputs)
 
-    def measure_extents(self, *inputs: Any) -> None:
+    def measure_extents(self, *inputs: Any, **named_inputs: Any) -> None:
         """Measure how much there is to hit, as part of `measure`."""
-        self._extents.measure(self, inputs)
+        self._extents.measure(self, inputs, named_inputs)
 
     @property
     def why_unmeasured(self) -> str | None:

@@ -111,13 +111,18 @@ class Extents:
                 f"({error}); call model.faults.measure(...) with all of them first"
             ) from error
 
-    def measure(self, sites: FaultSites, inputs: Sequence[Any]) -> None:
+    def measure(
+        self,
+        sites: FaultSites,
+        inputs: Sequence[Any],
+        named_inputs: Mapping[str, Any] | None = None,
+    ) -> None:
         """Run the model once without faults; see `FaultSites.measure`."""
         before = [(site.seen.elements, site.seen.word_bits) for site in sites]
         for site in sites:
             site.seen.elements, site.seen.word_bits = None, None
         try:
-            statistics = run_without_faults(sites, inputs)
+            statistics = run_without_faults(sites, inputs, named_inputs)
             for site in sites:
                 calls = statistics.layer_stats[site.index].sample_count
                 site.seen.extent = _extent_of(site, calls)

@@ -21,6 +21,7 @@ goes on with the exchanged activation, so that roundings do not add up.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxfault.data.batches import Batch, take_apart
+from fxfault.errors import SiteError
 from fxfault.faults.layouts import Arrangement
 from fxfault.sites.layout_candidates import (
     CALLS,
@@ -117,27 +120,68 @@ def measure_on(sites: FaultSites, loader: Iterable[Any], device: Any) -> None:
 
     Args:
         sites: the sites of the model, which may be in any mode.
-        loader: batches of (inputs, labels).
+        loader: batches, see `fxfault.data.batches`.
         device: the device of the model.
     """
     with random_state_kept():  # A loader draws when it starts.
-        inputs = _first_samples(loader)
+        inputs = _first_samples(loader, sites.clock.model)
     if inputs is not None:
-        sites.measure_layouts(inputs.to(device))
+        sites.measure_layouts(*pytree.tree_map(lambda x: _moved(x, device), inputs))
 
 
-def _first_samples(loader: Iterable[Any]) -> Any:
+def _moved(value: Any, device: Any) -> Any:
+    return value.to(device) if hasattr(value, "to") else value
+
+
+def _first_samples(loader: Iterable[Any], model: nn.Module) -> tuple[Any, ...] | None:
     """As many samples as needed, from the first batches; None if there are none."""
     parts: list[Tensor] = []
-    for inputs, *_ in loader:
-        if not isinstance(inputs, Tensor) or inputs.dim() == 0:
-            return inputs if not parts else parts[0]
-        if parts and (inputs.shape[1:] != parts[0].shape[1:] or inputs.dtype != parts[0].dtype):
+    for given in loader:
+        inputs = positional(take_apart(given, forward=model.forward), model)
+        (only,) = inputs if len(inputs) == 1 else (None,)
+        if not isinstance(only, Tensor) or only.dim() == 0:
+            return inputs if not parts else (parts[0],)
+        if parts and (only.shape[1:] != parts[0].shape[1:] or only.dtype != parts[0].dtype):
             break
-        parts.append(inputs[: SIZES[-1][0]])
+        parts.append(only[: SIZES[-1][0]])
         if sum(map(len, parts)) >= SIZES[-1][0]:
             break
-    return torch.cat(parts) if parts else None
+    return (torch.cat(parts),) if parts else None
+
+
+def positional(batch: Batch, model: nn.Module) -> tuple[Any, ...]:
+    """The inputs of a batch by position, those by keyword in their places in the forward.
+
+    >>> net = torch.nn.TransformerEncoderLayer(8, 2)
+    >>> batch = Batch((torch.zeros(3, 1, 8),), {"src_key_padding_mask": torch.zeros(1, 3)}, None, 1)
+    >>> [type(x).__name__ for x in positional(batch, net)]
+    ['Tensor', 'NoneType', 'Tensor']
+
+    Args:
+        batch: the batch.
+        model: the model that takes it.
+
+    Raises:
+        SiteError: the forward takes a keyword that has no place.
+    """
+    if not batch.keywords:
+        return batch.inputs
+    try:
+        signature = inspect.signature(model.forward)
+        bound = signature.bind(*batch.inputs, **batch.keywords)
+    except (TypeError, ValueError) as error:
+        raise SiteError(f"the forward of the network does not take the batch: {error}") from error
+    bound.apply_defaults()
+    if bound.kwargs:
+        given = [name for name in batch.keywords if name in bound.kwargs]
+        if given:
+            raise SiteError(
+                f"the forward of the network takes {', '.join(given)} by keyword only; give it "
+                "parameters with a place, as samples are found in inputs by position"
+            )
+    values = list(bound.args)
+    last = max(list(bound.arguments).index(name) for name in batch.keywords)
+    return tuple(values[: max(last + 1, len(batch.inputs))])
 
 
 # -- one measurement ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fxfault.training.lightning_import import LightningModule  # isort: skip
 from lightning.pytorch import LightningDataModule
 
 from fxfault.errors import SiteError, TrainingError
-from fxfault.evaluation.full.predictions import labels_of
+from fxfault.evaluation.full.labels import labels_of
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.settings import Setting

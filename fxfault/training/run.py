@@ -85,6 +85,13 @@ training.validation_fraction is 0; raise it, or set save_best to false
     Raises:
         ConfigError: sections contradict each other.
     """
+    batch = None if config.dataset is None else config.dataset.batch
+    for key, given in (("metric", config.metric), ("dataset.batch", batch)):
+        if given is not None:
+            raise ConfigError(
+                f"{key}: training is that of a classifier on pairs of an image and a class, and "
+                "measures its accuracy; leave it out here, and give it to an evaluation or a study"
+            )
     kept = config.checkpoint
     if kept.save_best and config.training.validation_fraction == 0:
         raise ConfigError(

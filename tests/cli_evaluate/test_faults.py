@@ -150,7 +150,7 @@ def test_a_study_of_each_layer_has_the_same_trials(
     ranked = [(site.name, site.rank, [site.rank_low, site.rank_high]) for site in findings.ranked]
     assert ranked == [(e["name"], e["rank"], e["rank_interval"]) for e in found["per_layer"]]
     for index, cell in enumerate(findings.summary.cells):
-        for key, estimate in (("interval", "accuracy"), ("sdc_interval", "sdc")):
+        for key, estimate in (("interval", "measure"), ("sdc_interval", "sdc")):
             of_study = findings.summary[estimate]
             ends = [of_study.low[index], of_study.high[index]]
             assert entries[cell.place][key] == pytest.approx(ends)

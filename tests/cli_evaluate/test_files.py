@@ -16,7 +16,7 @@ from cli_evaluate.tools import FAST, document, svg_text, table
 from commands import Run
 
 from fxfault.campaign import Cell, FaultEvaluation
-from fxfault.campaign.fault_evaluation import CellResult
+from fxfault.campaign.cell_result import CellResult
 from fxfault.cli import evaluate
 from fxfault.cli.pictures import plots
 from fxfault.evaluation.rows import TrialRow

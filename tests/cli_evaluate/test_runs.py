@@ -22,10 +22,11 @@ import fxfault
 from fxfault import passes
 from fxfault.cli import evaluate
 from fxfault.cli.terminal import process_setup, progress
-from fxfault.cli.terminal.text import percent, points
+from fxfault.cli.terminal.text import percent
 from fxfault.errors import DataError
 from fxfault.evaluation.incremental import runner as incremental
 from fxfault.experiment import parts as experiment_parts
+from fxfault.metrics.facts import ACCURACY
 from fxfault.models import build_model
 
 # -- a network and data of the user's own -------------------------------------------------
@@ -196,7 +197,7 @@ def test_a_prediction_that_is_not_verified_ends_the_command(
 
     def wrong(self: Any) -> None:
         evaluate_rightly(self)
-        self.top[0] = self.top[0].flip(0)
+        self.revision.top[0] = self.revision.top[0].flip(0)
 
     monkeypatch.setattr(incremental.Evaluation, "run", wrong)
     run = command("--config", untracked, "--batch-size", "250", "--verify", "100")
@@ -324,7 +325,7 @@ def test_percentages_keep_all_their_digits(value: float, decimals: int, text: st
     ("value", "text"), [(5.14, "+5.14"), (-0.4, "-0.40"), (-0.001, "+0.00"), (0.0, "+0.00")]
 )
 def test_differences_have_a_sign_and_no_negative_zero(value: float, text: str) -> None:
-    assert points(value) == text
+    assert ACCURACY.signed(value) == text
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**20])
@@ -343,7 +344,7 @@ def test_small_data_is_read_once(monkeypatch: pytest.MonkeyPatch, kept_bytes: in
     batches = experiment_parts.Batches(Data(), 2)
     next(iter(batches))  # A pass that was not finished keeps nothing.
     read.clear()
-    passes = [[labels.tolist() for _, labels in batches] for _ in range(3)]
+    passes = [[batch.targets.tolist() for batch in batches] for _ in range(3)]
     assert passes == [[[0, 1], [2, 3], [4]]] * 3
     assert read == list(range(5)) * (1 if kept_bytes else 3)
 

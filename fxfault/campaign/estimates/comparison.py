@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxfault.campaign.estimates.intervals import bootstrap_difference, paired_bootstrap
+from fxfault.campaign.estimates.intervals import Floats, bootstrap_difference, paired_bootstrap
 from fxfault.campaign.estimates.ranking import Falls
 from fxfault.campaign.estimates.summary import Estimate, Summary, Table, mean_of_cells
 from fxfault.campaign.studies.cell import Cell
@@ -23,18 +23,19 @@ from fxfault.errors import FxFaultError
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more accurate study B is than study A under the same faults.
+    """How much better study B is than study A under the same faults, in the unit of the metric.
 
     Attributes:
         cell: the cell of A; None for the average over cells.
-        a: accuracy of A, in percent.
-        b: accuracy of B, in percent.
-        value: B minus A, in percentage points.
+        a: the metric of A; without one the accuracy in percent.
+        b: the metric of B.
+        value: B minus A.
         low: lower end of the interval of `value`; NaN with fewer than two trials.
         high: upper end of the interval.
-        b_better: fraction of the resamples in which B is more accurate.
+        b_better: fraction of the resamples in which B is better.
         trials: numbers of trials of A and of B that were compared.
         paired: whether the trials were compared in pairs.
+        higher_is_better: whether a higher value of the metric is the better one.
     """
 
     cell: Cell | None
@@ -46,6 +47,12 @@ class Difference:
     b_better: float
     trials: tuple[int, int]
     paired: bool
+    higher_is_better: bool = True
+
+    @property
+    def favours_b(self) -> bool:
+        """Whether B is the better one."""
+        return self.value > 0 if self.higher_is_better else self.value < 0
 
     @property
     def is_clear(self) -> bool:
@@ -77,8 +84,13 @@ def compare(a: Side, b: Side) -> list[Difference]:
         A difference for each common cell with trials, in the order of A.
 
     Raises:
-        FxFaultError: the studies have no cell in common.
+        FxFaultError: the studies have no cell in common, or other metrics.
     """
+    if a.summary.metric != b.summary.metric:
+        raise FxFaultError(
+            f"the studies have other metrics: A has {a.summary.metric.sentence}; B has "
+            f"{b.summary.metric.sentence}; compare studies with the same metric"
+        )
     one_each = all(len({cell.checkpoint for cell in s.summary.cells}) == 1 for s in (a, b))
     of_b = {
         _identity(cell, one_each): index
@@ -95,7 +107,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
             f"the studies have no cell in common: A has {_kinds(a.summary)}, "
             f"B has {_kinds(b.summary)}; compare studies with the same axes"
         )
-    falls = Falls(a.table), Falls(b.table)
+    falls = Falls(a.table, a.summary.metric), Falls(b.table, b.summary.metric)
     return [_difference((a, b), falls, pair) for pair in pairs]
 
 
@@ -115,31 +127,38 @@ def _difference(
     sides: tuple[Side, Side], falls: tuple[Falls, Falls], cells: tuple[int, int]
 ) -> Difference:
     a, b = sides
-    # Accuracy of each trial, by its number; NaN if there is no such trial.
+    # The metric of each trial, by its number; NaN if there is no such trial.
+    higher = a.summary.metric.higher_is_better
+    sign = 1.0 if higher else -1.0
     one, two = (
-        side.summary.golden[cell] - fall.of([cell])[:, 0]
+        side.summary.golden[cell] - sign * fall.of([cell])[:, 0]
         for side, fall, cell in zip(sides, falls, cells, strict=True)
     )
     both = min(len(one), len(two))
     common = ~np.isnan(one[:both]) & ~np.isnan(two[:both])
     paired = a.seed == b.seed and int(common.sum()) > 1
-    if paired:  # Both accuracies are those of the pairs, too.
+    if paired:  # Both values are those of the pairs, too.
         one, two = one[:both][common], two[:both][common]
     else:
         one, two = one[~np.isnan(one)], two[~np.isnan(two)]
     judge = paired_bootstrap if paired else bootstrap_difference
-    low, high, better = judge(two, one, a.summary.confidence)
+    low, high, above = judge(two, one, a.summary.confidence)
     return Difference(
         cell=a.summary.cells[cells[0]],
-        a=float(one.mean()),
-        b=float(two.mean()),
-        value=float(two.mean() - one.mean()),
+        a=_mean(one),
+        b=_mean(two),
+        value=_mean(two) - _mean(one),
         low=low,
         high=high,
-        b_better=better,
+        b_better=above if higher else 1.0 - above,
         trials=(len(one), len(two)),
         paired=paired,
+        higher_is_better=higher,
     )
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else float("nan")  # If no trial has a value.
 
 
 def overall(differences: Sequence[Difference]) -> Difference:
@@ -161,4 +180,5 @@ def overall(differences: Sequence[Difference]) -> Difference:
         b_better=float("nan"),
         trials=(sum(d.trials[0] for d in differences), sum(d.trials[1] for d in differences)),
         paired=all(d.paired for d in differences),
+        higher_is_better=differences[0].higher_is_better,
     )

@@ -1,4 +1,8 @@
-"""Rank the sites that were struck alone by the accuracy that their faults cost."""
+"""Rank the sites that were struck alone by what their faults cost in the metric.
+
+The metric is the accuracy by default. A cost is a fall of a metric whose higher value is the better
+one, and a rise of any other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy as np
 from fxfault.campaign.estimates.intervals import Floats, rank_intervals
 from fxfault.campaign.estimates.summary import Integers, Summary, Table, mean_of_cells
 from fxfault.campaign.studies.cell import Cell
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 Setting = tuple[str, str, str | None]
 """The settings that compared sites share: fault with its bit, rate, checkpoint."""
@@ -21,16 +26,17 @@ class RankedSite:
 
     Attributes:
         name: name of the site.
-        rank: 1 for the site whose faults cost the most accuracy; sites with equal costs share the
-            first of their places (1, 2, 2, 4).
+        rank: 1 for the site whose faults cost the most; sites with equal costs share the first of
+            their places (1, 2, 2, 4).
         rank_low: lower end of the rank's interval, which spans the places of all that share it.
         rank_high: upper end of the rank's interval.
-        fall: accuracy lost, in percentage points.
+        fall: the cost in the unit of the metric; accuracy lost in percentage points without one.
         fall_low: lower end of the interval of `fall`.
         fall_high: upper end of the interval of `fall`.
-        sdc: SDC rate, in percent.
+        sdc: SDC rate, in percent; NaN if the metric cannot tell.
         trials: number of trials over all settings.
         due: DUE rate, in percent.
+        unit: a cost of this size counts like a percentage point of accuracy, for rounding.
     """
 
     name: str
@@ -43,6 +49,7 @@ class RankedSite:
     sdc: float
     trials: int
     due: float = 0.0
+    unit: float = 1.0
 
 
 def setting_of(cell: Cell) -> Setting:
@@ -101,10 +108,12 @@ def rank_sites(
     if len(names) < fewest or not common:
         return []
     columns = np.array([[sites[name] for name in names] for sites in common.values()])
-    falls = Falls(table)
-    least = _least_variances(table, columns, len(summary.cells))
+    falls = Falls(table, summary.metric)
+    least = _least_variances(table, columns, summary)
     scores = [falls.of(row) for row in columns]
-    ranks, low, high = rank_intervals(scores, summary.confidence, least)
+    unit = _unit(summary)
+    scaled = [part / unit**2 for part in least]
+    ranks, low, high = rank_intervals([s / unit for s in scores], summary.confidence, scaled)
     fall, fall_low, fall_high = mean_of_cells(summary["fall"], columns)
     sdc, due = (summary[name].value[columns].mean(axis=0) for name in ("sdc", "due"))
     trials = summary.trials[columns].sum(axis=0)
@@ -120,57 +129,87 @@ def rank_sites(
             sdc=float(sdc[i]),
             trials=int(trials[i]),
             due=float(due[i]),
+            unit=unit,
         )
         for i, name in enumerate(names)
     ]
     return sorted(ranked, key=lambda site: site.rank)
 
 
-def _least_variances(table: Table, columns: Integers, cells: int) -> list[Floats]:
-    """Lower bound of the variance of the accuracy lost in each cell, in squared points.
+def _unit(summary: Summary) -> float:
+    """A hundredth of the largest golden value: what a percentage point is to an accuracy.
 
-    The loss counts samples that turned wrong, less those that turned right. A few such events
-    scatter by chance as a Poisson variable does, even if the trials happen to be alike: one event
-    among 2,500 samples tells two sites apart as little as none. The bound counts one event more
-    than was seen, spread over the settings, as zero events do not prove a rate of zero.
+    Without a golden value apart from 0, it is a hundredth of the largest fall.
+    """
+    if summary.metric.is_accuracy:
+        return 1.0
+    for values in (summary.golden, summary["fall"].value):
+        largest = float(np.nanmax(np.abs(values), initial=0.0))
+        if largest > 0:
+            return largest / 100
+    return 1.0
+
+
+def _least_variances(table: Table, columns: Integers, summary: Summary) -> list[Floats]:
+    """Lower bound of the variance of the cost in each cell, in squared units of the metric.
+
+    The accuracy lost counts samples that turned wrong, less those that turned right. A few such
+    events scatter by chance as a Poisson variable does, even if the trials happen to be alike: one
+    event among 2,500 samples tells two sites apart as little as none. The bound counts one event
+    more than was seen, spread over the settings, as zero events do not prove a rate of zero.
+
+    The sum of changes of any other metric scatters as a compound Poisson variable, whose variance
+    is the expected sum of their squares. The event more is an average one of the table. If a metric
+    has no value for each sample, there is no such bound, and it is 0.
 
     Args:
         table: the rows.
         columns: indices of the cells, shape (settings, sites).
-        cells: number of cells of the table.
+        summary: the summary of the rows.
     """
+    cells = len(summary.cells)
+    samples = np.bincount(table["cell"], weights=table["samples"], minlength=cells)
+    if not summary.metric.is_accuracy:
+        squares = np.nan_to_num(table["squares"], nan=0.0)
+        sums = np.bincount(table["cell"], weights=squares, minlength=cells)
+        moved = np.nansum(table["sdc"])
+        one = squares.sum() / moved / len(columns) if moved else 0.0
+        return [(sums[row] + one) / samples[row] ** 2 for row in columns]
     lost = table["critical_sdc"]
     # Of the samples without a prediction, those that were right are lost, too. Their number is
     # unknown: the most that it can be makes the bound cautious, and exact without such samples.
     lost = lost + np.minimum(table["due"], np.maximum(table["golden_correct"] - lost, 0))
     gained = table["correct"] - table["golden_correct"] + lost
     events = np.bincount(table["cell"], weights=lost + gained, minlength=cells)
-    samples = np.bincount(table["cell"], weights=table["samples"], minlength=cells)
     return [(100.0 / samples[row]) ** 2 * (events[row] + 1 / len(columns)) for row in columns]
 
 
 def weakest(ranked: Sequence[RankedSite]) -> list[RankedSite]:
     """The sites whose faults cost the most: one, or several that are tied.
 
-    The list is empty if no site lost accuracy.
+    The list is empty if no site lost anything.
 
     >>> weakest([RankedSite("stem", 1, 1, 2, 0.0, -0.1, 0.1, 0.0, 10)])
     []
     """
-    return [site for site in ranked if site.rank == 1 and site.fall > NOTHING_LOST]
+    return [site for site in ranked if site.rank == 1 and site.fall > NOTHING_LOST * site.unit]
 
 
-# Points of accuracy; less is rounding.
+# In percentage points, or hundredths of the golden value of a metric; less is rounding.
 NOTHING_LOST = 1e-9
 
 
 class Falls:
-    """The accuracy lost in each trial, in percentage points, sorted by cell for fast access."""
+    """What faults cost in each trial, in the unit of the metric, sorted by cell for fast access."""
 
-    def __init__(self, table: Table) -> None:
-        lost = table["golden_correct"] - table["correct"]
+    def __init__(self, table: Table, metric: MetricFacts = ACCURACY) -> None:
+        """Take the rows of a study, and what its metric is."""
+        if metric.is_accuracy:
+            lost = 100.0 * (table["golden_correct"] - table["correct"]) / table["samples"]
+        else:
+            lost = metric.loss(table["golden"], table["value"])
         order = np.argsort(table["cell"], kind="stable")
-        self._values: Floats = (100.0 * lost / table["samples"])[order]
+        self._values: Floats = lost[order]
         self._trials: Integers = table["trial"][order]
         self._cells: Integers = table["cell"][order]
 
@@ -178,7 +217,8 @@ class Falls:
         """Return the trials of some cells side by side.
 
         Returns:
-            Shape (trial numbers, cells); NaN if a cell has no trial of that number.
+            Shape (trial numbers, cells); NaN if a cell has no trial of that number, or the trial
+            has no value.
         """
         starts = np.searchsorted(self._cells, cells, side="left")
         ends = np.searchsorted(self._cells, cells, side="right")
@@ -197,18 +237,32 @@ class HeatMap:
     Attributes:
         sites: names of the sites, in the order of the study.
         faults: fault models; one entry for each bit of a model.
-        values: the measure in percent, shape (sites, faults); NaN if a rate has no trial.
+        values: the measure, shape (sites, faults); NaN if a rate has no trial.
         rates: texts of the rates that were averaged, ascending.
+        label: what the measure is, with its unit.
     """
 
     sites: tuple[str, ...]
     faults: tuple[str, ...]
     values: Floats
     rates: tuple[str, ...]
+    label: str = "SDC rate (%)"
+
+    @property
+    def title(self) -> str:
+        """The label as words at the start of a line."""
+        return self.label.replace(" (%)", " in percent")
 
 
-def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
-    """Average a measure of sites struck alone, by site and fault."""
+def heat_map(summary: Summary) -> HeatMap:
+    """Average the SDC rate of sites struck alone, by site and fault.
+
+    If the metric has no value for each sample, there is no such rate. Then it is the cost of the
+    faults, in the unit of the metric.
+    """
+    measure, label = "sdc", "SDC rate (%)"
+    if not summary.has_sdc:
+        measure, label = "fall", f"{summary.metric.name} lost{summary.metric.in_points}"
     by_setting = site_cells(summary)
     sites = tuple(dict.fromkeys(name for found in by_setting.values() for name in found))
     faults = tuple(dict.fromkeys(fault for fault, _, _ in by_setting))
@@ -222,7 +276,7 @@ def heat_map(summary: Summary, measure: str = "sdc") -> HeatMap:
     values = np.where(numbers == numbers.max(axis=0), sums, np.nan) / np.maximum(numbers, 1)
     cells = [summary.cells[index] for found in by_setting.values() for index in found.values()]
     rates = {cell.rate or 0.0: cell.rate_text for cell in cells}
-    return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)))
+    return HeatMap(sites, faults, values, tuple(rates[rate] for rate in sorted(rates)), label)
 
 
 # The place, fault, checkpoint and memories of a curve.
@@ -231,7 +285,7 @@ _Key = tuple[str, str, "str | None", tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against how often faults strike.
+    """The metric against how often faults strike.
 
     Attributes:
         place: `all`, names of the struck sites, or `each` for the mean over sites struck alone.
@@ -239,7 +293,7 @@ class Curve:
         checkpoint: the weights.
         rates: probabilities in percent, or numbers of faults in each sample (for weights in each
             trial), ascending.
-        accuracy: mean accuracy at each rate, in percent.
+        values: mean of the metric at each rate.
         low: lower ends of the intervals; NaN if there is none.
         high: upper ends of the intervals.
         counted: whether the rates are numbers of faults.
@@ -251,7 +305,7 @@ class Curve:
     fault: str
     checkpoint: str | None
     rates: tuple[float, ...]
-    accuracy: Floats
+    values: Floats
     low: Floats
     high: Floats
     counted: bool = False
@@ -282,5 +336,5 @@ def _curve(key: _Key, found: Mapping[float, Sequence[int]], summary: Summary) ->
     rates = tuple(rate for rate, _ in points)
     counted = summary.cells[cells.flat[0]].num_faults is not None
     place, fault, checkpoint, memories = key
-    means = mean_of_cells(summary["accuracy"], cells)
+    means = mean_of_cells(summary["measure"], cells)
     return Curve(place, fault, checkpoint, rates, *means, counted, len(cells), memories)

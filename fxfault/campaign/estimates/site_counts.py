@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,21 +21,21 @@ class SiteCounts:
     Attributes:
         trials: number of trials.
         samples: samples evaluated.
-        sdc: samples whose prediction faults changed.
+        sdc: samples whose prediction or value faults changed; None if the metric cannot tell.
         faults: elements hit.
         elements: elements exposed.
         struck: samples in which any element was hit.
-        masked: struck samples that kept their prediction.
-        due: samples without a prediction, as their scores are not finite.
+        masked: struck samples that kept their prediction or value; None if the metric cannot tell.
+        due: samples without a prediction or value, as their scores are not finite.
     """
 
     trials: int
     samples: int
-    sdc: int
+    sdc: int | None
     faults: int
     elements: int
     struck: int
-    masked: int
+    masked: int | None
     due: int
 
 
@@ -66,7 +67,11 @@ due=1)}
     # float64 holds sums up to 2**53 exactly.
     sums = [np.bincount(sites, weights=table[n], minlength=len(names)) for n in _COUNTED]
     return {
-        name: SiteCounts(int(trials[i]), *(int(column[i]) for column in sums))
+        name: SiteCounts(int(trials[i]), *(_whole(column[i]) for column in sums))
         for i, name in enumerate(names)
         if trials[i]
     }
+
+
+def _whole(value: float) -> Any:
+    return None if np.isnan(value) else int(value)

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fxfault.campaign.studies.cell import Cell
-from fxfault.campaign.studies.study import Study, look_points
+from fxfault.campaign.studies.stop_rule import look_points
+from fxfault.campaign.studies.study import Study
+from fxfault.metrics.facts import ACCURACY, DATA, SAMPLE, MetricFacts
 
 if TYPE_CHECKING:
     from fxfault.evaluation.rows import TrialRow
@@ -49,16 +51,21 @@ def trials_wanted(study: Study, rows: Sequence[TrialRow], unsure_before: int = 0
 
 
 def is_sure(study: Study, rows: Sequence[TrialRow]) -> bool:
-    """Whether the intervals of accuracy and SDC rate are both as narrow as the stop rule asks.
+    """Whether the intervals of the metric and SDC rate are both as narrow as the stop rule asks.
 
     Args:
         study: a study with a stop rule.
         rows: trials of one cell, at least one.
     """
-    from fxfault.campaign.estimates.summary import is_within, summarise, table_of
+    from fxfault.campaign.estimates.cell_states import is_within
+    from fxfault.campaign.estimates.summary import summarise, table_of
 
     assert study.stop is not None
     cell = Cell.from_key(rows[0].cell)
     shared = [study.shares_faults(cell)]
-    summary = summarise(table_of(rows, [cell]), [cell], shared, study.stop.confidence)
-    return bool(is_within(summary, study.stop.margin)[0])
+    metric = ACCURACY
+    if study.experiment.metric is not None:  # How wide an interval is does not depend on the rest.
+        each = DATA if rows[0].sdc is None else SAMPLE
+        metric = MetricFacts(study.experiment.metric.name, each=each)
+    summary = summarise(table_of(rows, [cell]), [cell], shared, study.stop.confidence, metric)
+    return bool(is_within(summary, study.stop)[0])

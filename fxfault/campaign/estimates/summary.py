@@ -2,43 +2,42 @@
 
 Nothing here loops over rows: a million of them take about a second.
 
-`accuracy`, `fall` and `top5` are means over trials, with Student's t interval; `sdc`,
-`critical_sdc`, `due`, `fault_rate` and `masked` are rates over samples or elements, with Wilson's
-interval. All take the data as given (see `fxfault.campaign.estimates.intervals`).
+`measure` (the metric, by default the accuracy), `fall` and `top5` are means over trials, with
+Student's t interval; `sdc`, `critical_sdc`, `due`, `fault_rate` and `masked` are rates over samples
+or elements, with Wilson's interval. All take the data as given (see
+`fxfault.campaign.estimates.intervals`). The fall compares each trial with the golden run on the
+same samples, so that what makes samples differ from each other cancels out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxfault.campaign.estimates.intervals import Floats, clustered_wilson, student_t, wilson
 from fxfault.campaign.studies.cell import Cell
-from fxfault.campaign.studies.study import look_points
 from fxfault.errors import FxFaultError
-from fxfault.evaluation.rows import COUNTS, TrialRow
-
-if TYPE_CHECKING:
-    from fxfault.campaign.studies.study import StopRule, Study
+from fxfault.evaluation.rows import COUNTS, REALS, TrialRow
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 Integers = NDArray[np.int64]
 Table = Mapping[str, NDArray[Any]]
 """Columns by the names of the fields of `TrialRow`; `cell` is an index into a list of cells, and
-`top5` is NaN if a row has none."""
+what a row has not is NaN."""
 
-ESTIMATES = ("accuracy", "fall", "sdc", "critical_sdc", "due", "masked", "fault_rate", "top5")
-
-# States of a cell; see `states`.
-EARLY, DONE, UNSURE, UNFINISHED = "stopped early", "done", "not sure", "unfinished"
+ESTIMATES = ("measure", "fall", "sdc", "critical_sdc", "due", "masked", "fault_rate", "top5")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One measure of all cells, in percent (`fall`: in percentage points), shape (cells,).
+    """One measure of all cells, shape (cells,).
+
+    Rates are in percent. The metric and its fall are in the unit of the metric; without one they
+    are in percent and in percentage points.
 
     Attributes:
         value: the estimate; NaN without data.
@@ -60,10 +59,11 @@ class Summary:
     Attributes:
         cells: the cells.
         trials: numbers of finished trials, shape (cells,).
-        golden: accuracy without faults, in percent, shape (cells,).
+        golden: the metric without faults, shape (cells,).
         seconds: mean time of a trial, in seconds, shape (cells,).
         confidence: confidence of all intervals, in percent.
         estimates: the estimates, by the names in `ESTIMATES`.
+        metric: what the metric is.
     """
 
     cells: tuple[Cell, ...]
@@ -72,6 +72,7 @@ class Summary:
     seconds: Floats
     confidence: float
     estimates: Mapping[str, Estimate]
+    metric: MetricFacts = ACCURACY
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -84,17 +85,35 @@ class Summary:
         """
         return bool((self["due"].value > 0).any())
 
+    @property
+    def has_sdc(self) -> bool:
+        """Whether SDCs are counted; a metric without a value for each sample cannot tell them."""
+        return self.metric.has_sdc
+
+    @property
+    def shown(self) -> list[str]:
+        """Names of the estimates that a report shows.
+
+        `due` is left out if no cell has any (see `has_due`), and so is what a metric does not
+        count.
+        """
+        hidden = set() if self.has_due else {"due"}
+        hidden |= set() if self.metric.is_accuracy else {"critical_sdc", "top5"}
+        hidden |= set() if self.has_sdc else {"sdc", "masked"}
+        return [name for name in self.estimates if name not in hidden]
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield each cell as plain values: its settings, and each estimate with its interval.
 
-        NaN becomes None. `due` is left out if no cell has any (see `has_due`).
+        NaN becomes None. The metric has the name of its `MetricFacts.column`.
         """
-        shown = [name for name in self.estimates if name != "due" or self.has_due]
+        shown = {name: name for name in self.shown}
+        shown["measure"] = self.metric.column
         for index, cell in enumerate(self.cells):
             row: dict[str, Any] = {**cell.columns, "trials": int(self.trials[index])}
             row["golden"] = _plain(self.golden[index])
-            for name in shown:
-                estimate = self.estimates[name]
+            for of, name in shown.items():
+                estimate = self.estimates[of]
                 row[name] = _plain(estimate.value[index])
                 row[f"{name}_low"] = _plain(estimate.low[index])
                 row[f"{name}_high"] = _plain(estimate.high[index])
@@ -117,7 +136,7 @@ def table_of(rows: Sequence[TrialRow], cells: Sequence[Cell]) -> Table:
     places = {cell.key: index for index, cell in enumerate(cells)}
     table = {
         name: np.array([getattr(row, name) for row in rows], np.float64)
-        for name in (*COUNTS, "seconds")
+        for name in (*COUNTS, "seconds", *REALS)
     }
     table["trial"] = table["trial"].astype(np.int64)
     return {**table, "cell": np.array([places[row.cell] for row in rows], np.int64)}
@@ -128,6 +147,7 @@ def summarise(
     cells: Sequence[Cell],
     shared: Sequence[bool] | None = None,
     confidence: float = 95.0,
+    metric: MetricFacts = ACCURACY,
 ) -> Summary:
     """Estimate all measures of all cells.
 
@@ -137,31 +157,70 @@ def summarise(
         shared: for each cell, whether all samples of a trial have the same faults (a broken unit,
             a stuck bit); default: False for all.
         confidence: confidence of the intervals, in percent.
+        metric: what the metric is.
     """
     sums = _Sums(table, len(cells))
     chosen = np.zeros(len(cells), bool) if shared is None else np.asarray(shared, bool)
-    accuracy = _means(sums, "correct", confidence)
-    accuracy = _with_width(accuracy, sums, chosen, confidence)
     with np.errstate(invalid="ignore"):
-        golden = 100.0 * sums["golden_correct"] / sums["samples"]
         seconds = sums["seconds"] / sums.trials
-    low, high = golden - accuracy.high, golden - accuracy.low
+    rates = {
+        "sdc": ("sdc", "samples"),
+        "critical_sdc": ("critical_sdc", "samples"),
+        "due": ("due", "samples"),
+        "masked": ("masked", "struck"),
+        "fault_rate": ("faults", "elements"),
+    }
+    found = {name: _rates(sums, *parts, chosen, confidence) for name, parts in rates.items()}
+    measure, fall, golden = _measured(sums, chosen, confidence, metric)
     estimates = {
-        "accuracy": accuracy,
-        "fall": Estimate(golden - accuracy.value, low, high, accuracy.n),
-        "sdc": _rates(sums, "sdc", "samples", chosen, confidence),
-        "critical_sdc": _rates(sums, "critical_sdc", "samples", chosen, confidence),
-        "due": _rates(sums, "due", "samples", chosen, confidence),
-        "masked": _rates(sums, "masked", "struck", chosen, confidence),
-        "fault_rate": _rates(sums, "faults", "elements", chosen, confidence),
+        "measure": measure,
+        "fall": fall,
+        **found,
         "top5": _means(sums, "top5", confidence),
     }
-    _check_possible({**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells)
-    return Summary(tuple(cells), sums.trials, golden, seconds, confidence, estimates)
+    _check_possible(
+        {**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells, metric
+    )
+    return Summary(tuple(cells), sums.trials, golden, seconds, confidence, estimates, metric)
 
 
-def _check_possible(estimates: Mapping[str, Estimate], cells: Sequence[Cell]) -> None:
-    """Check that estimates are percentages within their intervals.
+def _measured(
+    sums: _Sums, shared: NDArray[np.bool_], confidence: float, metric: MetricFacts
+) -> tuple[Estimate, Estimate, Floats]:
+    """The metric, its fall, and the metric without faults."""
+    if metric.is_accuracy:
+        accuracy = _means(sums, "correct", confidence)
+        measure = _with_width(accuracy, sums, shared, confidence)
+        with np.errstate(invalid="ignore"):
+            golden = 100.0 * sums["golden_correct"] / sums["samples"]
+        low, high = golden - measure.high, golden - measure.low
+        return measure, Estimate(golden - measure.value, low, high, measure.n), golden
+    values, there = sums.table["value"], ~np.isnan(sums.table["value"])
+    # Golden values of a cell are all the same: the first is exact, their mean may be rounded.
+    golden = np.full(sums.cells, np.nan)
+    golden[sums.codes[::-1]] = sums.table["golden"][::-1]
+    number = sums.of(there)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Of the changes, which are small beside the values, so that less is lost to rounding.
+        change = np.where(there, values - golden[sums.codes], 0.0)
+        mean = np.where(number > 0, sums.of(change) / number, np.nan)
+        rest = np.where(there, change - mean[sums.codes], 0.0)
+        variance = sums.of(rest * rest) / np.where(number > 1, number - 1, np.nan)
+    low, high = student_t(mean, variance, number, confidence)
+    # If no trial moved the metric, nothing tells by how much one might.
+    known = sums.of(np.where(there, np.abs(change), 0.0)) > 0
+    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+    trials = number.astype(np.int64)
+    measure = Estimate(golden + mean, golden + low, golden + high, trials)
+    if metric.higher_is_better:
+        return measure, Estimate(-mean, -high, -low, trials), golden
+    return measure, Estimate(mean, low, high, trials), golden
+
+
+def _check_possible(
+    estimates: Mapping[str, Estimate], cells: Sequence[Cell], metric: MetricFacts
+) -> None:
+    """Check that estimates are percentages within their intervals, apart from those of a metric.
 
     Raises:
         FxFaultError: an estimate is not, because of a bug in this version or in the one that
@@ -169,6 +228,8 @@ def _check_possible(estimates: Mapping[str, Estimate], cells: Sequence[Cell]) ->
     """
     rounding = 1e-6
     for name, estimate in estimates.items():
+        if name in ("measure", "fall", "golden") and not metric.is_accuracy:
+            continue
         least = -100.0 if name == "fall" else 0.0
         value, low, high = estimate.value, estimate.low, estimate.high
         # Comparisons with NaN are false.
@@ -200,6 +261,7 @@ class _Sums:
         return self._known[name]
 
     def of(self, values: NDArray[Any]) -> Floats:
+        """Add up a column; a trial without a value makes the sum of its cell NaN."""
         # float64 holds sums up to 2**53 exactly.
         sums = np.bincount(self.codes, weights=values, minlength=self.cells)
         return sums.astype(np.float64, copy=False)  # Without rows, bincount gives integers.
@@ -255,74 +317,6 @@ def _rates(
         wide = clustered_wilson(rate, number, variance, sums.trials, confidence)
         low, high = np.where(shared, wide[0], low), np.where(shared, wide[1], high)
     return Estimate(100.0 * rate, 100.0 * low, 100.0 * high, number.astype(np.int64))
-
-
-def states(
-    study: Study, table: Table, cells: Sequence[Cell], shared: Sequence[bool] | None = None
-) -> list[str]:
-    """Return the state of each cell.
-
-    Returns:
-        `EARLY`: the stop rule ended the cell before `max_trials`; `DONE`: the cell has all its
-        trials and, under a stop rule, is sure; `UNSURE`: the cell has all its trials and is not
-        sure; `UNFINISHED`: trials are missing.
-    """
-    trials = np.bincount(table["cell"], minlength=len(cells))
-    if study.stop is None:
-        return [DONE if number >= study.max_trials else UNFINISHED for number in trials]
-    rule = study.stop
-    sure = is_within(summarise(table, cells, shared, rule.confidence), rule.margin)
-    whole = trials >= rule.max_trials
-    stopped = sure & np.isin(trials, look_points(rule))
-    rest = ~whole & ~stopped & (trials > rule.min_trials)
-    stopped |= _stopped_before(rule, table, cells, shared, rest)
-    ended = np.where(sure, DONE, UNSURE)
-    return [str(s) for s in np.where(whole, ended, np.where(stopped, EARLY, UNFINISHED))]
-
-
-def _stopped_before(
-    rule: StopRule,
-    table: Table,
-    cells: Sequence[Cell],
-    shared: Sequence[bool] | None,
-    chosen: NDArray[np.bool_],
-) -> NDArray[np.bool_]:
-    """Which of the chosen cells the rule ends at fewer trials than they have.
-
-    A cell has more trials if an earlier version of the study asked for them (see
-    `fingerprint.conflicts`).
-    """
-    stopped = np.zeros(len(cells), bool)
-    looks = look_points(rule)[:-1] if chosen.any() else ()
-    own = chosen[table["cell"]]
-    part = {name: column[own] for name, column in table.items()} if looks else {}
-    for look in looks:
-        first = part["trial"] < look
-        seen = {name: column[first] for name, column in part.items()}
-        summary = summarise(seen, cells, shared, rule.confidence)
-        stopped |= is_within(summary, rule.margin) & (summary.trials == look)
-    return stopped
-
-
-def is_within(summary: Summary, margin: float) -> NDArray[np.bool_]:
-    """Whether the intervals of accuracy and SDC rate are both within a margin.
-
-    The accuracy alone is not enough: if faults rarely matter, a few trials may all be equal, and
-    only the interval of the SDC rate accounts for the number of samples.
-
-    Args:
-        summary: the summary of a study; a cell with fewer than two trials is never within.
-        margin: largest half width, in percentage points.
-
-    Returns:
-        Booleans, shape (cells,).
-    """
-    within = np.ones(len(summary.cells), bool)
-    for name in ("accuracy", "sdc"):
-        estimate = summary[name]
-        # False for NaN, the width of a single trial.
-        within &= estimate.high - estimate.low <= 2 * margin
-    return within & (summary.trials > 1)
 
 
 def mean_of_cells(estimate: Estimate, cells: Integers) -> tuple[Floats, Floats, Floats]:

@@ -18,24 +18,26 @@ from typing import Any
 from fxfault.campaign.records.store_files import APPLICATION, file_of, lacks_its_log, store_of
 from fxfault.campaign.records.store_schema import refuse
 from fxfault.errors import StoreError
-from fxfault.evaluation.rows import COUNTS
+from fxfault.evaluation.rows import COUNTS, OPTIONAL, REALS
 from fxfault.files.access import expanded
 from fxfault.files.locks import FileLock
 
-SCHEMA = 2
+SCHEMA = 3
 
 # A commit waits this long for a reader in its way, which only happens at the end of the log.
 _PATIENCE = 30.0  # seconds
 
 _NAMES = ("about", "cells", "trials")
-_YOUNG = ("due",)  # Counts that stores of schema 1 lack.
+# What stores of earlier schemas lack (1: all, 2: the fields of a metric), with what it is in SQL.
+_YOUNG = {"due": "INTEGER NOT NULL DEFAULT 0", **dict.fromkeys(REALS, "REAL")}
 _TABLES = f"""
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cells (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
 CREATE TABLE trials (
     cell INTEGER NOT NULL REFERENCES cells (id),
-    {", ".join(f"{name} INTEGER{' NOT NULL' if name != 'top5' else ''}" for name in COUNTS)},
+    {", ".join(f"{name} INTEGER{'' if name in OPTIONAL else ' NOT NULL'}" for name in COUNTS)},
     seconds REAL NOT NULL,
+    {", ".join(f"{name} REAL" for name in REALS)},
     PRIMARY KEY (cell, trial)
 ) WITHOUT ROWID;
 """
@@ -248,12 +250,13 @@ def make_tables(
 
 
 def selected(connection: sqlite3.Connection, names: Sequence[str]) -> str:
-    """Columns of trials for a SELECT; counts that the store lacks are 0 in all rows.
+    """Columns of trials for a SELECT; what the store lacks is 0, or NULL for a metric, in all rows.
 
     A writer may add them at any time: ask again in each transaction.
     """
     lacking = _lacking(connection)
-    return ", ".join(f"0 AS {name}" if name in lacking else name for name in names)
+    absent = {name: "NULL" if name in REALS else "0" for name in lacking}
+    return ", ".join(f"{absent[name]} AS {name}" if name in lacking else name for name in names)
 
 
 def _lacking(connection: sqlite3.Connection) -> list[str]:
@@ -265,13 +268,13 @@ def _lacking(connection: sqlite3.Connection) -> list[str]:
 
 
 def add_columns(connection: sqlite3.Connection) -> None:
-    """Add the counts that the trials lack, within the caller's transaction.
+    """Add the columns that the trials lack, within the caller's transaction.
 
-    An earlier fxfault, which would not count them, then refuses the store.
+    An earlier fxfault, which would not fill them, then refuses the store.
     """
     lacking = _lacking(connection)
     for name in lacking:
-        connection.execute(f"ALTER TABLE trials ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
+        connection.execute(f"ALTER TABLE trials ADD COLUMN {name} {_YOUNG[name]}")
     if lacking:
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
 

@@ -16,10 +16,11 @@ same bit for bit, keep to one kind of device and one number of threads.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fxfault.config.fault_injection import FaultInjectionConfig
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fxfault.campaign.studies.study import Study
-    from fxfault.evaluation.full.predictions import Predictions
+    from fxfault.data.batches import Batch
     from fxfault.sites.fault_sites import FaultSites
 
 PACKAGES = ("fxfault", "torch", "brevitas", "numpy")
@@ -99,42 +100,79 @@ def of_structure(model: nn.Module, faults: FaultSites) -> str:
     return hashlib.sha256(json.dumps([modules, sites]).encode()).hexdigest()
 
 
-def of_golden(golden: Predictions) -> dict[str, Any]:
-    """The predictions without faults: the number of correct ones, and the SHA-256 of all."""
-    predicted = golden.top[:, 0].cpu()
-    return {
-        "correct": int((predicted == golden.labels.cpu()).sum()),
-        "predictions": hashlib.sha256(_tensor_bytes(predicted)).hexdigest(),
-    }
-
-
-def of_data(dataset: Any, batches: Iterable[Any], labels: torch.Tensor) -> dict[str, Any]:
-    """The labels and inputs of a data set.
-
-    All inputs are hashed if they take 256 MiB or less; else 256 of them, evenly spread, as
-    decoding a large set takes as long as a trial. All labels are always hashed.
+def of_golden(golden: Any) -> dict[str, Any]:
+    """The result without faults.
 
     Args:
-        dataset: map-style dataset of (input, label).
-        batches: the same samples in batches of (inputs, labels).
-        labels: labels of all samples, int64, shape (samples,).
+        golden: `Predictions`, of which the number of correct ones counts, and the SHA-256 of all;
+            or with a metric `Measured`, of which the value counts, and the SHA-256 of the values of
+            all samples or batches.
     """
-    samples = len(labels)
-    inputs = hashlib.sha256()
+    if golden.facts.is_accuracy:
+        predicted = golden.top[:, 0].cpu()
+        return {
+            "correct": int((predicted == golden.labels.cpu()).sum()),
+            "predictions": hashlib.sha256(_tensor_bytes(predicted)).hexdigest(),
+        }
+    records = golden.records
+    values = {} if records is None else {"values": hashlib.sha256(_tensor_bytes(records))}
+    return {"value": golden.value, **{name: value.hexdigest() for name, value in values.items()}}
+
+
+def of_data(dataset: Any, batches: Iterable[Batch], golden: Any) -> dict[str, Any]:
+    """The targets and inputs of a data set.
+
+    All inputs are hashed if they take 256 MiB or less; else 256 of them, evenly spread, as
+    decoding a large set takes as long as a trial. All labels are always hashed; of other targets,
+    those of the hashed inputs are.
+
+    Args:
+        dataset: map-style dataset of (input, label), or with a metric of any items.
+        batches: the same samples in batches.
+        golden: `Predictions` with the labels of all samples; or `Measured`.
+    """
+    samples = golden.samples
+    inputs, targets = hashlib.sha256(), hashlib.sha256()
+    labels = golden.labels.cpu() if golden.facts.is_accuracy else None
     step = 1
-    if len(_input_bytes(dataset[0][0])) * samples <= WHOLE_BYTES:
-        for images, _ in batches:
-            inputs.update(_input_bytes(images))
+    first = dataset[0][0] if labels is not None else dataset[0]
+    if sum(map(len, _all_bytes(first))) * samples <= WHOLE_BYTES:
+        for batch in batches:
+            for part in _all_bytes([*batch.inputs, *batch.keywords.values()]):
+                inputs.update(part)
+            for part in _all_bytes(batch.targets) if labels is None else ():
+                targets.update(part)
     else:
         step = max(1, samples // SPOT_CHECKS)
         for index in range(0, samples, step):
-            inputs.update(_input_bytes(dataset[index][0]))
+            for part in _all_bytes(dataset[index][0] if labels is not None else dataset[index]):
+                inputs.update(part)
+    if labels is not None:
+        targets.update(_tensor_bytes(labels))
     return {
         "samples": samples,
-        "labels": hashlib.sha256(_tensor_bytes(labels.cpu())).hexdigest(),
+        "labels": targets.hexdigest(),
         "inputs": inputs.hexdigest(),
         "inputs_hashed": "all" if step == 1 else f"1 of {step}",
     }
+
+
+def _all_bytes(value: Any) -> Iterator[bytes]:
+    """The bytes of everything in a value that is made of containers, arrays and plain values."""
+    if isinstance(value, Mapping):
+        for key in value:
+            yield str(key).encode()
+            yield from _all_bytes(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _all_bytes(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _all_bytes(getattr(value, field.name))
+    elif value is None or isinstance(value, str):
+        yield str(value).encode()
+    else:
+        yield _input_bytes(value)
 
 
 def _input_bytes(value: Any) -> bytes:

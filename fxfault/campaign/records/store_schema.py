@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fxfault.campaign.records.background import Background
 from fxfault.campaign.studies.cell import Cell
 from fxfault.errors import FxFaultError, StoreError
-from fxfault.evaluation.rows import COUNTS, FIELDS, TrialRow
+from fxfault.evaluation.rows import COUNTS, FIELDS, OPTIONAL, REALS, TrialRow
+from fxfault.metrics.facts import MetricFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ _OF_SAMPLES = (
     "masked",
     "top5",
 )
+_OF_CLASSES = ("correct", "golden_correct", "critical_sdc", "top5")
 _SECTIONS = ("study", "code", "data", "networks")
 
 Columns = Mapping[str, "np.ndarray[Any, Any]"]
@@ -73,6 +75,11 @@ def checked_about(path: Path, about: Mapping[Any, Any]) -> tuple[dict[str, Any],
         refuse(path, "a network of the fingerprint is not a mapping")
     if not isinstance(axes, dict) or not all(isinstance(a, (list, dict)) for a in axes.values()):
         refuse(path, "the axes of the fingerprint are not lists")
+    if "metric" in fingerprint:
+        try:
+            MetricFacts.from_dict(fingerprint["metric"])
+        except ValueError:
+            refuse(path, "the metric of the fingerprint is none")
     _check_background(path, background)
     return study, fingerprint, background
 
@@ -156,9 +163,15 @@ def checked_row(path: Path, values: Sequence[Any]) -> TrialRow:
         StoreError: a value has the wrong type, or the counts contradict each other.
     """
     found = dict(zip(FIELDS, values, strict=True))
-    seconds, absent = found["seconds"], [name for name in COUNTS if found[name] is None]
+    seconds, absent = found["seconds"], {name for name in COUNTS if found[name] is None}
     whole = all(type(found[name]) is int for name in COUNTS if name not in absent)
-    if not whole or absent not in ([], ["top5"]) or not _is_number(seconds) or seconds < 0:
+    whole &= all(found[name] is None or _is_number(found[name]) for name in REALS)
+    if found["golden"] is None:  # Without a metric.
+        whole &= absent <= {"top5"} and found["value"] is None and found["squares"] is None
+    else:
+        whole &= {"correct", "golden_correct", "critical_sdc", "top5"} <= absent <= set(OPTIONAL)
+        whole &= ("sdc" in absent) == ("masked" in absent)
+    if not whole or not _is_number(seconds) or seconds < 0:
         refuse(path, f"a trial of {values[0]} has values that are not counts: {list(values[1:])}")
     try:
         return TrialRow(*values)
@@ -181,16 +194,29 @@ def check_columns(path: Path, columns: Columns, cells: Iterable[int]) -> None:
 
     samples = columns["samples"]
     wrong = ~np.isin(columns["cell"], np.fromiter(cells, np.float64))
+    has_metric = ~np.isnan(columns["golden"])
+    none = np.zeros(len(samples), bool)
     for name, values in columns.items():
-        known = np.isnan(values) if name == "top5" else np.zeros(len(values), bool)
-        bad = ~np.isfinite(values) | (values < 0) | (values > _MOST)
-        bad |= (values % 1 != 0) if name != "seconds" else False
-        if name in _OF_SAMPLES:
-            bad |= values > samples
+        absent = np.isnan(values)
+        if name in REALS:
+            # A value or a sum may be missing; without a metric, all are.
+            bad = np.isinf(values) | (~absent & ~has_metric)
+        else:
+            bad = ~np.isfinite(values) | (values < 0) | (values > _MOST)
+            bad |= (values % 1 != 0) if name != "seconds" else False
+            if name in _OF_SAMPLES:
+                bad |= values > samples
+        known = none
+        if name in OPTIONAL:
+            known = absent & (has_metric | (name == "top5"))
+        if name in _OF_CLASSES:
+            bad |= ~absent & has_metric
         wrong |= bad & ~known
     for part, whole in (("masked", "struck"), ("faults", "elements")):
-        wrong |= columns[part] > columns[whole]
-    wrong |= np.maximum(columns["correct"], columns["sdc"]) + columns["due"] > samples
+        wrong |= columns[part] > columns[whole]  # Comparisons with NaN are false.
+    wrong |= np.isnan(columns["masked"]) != np.isnan(columns["sdc"])
+    most = np.fmax(np.fmax(columns["correct"], columns["sdc"]), 0)
+    wrong |= most + columns["due"] > samples
     if wrong.any():
         row = int(np.argmax(wrong))
         shown = {name: float(values[row]) for name, values in columns.items()}

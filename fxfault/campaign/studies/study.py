@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -34,39 +33,20 @@ from fxfault.campaign.studies.axes import (
 )
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.sharing import samples_share_faults
+from fxfault.campaign.studies.stop_rule import (
+    MOST_TRIALS,
+    StopRule,
+    margin_problems,
+    rule_to_dict,
+)
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig
-from fxfault.config.schema import known_keys, parse_section, section_to_dict, unknown_key
+from fxfault.config.schema import known_keys, parse_section, unknown_key
 from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import got
 
-MOST_TRIALS = 10**9
 MOST_CELLS = 200_000  # Of which each takes a kilobyte, and no study that ends has as many.
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """When a cell has had enough trials; see `fxfault.campaign.estimates.stopping`."""
-
-    margin: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=50,
-            description="Half width, in percentage points, that the intervals of both the "
-            "accuracy and the SDC rate must not exceed.",
-        ),
-    ]
-    confidence: Annotated[
-        float, Field(ge=50, lt=100, description="Confidence of these intervals, in percent.")
-    ] = 95.0
-    min_trials: Annotated[
-        int, Field(ge=2, le=MOST_TRIALS, description="Trials that every cell gets.")
-    ] = 10
-    max_trials: Annotated[
-        int, Field(ge=2, le=MOST_TRIALS, description="Trials after which a cell ends anyway.")
-    ] = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +116,8 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         given = given_axes(own.get("axes"), problems)
         trials, stop = _length(own, problems)
         problems += _missing_sections(sections, given)
+        if experiment is not None:
+            problems += margin_problems(stop, experiment.metric is not None)
         if experiment is not None and not problems:
             axes = with_base(given, experiment, problems)
         if problems:
@@ -150,7 +132,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         >>> Study.from_dict(study.to_dict()) == study
         True
         """
-        end = {"trials": self.trials} if self.stop is None else {"stop": section_to_dict(self.stop)}
+        end = {"trials": self.trials} if self.stop is None else {"stop": rule_to_dict(self.stop)}
         return {**self.experiment.to_dict(), "axes": self.axes.to_dict(), **end}
 
     @property
@@ -382,18 +364,3 @@ def _length(own: Mapping[str, Any], problems: list[str]) -> tuple[int | None, St
             f"min_trials, which is {stop.min_trials}"
         )
     return None, stop
-
-
-_GROWTH = 1.5
-
-
-def look_points(rule: StopRule) -> tuple[int, ...]:
-    """Return the numbers of trials at which the rule looks.
-
-    >>> look_points(StopRule(margin=1.0, min_trials=10, max_trials=50))
-    (10, 15, 23, 35, 50)
-    """
-    points = [rule.min_trials]
-    while points[-1] < rule.max_trials:
-        points.append(min(math.ceil(points[-1] * _GROWTH), rule.max_trials))
-    return tuple(points)

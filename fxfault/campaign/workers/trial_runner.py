@@ -28,6 +28,8 @@ from fxfault.evaluation.trials import Trials
 from fxfault.experiment.parts import (
     Batches,
     EvaluationData,
+    batches_of,
+    load_metric,
     load_model,
     open_test_data,
     pick_device,
@@ -39,6 +41,7 @@ from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
     from fxfault.evaluation.full.predictions import OnBatch, OnNote
+    from fxfault.metrics.metric import Metric
     from fxfault.sites.fault_list import FaultList
 
 
@@ -66,7 +69,8 @@ class TrialRunner:
         self.study = Study.from_dict(plan.study)
         self.device = _device(plan.device, worker)
         self._data = open_test_data(self.study.experiment)
-        self._batches = Batches(self._data.dataset, self.study.experiment.training.batch_size)
+        self._batches = batches_of(self.study.experiment, self._data.dataset)
+        self._metric = load_metric(self.study.experiment)
         self._network: _Network | None = None
 
     @property
@@ -103,7 +107,8 @@ class TrialRunner:
             network.check(self.study)
             networks[checkpoint] = network.facts()
             never_called[checkpoint] = network.trials.never_called
-        faults, labels = network.faults, network.trials.golden.labels
+        faults, golden = network.faults, network.trials.golden
+        facts = {} if self._metric is None else {"metric": self._metric.facts.to_dict()}
         return Facts(
             sites=list(faults.names),
             bit_widths={s.name: s.bit_width for s in faults if s.bit_width is not None},
@@ -111,8 +116,9 @@ class TrialRunner:
             fingerprint={
                 "study": fingerprint.of_study(self.study),
                 "code": fingerprint.of_code(),
-                "data": fingerprint.of_data(self._data.dataset, self._batches, labels),
+                "data": fingerprint.of_data(self._data.items, self._batches, golden),
                 "networks": networks,
+                **facts,
             },
             background=network.background,
             never_called=never_called,
@@ -158,7 +164,7 @@ class TrialRunner:
     def _network_of(self, checkpoint: str | None) -> _Network:
         if self._network is None or self._network.checkpoint != checkpoint:
             self._network = None  # The next one needs its memory.
-            self._network = _Network(self, checkpoint, self._data, self._batches)
+            self._network = _Network(self, checkpoint, self._data, self._batches, self._metric)
         return self._network
 
 
@@ -171,6 +177,7 @@ class _Network:
         checkpoint: str | None,
         data: EvaluationData,
         batches: Batches,
+        metric: Metric | None,
     ) -> None:
         plan, study, device = owner.plan, owner.study, owner.device
         self.checkpoint = checkpoint
@@ -178,7 +185,8 @@ class _Network:
         self.file = None if info is None else info.sha256
         owner.note_file(checkpoint, self.file)
         self.state = fingerprint.of_state(model)
-        try_model(model.to(device), batches, device)
+        batches.forward = model.forward
+        try_model(model.to(device), batches, device, metric)
         given, model = model, transform(model, study.open_config())
         for note in check_model(model, given, batches, device, most=1):
             owner.on_note(note)
@@ -190,6 +198,7 @@ class _Network:
             batches,
             device,
             owner.on_note,
+            metric=metric,
             **plan.runner_options(device),
         )
         run_golden(runner, owner.on_note)
@@ -198,7 +207,7 @@ class _Network:
         seen = background_of(model, self.faults, self.trials.exposure.elements, device)
         golden, never_called = self.trials.golden, self.trials.never_called
         self.background = dataclasses.replace(
-            seen, classes=golden.classes, never_called=never_called
+            seen, classes=getattr(golden, "classes", None), never_called=never_called
         ).to_dict()
         if never_called:
             owner.say_once(f"never called in this evaluation: {', '.join(never_called)}")

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from fxfault.data.batches import Batch, take_apart
 from fxfault.errors import DataError
+from fxfault.evaluation.full.labels import labels_of
 from fxfault.evaluation.full.model_state import in_eval_mode
+from fxfault.messages import OWN_TASK
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.fault_sites import FaultSites
+
+if TYPE_CHECKING:
+    from fxfault.evaluation.full.judging import Judge
 
 OnBatch = Callable[[int], None]
 """Called with the number of samples done since the last call."""
@@ -66,6 +74,102 @@ class Predictions:
         """Number of samples without a prediction, as their scores are not finite."""
         return int((self.top[:, 0] < 0).sum())
 
+    @property
+    def facts(self) -> MetricFacts:
+        """What reports say about the accuracy."""
+        return ACCURACY
+
+    @property
+    def value(self) -> float:
+        """The accuracy, as that of any metric."""
+        return self.accuracy
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def with_struck(self, struck: Tensor) -> Predictions:
+        """The same predictions, with the samples that were struck."""
+        return replace(self, struck=struck)
+
+    def differing(self, number: int, output: Any, batch: Batch) -> Tensor:
+        """Which samples of a batch another output predicts otherwise; bool, shape (samples,)."""
+        top = self.top.split(list(self.sizes))[number]
+        return (ranked(scores_of(output, len(top))).cpu() != top).any(1)
+
+    def revision(self) -> Revision:
+        """Start an evaluation that has other scores for some samples."""
+        return Revision(self)
+
+
+class Revision:
+    """An evaluation that puts other predictions in the place of those without faults."""
+
+    def __init__(self, golden: Predictions) -> None:
+        """Start from the golden predictions."""
+        self.golden, self.top = golden, golden.top.clone()
+
+    def put(self, samples: Tensor, output: Any, size: int) -> None:
+        """Put in the predictions of some samples.
+
+        Args:
+            samples: numbers of the samples, int64; the first rows of the output are theirs.
+            output: output of the network.
+            size: number of samples in the output.
+        """
+        self.top[samples] = ranked(scores_of(output, size))[: len(samples)].cpu()
+
+    def result(self) -> Predictions:
+        """The predictions with these scores."""
+        return replace(self.golden, top=self.top)
+
+
+class ClassJudge:
+    """Keeps the ranked classes of each sample, and its label."""
+
+    metric = None
+
+    def take(self, given: Any, done: int) -> Batch:
+        """See `Judge.take`."""
+        if isinstance(given, (tuple, list)) and len(given) == 2:
+            labels_of(given[1], done)  # It says more of wrong labels than taking apart does.
+        batch = take_apart(given)
+        labels = labels_of(batch.targets, done)
+        return replace(batch, targets=labels, samples=len(labels))
+
+    def rows(self, output: Any, samples: int) -> list[Tensor]:
+        """See `Judge.rows`."""
+        return [scores_of(output, samples)]
+
+    def tally(self, golden: Any = None) -> _ClassTally:
+        """See `Judge.tally`."""
+        return _ClassTally()
+
+
+class _ClassTally:
+    def __init__(self) -> None:
+        self.top: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.done = self.classes = 0
+
+    def add(self, output: Any, batch: Batch) -> None:
+        """See `Tally.add`."""
+        scores = scores_of(output, batch.samples)
+        self.top.append(ranked(scores))
+        self.classes = scores.shape[1]
+        self.labels.append(labels_of(batch.targets, self.done, self.classes))
+        self.done += batch.samples
+
+    def result(self, sizes: tuple[int, ...]) -> Predictions:
+        """See `Tally.result`."""
+        top, labels = torch.cat(self.top).cpu(), torch.cat(self.labels).cpu()
+        return Predictions(top, labels, None, self.classes, sizes)
+
+
+CLASSES = ClassJudge()
+"""Judges by ranked classes, without a metric."""
+
 
 def predict(
     model: nn.Module,
@@ -74,46 +178,82 @@ def predict(
     on_batch: OnBatch | None = None,
     faults: FaultSites | None = None,
     forward: Callable[[int, Tensor], Any] | None = None,
-) -> Predictions:
+    judge: Judge = CLASSES,
+    golden: Any = None,
+) -> Any:
     """Run a network over a data set.
 
-    The model runs in eval mode; afterwards each of its modules has its former mode again. The
-    scores may be a tensor, a QuantTensor, or the first item of a tuple or list.
+    The model runs in eval mode; afterwards each of its modules has its former mode again.
 
     Args:
-        model: returns scores, shape (N, classes).
-        loader: batches of (inputs, labels), with labels as `labels_of` takes them.
+        model: by default it returns scores, shape (N, classes): a tensor, a QuantTensor, or the
+            first item of a tuple or list.
+        loader: batches of (inputs, labels), by default with labels as `labels_of` takes them.
         device: the device of the model.
         on_batch: called after each batch.
         faults: sites that number their samples from 0 in this pass; by default they count on.
-        forward: runs the batch of a given number in place of `model`.
+        forward: runs the batch of a given number, with one input, in place of `model`.
+        judge: what is kept of the outputs; by default their ranked classes.
+        golden: the result without faults, for a judge that compares with it.
+
+    Returns:
+        `Predictions`, or what else the judge makes.
 
     Raises:
-        DataError: there is no sample, the scores have another shape, or the labels are not
-            classes.
+        DataError: there is no sample, or the judge cannot use the outputs or the targets.
     """
-    top, labels, sizes, done, classes = [], [], [], 0, 0
+    tally, sizes, done, shapes = judge.tally(golden), [], 0, None
     # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
     with in_eval_mode(model), torch.no_grad():
-        for number, (inputs, given) in enumerate(loader):
-            right = labels_of(given, done)
+        for number, given in enumerate(loader):
+            batch = judge.take(given, done)
             numbered: AbstractContextManager[None] = nullcontext()
             if faults is not None:
-                numbered = faults.samples(sample_numbers(faults.clock, [len(right)], done))
+                shapes = same_shapes(batch, shapes)
+                numbered = faults.samples(sample_numbers(faults.clock, [batch.samples], done))
+            moved = batch.to(device)
             with numbered:
-                moved = inputs.to(device)
-                output = model(moved) if forward is None else forward(number, moved)
-                scores = scores_of(output, len(right))
-                top.append(ranked(scores))
-            classes = scores.shape[1]
-            labels.append(labels_of(right, done, classes))
-            sizes.append(len(right))
-            done += len(right)
+                if forward is None:
+                    output = model(*moved.inputs, **moved.keywords)
+                else:
+                    output = forward(number, moved.inputs[0])
+            tally.add(output, moved)
+            sizes.append(batch.samples)
+            done += batch.samples
             if on_batch is not None:
-                on_batch(len(right))
+                on_batch(batch.samples)
     if done == 0:
-        raise DataError("accuracy: the data has no sample")
-    return Predictions(torch.cat(top).cpu(), torch.cat(labels).cpu(), None, classes, tuple(sizes))
+        what = "accuracy" if judge.metric is None else judge.metric.name
+        raise DataError(f"{what}: the data has no sample")
+    return tally.result(tuple(sizes))
+
+
+Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
+
+
+def same_shapes(batch: Batch, before: Shapes | None) -> Shapes:
+    """Check that the samples of a batch have the shapes of those before.
+
+    Which samples a fault strikes is counted by the number of elements of one sample.
+
+    Args:
+        batch: the batch.
+        before: what this function returned for the batch before; None for the first.
+
+    Raises:
+        DataError: they have other shapes.
+    """
+    leaves = pytree.tree_leaves([batch.inputs, batch.keywords])
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    shapes = [(leaf.dtype, tuple(leaf.shape[1:])) for leaf in tensors]
+    if before is not None and shapes != before:
+        was, now = (", ".join(str(shape) for _, shape in found) for found in (before, shapes))
+        raise DataError(
+            f"batch: the inputs of its samples have the shapes {now}, and those of earlier batches "
+            f"{was}; pad or resize all samples to one shape, as struck samples are counted by the "
+            f"number of elements of one ({OWN_TASK})"
+        )
+    return shapes
 
 
 def sample_numbers(clock: FaultClock, sizes: Sequence[int], done: int = 0) -> Tensor:
@@ -199,65 +339,6 @@ def _first(output: Any) -> Any:
     if isinstance(scores, (tuple, list)) and scores:
         scores = getattr(scores[0], "value", scores[0])
     return scores
-
-
-def labels_of(given: Any, first: int | None = None, classes: int | None = None) -> Tensor:
-    """Check the labels of a batch: one class for each sample.
-
-    Comparing predictions with labels of another kind would raise no error, but would count each
-    prediction many times or never.
-
-    >>> labels_of(torch.tensor([[2], [0]], dtype=torch.uint8))
-    tensor([2, 0])
-    >>> labels_of(torch.tensor([2, 0, 3]), first=64, classes=3)
-    Traceback (most recent call last):
-    ...
-    fxfault.errors.DataError: labels: got 3 for sample 66; allowed: 0 to 2, as the model gives \
-scores for 3 classes
-
-    Args:
-        given: labels, integers, shape (N,) or (N, 1).
-        first: number of the first sample of the batch, for messages; None counts within the batch.
-        classes: number of classes that the model scores; None if not known yet.
-
-    Returns:
-        The labels as int64, shape (N,), on the same device.
-
-    Raises:
-        DataError: the labels have another shape or type, or one is not the number of a class.
-    """
-    try:
-        labels = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(given).__name__
-        raise DataError(f"labels: got a {kind} for a batch; allowed: {_LABELS}") from error
-    if not (labels.dim() == 1 or (labels.dim() == 2 and labels.shape[1] == 1)):
-        raise DataError(
-            f"labels: got shape {tuple(labels.shape)} for a batch; allowed: {_LABELS}"
-            f"{' (of one-hot or soft labels their argmax)' if labels.dim() == 2 else ''}"
-        )
-    labels = labels.reshape(-1)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        kind = str(labels.dtype).removeprefix("torch.")
-        value = f"{labels[0].item()} ({kind}){_of_sample(0, first)}" if len(labels) else kind
-        raise DataError(f"labels: got {value}; allowed: {_LABELS}")
-    labels = labels.to(torch.int64)
-    if classes is not None:
-        wrong = (labels < 0) | (labels >= classes)
-        if wrong.any():
-            place = int(wrong.nonzero()[0])
-            raise DataError(
-                f"labels: got {int(labels[place])}{_of_sample(place, first)}; allowed: 0 to "
-                f"{classes - 1}, as the model gives scores for {classes} classes"
-            )
-    return labels
-
-
-_LABELS = "integers of shape (N,) or (N, 1), for each sample the number of its class"
-
-
-def _of_sample(place: int, first: int | None) -> str:
-    return f" for sample {place} of a batch" if first is None else f" for sample {first + place}"
 
 
 def accuracy(

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fxfault.evaluation.full.judging import Judge, MetricJudge
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode, state_of
-from fxfault.evaluation.full.predictions import OnBatch, Predictions, predict, sample_numbers
+from fxfault.evaluation.full.predictions import CLASSES, OnBatch, predict, sample_numbers
 from fxfault.faults.layouts import Layout
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.sample_layouts import measure_on
 from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import samples_hit
+
+if TYPE_CHECKING:
+    from fxfault.metrics.metric import Metric
+
+Result = Any
+"""`Predictions`, or with a metric `Measured`."""
 
 
 class Runner(Protocol):
@@ -34,26 +40,31 @@ class Runner(Protocol):
         """The device of the model."""
 
     @property
+    def judge(self) -> Judge:
+        """What is kept of the outputs."""
+
+    @property
     def why_full(self) -> str | None:
         """Why a run does more than the faults make necessary; None if it does not, or always does.
 
         Known after `golden`.
         """
 
-    def golden(self, on_batch: OnBatch | None = None) -> Predictions:
+    def golden(self, on_batch: OnBatch | None = None) -> Result:
         """Evaluate without faults; the result is kept until parameters change.
 
         Raises:
-            DataError: there is no sample, or the model returns no scores.
+            DataError: there is no sample, or the model returns no scores, or nothing that the
+                metric can use.
         """
 
-    def run(self, on_batch: OnBatch | None = None) -> Predictions:
+    def run(self, on_batch: OnBatch | None = None) -> Result:
         """Evaluate under the faults that `model.faults` is set to.
 
         Samples are numbered from 0, and the count of the model's own forwards does not move.
 
         Raises:
-            DataError: there is no sample, or the model returns no scores.
+            DataError: as `golden`.
             FxFaultError: a repeated batch has other predictions; see
                 `fxfault.evaluation.full.verification`.
             SiteError: values that were hit are not codes.
@@ -83,7 +94,13 @@ class FullRunner:
     why_full: str | None = None
 
     def __init__(
-        self, model: nn.Module, loader: Iterable[Any], device: torch.device | str = "cpu"
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        device: torch.device | str = "cpu",
+        metric: Metric | None = None,
+        *,
+        keep_outputs: bool = False,
     ) -> None:
         """Take a model and its data.
 
@@ -91,35 +108,46 @@ class FullRunner:
             model: what `fxfault.transform` returned, on `device`.
             loader: batches of (inputs, labels), the same in each pass.
             device: the device of the model.
+            metric: what is measured; by default the accuracy of a classifier.
+            keep_outputs: whether to keep outputs, with which a metric that gives one number for
+                all data can be verified.
 
         Raises:
             SiteError: the model has no fault sites.
         """
         self.model, self.loader, self.device = model, loader, device
         self.faults = faults_of(model)
-        self._golden: Predictions | None = None
+        self.judge: Judge = CLASSES
+        if metric is not None:
+            self.judge = MetricJudge(metric, keep_outputs, model.forward)
+        self._golden: Result | None = None
         self._state: list[Any] = []
         self._measured = False
 
-    def golden(self, on_batch: OnBatch | None = None) -> Predictions:
+    def golden(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.golden`."""
         state = state_of(self.model)
         if self._golden is None or self._state != state:
             self._measure()
             state = state_of(self.model)
             with disabled(self.faults):
-                made = predict(self.model, self.loader, self.device, on_batch, self.faults)
+                made = self._pass(on_batch)
             self._golden, self._state = made, state
         return self._golden
 
-    def run(self, on_batch: OnBatch | None = None) -> Predictions:
+    def run(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.run`."""
+        golden = None if self.judge.metric is None else self.golden()
         if not self._measured:
             self._measure()
-        made = predict(self.model, self.loader, self.device, on_batch, self.faults)
+        made = self._pass(on_batch, golden)
         self.faults.check()
         numbers = sample_numbers(self.faults.clock, made.sizes)
-        return replace(made, struck=samples_hit_anywhere(self.model, numbers, made.sizes))
+        return made.with_struck(samples_hit_anywhere(self.model, numbers, made.sizes))
+
+    def _pass(self, on_batch: OnBatch | None, golden: Result | None = None) -> Result:
+        everything = self.model, self.loader, self.device, on_batch, self.faults
+        return predict(*everything, judge=self.judge, golden=golden)
 
     def _measure(self) -> None:
         """See which elements of each activation belong to which sample."""

@@ -12,16 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fxfault.errors import ConfigError, FxFaultError
 from fxfault.evaluation.full.model_state import in_eval_mode, recording
-from fxfault.evaluation.full.predictions import ranked, scores_of
 from fxfault.faults.random_numbers import uniform_float
 from fxfault.sites.fault_sites import faults_of
+
+if TYPE_CHECKING:
+    from fxfault.data.batches import Batch
+    from fxfault.evaluation.full.judging import Judge
 
 # The share of the time of evaluations that default verification may take.
 SMALL = 0.02
@@ -35,6 +38,7 @@ class Verification:
         model: nn.Module,
         loader: Iterable[Any],
         device: torch.device | str,
+        judge: Judge,
         share: float | None,
         made_by: str,
         instead: str,
@@ -45,6 +49,7 @@ class Verification:
             model: what `fxfault.transform` returned; its calls run the whole of it, uncompiled.
             loader: batches of (inputs, labels), the same in each pass.
             device: the device of the model.
+            judge: what is kept of the outputs.
             share: share of the batches to repeat, in percent; the faults, their seed and the trial
                 decide which ones. None: a few, see above.
             made_by: kind of the verified runs, in a word, for the error.
@@ -54,7 +59,7 @@ class Verification:
             ConfigError: `share` is not within 0 and 100.
         """
         check_share(share)
-        self.model, self.loader, self.device = model, loader, device
+        self.model, self.loader, self.device, self.judge = model, loader, device, judge
         self.share, self.made_by, self.instead = share, made_by, instead
         self._ran = self._spent = 0.0  # Seconds of all evaluations, and of verifying by default.
         self._settings: set[Any] = set()  # Those with a batch verified by default.
@@ -63,52 +68,49 @@ class Verification:
         """Count the time of an evaluation."""
         self._ran += seconds
 
-    def check(self, sizes: Sequence[int], numbers: Tensor, top: Tensor, struck: Tensor) -> None:
+    def check(self, made: Any, numbers: Tensor) -> None:
         """Repeat batches with the faults that are set now, and compare.
 
         Args:
-            sizes: number of samples in each batch.
+            made: the result, which says which samples were hit.
             numbers: numbers of the samples, see `fxfault.evaluation.full.predictions`.
-            top: the predictions, see `Predictions.top`.
-            struck: which samples were hit, bool, shape (samples,).
 
         Raises:
             FxFaultError: predictions differ.
         """
         if self.share is not None:
-            self._compare(self._chosen(len(sizes), self.share), sizes, numbers, top)
+            self._compare(self._chosen(len(made.sizes), self.share), made, numbers)
             return
         setting, done = self._setting, len(self._settings)
         too_long = done and self._spent * (1 + 1 / done) > SMALL * self._ran
         if setting in self._settings or too_long:
             return
-        batches = [b for b, part in enumerate(struck.split(list(sizes))) if part.any()]
+        batches = [b for b, part in enumerate(made.struck.split(list(made.sizes))) if part.any()]
         if not batches:
             return
         clock = faults_of(self.model).clock
         drawn = uniform_float(clock.seed, "verify one", setting, clock.trial)
         started = time.perf_counter()
-        self._compare([batches[int(drawn * len(batches))]], sizes, numbers, top)
+        self._compare([batches[int(drawn * len(batches))]], made, numbers)
         self._spent += time.perf_counter() - started
         self._settings.add(setting)
 
-    def _compare(
-        self, chosen: Sequence[int], sizes: Sequence[int], numbers: Tensor, top: Tensor
-    ) -> None:
+    def _compare(self, chosen: Sequence[int], made: Any, numbers: Tensor) -> None:
         if not chosen:
             return
-        faults, offsets = faults_of(self.model), [0, *accumulate(sizes)]
+        faults, offsets = faults_of(self.model), [0, *accumulate(made.sizes)]
+        what = "predicts another class" if self.judge.metric is None else "has another output"
         with in_eval_mode(self.model), torch.no_grad(), recording(faults, None):
-            for batch, inputs in some_batches(self.loader, chosen):
-                samples = slice(offsets[batch], offsets[batch + 1])
+            for number, batch in some_batches(self.loader, chosen, self.judge, self.device):
+                samples = slice(offsets[number], offsets[number + 1])
                 with faults.samples(numbers[samples]):
-                    scores = scores_of(self.model(inputs.to(self.device)), sizes[batch])
-                differs = (ranked(scores).cpu() != top[samples]).any(1).nonzero()
+                    output = self.model(*batch.inputs, **batch.keywords)
+                differs = made.differing(number, output, batch).nonzero()
                 if len(differs):
                     raise FxFaultError(
-                        f"verify: batch {batch}, sample {samples.start + int(differs[0])}: the "
-                        f"full run predicts another class than the {self.made_by} one, for "
-                        f"{len(differs)} of {len(scores)} samples (trial {faults.trial}); "
+                        f"verify: batch {number}, sample {samples.start + int(differs[0])}: the "
+                        f"full run {what} than the {self.made_by} one, for "
+                        f"{len(differs)} of {batch.samples} samples (trial {faults.trial}); "
                         f"{self.instead}, and report it: the two should be the same"
                     )
 
@@ -140,14 +142,16 @@ def check_share(share: float | None) -> None:
         raise ConfigError(f"verify: got {share!r}, allowed: a number from 0 to 100 (percent)")
 
 
-def some_batches(loader: Iterable[Any], wanted: Sequence[int]) -> Iterable[tuple[int, Tensor]]:
-    """Yield the inputs of some batches, with their numbers."""
+def some_batches(
+    loader: Iterable[Any], wanted: Sequence[int], judge: Judge, device: torch.device | str
+) -> Iterable[tuple[int, Batch]]:
+    """Yield some batches on a device, with their numbers."""
     left = set(wanted)
     if not left:
         return
-    for number, (inputs, _) in enumerate(loader):
+    for number, given in enumerate(loader):
         if number in left:
-            yield number, inputs
+            yield number, judge.take(given, 0).to(device)
             left.remove(number)
             if not left:
                 return

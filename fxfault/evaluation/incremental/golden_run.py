@@ -15,16 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_hooks
+from torch.utils import _pytree as pytree
 
+from fxfault.data.batches import Batch
 from fxfault.errors import DataError
+from fxfault.evaluation.full.judging import Judge, NoRowsError
 from fxfault.evaluation.full.model_state import modules_of, own_forwards, state_of
-from fxfault.evaluation.full.predictions import OnBatch, Predictions, predict, scores_of
+from fxfault.evaluation.full.predictions import OnBatch, predict
 from fxfault.evaluation.incremental.batch_independence import (
     Independence,
     independence,
     sizes_that_agree,
 )
-from fxfault.evaluation.incremental.golden_cache import INPUT, GoldenCache, is_out_of_memory
+from fxfault.evaluation.incremental.golden_cache import (
+    INPUT,
+    GoldenCache,
+    bytes_of,
+    is_out_of_memory,
+)
 from fxfault.evaluation.incremental.states import Cut, advance
 from fxfault.evaluation.incremental.survey import Survey
 from fxfault.faults.bits import same_bits
@@ -42,6 +50,13 @@ OWN_FORWARD = "its graph is not what runs: {}"
 MEET = "its samples are not independent at {}: {}"
 SHARED = "what the samples of a batch share at {} changes from batch to batch"
 NO_MEMORY = "there is no memory to try it on batches of other sizes"
+NO_ROWS = (
+    "its outputs are not tensors with a row for each sample, which could be put together again"
+)
+NOT_ONE = "its batches have {}, and only one tensor can be kept and packed"
+TOO_LARGE = (
+    "its outputs and targets take about {:.2g} GB, more than the memory for them (cache_memory) has"
+)
 OTHER_SIZES = "it fails on batches of other sizes ({})"
 
 MOST_SIZES = 4  # If the data has batches of more sizes, those of the others stay whole.
@@ -60,7 +75,7 @@ class GoldenRun:
         pack_sizes: sizes of the batches that struck samples may be put into, ascending.
         layouts: layouts of the sites for which it is known which samples they strike.
         alone: batches that stay whole anyway, as batches of their size round differently.
-        predictions: predictions for the data, set at the end of the run.
+        result: result for the data, set at the end of the run.
     """
 
     segments: tuple[Any, ...]
@@ -71,12 +86,12 @@ class GoldenRun:
     pack_sizes: tuple[int, ...]
     layouts: dict[str, Layout]
     alone: set[int] = field(default_factory=set)
-    predictions: Predictions = field(init=False)
+    result: Any = field(init=False)
 
     @property
     def offsets(self) -> list[int]:
         """Number of the first sample of each batch, followed by the number of all samples."""
-        return [0, *itertools.accumulate(self.predictions.sizes)]
+        return [0, *itertools.accumulate(self.result.sizes)]
 
 
 def why_never_incremental(model: nn.Module) -> str | None:
@@ -97,35 +112,51 @@ def record(
     device: torch.device | str,
     budget: int,
     on_batch: OnBatch | None,
-) -> GoldenRun | None:
+    judge: Judge,
+) -> GoldenRun | str:
     """Run a model without faults, and keep the states that later runs start from.
 
     Args:
         model: the transformed model, in eval mode with its sites disabled, under `no_grad`.
         loader: batches of (inputs, labels), the same in each pass.
         device: the device of the model.
-        budget: largest number of bytes for activations.
+        budget: largest number of bytes for activations, and with a metric for outputs.
         on_batch: called after each batch.
+        judge: what is kept of the outputs.
 
     Returns:
-        The run; None if the model does not give the same results each time.
+        The run; or why the model can only be run in full.
 
     Raises:
-        DataError: there is no sample, or the model returns no scores.
+        DataError: there is no sample, or the judge cannot use the outputs.
     """
     started = time.perf_counter()
-    inputs = next((inputs.to(device) for inputs, _ in loader), None)
-    if inputs is None:
-        raise DataError("accuracy: the data has no sample")
+    first = next((judge.take(given, 0).to(device) for given in loader), None)
+    if first is None:
+        what = "accuracy" if judge.metric is None else judge.metric.name
+        raise DataError(f"{what}: the data has no sample")
+    if first.keywords or len(first.inputs) != 1 or not isinstance(first.inputs[0], Tensor):
+        what = ", ".join([type(x).__name__ for x in first.inputs] + list(first.keywords))
+        return NOT_ONE.format(f"several inputs ({what})")
+    inputs = first.inputs[0]
     loading = time.perf_counter() - started
     segments, faults = split_at_sites(model), faults_of(model)
     measure_on(faults, loader, device)
     # No site strikes, so any numbers will do; numbered forwards do not move the clock.
     with faults.samples(torch.arange(len(inputs))):
-        if not _repeats(model, segments, inputs):
-            return None
+        try:
+            repeats = _repeats(model, segments, inputs, judge)
+        except NoRowsError:
+            return NO_ROWS
+        if not repeats:
+            return CHANGES
         found = _with_layouts(model, _examine(model, segments, inputs))
-        survey = Survey(model, segments, inputs, found, loading)
+        survey = Survey(model, segments, inputs, found, loading, judge)
+        if judge.metric is not None:
+            room = _bytes_of_outputs(model, first, judge) * _count(loader)
+            if 2 * room > budget:
+                return TOO_LARGE.format(room / 1e9)
+            budget -= 2 * room  # Those of a trial come beside the golden ones.
     kept = survey.choose(budget, _count(loader))
     golden = GoldenRun(
         *_split(model, survey.cuts, kept),
@@ -135,7 +166,7 @@ def record(
         pack_sizes=found.sizes,
         layouts={k: v for k, v in survey.layouts.items() if k not in found.mixed},
     )
-    _go_through(model, loader, device, golden, on_batch)
+    _go_through(model, loader, device, golden, on_batch, judge)
     if golden.cache.sites != tuple(kept):  # Memory ran out.
         golden.segments, golden.cuts = _split(model, survey.cuts, golden.cache.sites)
     return golden
@@ -156,14 +187,21 @@ def _count(loader: Any) -> int:
         return sum(1 for _ in loader)
 
 
-def _repeats(model: nn.Module, segments: Sequence[Any], inputs: Tensor) -> bool:
+def _bytes_of_outputs(model: nn.Module, batch: Batch, judge: Judge) -> int:
+    """Size of the outputs and targets of a batch."""
+    outputs = judge.rows(model(batch.inputs[0]), batch.samples)
+    return bytes_of([*outputs, *pytree.tree_leaves(batch.targets)])
+
+
+def _repeats(model: nn.Module, segments: Sequence[Any], inputs: Tensor, judge: Judge) -> bool:
     """Whether the model, and its segments one by one, give the same twice and change nothing."""
     before = state_of(model)
-    whole = scores_of(model(inputs.clone()), len(inputs))
+    whole = judge.rows(model(inputs.clone()), len(inputs))
     state: Any = (inputs.clone(),)
     for number in range(len(segments)):
         state = advance(model, segments, number, state)
-    return same_bits(whole, scores_of(state, len(inputs))) and state_of(model) == before
+    again = judge.rows(state, len(inputs))
+    return all(map(same_bits, whole, again)) and state_of(model) == before
 
 
 def _examine(model: Any, segments: Sequence[Any], inputs: Tensor) -> Independence:
@@ -202,8 +240,9 @@ def _go_through(
     device: torch.device | str,
     golden: GoldenRun,
     on_batch: OnBatch | None,
+    judge: Judge,
 ) -> None:
-    """Run all batches, and note their predictions and states."""
+    """Run all batches, and note their results and states."""
     agree: dict[int, bool] = {}
 
     def forward(number: int, inputs: Tensor) -> Any:
@@ -214,7 +253,8 @@ def _go_through(
             golden.alone.add(number)
         return _golden_batch(model, inputs, number, golden)
 
-    golden.predictions = predict(model, loader, device, on_batch, faults_of(model), forward)
+    everything = model, loader, device, on_batch, faults_of(model), forward, judge
+    golden.result = predict(*everything)
 
 
 def _agrees(model: Any, inputs: Tensor, golden: GoldenRun, seen: int) -> bool:

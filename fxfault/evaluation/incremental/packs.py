@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxfault.evaluation.full.predictions import OnBatch, ranked, scores_of
+from fxfault.evaluation.full.predictions import OnBatch
 from fxfault.evaluation.full.runner import Runner
 from fxfault.evaluation.full.verification import some_batches
 from fxfault.evaluation.incremental.golden_cache import INPUT
@@ -97,7 +97,7 @@ class Evaluation:
     """One evaluation under faults.
 
     Attributes:
-        top: the predictions, see `Predictions.top`; those of the golden run before `run`.
+        revision: the results of the samples; those of the golden run before `run`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Evaluation:
         """Prepare to run the struck samples; `numbers` are those of all samples, int64."""
         self.runner, self.model, self.faults = runner, runner.model, faults_of(runner.model)
         self.golden, self.numbers, self.struck = golden, numbers, struck
-        self.top = golden.predictions.top.clone()
+        self.revision = golden.result.revision()
         self.on_batch = on_batch
         self.offsets = golden.offsets
         self.end = len(golden.segments)
@@ -120,9 +120,9 @@ class Evaluation:
         self.starting: list[Tensor] = []
 
     def run(self) -> None:
-        """Run what is struck, and update `top`."""
+        """Run what is struck, and update `revision`."""
         first = self.struck.first
-        sizes = self.golden.predictions.sizes
+        sizes = self.golden.result.sizes
         whole = {
             batch: int(starts.min())
             for batch, starts in enumerate(first.split(list(sizes)))
@@ -152,8 +152,9 @@ class Evaluation:
         samples, self.starting[0] = self.starting[0], self.starting[0][:0]
         parts = self._by_batch(samples)
         wanted = [*parts, *(batch for batch, start in whole.items() if start == 0)]
-        for batch, images in some_batches(self.runner.loader, wanted):
-            inputs = images.to(self.runner.device)
+        runner = self.runner
+        for batch, taken in some_batches(runner.loader, wanted, runner.judge, runner.device):
+            (inputs,) = taken.inputs
             if batch in parts:
                 here, rows = parts[batch]
                 self.waiting[0].append(_Waiting(here, [inputs], rows))
@@ -183,7 +184,7 @@ class Evaluation:
                     break
                 state = advance(self.model, self.golden.segments, place, state)
             else:
-                self._predict(samples, state, len(samples))
+                self.revision.put(samples, state, len(samples))
         self._done(len(samples))
 
     def _is_golden(self, place: int, batch: int, state: Any) -> bool:
@@ -197,9 +198,6 @@ class Evaluation:
             if start > 0:  # The first segment does it itself.
                 self.faults.clock.begin(len(samples))
             yield
-
-    def _predict(self, samples: Tensor, output: Any, size: int) -> None:
-        self.top[samples] = ranked(scores_of(output, size))[: len(samples)].cpu()
 
     def _run_packs(self, only_full: bool = False) -> None:
         """Run the samples that wait, and those that start from golden states.
@@ -227,7 +225,7 @@ class Evaluation:
                 state = advance(self.model, self.golden.segments, place, state)
                 place += 1
                 if place == self.end:
-                    self._predict(samples, state, size)
+                    self.revision.put(samples, state, size)
                     self._done(len(samples))
                     return
                 kept = self._kept(place, samples, state)

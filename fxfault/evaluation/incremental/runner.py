@@ -15,26 +15,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fxfault.errors import ConfigError
+from fxfault.evaluation.full.judging import Judge, MetricJudge
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode, state_of
-from fxfault.evaluation.full.predictions import OnBatch, Predictions, sample_numbers
-from fxfault.evaluation.full.runner import FullRunner, samples_hit_anywhere
+from fxfault.evaluation.full.predictions import CLASSES, OnBatch, sample_numbers
+from fxfault.evaluation.full.runner import FullRunner, Result, samples_hit_anywhere
 from fxfault.evaluation.full.verification import Verification
 from fxfault.evaluation.incremental.free_memory import free_memory
-from fxfault.evaluation.incremental.golden_run import (
-    CHANGES,
-    GoldenRun,
-    record,
-    why_never_incremental,
-)
+from fxfault.evaluation.incremental.golden_run import GoldenRun, record, why_never_incremental
 from fxfault.evaluation.incremental.packs import Evaluation, find_strikes
 from fxfault.sites.fault_sites import FaultSites, faults_of
+
+if TYPE_CHECKING:
+    from fxfault.metrics.metric import Metric
 
 TRACKED = "statistics are tracked, which count over whole batches"
 INSTEAD = "evaluate this model with full runs (FullRunner, or --no-incremental of a study)"
@@ -72,6 +70,7 @@ class IncrementalRunner:
         device: torch.device | str = "cpu",
         cache_memory: int | None = None,
         verify: float | None = 0.0,
+        metric: Metric | None = None,
     ) -> None:
         """Take a model and its data; nothing is run yet.
 
@@ -84,6 +83,9 @@ class IncrementalRunner:
             verify: share of the batches to repeat in full and compare, in percent. None: one batch
                 of each setting, as long as that takes little time, see
                 `fxfault.evaluation.full.verification`.
+            metric: what is measured; by default the accuracy of a classifier. The outputs for all
+                data are kept for it, and what the network gives for a struck sample takes the place
+                of its golden output, so that the metric sees the same batches as in a full run.
 
         Raises:
             ConfigError: `cache_memory` or `verify` is out of range.
@@ -92,9 +94,14 @@ class IncrementalRunner:
         check_memory(cache_memory)
         self.model, self.loader, self.device = model, loader, device
         self.faults: FaultSites = faults_of(model)
-        self._verification = Verification(model, loader, device, verify, "incremental", INSTEAD)
+        self.judge: Judge = CLASSES
+        if metric is not None:
+            self.judge = MetricJudge(metric, keeps=True, forward=model.forward)
+        self._verification = Verification(
+            model, loader, device, self.judge, verify, "incremental", INSTEAD
+        )
         self._memory = cache_memory
-        self._full = FullRunner(model, loader, device)
+        self._full = FullRunner(model, loader, device, metric)
         self._golden: GoldenRun | None = None
         self._why_never: str | None = None
         self._state: list[Any] | None = None
@@ -133,32 +140,33 @@ class IncrementalRunner:
             f"batch, not to samples ({why})"
         )
 
-    def golden(self, on_batch: OnBatch | None = None) -> Predictions:
+    def golden(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.golden`."""
         golden = self._golden_run(on_batch)
         if golden is None:
             return self._full.golden(on_batch)
-        return golden.predictions
+        return golden.result
 
-    def run(self, on_batch: OnBatch | None = None) -> Predictions:
+    def run(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.run`."""
         golden = self._golden_run()
         if golden is None or self.faults.statistics is not None:
             return self._full.run(on_batch)
         started = time.perf_counter()
-        sizes = golden.predictions.sizes
+        sizes = golden.result.sizes
         numbers = sample_numbers(self.faults.clock, sizes)
         with in_eval_mode(self.model), torch.no_grad():
             struck = find_strikes(self.model, golden, numbers)
             evaluation = Evaluation(self, golden, numbers, struck, on_batch)
             evaluation.run()
             self.faults.check()
-        hit = struck.last >= 0
-        if not struck.known:
-            hit = samples_hit_anywhere(self.model, numbers, sizes)
+            hit = struck.last >= 0
+            if not struck.known:
+                hit = samples_hit_anywhere(self.model, numbers, sizes)
+            made = evaluation.revision.result().with_struck(hit)
         self._verification.note(time.perf_counter() - started)
-        self._verification.check(sizes, numbers, evaluation.top, hit)
-        return replace(golden.predictions, top=evaluation.top, struck=hit)
+        self._verification.check(made, numbers)
+        return made
 
     def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | None:
         """The fault-free run, repeated if parameters have changed; None if all runs are full."""
@@ -171,8 +179,12 @@ class IncrementalRunner:
             if self._why_never is None:
                 started, memory = time.perf_counter(), self._memory
                 budget = free_memory(self.device) // 4 if memory is None else memory
-                self._golden = record(self.model, self.loader, self.device, budget, on_batch)
-                self._why_never = CHANGES if self._golden is None else None
+                data = self.model, self.loader, self.device
+                found = record(*data, budget, on_batch, self.judge)
+                if isinstance(found, str):
+                    self._why_never = found
+                else:
+                    self._golden = found
                 self._verification.note(time.perf_counter() - started)
         self._state = state_of(self.model)
         return self._golden

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxfault.evaluation.full.predictions import scores_of
+from fxfault.evaluation.full.judging import Judge
 from fxfault.evaluation.incremental.batch_independence import Independence
 from fxfault.evaluation.incremental.golden_cache import INPUT, Candidate, bytes_of, choose
 from fxfault.evaluation.incremental.states import Cut, advance
@@ -47,6 +47,7 @@ class Survey:
         inputs: Tensor,
         found: Independence,
         loading: float,
+        judge: Judge,
     ) -> None:
         """Survey the cuts between segments on a batch that took `loading` seconds to load."""
         self.segments = segments
@@ -74,8 +75,9 @@ class Survey:
                 with faults_of(model).samples(torch.arange(len(samples))):
                     states[place] = advance(model, segments, number, states[place])
         if not self.whole_batches:
-            scores, turned = (scores_of(state, self.batch) for state in states[:2])
-            if not same_bits(turned, scores[self.order.to(scores.device)]):
+            rows, turned = (judge.rows(state, self.batch) for state in states[:2])
+            there = [row[self.order.to(row.device)] for row in rows]
+            if not all(map(same_bits, turned, there)):
                 # Some cut tore apart memory that two values share.
                 self.cuts[1:] = [replace(cut, roles=None) for cut in self.cuts[1:]]
 
