@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from fxfault.faults import kernels
-from fxfault.torch_versions import COMPILES_FROM
+from fxfault.faults.torch_versions import COMPILES_FROM
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
