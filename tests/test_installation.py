@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from brevitas.nn import QuantLinear, QuantReLU
 from packaging.requirements import Requirement
 from packaging.version import Version
+from torch import nn
 
+import fxfault
 from fxfault.faults import kernels
-from fxfault.torch_versions import COMPILES_FROM
+from fxfault.torch_versions import COMPILES_FROM, why_not_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
@@ -113,11 +117,22 @@ def test_the_page_and_readme_say_what_is_admitted() -> None:
     assert f"`fxfault.compile` needs torch {COMPILES_FROM}" in PAGE
 
 
-@pytest.mark.parametrize("test", ["noxfile.py"])
-def test_the_files_of_the_matrix_are_there(test: str) -> None:
-    names = re.search(r'TESTS = """(.*?)"""', (ROOT / test).read_text(encoding="utf-8"), re.DOTALL)
+def test_the_files_of_the_matrix_are_there() -> None:
+    text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    names = re.search(r'TESTS = """(.*?)"""', text, re.DOTALL)
     assert names is not None
     assert all((ROOT / "tests" / name).exists() for name in names[1].split())
+
+
+def test_compiling_with_an_old_torch_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    model = nn.Sequential(QuantLinear(4, 4, bias=True), QuantReLU(bit_width=4)).eval()
+    made = fxfault.compile(model, torch.randn(2, 4))
+    assert not made.compiled
+    needs = f"fxfault.compile needs torch {COMPILES_FROM} or newer, and this is 2.6.0+cpu"
+    assert made.why_not == needs
+    monkeypatch.setattr(torch, "__version__", "3.0.0")
+    assert why_not_compiled() == ""
 
 
 def test_developers_have_numba() -> None:
