@@ -34,9 +34,9 @@ def lowest() -> dict[str, Version]:
     options = settings()
     lists = [options["options"]["install_requires"], *options["options.extras_require"].values()]
     found = {}
-    for line in "\n".join(lists).strip().splitlines():
-        requirement = Requirement(line.strip())
-        if requirement.name == "fxfault" or not line.strip():
+    for line in "\n".join(lists).split():
+        requirement = Requirement(line)
+        if requirement.name == "fxfault":
             continue
         (bound,) = requirement.specifier
         assert bound.operator == ">=", f"{requirement}: an upper bound that nobody needs"
@@ -71,7 +71,8 @@ def sets() -> dict[str, Any]:
 
 def table() -> dict[str, list[str]]:
     """The rows of the page's table, by the name of the set."""
-    rows = re.findall(r"^\| `([\w.-]+)` \|(.*)\|$", PAGE, re.MULTILINE)
+    _, text = PAGE.split("## What ran")
+    rows = re.findall(r"^\| `([\w.-]+)` \|(.*)\|$", text, re.MULTILINE)
     return {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows}
 
 
