@@ -24,7 +24,7 @@ class Set(NamedTuple):
     Attributes:
         python: the Python.
         torch, torchvision, brevitas: their versions.
-        others: further requirements; a set without Numba does not name it.
+        others: further requirements.
     """
 
     python: str
@@ -42,7 +42,6 @@ SETS = {
     "middle": Set("3.12", "2.9.1", "0.24.1", "0.13.0"),
     "newest": Set("3.11", "", "", ""),
     "newest-python": Set("3.13", "", "", ""),
-    "without-numba": Set("3.11", "2.13.0", "0.28.0", "0.13.4", ()),
 }
 TESTS = """
     test_blocked_numba.py test_checkpoints.py test_codes.py test_compile.py

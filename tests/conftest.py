@@ -20,6 +20,7 @@ from commands import Run
 from torch import Tensor, nn
 
 import fxfault
+from fxfault.faults.torch_versions import why_not_compiled
 
 # Two threads on a busy machine can be fifty times slower than one for models of this size.
 torch.set_num_threads(1)
@@ -57,6 +58,18 @@ def pytest_configure() -> None:
     mixed = why_mixed({module.__name__: str(module.__file__) for module in modules})
     if mixed is not None:
         raise pytest.UsageError(mixed)
+
+
+# Files and tests in which torch compiles a model; an old torch cannot.
+_COMPILING = ("test_compile.py", "test_compiled_runner.py", "test_compiled_model_has_the_faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this torch is too old for, with what `fxfault.compile` says."""
+    why_not = why_not_compiled()
+    for item in items if why_not else ():
+        if any(name in item.nodeid for name in _COMPILING):
+            item.add_marker(pytest.mark.skip(reason=why_not))
 
 
 class _Imported:

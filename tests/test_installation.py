@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from brevitas.nn import QuantLinear, QuantReLU
 from packaging.requirements import Requirement
 from packaging.version import Version
+from torch import nn
 
+import fxfault
 from fxfault.faults import kernels
-from fxfault.faults.torch_versions import COMPILES_FROM
+from fxfault.faults.torch_versions import COMPILES_FROM, why_not_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
@@ -30,9 +34,9 @@ def lowest() -> dict[str, Version]:
     options = settings()
     lists = [options["options"]["install_requires"], *options["options.extras_require"].values()]
     found = {}
-    for line in "\n".join(lists).strip().splitlines():
-        requirement = Requirement(line.strip())
-        if requirement.name == "fxfault" or not line.strip():
+    for line in "\n".join(lists).split():
+        requirement = Requirement(line)
+        if requirement.name == "fxfault":
             continue
         (bound,) = requirement.specifier
         assert bound.operator == ">=", f"{requirement}: an upper bound that nobody needs"
@@ -67,7 +71,8 @@ def sets() -> dict[str, Any]:
 
 def table() -> dict[str, list[str]]:
     """The rows of the page's table, by the name of the set."""
-    rows = re.findall(r"^\| `([\w.-]+)` \|(.*)\|$", PAGE, re.MULTILINE)
+    _, text = PAGE.split("## What ran")
+    rows = re.findall(r"^\| `([\w.-]+)` \|(.*)\|$", text, re.MULTILINE)
     return {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows}
 
 
@@ -113,11 +118,22 @@ def test_the_page_and_readme_say_what_is_admitted() -> None:
     assert f"`fxfault.compile` needs torch {COMPILES_FROM}" in PAGE
 
 
-@pytest.mark.parametrize("test", ["noxfile.py"])
-def test_the_files_of_the_matrix_are_there(test: str) -> None:
-    names = re.search(r'TESTS = """(.*?)"""', (ROOT / test).read_text(encoding="utf-8"), re.DOTALL)
+def test_the_files_of_the_matrix_are_there() -> None:
+    text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    names = re.search(r'TESTS = """(.*?)"""', text, re.DOTALL)
     assert names is not None
     assert all((ROOT / "tests" / name).exists() for name in names[1].split())
+
+
+def test_compiling_with_an_old_torch_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    model = nn.Sequential(QuantLinear(4, 4, bias=True), QuantReLU(bit_width=4)).eval()
+    made = fxfault.compile(model, torch.randn(2, 4))
+    assert not made.compiled
+    needs = f"fxfault.compile needs torch {COMPILES_FROM} or newer, and this is 2.6.0+cpu"
+    assert made.why_not == needs
+    monkeypatch.setattr(torch, "__version__", "3.0.0")
+    assert why_not_compiled() == ""
 
 
 def test_developers_have_numba() -> None:
