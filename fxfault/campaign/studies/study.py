@@ -356,7 +356,9 @@ def _missing_sections(sections: Mapping[Any, Any], axes: Mapping[str, Any]) -> l
     ]
     checkpoint = sections.get("checkpoint") or {}
     unnamed = isinstance(checkpoint, Mapping) and checkpoint.get("path") is None
-    if unnamed and "checkpoint" not in axes:
+    model = sections.get("model")
+    own = isinstance(model, Mapping) and ":" in str(model.get("name"))  # It may load its weights.
+    if unnamed and not own and "checkpoint" not in axes:
         problems.append("checkpoint.path: missing, name the weights here or in axes.checkpoint")
     return problems
 
