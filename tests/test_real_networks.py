@@ -26,7 +26,7 @@ from fxfault.experiment.parts import Batches, load_model, open_test_data
 from fxfault.networks import efficientnet_lite, post_training
 from fxfault.networks.pictures import Crops
 
-MNIST_TEST_SHA256 = "?"
+MNIST_TEST_SHA256 = "8427222513f678ccccc591b9b546801063cd85378693d9c98bf098726361b770"
 MNIST = ("lenet", "tfc", "lfc", "cnv")
 
 
@@ -192,5 +192,5 @@ def test_a_network_that_loads_its_weights_needs_no_checkpoint() -> None:
     assert study.axes.checkpoint == (None,)
     assert Study.from_dict(study.to_dict()) == study
     content = study.to_dict() | {"model": {"name": "quant_cnv"}}
-    with pytest.raises(InvalidConfigError, match="checkpoint.path: missing"):
+    with pytest.raises(InvalidConfigError, match=r"checkpoint\.path: missing"):
         Study.from_dict(content)

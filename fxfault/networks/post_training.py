@@ -37,9 +37,8 @@ def quantise_graph(
     Raises:
         DataError: a width is out of range.
     """
-    for key, bits in (("weight_bit_width", weight_bit_width), ("act_bit_width", act_bit_width)):
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-            raise DataError(f"{key} is {bits!r}; it must be an integer from 2 to 8")
+    check_width("weight_bit_width", weight_bit_width)
+    check_width("act_bit_width", act_bit_width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Brevitas calls its own graph package deprecated.
         from brevitas.graph.quantize import preprocess_for_quantize, quantize
@@ -50,6 +49,17 @@ def quantise_graph(
         quantised = quantize(graph, **maps)
         _put_back_padding(quantised, pads)
         return calibrate(quantised.eval(), list(batches))
+
+
+def check_width(key: str, bits: object) -> None:
+    """Raise a `DataError` if a bit width is not an integer from 2 to 8.
+
+    >>> check_width("act_bit_width", 1)
+    Traceback (most recent call last):
+    fxfault.errors.DataError: act_bit_width is 1; it must be an integer from 2 to 8
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise DataError(f"{key} is {bits!r}; it must be an integer from 2 to 8")
 
 
 def calibrate(quantised: nn.Module, batches: list[Tensor]) -> nn.Module:
