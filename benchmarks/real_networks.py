@@ -24,8 +24,6 @@ from fxfault.data import build_dataset
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import load_model
 
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # percent of all words of all sites
-TRIALS = 5
 SETTINGS = {
     "enabled": True,
     "apply_during": "eval",
@@ -33,6 +31,14 @@ SETTINGS = {
     "injection_type": "bit_flip",
     "probability": 0.0,
 }
+
+# Percent of all words of all sites, and trials at each rate.
+RATES = {
+    "mnist": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "encoder": (0.01, 0.1, 1.0, 10.0),
+    "segmenter": (0.01, 0.1, 1.0, 10.0),
+}
+TRIALS = {"mnist": 5, "encoder": 3, "segmenter": 3}
 
 Curves = dict[str, list[list[float]]]  # a value for each rate and trial, by the name of a curve
 Measure = Callable[[Tensor, Tensor], float]  # of outputs and golden outputs
@@ -47,9 +53,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     curves, unit = _MEASURED[options.what](dict(run.split("=", 1) for run in options.run))
-    _print(curves)
+    _print(curves, RATES[options.what])
     if options.pictures:
-        _draw(curves, unit, options.pictures / f"network_{options.what}.png")
+        _draw(curves, RATES[options.what], unit, options.pictures / f"network_{options.what}.png")
 
 
 def _mnist(runs: dict[str, str]) -> tuple[Curves, str]:
@@ -65,7 +71,9 @@ def _mnist(runs: dict[str, str]) -> tuple[Curves, str]:
 
         bits = experiment.quantization.act_bit_width
         for bit in ("random", "msb_flip"):
-            curves[f"{name} ({bits} bit), {bit}"] = _swept(model, data.images, accuracy, bit)
+            curves[f"{name} ({bits} bit), {bit}"] = _swept(
+                "mnist", model, data.images, accuracy, bit
+            )
     return curves, "accuracy (%)"
 
 
@@ -79,7 +87,7 @@ def _encoder(runs: dict[str, str]) -> tuple[Curves, str]:
     model, tokens = sentence_encoder.quantised(), Sentences("test").tokens
     kinds = [{"injection_type": "bit_flip", "bit": bit} for bit in (7, 6, 5, 4)]
     return {
-        f"bit {kind['bit']}": _swept(model, tokens, distance, **kind) for kind in kinds
+        f"bit {kind['bit']}": _swept("encoder", model, tokens, distance, **kind) for kind in kinds
     }, "cosine distance to golden"
 
 
@@ -98,8 +106,8 @@ def _segmenter(runs: dict[str, str]) -> tuple[Curves, str]:
 
     model = digit_segmenter.trained()
     return {
-        "accuracy on digits": _swept(model, test.images, accuracy, "random"),
-        "changed pixels": _swept(model, test.images, changed, "random"),
+        "accuracy on digits": _swept("segmenter", model, test.images, accuracy, "random"),
+        "changed pixels": _swept("segmenter", model, test.images, changed, "random"),
     }, "share of pixels (%)"
 
 
@@ -111,7 +119,12 @@ _MEASURED: dict[str, Callable[[dict[str, str]], tuple[Curves, str]]] = {
 
 
 def _swept(
-    model: nn.Module, inputs: Tensor, measure: Measure, injection_type: str, bit: int | None = None
+    what: str,
+    model: nn.Module,
+    inputs: Tensor,
+    measure: Measure,
+    injection_type: str,
+    bit: int | None = None,
 ) -> list[list[float]]:
     """Values without faults first, then at each rate, of each trial."""
     own = {"injection_type": injection_type, "bit": bit}
@@ -120,28 +133,28 @@ def _swept(
     with torch.no_grad():
         golden = faulty(inputs)
         return [[measure(golden, golden)]] + [
-            [measure(outputs, golden) for outputs in _trials(faulty, inputs, rate)]
-            for rate in RATES
+            [measure(outputs, golden) for outputs in _trials(faulty, inputs, rate, TRIALS[what])]
+            for rate in RATES[what]
         ]
 
 
-def _trials(faulty: Any, inputs: Tensor, rate: float) -> Iterator[Tensor]:
+def _trials(faulty: Any, inputs: Tensor, rate: float, trials: int) -> Iterator[Tensor]:
     for site in faulty.faults:
         site.set_probability(rate)
-    for trial in range(TRIALS):
+    for trial in range(trials):
         faulty.faults.reset(trial=trial)
         yield faulty(inputs)
 
 
-def _print(curves: Curves) -> None:
+def _print(curves: Curves, rates: tuple[float, ...]) -> None:
     width = max(map(len, curves))
-    print(" " * width, *(f"{rate:>8g} %" for rate in (0.0, *RATES)))
+    print(" " * width, *(f"{rate:>8g} %" for rate in (0.0, *rates)))
     for name, values in curves.items():
         means = [float(np.mean(trials)) for trials in values]
         print(f"{name:{width}}", *(f"{mean:10.4g}" for mean in means))
 
 
-def _draw(curves: Curves, unit: str, file: Path) -> None:
+def _draw(curves: Curves, rates: tuple[float, ...], unit: str, file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -149,8 +162,8 @@ def _draw(curves: Curves, unit: str, file: Path) -> None:
     for name, values in curves.items():
         means = [float(np.mean(trials)) for trials in values[1:]]
         lows, highs = ([pick(trials) for trials in values[1:]] for pick in (min, max))
-        (line,) = axes.plot(RATES, means, marker="o", markersize=3, label=name)
-        axes.fill_between(RATES, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
+        (line,) = axes.plot(rates, means, marker="o", markersize=3, label=name)
+        axes.fill_between(rates, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xscale="log", xlabel="words struck (%)", ylabel=unit)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -61,7 +61,7 @@ def test_mnist_is_padded_to_32_pixels() -> None:
     small = build_dataset("mnist_5k", "test")
     large = build_dataset("mnist_5k", "test", kwargs={"image_size": 32})
     assert torch.equal(large.images[:, :, 2:30, 2:30], small.images)
-    assert large.images.sum() == small.images.sum()
+    assert large.images.count_nonzero() == small.images.count_nonzero()
     assert dataset_facts("mnist_5k", kwargs={"image_size": 32}) == large.facts
     with pytest.raises(DataError, match="image_size is 30; it must be 28, or 32 for"):
         build_dataset("mnist_5k", "test", kwargs={"image_size": 30})
@@ -79,7 +79,7 @@ def test_bundled_mnist_weights_have_the_documented_accuracy(name: str, accuracy:
 @pytest.mark.parametrize("name", MNIST)
 def test_laws_hold_on_mnist_networks(name: str) -> None:
     model, batch = _mnist(name, 6)
-    check_laws(model, batch[0], memories=("activations", "weights"))
+    check_laws(model, batch[0], memories=("activations", "weights"), num_faults=20)
 
 
 def _mnist(name: str, samples: int) -> tuple[nn.Module, Any]:
@@ -121,7 +121,8 @@ def test_crops_to_calibrate_with_are_not_those_of_the_test() -> None:
     crops = [Crops(split, pictures=1).images for split in ("train", "test")]
     images = torch.cat(crops).flatten(1)
     assert len(images.unique(dim=0)) == 10
-    assert images.aminmax() == (pytest.approx(-1, abs=0.1), pytest.approx(1, abs=0.1))
+    assert images.abs().max() <= 1
+    assert images.std() > 0.2
 
 
 @pytest.mark.parametrize("pictures", [0, 8])
