@@ -3,7 +3,7 @@
     python examples/train_segmenter.py [epochs] [pictures] [file]
 
 It needs the extra `examples`. With a file, it writes the weights there. The weights that come with
-fxfault are those of the defaults: 8 epochs of 1,500 pictures.
+fxfault are those of the defaults: 40 epochs of 1,500 pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxfault.networks.digit_mosaics import BACKGROUND, CLASSES, Mosaics
 from fxfault.networks.digit_segmenter import DigitSegmenter
 
 
-def main(epochs: int = 8, pictures: int = 1500, file: str | None = None) -> float:
+def main(epochs: int = 40, pictures: int = 1500, file: str | None = None) -> float:
     """Train, print, and return the accuracy on pixels of digits, in percent."""
     torch.manual_seed(0)
     network = DigitSegmenter()

@@ -47,7 +47,8 @@ def setting_lines(findings: Findings) -> list[str]:
         f"{duration(float(findings.table['seconds'].sum()))} of computing",
     ]
     golden = golden_by_checkpoint(summary)
-    lines += [f"Golden accuracy: {figure(value)}% ({name})" for name, value in golden.items()]
+    for name, value in golden.items():  # No name: the network's factory loads its weights.
+        lines.append(f"Golden accuracy: {figure(value)}%" + (f" ({name})" if name else ""))
     lines += [f"Note: {doubt}" for doubt in findings.doubts]
     if findings.never_called:
         lines.append(f"Never called in this evaluation: {', '.join(findings.never_called)}")
