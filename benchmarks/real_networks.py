@@ -85,9 +85,9 @@ def _encoder(runs: dict[str, str]) -> tuple[Curves, str]:
         return float((1 - torch.cosine_similarity(outputs, golden)).mean())
 
     model, tokens = sentence_encoder.quantised(), Sentences("test").tokens
-    kinds = [{"injection_type": "bit_flip", "bit": bit} for bit in (7, 6, 5, 4)]
     return {
-        f"bit {kind['bit']}": _swept("encoder", model, tokens, distance, **kind) for kind in kinds
+        f"bit {bit}": _swept("encoder", model, tokens, distance, "bit_flip", bit)
+        for bit in (7, 6, 5, 4)
     }, "cosine distance to golden"
 
 

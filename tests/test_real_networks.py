@@ -22,6 +22,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 import fxfault
 from fxfault.campaign import Study
 from fxfault.data import build_dataset, dataset_facts, mnist_5k
+from fxfault.data.catalogue import Split
 from fxfault.errors import DataError, InvalidConfigError
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import Batches, load_model, open_test_data
@@ -45,21 +46,21 @@ def _one_thread() -> None:
 
 def test_mnist_split_is_the_documented_one() -> None:
     """Recorded: a change of the permutation would change every published accuracy."""
-    train, test = build_dataset("mnist_5k", "train"), build_dataset("mnist_5k", "test")
+    train, test = _digits("train"), _digits("test")
     assert train.labels.bincount().tolist() == [400] * 10
     assert test.labels.bincount().tolist() == [100] * 10
     assert hashlib.sha256(test.images.numpy().tobytes()).hexdigest() == MNIST_TEST_SHA256
 
 
 def test_mnist_splits_share_no_image() -> None:
-    images = [build_dataset("mnist_5k", split).images for split in ("train", "test")]
+    images = [_digits(split).images for split in ("train", "test")]
     rows = torch.cat(images).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows) == 5000
 
 
 def test_mnist_is_padded_to_32_pixels() -> None:
-    small = build_dataset("mnist_5k", "test")
-    large = build_dataset("mnist_5k", "test", kwargs={"image_size": 32})
+    small = _digits("test")
+    large = _digits("test", image_size=32)
     assert torch.equal(large.images[:, :, 2:30, 2:30], small.images)
     assert large.images.count_nonzero() == small.images.count_nonzero()
     assert dataset_facts("mnist_5k", kwargs={"image_size": 32}) == large.facts
@@ -80,6 +81,10 @@ def test_bundled_mnist_weights_have_the_documented_accuracy(name: str, accuracy:
 def test_laws_hold_on_mnist_networks(name: str) -> None:
     model, batch = _mnist(name, 6)
     check_laws(model, batch[0], memories=("activations", "weights"), num_faults=20)
+
+
+def _digits(split: Split, **kwargs: Any) -> Any:
+    return build_dataset("mnist_5k", split, kwargs=kwargs)
 
 
 def _mnist(name: str, samples: int) -> tuple[nn.Module, Any]:

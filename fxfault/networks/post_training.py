@@ -70,7 +70,8 @@ def calibrate(quantised: nn.Module, batches: list[Tensor]) -> nn.Module:
         with calibration_mode(quantised):
             for batch in batches:
                 quantised(batch)
-        for module in quantised.modules():
+        modules: Iterable[Any] = quantised.modules()
+        for module in modules:
             # Brevitas 0.13 leaves this set on quantisers that several layers share, which then
             # pass floats through.
             if getattr(module, "observer_only", False):
