@@ -29,6 +29,7 @@ ROOMS = (
     "fxfault.campaign.estimates",
     "fxfault.campaign.studies",
     "fxfault.experiment",
+    "fxfault.networks",
     "fxfault.models",
     "fxfault.evaluation",
     "fxfault.evaluation.incremental",

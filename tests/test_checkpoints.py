@@ -188,7 +188,8 @@ def test_bundled_digits_reach_the_accuracy_that_is_claimed() -> None:
 
 
 def test_an_unknown_bundled_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    assert bundled_checkpoints() == ("bundled:digits", "bundled:digits_fat")
+    names = ("digit_segmenter", "digits", "digits_fat", "mnist_lenet", "mnist_tfc")
+    assert bundled_checkpoints() == tuple(f"bundled:{name}" for name in names)
     for name in ("bundled:digit", "bundled:", "bundled:../digits"):
         with pytest.raises(DataError, match=r"no such weights come with fxfault.*bundled:digits"):
             load_checkpoint(name, digits_net())

@@ -30,6 +30,10 @@ BUNDLED = (
     "fault_eval",
     "fault_injection_example",
     "layer_analysis",
+    "mnist_cnv",
+    "mnist_lenet",
+    "mnist_lfc",
+    "mnist_tfc",
     "quant_cnv_w2a2_cifar10",
 )
 SECTIONS = [field.name for field in dataclasses.fields(ExperimentConfig)]

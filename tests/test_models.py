@@ -27,6 +27,9 @@ NETWORKS = [
     ("quant_lenet", (1, 28, 28), 5),
     ("quant_lenet", (3, 32, 32), 5),
     ("quant_resnet20", (3, 16, 16), 39),
+    ("quant_tfc", (1, 28, 28), 4),
+    ("quant_tfc", (3, 8, 12), 4),
+    ("quant_lfc", (1, 8, 8), 4),
 ]
 
 

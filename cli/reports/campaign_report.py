@@ -53,9 +53,9 @@ def setting_lines(findings: Findings) -> list[str]:
     metric = summary.metric
     if not metric.is_accuracy:
         lines.append(f"Metric: {metric.sentence}")
-    lines += [
-        f"Golden {metric.name}: {metric.shown(value)} ({name})" for name, value in golden.items()
-    ]
+    for name, value in golden.items():  # No name: the network's factory loads its weights.
+        shown = f"Golden {metric.name}: {metric.shown(value)}"
+        lines.append(shown + (f" ({name})" if name else ""))
     lines += [f"Note: {doubt}" for doubt in findings.doubts]
     if findings.never_called:
         lines.append(f"Never called in this evaluation: {', '.join(findings.never_called)}")

@@ -14,7 +14,7 @@ def bundled_names(kind: str) -> tuple[str, ...]:
     """Names of all bundled files of a kind, sorted.
 
     >>> bundled_names("studies")
-    ('digits_study', 'digits_weights_study')
+    ('digits_study', 'digits_weights_study', 'efficientnet_study', 'sentences_study')
 
     Args:
         kind: `experiments`, `studies` or `weights`.

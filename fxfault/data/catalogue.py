@@ -31,6 +31,7 @@ _BUILT_IN: dict[str, str] = {
     "cifar100": "fxfault.data.torchvision_sets",
     "fashion_mnist": "fxfault.data.torchvision_sets",
     "mnist": "fxfault.data.torchvision_sets",
+    "mnist_5k": "fxfault.data.mnist_5k",
     "svhn": "fxfault.data.torchvision_sets",
 }
 
@@ -38,8 +39,9 @@ _BUILT_IN: dict[str, str] = {
 def dataset_names() -> tuple[str, ...]:
     """Names of the built-in data sets, sorted.
 
-    >>> dataset_names()
-    ('cifar10', 'cifar100', 'digits', 'fake', 'fashion_mnist', 'image_folder', 'mnist', 'svhn')
+    >>> dataset_names()  # doctest: +NORMALIZE_WHITESPACE
+    ('cifar10', 'cifar100', 'digits', 'fake', 'fashion_mnist', 'image_folder', 'mnist', 'mnist_5k',
+    'svhn')
     """
     return tuple(sorted(_BUILT_IN))
 
@@ -66,7 +68,7 @@ def build_dataset(
             module is searched in the current folder first; the factory is called as
             `factory(split=split, **kwargs)`.
         split: "train" or "test".
-        root: folder with the data files (`digits` and `fake` need none).
+        root: folder with the data files (`digits`, `mnist_5k` and `fake` need none).
         kwargs: options of the data set; its module lists them.
         any_items: whether the user's own data set may have any items, or be a `DataLoader`; else
             they are pairs of an image and a class.

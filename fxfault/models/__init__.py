@@ -1,4 +1,4 @@
-"""The networks that a configuration can name: four built in, and any of the user's own.
+"""The networks that a configuration can name: six built in, and any of the user's own.
 
 Building a network imports torch and brevitas; importing this package imports neither.
 """

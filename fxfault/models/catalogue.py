@@ -23,7 +23,9 @@ _BUILT_IN = {
     "quant_cnv": ("fxfault.models.cnv", "QuantCNV"),
     "quant_digits": ("fxfault.models.digits_net", "QuantDigits"),
     "quant_lenet": ("fxfault.models.lenet", "QuantLeNet"),
+    "quant_lfc": ("fxfault.models.finn_mlp", "QuantLFC"),
     "quant_resnet20": ("fxfault.models.resnet", "QuantResNet20"),
+    "quant_tfc": ("fxfault.models.finn_mlp", "QuantTFC"),
 }
 
 
@@ -31,7 +33,7 @@ def model_names() -> tuple[str, ...]:
     """Names of the built-in networks, sorted.
 
     >>> model_names()
-    ('quant_cnv', 'quant_digits', 'quant_lenet', 'quant_resnet20')
+    ('quant_cnv', 'quant_digits', 'quant_lenet', 'quant_lfc', 'quant_resnet20', 'quant_tfc')
     """
     return tuple(sorted(_BUILT_IN))
 

@@ -68,7 +68,8 @@ def load_checkpoint(
     >>> load_checkpoint("bundled:digit", nn.Linear(1, 1))
     Traceback (most recent call last):
     fxfault.errors.DataError: checkpoint 'bundled:digit': no such weights come with fxfault \
-(did you mean 'bundled:digits'?); there are: bundled:digits, bundled:digits_fat
+(did you mean 'bundled:digits'?); there are: bundled:digit_segmenter, \
+bundled:digits, bundled:digits_fat, bundled:mnist_lenet, bundled:mnist_tfc
 
     Args:
         path: the file, or `bundled:NAME` for weights that come with fxfault.
@@ -97,7 +98,8 @@ def bundled_checkpoints() -> tuple[str, ...]:
     """Names of the weights that come with fxfault, for `load_checkpoint`.
 
     >>> bundled_checkpoints()
-    ('bundled:digits', 'bundled:digits_fat')
+    ('bundled:digit_segmenter', 'bundled:digits', 'bundled:digits_fat', 'bundled:mnist_lenet', \
+'bundled:mnist_tfc')
     """
     return tuple(f"{BUNDLED}{name}" for name in bundled_names("weights"))
 

@@ -43,7 +43,7 @@ class Axes:
             together. Empty for activations alone.
         layers: `each` (a cell for each site), `all`, a pattern or index, or several together.
         faults: lists of faults that strike together, by name; entries as plain values.
-        checkpoint: files or `bundled:NAME`.
+        checkpoint: files or `bundled:NAME`; None alone for a network that loads its weights.
     """
 
     injection_type: tuple[str, ...] = ()
@@ -53,11 +53,14 @@ class Axes:
     memory: tuple[str | tuple[str, ...], ...] = ()
     layers: tuple[Layers, ...] = ()
     faults: Faults = field(default_factory=dict)
-    checkpoint: tuple[str, ...]
+    checkpoint: tuple[str | None, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the axes that have values, as plain values."""
-        return {key: values for key, values in section_to_dict(self).items() if values}
+        given = {key: values for key, values in section_to_dict(self).items() if values}
+        if self.checkpoint == (None,):  # The network's factory loads its weights.
+            del given["checkpoint"]
+        return given
 
 
 def takes_bit(injection_type: str) -> bool:

@@ -248,7 +248,7 @@ def bundled_studies() -> tuple[str, ...]:
     """Return the names of the studies that come with the package.
 
     >>> bundled_studies()
-    ('digits_study', 'digits_weights_study')
+    ('digits_study', 'digits_weights_study', 'efficientnet_study', 'sentences_study')
     """
     return bundled_names("studies")
 
@@ -336,9 +336,10 @@ def _missing_sections(sections: Mapping[Any, Any], axes: Mapping[str, Any]) -> l
         for name, example in examples.items()
         if sections.get(name) is None
     ]
-    checkpoint = sections.get("checkpoint") or {}
+    checkpoint, model = sections.get("checkpoint") or {}, sections.get("model")
     unnamed = isinstance(checkpoint, Mapping) and checkpoint.get("path") is None
-    if unnamed and "checkpoint" not in axes:
+    own = isinstance(model, Mapping) and ":" in str(model.get("name"))  # It may load its weights.
+    if unnamed and not own and "checkpoint" not in axes:
         problems.append("checkpoint.path: missing, name the weights here or in axes.checkpoint")
     return problems
 
