@@ -32,7 +32,7 @@ from fxfault.networks.digit_mosaics import BACKGROUND, Mosaics
 from fxfault.networks.pictures import Crops
 
 MNIST_TEST_SHA256 = "8427222513f678ccccc591b9b546801063cd85378693d9c98bf098726361b770"
-SEGMENTER_ACCURACY = 0.0  # percent of the pixels of digits
+SEGMENTER_ACCURACY = 62.15  # percent of the pixels of digits
 MNIST = ("lenet", "tfc", "lfc", "cnv")
 
 
@@ -80,7 +80,7 @@ def test_bundled_mnist_weights_have_the_documented_accuracy(name: str, accuracy:
 @pytest.mark.parametrize("name", MNIST)
 def test_laws_hold_on_mnist_networks(name: str) -> None:
     model, batch = _mnist(name, 6)
-    check_laws(model, batch[0], memories=("activations", "weights"), num_faults=20)
+    check_laws(model, batch[0], memories=("activations", "weights"), num_faults=200)
 
 
 def _digits(split: Split, **kwargs: Any) -> Any:
@@ -89,6 +89,7 @@ def _digits(split: Split, **kwargs: Any) -> Any:
 
 def _mnist(name: str, samples: int) -> tuple[nn.Module, Any]:
     experiment = load_experiment(f"mnist_{name}")
+    torch.manual_seed(0)  # LFC and CNV are untrained.
     data = open_test_data(experiment)
     model, _ = load_model(experiment, experiment.checkpoint.path, data.facts)
     return model, next(iter(Batches(data.dataset, samples)))
