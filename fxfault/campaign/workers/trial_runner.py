@@ -105,8 +105,9 @@ class TrialRunner:
         ):  # The first cell's comes last, and stays.
             network = self._network_of(checkpoint)
             network.check(self.study)
-            networks[checkpoint] = network.facts()
-            never_called[checkpoint] = network.trials.never_called
+            # A network that loads its own weights has no checkpoint, and the name "None" in JSON.
+            networks[str(checkpoint)] = network.facts()
+            never_called[str(checkpoint)] = network.trials.never_called
         faults, golden = network.faults, network.trials.golden
         facts = {} if self._metric is None else {"metric": self._metric.facts.to_dict()}
         return Facts(
