@@ -35,7 +35,7 @@ def measured(name: str, network: Any) -> tuple[float, torch.Tensor]:
     """The number for all data, and the values of the samples."""
     task = tasks.TASKS[name]
     module, _, attribute = BUILT_IN[task.metric].partition(":")
-    metric = getattr(importlib.import_module(module), attribute)
+    metric: Any = getattr(importlib.import_module(module), attribute)
     is_class = isinstance(metric, type)
     metric = metric(**task.kwargs) if is_class else functools.partial(metric, **task.kwargs)
     values = []
