@@ -102,7 +102,7 @@ def test_a_prediction_that_is_not_verified_ends_the_study(
     def wrong(self: Any) -> None:
         evaluate_rightly(self)
         if self.faults.trial == 2:
-            self.top[0] = self.top[0].flip(0)
+            self.revision.top[0] = self.revision.top[0].flip(0)
 
     path = tmp_path / "study.sqlite"
     monkeypatch.setattr(incremental.Evaluation, "run", wrong)

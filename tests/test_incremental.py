@@ -638,9 +638,9 @@ def test_verify_takes_a_share_of_the_batches(
     asked: list[float] = []
     batches = verification.some_batches
 
-    def watched(loader: Any, wanted: Any) -> Any:
+    def watched(loader: Any, wanted: Any, *more: Any) -> Any:
         asked.append(len(wanted))
-        return batches(loader, wanted)
+        return batches(loader, wanted, *more)
 
     monkeypatch.setattr(verification, "some_batches", watched)
     runner = IncrementalRunner(model, data, verify=30)
@@ -655,9 +655,9 @@ def watch_verifying(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     asked: list[tuple[int, ...]] = []
     batches = verification.some_batches
 
-    def watched(loader: Any, wanted: Any) -> Any:
+    def watched(loader: Any, wanted: Any, *more: Any) -> Any:
         asked.append(tuple(wanted))
-        return batches(loader, wanted)
+        return batches(loader, wanted, *more)
 
     monkeypatch.setattr(verification, "some_batches", watched)
     return asked

@@ -91,17 +91,18 @@ def test_intervals_of_real_valued_metrics_hold_the_truth(metric: MetricFacts, ki
     assert (summary["fall"].low <= summary["fall"].high).all()
 
 
-@pytest.mark.parametrize("missing", [0.0, 0.05])
-def test_the_interval_for_other_samples_holds_the_truth(missing: float) -> None:
-    # An interval that is exact lies outside 90.5 to 98.5 % of 400 with probability 0.05 %.
+@pytest.mark.parametrize(("runs", "missing"), [(25, 0.0), (25, 0.05), (3, 0.0)])
+def test_the_interval_for_other_samples_holds_the_truth(runs: int, missing: float) -> None:
+    # An interval that is exact holds fewer than 90.5 % of 400 with probability 0.02 %. With three
+    # runs it is careful, as samples scatter more, of which there are many.
     random, holds = np.random.default_rng(5), 0
     for _ in range(400):
-        trials, samples = random.normal(0, 0.5, (25, 1)), random.normal(0, 2.0, (1, 60))
-        changes = 1.0 + trials + samples + random.normal(0, 0.5, (25, 60))
+        trials, samples = random.normal(0, 0.5, (runs, 1)), random.normal(0, 2.0, (1, 60))
+        changes = 1.0 + trials + samples + random.normal(0, 0.5, (runs, 60))
         changes[random.random(changes.shape) < missing] = np.nan
         low, high = crossed_bootstrap(Changes.of(changes))
         holds += low <= 1.0 <= high
-    assert 90.5 <= holds / 4 <= 98.5
+    assert 90.5 <= holds / 4 <= (98.5 if runs > 3 else 100)
 
 
 def test_the_interval_for_other_samples_is_wider_than_that_of_trials() -> None:

@@ -372,6 +372,8 @@ def test_best_by_faulty_looks_at_the_accuracy_under_faults(tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"training.validation_fraction": 0}, "checkpoint.save_best"),
+        ({"metric": "top1"}, "metric: training is that of a classifier"),
+        ({"dataset.batch": "mine:take"}, r"dataset\.batch: training is that of a classifier"),
         (
             {"checkpoint.best_by": "faulty", "fault_injection.apply_during": "train"},
             "checkpoint.best_by",

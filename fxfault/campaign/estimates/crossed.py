@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxfault.campaign.estimates.intervals import Floats, judged
+from fxfault.campaign.estimates.intervals import Floats, student_t
 
 _RESAMPLES = 2000
 # More samples are resampled in this many runs of neighbours, which gives the same interval.
@@ -56,8 +56,9 @@ def crossed_bootstrap(changes: Changes, confidence: float = 95.0) -> tuple[float
 
     Trials and samples are each drawn with replacement, independently: a drawn sample brings its
     changes in all drawn trials. The mean of such resamples scatters at least as much as that over
-    other samples and other draws of faults does. The ends are percentiles, taken a little further
-    out, as in `fxfault.campaign.estimates.intervals.paired_bootstrap`.
+    other samples and other draws of faults does. The ends are those of Student's t with this
+    standard error, and with the degrees of freedom of the smaller of the two numbers: percentiles
+    of so few trials as people run would lie too close together.
 
     >>> trials = [np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.5, 1.5, 2.0, 1.0])]
     >>> low, high = crossed_bootstrap(Changes.of(trials))
@@ -82,8 +83,12 @@ def crossed_bootstrap(changes: Changes, confidence: float = 95.0) -> tuple[float
     counts = ((rows @ changes.counts) * columns).sum(axis=1)
     with np.errstate(invalid="ignore"):
         means = sums / counts
-    low, high, _ = judged(means[~np.isnan(means)], min(trials, blocks), confidence)
-    return low, high
+    fewest = min(trials, blocks)
+    # Drawn trials scatter less than trials by this factor, much for a few of them.
+    variance = np.nanvar(means) * fewest / (fewest - 1)
+    mean = changes.sums.sum() / changes.counts.sum()
+    low, high = student_t(mean, variance * fewest, fewest, confidence)
+    return float(low), float(high)
 
 
 def _drawn(random: np.random.Generator, size: int) -> Floats:

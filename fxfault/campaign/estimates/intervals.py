@@ -25,7 +25,8 @@ Interval = tuple[Floats, Floats]
 """Lower and upper ends; both are NaN if there are too few trials to tell."""
 
 _RESAMPLES = 2000
-_MOST_BLOCKS = 1000  # The bootstrap resamples longer series in this many runs of equal length.
+# The bootstrap resamples longer series in this many runs of equal length.
+_MOST_BLOCKS = 1000
 _PAIRS_AT_ONCE = 1_000_000  # 8 MB an array
 
 
@@ -191,7 +192,7 @@ def paired_bootstrap(
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     if len(difference) < 2:
         return _UNKNOWN
-    return judged(_resampled_means(difference, 0), len(difference), confidence)
+    return _judged(_resampled_means(difference, 0), len(difference), confidence)
 
 
 def bootstrap_difference(
@@ -212,7 +213,7 @@ def bootstrap_difference(
     if fewest < 2:
         return _UNKNOWN
     differences = _resampled_means(first, (0, 0)) - _resampled_means(second, (0, 1))
-    return judged(differences, fewest, confidence)
+    return _judged(differences, fewest, confidence)
 
 
 _UNKNOWN = (math.nan, math.nan, math.nan)
@@ -232,8 +233,7 @@ def _resampled_means(values: Floats, seed: int | tuple[int, ...]) -> Floats:
     return (drawn @ sums) / (drawn @ counts)
 
 
-def judged(means: Floats, trials: int, confidence: float) -> tuple[float, float, float]:
-    """Ends of a bootstrap interval and the share above 0, from resampled means of `trials`."""
+def _judged(means: Floats, trials: int, confidence: float) -> tuple[float, float, float]:
     t = float(_student(confidence, trials - 1))
     tail = float(_distributions().ndtr(-math.sqrt(trials / (trials - 1)) * t))
     low, high = np.quantile(means, [tail, 1 - tail])

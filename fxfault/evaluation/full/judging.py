@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,6 +60,15 @@ class Tally(Protocol):
 
     def result(self, sizes: tuple[int, ...]) -> Any:
         """The result, for batches of these sizes."""
+
+
+def taken(judge: Judge, loader: Iterable[Any]) -> Iterator[Batch]:
+    """Yield the batches of a loader, taken apart, with samples numbered for messages."""
+    done = 0
+    for given in loader:
+        batch = judge.take(given, done)
+        yield batch
+        done += batch.samples
 
 
 @dataclass(frozen=True)

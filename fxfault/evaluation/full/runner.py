@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fxfault.evaluation.full.judging import Judge, MetricJudge
+from fxfault.evaluation.full.judging import Judge, MetricJudge, taken
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode, state_of
 from fxfault.evaluation.full.predictions import CLASSES, OnBatch, predict, sample_numbers
 from fxfault.faults.layouts import Layout
@@ -151,7 +151,7 @@ class FullRunner:
 
     def _measure(self) -> None:
         """See which elements of each activation belong to which sample."""
-        measure_on(self.faults, self.loader, self.device)
+        measure_on(self.faults, taken(self.judge, self.loader), self.device)
         self._measured = True
 
 

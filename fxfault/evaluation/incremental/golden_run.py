@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault.data.batches import Batch
 from fxfault.errors import DataError
-from fxfault.evaluation.full.judging import Judge, NoRowsError
+from fxfault.evaluation.full.judging import Judge, NoRowsError, taken
 from fxfault.evaluation.full.model_state import modules_of, own_forwards, state_of
 from fxfault.evaluation.full.predictions import OnBatch, predict
 from fxfault.evaluation.incremental.batch_independence import (
@@ -131,7 +131,7 @@ def record(
         DataError: there is no sample, or the judge cannot use the outputs.
     """
     started = time.perf_counter()
-    first = next((judge.take(given, 0).to(device) for given in loader), None)
+    first = next((batch.to(device) for batch in taken(judge, loader)), None)
     if first is None:
         what = "accuracy" if judge.metric is None else judge.metric.name
         raise DataError(f"{what}: the data has no sample")
@@ -141,7 +141,7 @@ def record(
     inputs = first.inputs[0]
     loading = time.perf_counter() - started
     segments, faults = split_at_sites(model), faults_of(model)
-    measure_on(faults, loader, device)
+    measure_on(faults, taken(judge, loader), device)
     # No site strikes, so any numbers will do; numbered forwards do not move the clock.
     with faults.samples(torch.arange(len(inputs))):
         try:
