@@ -72,7 +72,7 @@ def test_mnist_is_padded_to_32_pixels() -> None:
 def test_bundled_mnist_weights_have_the_documented_accuracy(name: str, accuracy: float) -> None:
     model, batch = _mnist(name, 1000)
     with torch.no_grad():
-        right = int((model(batch[0]).argmax(1) == batch[1]).sum())
+        right = int((model(*batch.inputs).argmax(1) == batch.targets).sum())
     # Another order of sums may turn a prediction or two.
     assert abs(right / 10 - accuracy) <= 0.3
 
@@ -80,7 +80,7 @@ def test_bundled_mnist_weights_have_the_documented_accuracy(name: str, accuracy:
 @pytest.mark.parametrize("name", MNIST)
 def test_laws_hold_on_mnist_networks(name: str) -> None:
     model, batch = _mnist(name, 6)
-    check_laws(model, batch[0], memories=("activations", "weights"), num_faults=200)
+    check_laws(model, batch.inputs[0], memories=("activations", "weights"), num_faults=200)
 
 
 def _digits(split: Split, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ def float_words(tensor: Any) -> tuple[MiniFloat, Tensor] | None:
     Brevitas names the mantissas of infinities and NaN at the highest exponent. Its "FNUZ"
     quantisers name none, but a bias of `2**(exponent_bits - 1)`, which no other quantiser has.
 
+    >>> import torch
     >>> from brevitas.nn import QuantIdentity
     >>> from brevitas.quant.float_quant_ocp import Fp8e4m3OCPAct
     >>> layer = QuantIdentity(act_quant=Fp8e4m3OCPAct, return_quant_tensor=True)
