@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx.node import has_side_effect
 
+from fxfault.faults.torch_versions import is_exporting
 from fxfault.quantisers.quant_tensors import plain
 from fxfault.quantisers.stored_words import clean_bias, clean_weight
 from fxfault.sites.fault_sites import FaultSites
@@ -20,7 +21,6 @@ from fxfault.strike.calls import inject_compiled
 from fxfault.strike.moments import begin, moment_of, refuse_recording
 from fxfault.strike.operators import begin_compiled
 from fxfault.strike.strikes import strike_values, with_value
-from fxfault.torch_versions import is_exporting
 
 
 @has_side_effect  # type: ignore[untyped-decorator]

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxfault.errors import FxFaultError
+from fxfault.faults.torch_versions import why_not_compiled
 from fxfault.passes.exact_arithmetic import exact_backend
 from fxfault.passes.freeze import freeze
 from fxfault.passes.sites_of_model import sites_or_none, without_faults
 from fxfault.passes.tracing.traced_module import TracedModule
 from fxfault.quantisers.frozen_layers import FrozenLayer
 from fxfault.quantisers.quant_tensors import plain
-from fxfault.torch_versions import why_not_compiled
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from torch import Tensor, nn
 
 import fxfault
-from fxfault.torch_versions import why_not_compiled
+from fxfault.faults.torch_versions import why_not_compiled
 
 # Two threads on a busy machine can be fifty times slower than one for models of this size.
 torch.set_num_threads(1)

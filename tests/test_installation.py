@@ -17,7 +17,7 @@ from torch import nn
 
 import fxfault
 from fxfault.faults import kernels
-from fxfault.torch_versions import COMPILES_FROM, why_not_compiled
+from fxfault.faults.torch_versions import COMPILES_FROM, why_not_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")

@@ -24,10 +24,10 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from fxfault.errors import SiteError, TransformError
+from fxfault.faults.torch_versions import is_exporting
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.sample_layouts import batch_size_of
 from fxfault.sites.site import OUTPUT, FaultSite
-from fxfault.torch_versions import is_exporting
 
 # Returns the number of the backward that runs in this thread, or -1.
 _backward: Callable[[], int] = torch._C._current_graph_task_id  # type: ignore[attr-defined]
