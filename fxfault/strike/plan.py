@@ -28,7 +28,8 @@ from fxfault.faults.codes import (
 from fxfault.faults.fault_models import BitMaskModel, BitModel, FaultModel, RandomStrategy
 from fxfault.faults.float_words import FloatWord, IeeeWord
 from fxfault.faults.layouts import Layout
-from fxfault.faults.sampling import gap_scale, room_for
+from fxfault.faults.sampling import room_for
+from fxfault.faults.torch_draws import gap_scale
 from fxfault.quantisers.float_tensors import float_words
 from fxfault.quantisers.quant_tensors import IntQuantTensor, plain
 from fxfault.sites.settings import SiteFault
