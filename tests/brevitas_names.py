@@ -11,6 +11,7 @@ import importlib.util
 from typing import Any
 
 import brevitas.nn as qnn
+import pytest
 
 _MOVED = importlib.util.find_spec("brevitas.quant.float") is not None
 _FOLDER = "brevitas.quant" if _MOVED else "brevitas.quant.experimental"
@@ -28,3 +29,7 @@ mx_quant_ocp = _quantisers("mx_quant_ocp")
 
 # Brevitas has it since 0.13.
 HARD_SWISH = getattr(qnn, "QuantHardSwish", None)
+
+needs_unsigned_floats = pytest.mark.skipif(
+    not _MOVED, reason="Brevitas 0.12 refuses unsigned float quantisers"
+)

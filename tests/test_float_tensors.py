@@ -11,7 +11,14 @@ import torch
 from brevitas.core.restrict_val import FloatRestrictValue, PowerOfTwoRestrictValue
 from brevitas.nn import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantLinear, QuantReLU
 from brevitas.quant import Int8ActPerTensorFloat
-from brevitas_names import float_base, float_quant, float_quant_fnuz, float_quant_ocp, mx_quant_ocp
+from brevitas_names import (
+    float_base,
+    float_quant,
+    float_quant_fnuz,
+    float_quant_ocp,
+    mx_quant_ocp,
+    needs_unsigned_floats,
+)
 from torch import Tensor
 
 from fxfault.errors import SiteError
@@ -128,6 +135,7 @@ def test_what_does_not_saturate_is_a_code_as_well(name: str, saturating: bool) -
     assert quantised.value[2].isnan()
 
 
+@needs_unsigned_floats
 def test_an_unsigned_quantiser() -> None:
     layer = QuantReLU(
         act_quant=float_quant_ocp.Fp8e4m3OCPAct, return_quant_tensor=True, signed=False
@@ -149,6 +157,7 @@ def test_formats_are_equal_however_brevitas_lists_their_nans() -> None:
     assert read(quantised)[0] == MiniFloat(5, 2, 15, infinities=(0,), nans=(1, 2, 3))
 
 
+@needs_unsigned_floats
 def test_an_unsigned_fnuz_quantiser_has_no_nan() -> None:
     fnuz = float_quant_fnuz.Fp8e4m3FNUZAct
     layer = QuantReLU(act_quant=fnuz, return_quant_tensor=True, signed=False)
