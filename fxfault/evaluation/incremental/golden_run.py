@@ -126,7 +126,7 @@ def record(
             return None
         found = _with_layouts(model, _examine(model, segments, inputs))
         survey = Survey(model, segments, inputs, found, loading)
-    kept = survey.choose(budget, _count(loader))
+    kept = survey.choose(budget, count_batches(loader))
     golden = GoldenRun(
         *_split(model, survey.cuts, kept),
         cache=GoldenCache(kept),
@@ -149,7 +149,8 @@ def _split(
     return segments, tuple(cut for cut in cuts if cut.site == INPUT or cut.site in kept)
 
 
-def _count(loader: Any) -> int:
+def count_batches(loader: Any) -> int:
+    """Number of batches in a pass over some data."""
     try:
         return len(loader)
     except TypeError:  # An iterable without a length.

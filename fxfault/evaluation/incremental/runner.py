@@ -29,11 +29,14 @@ from fxfault.evaluation.full.verification import Verification
 from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.evaluation.incremental.golden_run import (
     CHANGES,
+    NO_GRAPH,
     GoldenRun,
     record,
     why_never_incremental,
 )
 from fxfault.evaluation.incremental.packs import Evaluation, find_strikes
+from fxfault.evaluation.incremental.replay_trials import NoReplays, record_replays
+from fxfault.evaluation.incremental.replays import ReplayRun
 from fxfault.sites.fault_sites import FaultSites, faults_of
 
 TRACKED = "statistics are tracked, which count over whole batches"
@@ -95,7 +98,7 @@ class IncrementalRunner:
         self._verification = Verification(model, loader, device, verify, "incremental", INSTEAD)
         self._memory = cache_memory
         self._full = FullRunner(model, loader, device)
-        self._golden: GoldenRun | None = None
+        self._golden: GoldenRun | ReplayRun | None = None
         self._why_never: str | None = None
         self._state: list[Any] | None = None
 
@@ -149,18 +152,21 @@ class IncrementalRunner:
         sizes = golden.predictions.sizes
         numbers = sample_numbers(self.faults.clock, sizes)
         with in_eval_mode(self.model), torch.no_grad():
-            struck = find_strikes(self.model, golden, numbers)
-            evaluation = Evaluation(self, golden, numbers, struck, on_batch)
-            evaluation.run()
+            if isinstance(golden, ReplayRun):
+                top, hit = golden.run(self, numbers, on_batch), None
+            else:
+                struck = find_strikes(self.model, golden, numbers)
+                evaluation = Evaluation(self, golden, numbers, struck, on_batch)
+                evaluation.run()
+                top, hit = evaluation.top, struck.last >= 0 if struck.known else None
             self.faults.check()
-        hit = struck.last >= 0
-        if not struck.known:
+        if hit is None:
             hit = samples_hit_anywhere(self.model, numbers, sizes)
         self._verification.note(time.perf_counter() - started)
-        self._verification.check(sizes, numbers, evaluation.top, hit)
-        return replace(golden.predictions, top=evaluation.top, struck=hit)
+        self._verification.check(sizes, numbers, top, hit)
+        return replace(golden.predictions, top=top, struck=hit)
 
-    def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | None:
+    def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | ReplayRun | None:
         """The fault-free run, repeated if parameters have changed; None if all runs are full."""
         state = state_of(self.model)
         if self._state == state:
@@ -168,11 +174,23 @@ class IncrementalRunner:
         self._golden = None  # Its memory is free for the new one.
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
             self._why_never = why_never_incremental(self.model)
-            if self._why_never is None:
-                started, memory = time.perf_counter(), self._memory
-                budget = free_memory(self.device) // 4 if memory is None else memory
-                self._golden = record(self.model, self.loader, self.device, budget, on_batch)
-                self._why_never = CHANGES if self._golden is None else None
+            if self._why_never in (None, NO_GRAPH):
+                started = time.perf_counter()
+                self._golden, self._why_never = self._recorded(on_batch)
                 self._verification.note(time.perf_counter() - started)
         self._state = state_of(self.model)
         return self._golden
+
+    def _recorded(
+        self, on_batch: OnBatch | None
+    ) -> tuple[GoldenRun | ReplayRun | None, str | None]:
+        """The fault-free run that trials start from, or None and why they cannot."""
+        budget = free_memory(self.device) // 4 if self._memory is None else self._memory
+        given = (self.model, self.loader, self.device, budget, on_batch)
+        if self._why_never is None:
+            golden = record(*given)
+            return golden, CHANGES if golden is None else None
+        try:
+            return record_replays(*given), None
+        except NoReplays as error:
+            return None, str(error)

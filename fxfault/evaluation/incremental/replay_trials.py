@@ -1,0 +1,223 @@
+"""Record the fault-free run of a kept forward, and try whether its calls may be replaced.
+
+Results may stand for calls only if calls have no other effects: a value that a module keeps for
+another one, a random number that the next call would have drawn, a list that it fills. Three tests
+look for such effects, all on clean data:
+
+- Forwards change no attribute of a module, no parameter or buffer, and draw no random number.
+- A call that changes its arguments is never replaced, nor one with a result that shares their
+  memory (`fxfault.evaluation.incremental.call_values`).
+- For each place where a trial may start, the first batch runs with the calls before it replaced. A
+  forward of other samples has run before, so that whatever the model kept is not of this batch. All
+  later calls, and the output, must have the results of the first run, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.proxy import TraceError
+from torch.nn.modules import module as torch_hooks
+
+from fxfault.errors import DataError
+from fxfault.evaluation.full.model_state import disabled, modules_of, state_of
+from fxfault.evaluation.full.predictions import OnBatch, Predictions, predict, scores_of
+from fxfault.evaluation.incremental.call_choice import Key, choose_calls
+from fxfault.evaluation.incremental.call_log import Call, Log, Recorder, modules_to_watch
+from fxfault.evaluation.incremental.golden_cache import is_out_of_memory
+from fxfault.evaluation.incremental.golden_run import CHANGES, count_batches
+from fxfault.evaluation.incremental.replays import WHOLE, Replay, ReplayRun
+from fxfault.faults.bits import same_bits
+from fxfault.passes.tracing.containers import containers_of
+from fxfault.passes.tracing.side_effects import Snapshot
+from fxfault.sites.fault_sites import FaultSites, faults_of
+from fxfault.sites.sample_layouts import measure_on
+
+HOOKED = "there are forward hooks, which calls that are replaced by their results would pass by"
+NO_CALL = "no module is called before a site, so that no result could stand for a call"
+HIDDEN = (
+    "the calls before {} have other effects than their results: without these calls, "
+    "the forward gives other results"
+)
+
+
+class NoReplays(Exception):
+    """Why every run is a full one, as a sentence."""
+
+
+def record_replays(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str,
+    budget: int,
+    on_batch: OnBatch | None,
+) -> ReplayRun:
+    """Run a model without faults, keep results of calls, and try them.
+
+    Args:
+        model: the transformed model, in eval mode with its sites disabled, under `no_grad`.
+        loader: batches of (inputs, labels), the same in each pass.
+        device: the device of the model.
+        budget: largest number of bytes for results.
+        on_batch: called after each batch.
+
+    Raises:
+        DataError: there is no sample, or the model returns no scores.
+        NoReplays: results may not stand for calls.
+    """
+    inputs = next((inputs.to(device) for inputs, _ in loader), None)
+    if inputs is None:
+        raise DataError("accuracy: the data has no sample")
+    _refuse_hooks(model)
+    sites = faults_of(model)
+    measure_on(sites, loader, device)
+    before = state_of(model)
+    with sites.samples(torch.arange(len(inputs))):
+        expected = scores_of(model(inputs.clone()), len(inputs)).clone()
+        chosen = _survey(model, sites, inputs, count_batches(loader), budget)
+        snapshot = Snapshot(model)
+    watched = {path for path, _ in chosen}
+    modules = {path: m for path, m in modules_to_watch(model).items() if path in watched}
+    logs, predictions = _record(model, loader, device, modules, chosen, budget, on_batch)
+    snapshot.random = Snapshot(model).random  # A loader draws when it starts.
+    with sites.samples(torch.arange(len(inputs))), disabled(sites):
+        again = scores_of(model(inputs.clone()), len(inputs))
+        if not same_bits(again, expected) or state_of(model) != before:
+            raise NoReplays(CHANGES)
+        _check_unchanged(snapshot)
+        _try(model, modules, logs[0], inputs, expected)
+    last, first = logs[-1], logs[0].order
+    alike = [log if log.order == first else None for log in logs]
+    return ReplayRun(modules, alike, last, predictions, WHOLE.format(_kept_forward(model)))
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    hooks: list[Any] = [torch_hooks._global_forward_hooks, torch_hooks._global_forward_pre_hooks]
+    for module in modules_of(model):
+        hooks += [module._forward_hooks, module._forward_pre_hooks]
+    if any(hooks):
+        raise NoReplays(HOOKED)
+
+
+def _check_unchanged(snapshot: Snapshot) -> None:
+    try:
+        snapshot.check()
+    except TraceError as error:
+        raise NoReplays(f"{error}, so that results cannot stand for calls") from None
+
+
+def _survey(
+    model: nn.Module, sites: FaultSites, inputs: Tensor, batches: int, budget: int
+) -> set[Key]:
+    """Run the first batch, and choose the calls to keep."""
+    recorder = Recorder(sites, modules_to_watch(model), lambda path, call: True)
+    with recorder.watching(), sites.samples(torch.arange(len(inputs))):
+        log = recorder.begin()
+        model(inputs.clone())
+    if recorder.why_not is not None:
+        raise NoReplays(recorder.why_not)
+    chosen = choose_calls(log, batches, budget)
+    if not log.calls:
+        raise NoReplays(NO_CALL)
+    return chosen
+
+
+def _record(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str,
+    modules: dict[str, nn.Module],
+    chosen: set[Key],
+    budget: int,
+    on_batch: OnBatch | None,
+) -> tuple[list[Log], Predictions]:
+    """Run all batches, and keep the results of the chosen calls as far as there is room."""
+    sites, logs = faults_of(model), list[Log]()
+    recorder = Recorder(sites, modules, lambda path, call: (path, call) in chosen)
+    room = budget
+
+    def forward(number: int, inputs: Tensor) -> Any:
+        nonlocal room
+        log = recorder.begin()
+        recorder.room = room
+        output = model(inputs)
+        room = recorder.room
+        log.before = [(site, dict(site.before)) for site in sites]
+        logs.append(log)
+        return output
+
+    with recorder.watching():
+        predictions = predict(model, loader, device, on_batch, sites, forward)
+    if recorder.why_not is not None:
+        raise NoReplays(recorder.why_not)
+    return logs, predictions
+
+
+def _try(
+    model: nn.Module, modules: dict[str, nn.Module], log: Log, inputs: Tensor, expected: Tensor
+) -> None:
+    """Start the first batch at each strike, without faults.
+
+    Raises:
+        NoReplays: a later call, or the output, has another result.
+    """
+    sites = faults_of(model)
+    _run_others(model, inputs)
+    tried: set[frozenset[int]] = set()
+    # Backwards: a call that was replaced has then not run since the other samples.
+    for strike in reversed(log.strikes):
+        replaced = frozenset(
+            number
+            for number, call in enumerate(log.calls)
+            if call.kept is not None and call.end is not None and call.end < strike.time
+        )
+        if replaced in tried or not replaced:
+            continue
+        tried.add(replaced)
+        replay, same = Replay(log, strike.time, sites), [True]
+
+        def compare(call: Call, result: Any, same: list[bool] = same) -> None:
+            if call.kept is not None and not call.kept.is_like(result):
+                same[0] = False
+
+        replay.compare(compare)
+        try:
+            with replay.watch(modules):
+                output = scores_of(model(inputs.clone()), len(inputs))
+            alike = replay.finish() and same[0] and same_bits(output, expected)
+        # A model's code may raise anything if a value that it keeps is of other samples.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            alike = False
+        if not alike:
+            raise NoReplays(HIDDEN.format(strike.site.name))
+
+
+def _run_others(model: nn.Module, inputs: Tensor) -> None:
+    """Run other samples of the same shape, so that whatever the model keeps is of these.
+
+    Raises:
+        NoReplays: it fails on them.
+    """
+    turned = inputs.flip(0)
+    for other in (turned.roll(1, -1) if inputs.dim() > 1 else turned, turned):
+        try:
+            model(other)
+            return
+        # A model's code may raise anything for samples that are not from the data.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            why = " ".join(str(error).split())
+    raise NoReplays(f"it fails on samples in another order ({why[:200]})")
+
+
+def _kept_forward(model: nn.Module) -> str:
+    """A container that keeps its own forward, the outermost first; for messages."""
+    kept = [c for c in containers_of(model) if c.handling == "kept" and c.reason]
+    first = min(kept, key=lambda c: (c.path.count(".") + bool(c.path), c.path), default=None)
+    return type(model).__name__ if first is None else first.path or first.type
