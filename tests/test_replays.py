@@ -21,6 +21,7 @@ from fxfault.evaluation.full.model_state import disabled
 from fxfault.evaluation.incremental.call_values import Arguments, KeptValue, NotKept
 from fxfault.evaluation.incremental.replays import ReplayRun
 from fxfault.faults.bits import same_bits
+from fxfault.passes.segments import split_at_sites
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.live_values import leaves_of
 
@@ -643,6 +644,45 @@ def test_replaced_parameters_are_noticed() -> None:
     with torch.no_grad():
         model.blocks[0].linear.weight.mul_(-1.5)
     assert_same(model, data, runner)
+
+
+def test_replaced_attributes_are_noticed() -> None:
+    """Python code reads them, and no graph guards them."""
+
+    class Scales(Nested):
+        factor = 1.0
+
+        @decorated
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.factor)
+
+    model = transformed(Top(Scales(Leaf()), Leaf()))
+    data = batches_of(8, 4)
+    runner = IncrementalRunner(model, data)
+    strike(model.faults, 20.0, "msb_flip", 1)
+    assert_same(model, data, runner)
+    first = runner._golden
+    assert_same(model, data, runner)
+    assert runner._golden is first
+    model.blocks[0].factor = -3.0
+    assert_same(model, data, runner)
+    assert runner._golden is not first
+
+
+def test_a_graph_before_a_kept_network_takes_the_same_way() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.top = QuantIdentity(bit_width=8), Top(Leaf(), Leaf(), Leaf())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.top(self.first(x))
+
+    model = transformed(Wrapped())
+    assert len(split_at_sites(model)) == 2
+    kept = assert_law(model, batches_of(11, 4), memory=None)
+    assert kept is not None
+    assert {c.path for log in kept.logs if log for c in log.calls if c.kept} > {"top.blocks.1"}
 
 
 # -- kept results -----------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def record_replays(
         _try(model, modules, logs[0], inputs, expected)
     last, first = logs[-1], logs[0].order
     alike = [log if log.order == first else None for log in logs]
-    return ReplayRun(modules, alike, last, predictions, WHOLE.format(_kept_forward(model)))
+    why_whole = WHOLE.format(_kept_forward(model))
+    return ReplayRun(modules, alike, last, predictions, why_whole, snapshot)
 
 
 def _refuse_hooks(model: nn.Module) -> None:

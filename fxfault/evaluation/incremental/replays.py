@@ -23,6 +23,7 @@ from fxfault.errors import SiteError
 from fxfault.evaluation.full.predictions import OnBatch, Predictions, ranked, scores_of
 from fxfault.evaluation.full.verification import some_batches
 from fxfault.evaluation.incremental.call_log import Call, Log, Strike, call_of, intercepted
+from fxfault.passes.tracing.side_effects import Snapshot
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import samples_hit
@@ -118,6 +119,7 @@ class ReplayRun:
         last: Log,
         predictions: Predictions,
         why_whole: str,
+        snapshot: Snapshot,
     ) -> None:
         """Take the logs of a fault-free run.
 
@@ -127,10 +129,19 @@ class ReplayRun:
             last: the log of the last batch.
             predictions: see the attributes.
             why_whole: see the attributes.
+            snapshot: the attributes of all modules, at the fault-free run.
         """
         self.modules, self.logs, self.predictions = modules, logs, predictions
         self.why_whole = why_whole
-        self._last = last
+        self._last, self._snapshot = last, snapshot
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all attributes of modules are those of the fault-free run.
+
+        Python code reads them, and no guard of a graph tells if they have changed.
+        """
+        return self._snapshot.changed_attribute() is None
 
     def run(self, runner: Runner, numbers: Tensor, on_batch: OnBatch | None) -> Tensor:
         """Evaluate under the faults that are set now; returns `Predictions.top`.

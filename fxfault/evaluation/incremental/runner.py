@@ -37,6 +37,7 @@ from fxfault.evaluation.incremental.golden_run import (
 from fxfault.evaluation.incremental.packs import Evaluation, find_strikes
 from fxfault.evaluation.incremental.replay_trials import NoReplays, record_replays
 from fxfault.evaluation.incremental.replays import ReplayRun
+from fxfault.passes.segments import split_at_sites
 from fxfault.sites.fault_sites import FaultSites, faults_of
 
 TRACKED = "statistics are tracked, which count over whole batches"
@@ -169,7 +170,8 @@ class IncrementalRunner:
     def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | ReplayRun | None:
         """The fault-free run, repeated if parameters have changed; None if all runs are full."""
         state = state_of(self.model)
-        if self._state == state:
+        changed = isinstance(self._golden, ReplayRun) and not self._golden.is_current
+        if self._state == state and not changed:
             return self._golden
         self._golden = None  # Its memory is free for the new one.
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
@@ -187,10 +189,16 @@ class IncrementalRunner:
         """The fault-free run that trials start from, or None and why they cannot."""
         budget = free_memory(self.device) // 4 if self._memory is None else self._memory
         given = (self.model, self.loader, self.device, budget, on_batch)
-        if self._why_never is None:
-            golden = record(*given)
-            return golden, CHANGES if golden is None else None
-        try:
-            return record_replays(*given), None
-        except NoReplays as error:
-            return None, str(error)
+        if self._why_never is not None or self._is_mostly_python():
+            try:
+                return record_replays(*given), None
+            except NoReplays as error:
+                if self._why_never is not None:
+                    return None, str(error)
+        golden = record(*given)
+        return golden, CHANGES if golden is None else None
+
+    def _is_mostly_python(self) -> bool:
+        """Whether kept forwards call most sites, so that the graph can start before few of them."""
+        segments = split_at_sites(self.model)
+        return 2 * sum(len(s.inside) for s in segments if s.kept) > len(self.faults)
