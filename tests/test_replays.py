@@ -536,11 +536,14 @@ def test_hidden_effects_make_runs_full(model: nn.Module, why: str) -> None:
         assert_same(faulty, data, runner)
 
 
-def test_hooks_make_runs_full() -> None:
-    model = transformed(Top(Leaf(), Leaf()))
-    model.blocks[1].register_forward_hook(lambda module, inputs, output: -output)
-    runner = IncrementalRunner(model, batches_of(8, 4))
-    assert_same(model, batches_of(8, 4), runner)
+def test_hooks_make_runs_full_whenever_they_come() -> None:
+    model, data = transformed(Top(Leaf(), Leaf())), batches_of(8, 4)
+    runner = IncrementalRunner(model, data)
+    strike(model.faults, 20.0, "msb_flip", 1)
+    assert_same(model, data, runner)
+    assert "run whole" in str(runner.why_full)
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: -output)
+    assert_same(model, data, runner)
     assert "hooks" in str(runner.why_full)
 
 

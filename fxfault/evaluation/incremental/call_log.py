@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_hooks
 
+from fxfault.evaluation.full.model_state import modules_of
 from fxfault.evaluation.incremental.call_values import Arguments, KeptValue, NotKept
 from fxfault.evaluation.incremental.golden_cache import is_out_of_memory
 from fxfault.faults.layouts import Layout
@@ -131,6 +133,14 @@ def modules_to_watch(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in found.items():
         known.setdefault(id(module), path)
     return {path: found[path] for path in known.values()}
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether there is a hook anywhere, which replaced calls would pass by."""
+    hooks: list[Any] = [torch_hooks._global_forward_hooks, torch_hooks._global_forward_pre_hooks]
+    for module in modules_of(model):
+        hooks += [module._forward_hooks, module._forward_pre_hooks]
+    return any(hooks)
 
 
 @contextmanager

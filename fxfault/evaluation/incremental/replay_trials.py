@@ -20,13 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
-from torch.nn.modules import module as torch_hooks
 
 from fxfault.errors import DataError
-from fxfault.evaluation.full.model_state import disabled, modules_of, state_of
+from fxfault.evaluation.full.model_state import state_of
 from fxfault.evaluation.full.predictions import OnBatch, Predictions, predict, scores_of
 from fxfault.evaluation.incremental.call_choice import Key, choose_calls
-from fxfault.evaluation.incremental.call_log import Call, Log, Recorder, modules_to_watch
+from fxfault.evaluation.incremental.call_log import (
+    Call,
+    Log,
+    Recorder,
+    has_hooks,
+    modules_to_watch,
+)
 from fxfault.evaluation.incremental.golden_cache import is_out_of_memory
 from fxfault.evaluation.incremental.golden_run import CHANGES, count_batches
 from fxfault.evaluation.incremental.replays import WHOLE, Replay, ReplayRun
@@ -71,36 +76,31 @@ def record_replays(
     inputs = next((inputs.to(device) for inputs, _ in loader), None)
     if inputs is None:
         raise DataError("accuracy: the data has no sample")
-    _refuse_hooks(model)
+    if has_hooks(model):
+        raise NoReplays(HOOKED)
     sites = faults_of(model)
     measure_on(sites, loader, device)
     before = state_of(model)
     with sites.samples(torch.arange(len(inputs))):
         expected = scores_of(model(inputs.clone()), len(inputs)).clone()
         chosen = _survey(model, sites, inputs, count_batches(loader), budget)
+        watched = {path for path, _ in chosen}
+        modules = {path: m for path, m in modules_to_watch(model).items() if path in watched}
+        recorder = Recorder(sites, modules, lambda path, call: (path, call) in chosen)
         snapshot = Snapshot(model)
-    watched = {path for path, _ in chosen}
-    modules = {path: m for path, m in modules_to_watch(model).items() if path in watched}
-    logs, predictions = _record(model, loader, device, modules, chosen, budget, on_batch)
-    snapshot.random = Snapshot(model).random  # A loader draws when it starts.
-    with sites.samples(torch.arange(len(inputs))), disabled(sites):
-        again = scores_of(model(inputs.clone()), len(inputs))
+        again, log = _first(model, recorder, inputs, budget)
         if not same_bits(again, expected) or state_of(model) != before:
             raise NoReplays(CHANGES)
         _check_unchanged(snapshot)
-        _try(model, modules, logs[0], inputs, expected)
+        _try(model, modules, log, inputs, expected)
+        del log
+    logs, predictions = _record(model, loader, device, recorder, budget, on_batch)
+    if state_of(model) != before or snapshot.changed_attribute() is not None:
+        raise NoReplays(CHANGES)
     last, first = logs[-1], logs[0].order
     alike = [log if log.order == first else None for log in logs]
     why_whole = WHOLE.format(_kept_forward(model))
     return ReplayRun(modules, alike, last, predictions, why_whole, snapshot)
-
-
-def _refuse_hooks(model: nn.Module) -> None:
-    hooks: list[Any] = [torch_hooks._global_forward_hooks, torch_hooks._global_forward_pre_hooks]
-    for module in modules_of(model):
-        hooks += [module._forward_hooks, module._forward_pre_hooks]
-    if any(hooks):
-        raise NoReplays(HOOKED)
 
 
 def _check_unchanged(snapshot: Snapshot) -> None:
@@ -126,26 +126,30 @@ def _survey(
     return chosen
 
 
+def _first(model: nn.Module, recorder: Recorder, inputs: Tensor, budget: int) -> tuple[Tensor, Log]:
+    """Run the first batch, and keep results; returns its scores and its log."""
+    with recorder.watching():
+        log = recorder.begin()
+        recorder.room = budget
+        with recorder.sites.samples(torch.arange(len(inputs))):
+            return scores_of(model(inputs.clone()), len(inputs)), log
+
+
 def _record(
     model: nn.Module,
     loader: Iterable[Any],
     device: torch.device | str,
-    modules: dict[str, nn.Module],
-    chosen: set[Key],
+    recorder: Recorder,
     budget: int,
     on_batch: OnBatch | None,
 ) -> tuple[list[Log], Predictions]:
-    """Run all batches, and keep the results of the chosen calls as far as there is room."""
-    sites, logs = faults_of(model), list[Log]()
-    recorder = Recorder(sites, modules, lambda path, call: (path, call) in chosen)
-    room = budget
+    """Run all batches, and keep results as far as there is room."""
+    sites, logs = recorder.sites, list[Log]()
+    recorder.room = budget
 
     def forward(number: int, inputs: Tensor) -> Any:
-        nonlocal room
         log = recorder.begin()
-        recorder.room = room
         output = model(inputs)
-        room = recorder.room
         log.before = [(site, dict(site.before)) for site in sites]
         logs.append(log)
         return output

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from fxfault.errors import SiteError
 from fxfault.evaluation.full.predictions import OnBatch, Predictions, ranked, scores_of
 from fxfault.evaluation.full.verification import some_batches
-from fxfault.evaluation.incremental.call_log import Call, Log, Strike, call_of, intercepted
+from fxfault.evaluation.incremental.call_log import (
+    Call,
+    Log,
+    Strike,
+    call_of,
+    has_hooks,
+    intercepted,
+)
 from fxfault.passes.tracing.side_effects import Snapshot
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.site import FaultSite
@@ -135,13 +142,12 @@ class ReplayRun:
         self.why_whole = why_whole
         self._last, self._snapshot = last, snapshot
 
-    @property
-    def is_current(self) -> bool:
-        """Whether all attributes of modules are those of the fault-free run.
+    def is_current(self, model: nn.Module) -> bool:
+        """Whether a model has the attributes of the fault-free run, and no hooks.
 
         Python code reads them, and no guard of a graph tells if they have changed.
         """
-        return self._snapshot.changed_attribute() is None
+        return self._snapshot.changed_attribute() is None and not has_hooks(model)
 
     def run(self, runner: Runner, numbers: Tensor, on_batch: OnBatch | None) -> Tensor:
         """Evaluate under the faults that are set now; returns `Predictions.top`.

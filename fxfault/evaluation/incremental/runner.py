@@ -170,10 +170,11 @@ class IncrementalRunner:
     def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | ReplayRun | None:
         """The fault-free run, repeated if parameters have changed; None if all runs are full."""
         state = state_of(self.model)
-        changed = isinstance(self._golden, ReplayRun) and not self._golden.is_current
+        golden = self._golden
+        changed = isinstance(golden, ReplayRun) and not golden.is_current(self.model)
         if self._state == state and not changed:
-            return self._golden
-        self._golden = None  # Its memory is free for the new one.
+            return golden
+        golden = self._golden = None  # Its memory is free for the new one.
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
             self._why_never = why_never_incremental(self.model)
             if self._why_never in (None, NO_GRAPH):
