@@ -183,6 +183,19 @@ class LayerOutput:
         self.done = True
         return self._packed(struck)
 
+    @property
+    def counted(self) -> tuple[int | None, int] | None:
+        """The calls of the present forward that the layer has struck itself; None: there are none.
+
+        The first is the number of the graph that ran, see `sites`; the second counts the calls.
+        """
+        when, calls = self._calls
+        return None if when is None or when[0] != self.faults.clock.forward else (when[1], calls)
+
+    def pass_over(self, running: int | None, calls: int) -> None:
+        """Count calls of the present forward that are not made; see `counted`."""
+        self._calls = ((self.faults.clock.forward, running, False), calls)
+
     def _count(self) -> int:
         """Number of this call in the forward, from 0; a recomputation starts again at 0."""
         now = (self.faults.clock.forward, self.faults.running, recomputing())

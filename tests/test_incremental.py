@@ -550,12 +550,15 @@ def test_a_model_that_does_not_repeat_itself_is_run_in_full(middle: nn.Module, p
     assert part in str(runner.why_full)
 
 
-def test_a_model_with_hooks_or_without_a_graph_is_run_in_full(branching: nn.Module) -> None:
+def test_a_model_without_a_graph_is_run_in_whole_batches(branching: nn.Module) -> None:
     data = batches_of((12,), 8, 4)
     model = transformed(branching)
     runner = IncrementalRunner(model, data)
     assert_same(model, data, runner)
-    assert "no graph shows a place" in str(runner.why_full)
+    assert "batches are run whole: the forward of" in str(runner.why_full)
+
+
+def test_a_model_with_hooks_is_run_in_full() -> None:
     model = transformed(around(nn.Identity()))
     model.register_forward_hook(lambda module, inputs, output: -output)
     data = batches_of((6,), 8, 4)

@@ -19,6 +19,8 @@ What a site found stays for forwards that start in the middle.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -97,6 +99,7 @@ class Edges:
     def __init__(self) -> None:
         self.words: list[Word] = []
         self.forward = -1
+        self.is_whole = True
         self._calls: dict[FaultSite, int] = {}
         self._calls_of = -1
 
@@ -106,7 +109,25 @@ class Edges:
 
     def begin(self, forward: int) -> None:
         """Note that a forward of the whole model starts, with this number of the clock."""
-        self.words, self.forward = [], forward
+        self.words, self.forward = [], forward if self.is_whole else -1
+
+    @contextmanager
+    def unknown(self) -> Iterator[None]:
+        """Run forwards within the block in parts, so that not all of their words are known.
+
+        What the sites found in a whole forward stays.
+        """
+        self.is_whole = False
+        try:
+            yield
+        finally:
+            self.is_whole = True
+
+    def pass_over(self, site: FaultSite, calls: int) -> None:
+        """Count the first calls of a site in the present forward, which are not made."""
+        if self._calls_of != site.clock.forward:
+            self._calls, self._calls_of = {}, site.clock.forward
+        self._calls[site] = calls - 1
 
     def call(self, site: FaultSite) -> int:
         """The number of this call of a site in the forward, from 0."""

@@ -421,6 +421,20 @@ class FaultSite:
         self._calls = (now, calls)
         return self.clock.stream(self.name if calls == 1 else f"{self.name}#{calls}")
 
+    def pass_over(self, calls: int) -> None:
+        """Count the first calls of the present forward, which are not made.
+
+        Args:
+            calls: number of calls that the site would have had by now.
+        """
+        # A call whose words were struck before it has no number; see `moment_of`.
+        made = sum(
+            not (call in self.before and is_struck_before(self, call)) for call in range(calls)
+        )
+        self._calls = ((self.clock.forward, False), made)
+        if self.edges is not None:
+            self.edges.pass_over(self, calls)
+
     def __repr__(self) -> str:
         state = self.why_unarmed or "armed"
         faults = "; ".join(map(str, self.faults)).replace(" at ", " ") or "no fault"

@@ -34,15 +34,21 @@ class Snapshot:
 
     def check(self) -> None:
         """Raise TraceError if something has changed."""
+        changed = self.changed_attribute()
+        if changed is not None:
+            raise TraceError(f"its forward changes self.{changed}")
+        if not _same_random(self.random, _random_states()):
+            raise TraceError("its forward draws random numbers outside the graph")
+
+    def changed_attribute(self) -> str | None:
+        """The name of an attribute that has changed; None if all are as they were."""
         for module, before in zip(self.modules, self.attributes, strict=True):
             now = _attributes(module)
             for name in {**before, **now}:
                 then, after = before.get(name, _IGNORED), now.get(name, _IGNORED)
                 if not _same(then, after):
-                    changed = _changed_name(name, then, after)
-                    raise TraceError(f"its forward changes self.{changed}")
-        if not _same_random(self.random, _random_states()):
-            raise TraceError("its forward draws random numbers outside the graph")
+                    return _changed_name(name, then, after)
+        return None
 
     def restore(self) -> None:
         """Put the attributes back."""
@@ -58,7 +64,8 @@ class Snapshot:
                     module.__dict__[name] = value
 
 
-_IGNORED = frozenset({"training"})
+# The last two are what a traced module notes of its last forward.
+_IGNORED = frozenset({"training", "_ran_own_forward", "_without_hooks"})
 _CONTAINERS = (list, dict, set)
 
 

@@ -106,6 +106,42 @@ def why_never_incremental(model: nn.Module) -> str | None:
     return HOOKS if any(hooks) else None
 
 
+def first_batch(judge: Judge, loader: Iterable[Any], device: torch.device | str) -> Batch | str:
+    """The first batch on a device, with one tensor as input; or why it has another one.
+
+    Raises:
+        DataError: there is no sample.
+    """
+    first = next((batch.to(device) for batch in taken(judge, loader)), None)
+    if first is None:
+        what = "accuracy" if judge.metric is None else judge.metric.name
+        raise DataError(f"{what}: the data has no sample")
+    if first.keywords or len(first.inputs) != 1 or not isinstance(first.inputs[0], Tensor):
+        what = ", ".join([type(x).__name__ for x in first.inputs] + list(first.keywords))
+        return NOT_ONE.format(f"several inputs ({what})")
+    return first
+
+
+def memory_left(
+    model: nn.Module, first: Batch, judge: Judge, batches: int, budget: int
+) -> int | str:
+    """The bytes that are left for activations beside kept outputs; or why there is no room.
+
+    Args:
+        model: the model, in eval mode with its sites disabled, under `no_grad`.
+        first: the first batch.
+        judge: what is kept of the outputs.
+        batches: number of batches.
+        budget: largest number of bytes for both.
+    """
+    if judge.metric is None:
+        return budget
+    room = _bytes_of_outputs(model, first, judge) * batches
+    if 2 * room > budget:
+        return TOO_LARGE.format(room / 1e9)
+    return budget - 2 * room  # Those of a trial come beside the golden ones.
+
+
 def record(
     model: Any,
     loader: Iterable[Any],
@@ -131,13 +167,9 @@ def record(
         DataError: there is no sample, or the judge cannot use the outputs.
     """
     started = time.perf_counter()
-    first = next((batch.to(device) for batch in taken(judge, loader)), None)
-    if first is None:
-        what = "accuracy" if judge.metric is None else judge.metric.name
-        raise DataError(f"{what}: the data has no sample")
-    if first.keywords or len(first.inputs) != 1 or not isinstance(first.inputs[0], Tensor):
-        what = ", ".join([type(x).__name__ for x in first.inputs] + list(first.keywords))
-        return NOT_ONE.format(f"several inputs ({what})")
+    first = first_batch(judge, loader, device)
+    if isinstance(first, str):
+        return first
     inputs = first.inputs[0]
     loading = time.perf_counter() - started
     segments, faults = split_at_sites(model), faults_of(model)
@@ -151,13 +183,11 @@ def record(
         if not repeats:
             return CHANGES
         found = _with_layouts(model, _examine(model, segments, inputs))
+        left = memory_left(model, first, judge, count_batches(loader), budget)
+        if isinstance(left, str):
+            return left
         survey = Survey(model, segments, inputs, found, loading, judge)
-        if judge.metric is not None:
-            room = _bytes_of_outputs(model, first, judge) * _count(loader)
-            if 2 * room > budget:
-                return TOO_LARGE.format(room / 1e9)
-            budget -= 2 * room  # Those of a trial come beside the golden ones.
-    kept = survey.choose(budget, _count(loader))
+    kept = survey.choose(left, count_batches(loader))
     golden = GoldenRun(
         *_split(model, survey.cuts, kept),
         cache=GoldenCache(kept),
@@ -180,7 +210,8 @@ def _split(
     return segments, tuple(cut for cut in cuts if cut.site == INPUT or cut.site in kept)
 
 
-def _count(loader: Any) -> int:
+def count_batches(loader: Any) -> int:
+    """Number of batches in a pass over some data."""
     try:
         return len(loader)
     except TypeError:  # An iterable without a length.

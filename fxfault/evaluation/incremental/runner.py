@@ -27,8 +27,16 @@ from fxfault.evaluation.full.predictions import CLASSES, OnBatch, sample_numbers
 from fxfault.evaluation.full.runner import FullRunner, Result, samples_hit_anywhere
 from fxfault.evaluation.full.verification import Verification
 from fxfault.evaluation.incremental.free_memory import free_memory
-from fxfault.evaluation.incremental.golden_run import GoldenRun, record, why_never_incremental
+from fxfault.evaluation.incremental.golden_run import (
+    NO_GRAPH,
+    GoldenRun,
+    record,
+    why_never_incremental,
+)
 from fxfault.evaluation.incremental.packs import Evaluation, find_strikes
+from fxfault.evaluation.incremental.replay_trials import NoReplays, record_replays
+from fxfault.evaluation.incremental.replays import ReplayRun
+from fxfault.passes.segments import split_at_sites
 from fxfault.sites.fault_sites import FaultSites, faults_of
 
 if TYPE_CHECKING:
@@ -102,7 +110,7 @@ class IncrementalRunner:
         )
         self._memory = cache_memory
         self._full = FullRunner(model, loader, device, metric)
-        self._golden: GoldenRun | None = None
+        self._golden: GoldenRun | ReplayRun | None = None
         self._why_never: str | None = None
         self._state: list[Any] | None = None
 
@@ -156,35 +164,54 @@ class IncrementalRunner:
         sizes = golden.result.sizes
         numbers = sample_numbers(self.faults.clock, sizes)
         with in_eval_mode(self.model), torch.no_grad():
-            struck = find_strikes(self.model, golden, numbers)
-            evaluation = Evaluation(self, golden, numbers, struck, on_batch)
-            evaluation.run()
+            if isinstance(golden, ReplayRun):
+                revision, hit = golden.run(self, numbers, on_batch), None
+            else:
+                struck = find_strikes(self.model, golden, numbers)
+                evaluation = Evaluation(self, golden, numbers, struck, on_batch)
+                evaluation.run()
+                revision, hit = evaluation.revision, struck.last >= 0 if struck.known else None
             self.faults.check()
-            hit = struck.last >= 0
-            if not struck.known:
+            if hit is None:
                 hit = samples_hit_anywhere(self.model, numbers, sizes)
-            made = evaluation.revision.result().with_struck(hit)
+            made = revision.result().with_struck(hit)
         self._verification.note(time.perf_counter() - started)
         self._verification.check(made, numbers)
         return made
 
-    def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | None:
+    def _golden_run(self, on_batch: OnBatch | None = None) -> GoldenRun | ReplayRun | None:
         """The fault-free run, repeated if parameters have changed; None if all runs are full."""
         state = state_of(self.model)
-        if self._state == state:
-            return self._golden
-        self._golden = None  # Its memory is free for the new one.
+        golden = self._golden
+        changed = isinstance(golden, ReplayRun) and not golden.is_current(self.model)
+        if self._state == state and not changed:
+            return golden
+        golden = self._golden = None  # Its memory is free for the new one.
         with in_eval_mode(self.model), torch.no_grad(), disabled(self.faults):
             self._why_never = why_never_incremental(self.model)
-            if self._why_never is None:
-                started, memory = time.perf_counter(), self._memory
-                budget = free_memory(self.device) // 4 if memory is None else memory
-                data = self.model, self.loader, self.device
-                found = record(*data, budget, on_batch, self.judge)
-                if isinstance(found, str):
-                    self._why_never = found
-                else:
-                    self._golden = found
+            if self._why_never in (None, NO_GRAPH):
+                started = time.perf_counter()
+                self._golden, self._why_never = self._recorded(on_batch)
                 self._verification.note(time.perf_counter() - started)
         self._state = state_of(self.model)
         return self._golden
+
+    def _recorded(
+        self, on_batch: OnBatch | None
+    ) -> tuple[GoldenRun | ReplayRun | None, str | None]:
+        """The fault-free run that trials start from, or None and why they cannot."""
+        budget = free_memory(self.device) // 4 if self._memory is None else self._memory
+        given = (self.model, self.loader, self.device, budget, on_batch, self.judge)
+        if self._why_never is not None or self._is_mostly_python():
+            try:
+                return record_replays(*given), None
+            except NoReplays as error:
+                if self._why_never is not None:
+                    return None, str(error)
+        found = record(*given)
+        return (None, found) if isinstance(found, str) else (found, None)
+
+    def _is_mostly_python(self) -> bool:
+        """Whether kept forwards call most sites, so that the graph can start before few of them."""
+        segments = split_at_sites(self.model)
+        return 2 * sum(len(s.inside) for s in segments if s.kept) > len(self.faults)
