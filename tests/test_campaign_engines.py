@@ -139,6 +139,29 @@ def test_without_a_fork_server_each_worker_is_a_new_python(
     assert [alive(pid) for pid in processes] == [False]
 
 
+@pytest.mark.usefixtures("quick_servers")
+def test_faults_of_weights_give_the_same_rows_anywhere(tmp_path: Path) -> None:
+    """Whatever the engine, the batch size and the kind of runs."""
+    axes = {"memory": ["weights", "activations"], "layers": ["each"], "probability": [2.0]}
+    changes = {"axes": {**axes, "injection_type": ["random"]}, "stop": None, "trials": 2}
+    runs: dict[str, tuple[int, dict[str, Any]]] = {
+        "local": (16, {}),
+        "large batches": (24, {}),
+        "odd batches": (5, {}),
+        "full runs": (16, {"incremental": False}),
+        "two workers": (16, {"engine": ProcessEngine(2)}),
+    }
+    found = {}
+    for name, (size, how) in runs.items():
+        path = tmp_path / f"{name}.sqlite"
+        study = small_study(**changes, training={"batch_size": size})
+        assert run_study(study, path, **how).is_finished
+        found[name] = outcome(path)
+    assert len(found["local"]) == 2 * 2 * 5  # Trials, memories, layers of each.
+    for name in runs:
+        assert found[name] == found["local"], name
+
+
 @needs_ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own, which differ from version to version.
 def test_two_workers_of_ray_give_the_same_rows(
