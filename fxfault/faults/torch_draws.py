@@ -94,7 +94,8 @@ def gaps(bits: Tensor, scale: float, most: int) -> Tensor:
         most: the largest gap that makes a difference.
     """
     u = uniform_open(bits)
-    exact = u.log().mul_(scale)
+    # On a device in place, where `u` is not read again.
+    exact = (u.log() if u.is_cpu else u.log_()).mul_(scale)
     if exact.is_cpu:
         # Each of the two logarithms and products errs by less than 2 units of the last place.
         close = (exact - exact.round()).abs_() < exact * 2.0**-49
