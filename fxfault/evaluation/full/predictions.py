@@ -16,6 +16,7 @@ from fxfault.errors import DataError
 from fxfault.evaluation.full.labels import labels_of
 from fxfault.evaluation.full.model_state import in_eval_mode
 from fxfault.messages import OWN_TASK
+from fxfault.metrics.decisions import top_classes
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.fault_sites import FaultSites
@@ -289,10 +290,7 @@ def ranked(scores: Tensor) -> Tensor:
     Returns:
         Classes, int64, shape (samples, min(5, classes)); -1 where a sample has no prediction.
     """
-    # Not `topk`: its order of equal scores may depend on the number of samples.
-    values, order = scores.sort(dim=1, descending=True, stable=True)
-    # NaN comes first, then +inf: the first score says all.
-    return order[:, :MOST_CLASSES].masked_fill(~values[:, :1].isfinite(), -1)
+    return top_classes(scores, MOST_CLASSES)
 
 
 def scores_of(output: Any, samples: int) -> Tensor:
