@@ -21,6 +21,7 @@ from fxfault.evaluation.full.model_state import disabled
 from fxfault.evaluation.incremental.call_values import Arguments, KeptValue, NotKept
 from fxfault.evaluation.incremental.replays import ReplayRun
 from fxfault.faults.bits import same_bits
+from fxfault.metrics import make_metric
 from fxfault.passes.segments import split_at_sites
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.live_values import leaves_of
@@ -319,6 +320,38 @@ def test_random_networks(seed: int) -> None:
     kept = assert_law(model, data, memory=1500 if seed % 4 == 3 else None)
     assert kept is not None
     assert any(call.kept is not None for log in kept.logs if log for call in log.calls)
+
+
+@pytest.mark.parametrize("name", ["cosine", "l2", "perplexity"])
+def test_metrics_of_kept_forwards_are_those_of_full_runs(name: str) -> None:
+    model = transformed(drawn_network(1))
+    data: Any = batches_of(samples=11, batch=4)
+    if name == "perplexity":  # One number for all data, of one token each.
+        model, data = transformed(OneToken(drawn_network(1))), [(x, y[:, None]) for x, y in data]
+    runners = [
+        kind(model, data, metric=make_metric(name)) for kind in (FullRunner, IncrementalRunner)
+    ]
+    replays_of(runners[1])  # type: ignore[arg-type]
+    values = set()
+    for site in (None, 0, len(model.faults) - 1):
+        strike(model.faults, 20.0, "random", site)
+        for trial in range(3):
+            model.faults.reset(trial=trial)
+            full, found = (runner.run() for runner in runners)
+            assert found.value == full.value
+            assert found.records is full.records is None or same_bits(found.records, full.records)
+            values.add(full.value)
+    assert len(values) > 1
+
+
+class OneToken(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.inner(x)
+        return scores[:, None] if float(scores.detach().sum()) > -1e9 else scores
 
 
 # -- adversaries: equal to a full run, or not used, and it says why ---------------------------
