@@ -22,6 +22,9 @@ from torch import Tensor, nn
 import fxfault
 from fxfault.faults.torch_versions import why_not_compiled
 
+# Tests of benchmarks import those from the checkout; `pytest` alone does not look there.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 # Two threads on a busy machine can be fifty times slower than one for models of this size.
 torch.set_num_threads(1)
 
