@@ -13,6 +13,9 @@ comes from:
 - A QuantTensor carries the tensor of its scale through operations that move words without changing
   them (pooling, `torch.cat`).
 
+An activation layer passes on only words that a quantiser inside a layer has made: two activation
+layers in a row both strike, as the specification says.
+
 What a site found stays for forwards that start in the middle.
 """
 
