@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fxfault.campaign.driver import Progress as StudyProgress
     from fxfault.campaign.studies.study import Study
     from fxfault.campaign.workers.plan import Plan
-    from fxfault.cli.reports.campaign_findings import Findings
-    from fxfault.cli.reports.campaign_plan import Measured
+    from fxfault.results.reports.campaign_findings import Findings
+    from fxfault.results.reports.campaign_plan import Measured
 
 PROGRAM = "fxfault-campaign"
 
@@ -102,7 +102,7 @@ def _run_study(options: argparse.Namespace, study: Study) -> int:
     _set_threads(options.threads)
     from fxfault.campaign.driver import run_study
     from fxfault.campaign.workers.engines import make_engine
-    from fxfault.cli.reports.campaign_progress import (
+    from fxfault.cli.campaign_progress import (
         CampaignProgress,
         finished_text,
         interrupted_text,
@@ -155,8 +155,8 @@ def _set_threads(threads: int) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from fxfault.cli.reports.campaign_findings import read_findings
-    from fxfault.cli.reports.campaign_report import status_lines
+    from fxfault.results.reports.campaign_findings import read_findings
+    from fxfault.results.reports.campaign_report import status_lines
 
     print("\n".join(status_lines(read_findings(options.store))))
     return 0
@@ -164,7 +164,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from fxfault.cli.campaign_files import claim_page, make_folder, write_figures
-    from fxfault.cli.reports.campaign_report import report_lines
+    from fxfault.results.reports.campaign_report import report_lines
 
     if options.figures is not None:
         make_folder(options.figures)
@@ -173,7 +173,7 @@ def _report(options: argparse.Namespace) -> int:
     print("\n".join(report_lines(findings)))
     if options.figures is None and page_file is None:
         return 0
-    from fxfault.cli.pictures.campaign_plots import pictures
+    from fxfault.results.pictures.campaign_plots import pictures
 
     print()
     drawn = {"svg": pictures(findings, "svg")}
@@ -182,7 +182,7 @@ def _report(options: argparse.Namespace) -> int:
         for path in write_figures(drawn, options.figures, options.store):
             print(f"Picture saved to: {path}")
     if page_file is not None:
-        from fxfault.cli.page.html import page
+        from fxfault.results.page.html import page
 
         page_file.write(page(findings, drawn["svg"]))
         print(f"Page saved to: {page_file.path}")
@@ -190,8 +190,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _findings_with_trials(store: Path, confidence: float) -> Findings:
-    from fxfault.cli.reports.campaign_findings import read_findings
     from fxfault.errors import StoreError
+    from fxfault.results.reports.campaign_findings import read_findings
 
     findings = read_findings(store, confidence)
     if not findings.trials:
@@ -203,7 +203,7 @@ def _findings_with_trials(store: Path, confidence: float) -> Findings:
 
 def _export(options: argparse.Namespace) -> int:
     from fxfault.cli.campaign_files import claim_exports
-    from fxfault.cli.reports.campaign_export import FORMATS, exported
+    from fxfault.results.reports.campaign_export import FORMATS, exported
 
     given = {name: getattr(options, name) for name in FORMATS}
     outputs = claim_exports(given, options.store)
@@ -223,7 +223,7 @@ def _faults(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from fxfault.campaign.estimates.comparison import Side, compare
-    from fxfault.cli.reports.campaign_report import comparison_lines
+    from fxfault.results.reports.campaign_report import comparison_lines
 
     sides = []
     for path in (options.a, options.b):
@@ -240,7 +240,7 @@ def _plan(options: argparse.Namespace) -> int:
     _set_threads(options.threads)
     from fxfault.campaign.studies.study import Study
     from fxfault.campaign.workers.plan import Plan
-    from fxfault.cli.reports.campaign_plan import plan_lines
+    from fxfault.results.reports.campaign_plan import plan_lines
 
     study = Study.from_yaml(options.file)
     rule = study.stop
@@ -256,7 +256,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _measured(plan: Plan) -> Measured:
     """Run a trial of the first and of the last cell, the cheapest and the most expensive place."""
     from fxfault.campaign.workers.trial_runner import TrialRunner
-    from fxfault.cli.reports.campaign_plan import Measured
+    from fxfault.results.reports.campaign_plan import Measured
 
     trial_runner = TrialRunner(plan, on_note=lambda text: print(f"Note: {text}"))
     facts = trial_runner.facts()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fxfault.cli.pictures.drawing import check_matplotlib
-from fxfault.cli.reports.campaign_export import check_format
 from fxfault.cli.terminal.outputs import OutputFile, refuse_overwriting
 from fxfault.errors import ConfigError
 from fxfault.messages import reason_of
+from fxfault.results.pictures.drawing import check_matplotlib
+from fxfault.results.reports.campaign_export import check_format
 
 
 def claim_page(path: Path, store: Path) -> OutputFile:

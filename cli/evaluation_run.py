@@ -20,27 +20,10 @@ from fxfault.campaign.fault_evaluation import (
     with_probability,
 )
 from fxfault.cli.evaluation_replay import files_of, runs_of, with_replay
-from fxfault.cli.pictures.drawing import MOST_BARS
-from fxfault.cli.pictures.plots import check_plot, evaluation_picture
-from fxfault.cli.reports.evaluation_export import is_same_evaluation, to_csv, to_json
-from fxfault.cli.reports.evaluation_report import (
-    WIDE,
-    Findings,
-    Setting,
-    announcement,
-    full_run_note,
-    interrupted_line,
-    ranking_lines,
-    setting_lines,
-    single_lines,
-    summary_lines,
-    sweep_lines,
-)
 from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
 from fxfault.cli.terminal.outputs import NumberedFile, OutputFile, refuse_overwriting
 from fxfault.cli.terminal.process_setup import fit_threads, seed_generators
 from fxfault.cli.terminal.progress import Progress
-from fxfault.cli.terminal.text import mean_and_std
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.errors import ConfigError, DataError
@@ -62,6 +45,23 @@ from fxfault.files.sources import EVALUATION, Sources
 from fxfault.metrics.metric import Metric
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import frozen_parts
+from fxfault.results.pictures.drawing import MOST_BARS
+from fxfault.results.pictures.plots import check_plot, evaluation_picture
+from fxfault.results.reports.evaluation_export import is_same_evaluation, to_csv, to_json
+from fxfault.results.reports.evaluation_report import (
+    WIDE,
+    Findings,
+    Setting,
+    announcement,
+    full_run_note,
+    interrupted_line,
+    ranking_lines,
+    setting_lines,
+    single_lines,
+    summary_lines,
+    sweep_lines,
+)
+from fxfault.results.reports.text import mean_and_std
 from fxfault.sites.fault_sites import faults_of
 
 Outputs = dict[str, OutputFile]

@@ -88,7 +88,7 @@ def _train(options: argparse.Namespace) -> int:
     progress = Progress(wanted=not options.no_progress, is_silent=plan.is_helper)
     try:
         with progress.showing_logs(plan.experiment.fault_injection.verbose):
-            from fxfault.cli.reports.training_progress import quiet_lightning
+            from fxfault.cli.training_progress import quiet_lightning
             from fxfault.cli.training_session import Session
 
             with quiet_lightning():

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 import fxfault
-from fxfault.cli.pictures.plots import training_picture
-from fxfault.cli.reports.training_progress import Reporter
-from fxfault.cli.reports.training_record import TrainingRecord
-from fxfault.cli.reports.training_report import plan_lines, result_lines, start_lines
 from fxfault.cli.terminal.interrupts import INTERRUPTED, requesting
 from fxfault.cli.terminal.process_setup import fit_threads, seed_generators
 from fxfault.cli.terminal.progress import Progress
+from fxfault.cli.training_progress import Reporter
+from fxfault.cli.training_record import TrainingRecord
+from fxfault.cli.training_report import plan_lines, result_lines, start_lines
 from fxfault.cli.training_run import Run, repeat_command, resume_command
 from fxfault.errors import ConfigError, TrainingError
 from fxfault.evaluation.checks import check_model, try_model
@@ -31,6 +30,7 @@ from fxfault.experiment.parts import (
 )
 from fxfault.files.sources import TRAINING, Sources
 from fxfault.models.checkpoints import most_bytes
+from fxfault.results.pictures.plots import training_picture
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.training.batches import EpochOrder, Shard, evaluation_loader, split_validation
 from fxfault.training.callbacks import Row

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # longest prefix.
 ROOMS = (
     "fxfault.cli",
-    "fxfault.cli.page",
-    "fxfault.cli.pictures",
-    "fxfault.cli.reports",
     "fxfault.cli.terminal",
     "fxfault.lightning",
     "fxfault.training",
+    "fxfault.results",
+    "fxfault.results.page",
+    "fxfault.results.pictures",
+    "fxfault.results.reports",
     "fxfault.campaign",
     "fxfault.campaign.workers",
     "fxfault.campaign.records",
@@ -151,7 +152,7 @@ def circles(edges: set[tuple[str, str]]) -> list[list[str]]:
 def levels(edges: set[tuple[str, str]]) -> int:
     """Count the levels: outer rooms on the longest path down.
 
-    >>> levels({("fxfault.cli.page", "fxfault.cli.terminal"), ("fxfault.cli", "fxfault.files")})
+    >>> levels({("fxfault.cli.terminal", "fxfault.cli"), ("fxfault.cli", "fxfault.files")})
     2
     """
     below: dict[str, set[str]] = {}

@@ -37,7 +37,7 @@ def test_the_house_is_as_small_as_it_is_meant_to_be(capsys: pytest.CaptureFixtur
     assert house.main() == 0
     line = capsys.readouterr().out
     _, storeys, _, circles, upward, loose = line.strip().split(", ")
-    assert int(storeys.split()[0]) <= 10
+    assert int(storeys.split()[0]) <= 11  # Ten, and the results between campaigns and commands.
     assert (circles, upward) == ("circles = 0", "upward = 0")
     assert int(loose.split()[0]) <= 8
 

@@ -21,8 +21,8 @@ from fxfault.campaign.driver import run_study
 from fxfault.campaign.records.background import CONTAINER, INPUT, OUTPUT, SITE, Background, Node
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.workers.outline import background_of
-from fxfault.cli.pictures.campaign_network import Strip, contract, lay_out
-from fxfault.cli.pictures.campaign_network_picture import network_picture
+from fxfault.results.pictures.campaign_network import Strip, contract, lay_out
+from fxfault.results.pictures.campaign_network_picture import network_picture
 from fxfault.sites.fault_sites import faults_of
 
 KINDS = ("operation", "operation", "layer", "site", "container")

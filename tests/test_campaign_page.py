@@ -19,8 +19,8 @@ from fxfault.campaign import Cell, Study
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.records.store import Store
 from fxfault.cli import campaign
-from fxfault.cli.page import html as campaign_page
-from fxfault.cli.page.figures import inlined
+from fxfault.results.page import html as campaign_page
+from fxfault.results.page.figures import inlined
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 SECTIONS = ["run", "accuracy", "weak", "faults", "network", "all-sites", "all-cells", "repeat"]

@@ -22,12 +22,11 @@ from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import Progress as StudyProgress
 from fxfault.campaign.estimates.intervals import student_t
 from fxfault.campaign.records.store import Store
-from fxfault.cli import campaign
-from fxfault.cli.reports import campaign_export, campaign_progress
-from fxfault.cli.reports.campaign_plan import Measured, plan_lines
-from fxfault.cli.terminal.outputs import csv_text
-from fxfault.cli.terminal.text import duration
+from fxfault.cli import campaign, campaign_progress
 from fxfault.evaluation.rows import REALS, TrialRow
+from fxfault.results.reports import campaign_export
+from fxfault.results.reports.campaign_plan import Measured, plan_lines
+from fxfault.results.reports.text import csv_text, duration
 
 SITES = ("stem.act", "body.act", "head.act")
 # Chance of a changed prediction at 5 %.

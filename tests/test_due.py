@@ -28,15 +28,15 @@ from fxfault.campaign.estimates.ranking import rank_sites
 from fxfault.campaign.estimates.summary import summarise, table_of
 from fxfault.campaign.records.connection import SCHEMA
 from fxfault.campaign.records.store import Store
-from fxfault.cli.reports.campaign_export import exported
-from fxfault.cli.reports.campaign_findings import read_findings
-from fxfault.cli.reports.campaign_report import report_lines
-from fxfault.cli.reports.evaluation_export import _common_entry, to_csv
-from fxfault.cli.reports.evaluation_report import Findings, ranking_lines, sweep_lines
 from fxfault.evaluation.chance import doubt_of
 from fxfault.evaluation.full.runner import FullRunner
 from fxfault.evaluation.incremental.runner import IncrementalRunner
 from fxfault.evaluation.rows import FIELDS, REALS, TrialRow, measure
+from fxfault.results.reports.campaign_export import exported
+from fxfault.results.reports.campaign_findings import read_findings
+from fxfault.results.reports.campaign_report import report_lines
+from fxfault.results.reports.evaluation_export import _common_entry, to_csv
+from fxfault.results.reports.evaluation_report import Findings, ranking_lines, sweep_lines
 
 SAMPLES = 24
 

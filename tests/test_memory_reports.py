@@ -19,12 +19,12 @@ from fxfault.campaign import Cell, Study
 from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map
 from fxfault.campaign.records.background import Background
 from fxfault.cli import campaign, evaluate, inspect
-from fxfault.cli.pictures.campaign_network_picture import network_picture
-from fxfault.cli.pictures.campaign_plots import curves_picture, heat_picture, ranking_picture
-from fxfault.cli.reports.campaign_findings import Findings, read_findings
-from fxfault.cli.reports.campaign_plan import Measured, plan_lines
-from fxfault.cli.reports.campaign_report import ranking_lines, report_lines
 from fxfault.evaluation.rows import TrialRow
+from fxfault.results.pictures.campaign_network_picture import network_picture
+from fxfault.results.pictures.campaign_plots import curves_picture, heat_picture, ranking_picture
+from fxfault.results.reports.campaign_findings import Findings, read_findings
+from fxfault.results.reports.campaign_plan import Measured, plan_lines
+from fxfault.results.reports.campaign_report import ranking_lines, report_lines
 
 KINDS = dict(zip(SITES, ("activations", "weights", "biases", "activations"), strict=True))
 FAST = ("--config", "digits", "--batch-size", "250", "--no-progress")

@@ -23,14 +23,14 @@ from fxfault.campaign.estimates.crossed import Changes, crossed_bootstrap
 from fxfault.campaign.estimates.ranking import rank_sites, weakest
 from fxfault.campaign.estimates.summary import Summary, summarise
 from fxfault.campaign.records.store import Store
-from fxfault.cli.page.html import page
-from fxfault.cli.pictures.campaign_plots import pictures
-from fxfault.cli.reports.campaign_export import exported
-from fxfault.cli.reports.campaign_findings import read_findings
-from fxfault.cli.reports.campaign_report import comparison_lines, report_lines
 from fxfault.errors import FxFaultError, InvalidConfigError, StoreError
 from fxfault.evaluation.rows import COUNTS, REALS
 from fxfault.metrics.facts import DATA, MetricFacts
+from fxfault.results.page.html import page
+from fxfault.results.pictures.campaign_plots import pictures
+from fxfault.results.reports.campaign_export import exported
+from fxfault.results.reports.campaign_findings import read_findings
+from fxfault.results.reports.campaign_report import comparison_lines, report_lines
 
 PSNR = MetricFacts("psnr", "dB", True, 0.5)
 ERROR = MetricFacts("error", "", False, 0.0)

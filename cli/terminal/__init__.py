@@ -1,4 +1,4 @@
-"""What all commands share: arguments, exit statuses, output files, progress, numbers as text.
+"""What all commands share: arguments, exit statuses, output files, and progress.
 
-Nothing here knows what a command is for.
+Nothing here computes a result.
 """

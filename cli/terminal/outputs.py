@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fxfault.campaign.records.store_files import part_of, store_of
-from fxfault.cli.terminal.text import ten_digits
 from fxfault.errors import ConfigError
 from fxfault.files.access import write_atomically
-from fxfault.files.csv_fields import inert
 from fxfault.messages import reason_of
 
 
@@ -179,20 +175,3 @@ def refuse_overwriting(outputs: Iterable[OutputFile], inputs: dict[str, str | Pa
                     f"{output.flag}: {output.path} is the file of {other.flag} too; name another"
                 )
         seen.append(output)
-
-
-def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write rows with the same keys as CSV; a list of names becomes one field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for number, row in enumerate(rows):
-        if number == 0:
-            writer.writerow(row)
-        writer.writerow(map(_field, row.values()))
-    return text.getvalue()
-
-
-def _field(value: Any) -> Any:
-    if isinstance(value, float):
-        return ten_digits(value)
-    return inert(";".join(value) if isinstance(value, list) else value)

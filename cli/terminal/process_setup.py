@@ -5,11 +5,9 @@ Importing this module imports neither torch nor brevitas.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -55,23 +53,3 @@ def seed_generators(seed: SeedConfig) -> None:
         # CUDA reads this when it starts; without it cuBLAS is not deterministic.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of those packages that are installed."""
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(device: torch.device, **more: Any) -> dict[str, Any]:
-    """What a result says of the machine: torch's and the vendor's name of the device, threads."""
-    import torch
-
-    is_cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_cuda else None
-    return {"device": str(device), "device_name": name, **more, "threads": torch.get_num_threads()}

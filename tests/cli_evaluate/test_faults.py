@@ -17,8 +17,8 @@ from fxfault.campaign import Cell, Study
 from fxfault.campaign.driver import run_study
 from fxfault.campaign.records.store import Store
 from fxfault.cli import evaluate
-from fxfault.cli.reports.campaign_findings import read_findings
 from fxfault.experiment import load_experiment
+from fxfault.results.reports.campaign_findings import read_findings
 
 # -- faults that are no probability -------------------------------------------------------
 

@@ -18,10 +18,10 @@ from commands import Run
 from fxfault.campaign import Cell, FaultEvaluation
 from fxfault.campaign.cell_result import CellResult
 from fxfault.cli import evaluate
-from fxfault.cli.pictures import plots
 from fxfault.evaluation.rows import TrialRow
 from fxfault.experiment import load_experiment
 from fxfault.experiment import parts as experiment_parts
+from fxfault.results.pictures import plots
 
 DOCS = Path(__file__).parents[2] / "docs"
 

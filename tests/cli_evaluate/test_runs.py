@@ -22,12 +22,12 @@ import fxfault
 from fxfault import passes
 from fxfault.cli import evaluate
 from fxfault.cli.terminal import process_setup, progress
-from fxfault.cli.terminal.text import percent
 from fxfault.errors import DataError
 from fxfault.evaluation.incremental import runner as incremental
 from fxfault.experiment import parts as experiment_parts
 from fxfault.metrics.facts import ACCURACY
 from fxfault.models import build_model
+from fxfault.results.reports.text import percent
 
 # -- a network and data of the user's own -------------------------------------------------
 

@@ -16,7 +16,7 @@ import pytest
 from cli_train.tools import FAST, Trained, _environment, read_checkpoint, record, train_once
 from commands import Run
 
-from fxfault.cli.reports.training_progress import Reporter
+from fxfault.cli.training_progress import Reporter
 from fxfault.cli.training_session import Session
 from fxfault.errors import DataError
 from fxfault.training.callbacks import AtomicCheckpointIO

@@ -18,7 +18,7 @@ import torch
 from cli_train.tools import FAST, Trained, read_checkpoint, record, table
 from commands import Run
 
-from fxfault.cli.reports.training_progress import Reporter
+from fxfault.cli.training_progress import Reporter
 
 # -- resuming -----------------------------------------------------------------------------
 

@@ -21,12 +21,12 @@ from fuzz import tiny
 
 from fxfault.campaign import Study
 from fxfault.cli import evaluate, inspect
-from fxfault.cli.pictures.plots import training_picture
-from fxfault.cli.reports.training_report import LONGEST_PLAN, plan_lines
+from fxfault.cli.training_report import LONGEST_PLAN, plan_lines
 from fxfault.cli.training_run import resume_command
 from fxfault.errors import ConfigError
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import load_model
+from fxfault.results.pictures.plots import training_picture
 from fxfault.training.run_folder import RunFolder
 
 FILES = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from fxfault.campaign.estimates.intervals import sample_size
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.study import Study
-from fxfault.cli.terminal.text import duration
 from fxfault.evaluation.rows import TrialRow
 from fxfault.messages import counted
+from fxfault.results.reports.text import duration
 
 
 @dataclass(frozen=True)

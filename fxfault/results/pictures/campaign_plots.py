@@ -14,8 +14,9 @@ import numpy as np
 
 from fxfault.campaign.estimates.ranking import Curve, HeatMap, RankedSite, curves, heat_map
 from fxfault.campaign.estimates.summary import Summary
-from fxfault.cli.pictures.campaign_network_picture import network_picture
-from fxfault.cli.pictures.drawing import (
+from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.pictures.campaign_network_picture import network_picture
+from fxfault.results.pictures.drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -39,10 +40,9 @@ from fxfault.cli.pictures.drawing import (
     set_headline,
     shortened,
 )
-from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
-from fxfault.cli.reports.campaign_report import standing_lines
-from fxfault.cli.terminal.text import per_each
-from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
+from fxfault.results.reports.campaign_report import standing_lines
+from fxfault.results.reports.text import per_each
 
 _DARK = {
     INK: "#e4e6e9",

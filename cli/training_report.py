@@ -7,11 +7,11 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from fxfault.cli.terminal.text import lined_up, percent
 from fxfault.config.curriculum import EpochPlan, epoch_plan
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import counted
+from fxfault.results.reports.text import lined_up, percent
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.training.batch_norm import batch_norms
 from fxfault.training.optimizers import learning_rate

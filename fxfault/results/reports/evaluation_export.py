@@ -12,11 +12,11 @@ from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.fault_evaluation import estimate
-from fxfault.cli.reports.evaluation_report import CONFIDENCE, Findings, Setting
-from fxfault.cli.terminal.outputs import csv_text
-from fxfault.cli.terminal.process_setup import machine, versions
 from fxfault.experiment.applied_settings import applied
 from fxfault.passes import FrozenPart
+from fxfault.results.reports.environment import machine, versions
+from fxfault.results.reports.evaluation_report import CONFIDENCE, Findings, Setting
+from fxfault.results.reports.text import csv_text
 from fxfault.sites.site import FaultSite
 from fxfault.sites.statistics import FaultStatistics
 

@@ -11,10 +11,10 @@ import numpy as np
 from fxfault.campaign.estimates.ranking import Curve, HeatMap, RankedSite
 from fxfault.campaign.estimates.site_counts import SiteCounts
 from fxfault.campaign.records.background import SiteNote
-from fxfault.cli.reports.campaign_findings import Findings
-from fxfault.cli.terminal.text import NOTHING, figure, lined_up, per_each, with_interval
 from fxfault.messages import counted
 from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.reports.campaign_findings import Findings
+from fxfault.results.reports.text import NOTHING, figure, lined_up, per_each, with_interval
 
 
 class Entry(NamedTuple):

@@ -14,20 +14,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import yaml
 
-from fxfault import __version__
 from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map, weakest
 from fxfault.campaign.estimates.summary import Summary
 from fxfault.campaign.records.background import SiteNote
-from fxfault.cli.page.figures import inlined, variable
-from fxfault.cli.pictures.campaign_plots import dark_scheme
-from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
-from fxfault.cli.reports.campaign_report import state_lines
-from fxfault.cli.reports.campaign_tables import (
+from fxfault.experiment.applied_settings import applied, is_own
+from fxfault.messages import and_more, counted, flat
+from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.page.figures import inlined, variable
+from fxfault.results.pictures.campaign_plots import dark_scheme
+from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
+from fxfault.results.reports.campaign_report import state_lines
+from fxfault.results.reports.campaign_tables import (
     Table,
     cell_table,
     curve_table,
@@ -36,12 +39,9 @@ from fxfault.cli.reports.campaign_tables import (
     ranking_table,
     site_table,
 )
-from fxfault.cli.terminal.text import duration, figure, with_interval
-from fxfault.experiment.applied_settings import applied, is_own
-from fxfault.messages import and_more, counted, flat
-from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.reports.text import duration, figure, with_interval
 
-_TEMPLATES = resources.files("fxfault.cli.page").joinpath("templates")
+_TEMPLATES = resources.files("fxfault.results.page").joinpath("templates")
 # A page with more rows than this would open slowly.
 MOST_ROWS = 10_000
 
@@ -90,7 +90,7 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
             applied(findings.study.to_dict()), sort_keys=False, allow_unicode=True
         ),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
+        version=version("fxfault"),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fxfault.cli.reports.training_report import epoch_line
 from fxfault.cli.terminal.progress import Progress
+from fxfault.cli.training_report import epoch_line
 from fxfault.training.callbacks import Record, Row
 from fxfault.training.classifier import Classifier
 from fxfault.training.lightning_import import Callback, LightningModule, Trainer

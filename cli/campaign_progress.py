@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.estimates.running import RunningMeans
 from fxfault.cli.terminal.progress import Progress
-from fxfault.cli.terminal.text import duration, figure
 from fxfault.messages import and_more, counted
+from fxfault.results.reports.text import duration, figure
 
 if TYPE_CHECKING:
     from fxfault.campaign.driver import Progress as StudyProgress

@@ -10,16 +10,6 @@ from typing import TYPE_CHECKING, Any
 from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.fault_evaluation import estimate, rank
-from fxfault.cli.reports.campaign_report import standing_lines
-from fxfault.cli.terminal.text import (
-    figure,
-    lined_up,
-    mean_and_std,
-    per_each,
-    percent,
-    rate_words,
-    with_interval,
-)
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.experiment.sections import ExperimentConfig
@@ -28,6 +18,16 @@ from fxfault.messages import and_more, counted
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import FrozenPart
+from fxfault.results.reports.campaign_report import standing_lines
+from fxfault.results.reports.text import (
+    figure,
+    lined_up,
+    mean_and_std,
+    per_each,
+    percent,
+    rate_words,
+    with_interval,
+)
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.site import FaultSite
 

@@ -22,7 +22,7 @@ MOST_TICKS = 12
 
 # Those of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-# What a page in a dark scheme changes; see `fxfault.cli.pictures.campaign_plots.dark_scheme`.
+# What a page in a dark scheme changes; see `fxfault.results.pictures.campaign_plots.dark_scheme`.
 INK, MUTED, LINE, GRID, NOT_KNOWN = "#000000", "#555555", "#8c8c8c", "#e6e6e6", "#d9d9d9"
 GREY = "#666666"
 # A colour map: the more accuracy is lost, the darker.

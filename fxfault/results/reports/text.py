@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from fxfault.files.csv_fields import inert
 from fxfault.messages import aligned
 
 if TYPE_CHECKING:
@@ -108,3 +111,20 @@ def mean_and_std(result: CellResult) -> str:
     metric = result.metric
     spread = f" ± {metric.shown(result.std)}" if len(result.runs) > 1 else ""
     return f"{metric.shown(result.mean)}{spread}"
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows with the same keys as CSV; a list of names becomes one field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(map(_field, row.values()))
+    return text.getvalue()
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, float):
+        return ten_digits(value)
+    return inert(";".join(value) if isinstance(value, list) else value)

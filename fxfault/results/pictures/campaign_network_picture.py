@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxfault.campaign.records.background import CONTAINER, SITE, Background, Node
-from fxfault.cli.pictures.campaign_network import Place, Strip, lay_out
-from fxfault.cli.pictures.drawing import (
+from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.pictures.campaign_network import Place, Strip, lay_out
+from fxfault.results.pictures.drawing import (
     INK,
     LINE,
     MEMORY_CORNERS,
@@ -23,7 +24,6 @@ from fxfault.cli.pictures.drawing import (
     rendered,
     shortened,
 )
-from fxfault.metrics.facts import ACCURACY, MetricFacts
 
 # Points, 72 to the inch.
 _ROW, _LANE, _GAP = 16.0, 9.0, 26.0

@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fxfault.cli.reports.campaign_findings import Findings
-from fxfault.cli.terminal.outputs import csv_text
 from fxfault.errors import ConfigError
 from fxfault.evaluation.rows import FIELDS, OPTIONAL, REALS
 from fxfault.experiment.applied_settings import applied
+from fxfault.results.reports.campaign_findings import Findings
+from fxfault.results.reports.text import csv_text
 
 SCHEMA = "fxfault-campaign/1"
 FORMATS = ("csv", "json", "parquet")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fxfault.cli.terminal.process_setup import machine, versions
 from fxfault.experiment.sections import ExperimentConfig
+from fxfault.results.reports.environment import machine, versions
 from fxfault.training.run_folder import RECORD, RunFolder
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxfault.cli.pictures.drawing import (
+from fxfault.errors import ConfigError
+from fxfault.messages import counted
+from fxfault.results.pictures.drawing import (
     BLUE,
     FORMATS,
     GREEN,
@@ -27,14 +29,12 @@ from fxfault.cli.pictures.drawing import (
     set_headline,
     shortened,
 )
-from fxfault.cli.reports.campaign_report import standing_lines
-from fxfault.cli.terminal.text import per_each, percent, rate_words
-from fxfault.errors import ConfigError
-from fxfault.messages import counted
+from fxfault.results.reports.campaign_report import standing_lines
+from fxfault.results.reports.text import per_each, percent, rate_words
 
 if TYPE_CHECKING:
     from fxfault.campaign.cell_result import CellResult
-    from fxfault.cli.reports.evaluation_report import Findings, Setting
+    from fxfault.results.reports.evaluation_report import Findings, Setting
 
 # Probabilities with this ratio or more are drawn on a logarithmic axis.
 _LINEAR_RANGE = 20

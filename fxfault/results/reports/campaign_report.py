@@ -12,11 +12,11 @@ from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, UNSURE
 from fxfault.campaign.estimates.comparison import Difference, overall
 from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
 from fxfault.campaign.estimates.summary import Summary
-from fxfault.cli.reports.campaign_findings import Findings, golden_by_checkpoint
-from fxfault.cli.reports.campaign_tables import cell_table, heat_table
-from fxfault.cli.terminal.text import NOTHING, duration, figure, lined_up
 from fxfault.messages import and_more, counted
 from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
+from fxfault.results.reports.campaign_tables import cell_table, heat_table
+from fxfault.results.reports.text import NOTHING, duration, figure, lined_up
 
 
 def report_lines(findings: Findings) -> list[str]:
