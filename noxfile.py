@@ -1,7 +1,7 @@
 """The installations that fxfault is tested on: `nox --session matrix`, by hand.
 
 CI runs one set of versions (`constraints.txt`). This runs the tests of what depends on versions:
-passes, faults, freezing, compiling, incremental runs, stored words, a campaign and `fxfault-eval`.
+passes, faults, freezing, compiling, incremental runs, stored words, a campaign and `fxfault eval`.
 It needs `pip install nox`, the Pythons, and 7 GB of disk for one set at a time. Run one set by
 `nox --session "matrix(oldest)"`. docs/installation.md has the table of what ran.
 """

@@ -1,6 +1,6 @@
-"""Make the weights that come with fxfault from a run of `fxfault-train`.
+"""Make the weights that come with fxfault from a run of `fxfault train`.
 
-    fxfault-train --config digits --out run
+    fxfault train digits --out run
     python -m benchmarks.bundle_checkpoint digits run/best.ckpt fxfault/bundled/weights/digits.pt
 
 The file holds the network's state_dict and depends on nothing else.

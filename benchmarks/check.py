@@ -2,7 +2,7 @@
 
     python -m benchmarks.check [--turns N] [--threads N] [--json FILE]
 
-- `fxfault-eval --config digits`: the comparison of its first batch, against one pass of the
+- `fxfault eval digits`: the comparison of its first batch, against one pass of the
   original network over the test data. It must take less time than the pass.
 - A per-layer study: quant_cnv with 2-bit weights and activations on 256 random images of 32 x 32
   in batches of 64. Each of its nine sites is struck alone at 1 % in ten trials. The comparison of

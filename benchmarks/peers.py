@@ -6,7 +6,7 @@ A network with faults in 1 % of its activations is compared with itself without 
 evaluation, without gradients, on batches of 64 images of 32 x 32. The difference, over the elements
 that faults can strike, is what a tool adds. fxfault and a wrapper written to the specification
 (`benchmarks.dense_wrapper`) strike quant_cnv with 2-bit weights and activations. For fxfault both
-networks are frozen, as in `fxfault-eval`. MRFI and PyTorchFI do not support Brevitas, so they
+networks are frozen, as in `fxfault eval`. MRFI and PyTorchFI do not support Brevitas, so they
 strike a float twin (`benchmarks.peers_tools`). If they are not installed, they are skipped
 (`pip install mrfi pytorchfi`).
 

@@ -116,7 +116,7 @@ def float_twin(images: Tensor) -> nn.Module:
 
 
 def strike_by_fxfault(model: nn.Module, images: Tensor, percent: float) -> Struck:
-    """Strike the frozen network, as `fxfault-eval` runs it."""
+    """Strike the frozen network, as `fxfault eval` runs it."""
     net: Any = transformed(model, percent)
     with torch.no_grad():
         net(images)

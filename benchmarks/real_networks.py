@@ -4,7 +4,7 @@
     python -m benchmarks.real_networks encoder --pictures docs/images
     python -m benchmarks.real_networks segmenter --pictures docs/images
 
-It prints a table and draws it. For `mnist`, `--run lfc=FOLDER` adds a network that `fxfault-train
+It prints a table and draws it. For `mnist`, `--run lfc=FOLDER` adds a network that `fxfault train
 --config mnist_lfc` trained there.
 """
 

@@ -1,4 +1,4 @@
-"""`fxfault-campaign`: run many trials under faults, keep them in a store, and report on them."""
+"""`fxfault campaign`: run many trials under faults, keep them in a store, and report on them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
     from fxfault.results.reports.campaign_findings import Findings
     from fxfault.results.reports.campaign_plan import Measured
 
-PROGRAM = "fxfault-campaign"
-
 DESCRIPTION = """\
 Find where a quantised network is weak, and how certain that is: run the trials of a study, keep
 them in a store that survives crashes, and report estimates with their intervals."""
 
 EXAMPLES = """\
 examples:
-  fxfault-campaign run digits_study --store study.sqlite
-  fxfault-campaign report --store study.sqlite --figures pictures
-  fxfault-campaign compare plain.sqlite hardened.sqlite
+  fxfault campaign run digits_study --store study.sqlite
+  fxfault campaign report --store study.sqlite --figures pictures
+  fxfault campaign compare plain.sqlite hardened.sqlite
 
 `COMMAND --help` explains the options of a command.
 
@@ -45,37 +43,47 @@ class Command(NamedTuple):
     """A command: what it does, how its parser gets its options, and what runs it."""
 
     description: str
-    add_options: Callable[[argparse.ArgumentParser], None]
+    add_options: Callable[[types.OneLineParser], None]
     run: Callable[[argparse.Namespace], int]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    program = program or types.program("campaign")
     name = words[0] if words else "--help"
     if name not in COMMANDS:
-        _end_without_command(name)
-    return run(COMMANDS[name].run, _make_parser(name).parse(words[1:]))
+        _end_without_command(name, program)
+    return run(COMMANDS[name].run, _make_parser(name, program).parse(words[1:]))
 
 
-def _end_without_command(name: str) -> NoReturn:
+def add_options(parser: types.OneLineParser) -> None:
+    """Add all commands with their options, and the texts around them."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    group = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        inner = group.add_parser(name, description=command.description)
+        command.add_options(inner)
+
+
+def _end_without_command(name: str, program: str) -> NoReturn:
     """Print the help or an error, and end the program."""
-    usages = [_make_parser(command).format_usage() for command in COMMANDS]
+    usages = [_make_parser(command, program).format_usage() for command in COMMANDS]
     lines = [" ".join(usage.split()).removeprefix("usage: ") for usage in usages]
     listed = "\n".join(f"  {line}" for line in lines)
     parser = types.OneLineParser(
-        prog=PROGRAM, description=DESCRIPTION, epilog=f"commands:\n{listed}\n\n{EXAMPLES}"
+        prog=program, description=DESCRIPTION, epilog=f"commands:\n{listed}\n\n{EXAMPLES}"
     )
-    parser.usage = f"{PROGRAM} COMMAND ..."
+    parser.usage = f"{program} COMMAND ..."
     if name in ("-h", "--help"):
         parser.parse_args(["--help"])
     hint = nearest(name, COMMANDS)
     parser.error(f"unknown command {name!r}{hint}; commands: {', '.join(COMMANDS)}")
 
 
-def _make_parser(name: str) -> types.OneLineParser:
+def _make_parser(name: str, program: str) -> types.OneLineParser:
     command = COMMANDS[name]
-    parser = types.OneLineParser(prog=f"{PROGRAM} {name}", description=command.description)
+    parser = types.OneLineParser(prog=f"{program} {name}", description=command.description)
     command.add_options(parser)
     return parser
 
@@ -84,9 +92,9 @@ def _make_parser(name: str) -> types.OneLineParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from fxfault.campaign.studies.study import Study
+    from fxfault.cli.configurations import read_study
 
-    return _run_study(options, Study.from_yaml(options.file))
+    return _run_study(options, read_study(options))
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -196,7 +204,8 @@ def _findings_with_trials(store: Path, confidence: float) -> Findings:
     findings = read_findings(store, confidence)
     if not findings.trials:
         raise StoreError(
-            f"{store} has no finished trial yet; continue with {PROGRAM} resume --store {store}"
+            f"{store} has no finished trial yet; continue with: fxfault campaign resume "
+            f"--store {store}"
         )
     return findings
 
@@ -238,11 +247,11 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     _set_threads(options.threads)
-    from fxfault.campaign.studies.study import Study
     from fxfault.campaign.workers.plan import Plan
+    from fxfault.cli.configurations import read_study
     from fxfault.results.reports.campaign_plan import plan_lines
 
-    study = Study.from_yaml(options.file)
+    study = read_study(options)
     rule = study.stop
     margin = options.margin or (1.0 if rule is None else rule.margin)
     confidence = options.confidence or (95.0 if rule is None else rule.confidence)
@@ -292,7 +301,7 @@ COMMANDS = {
     ),
     "faults": Command(
         "List every fault of one trial: site, sample, element, bits, and the codes before and\n"
-        "after. The trial runs again for that. `fxfault-eval --replay FILE` strikes the list.",
+        "after. The trial runs again for that. `fxfault eval --replay FILE` strikes the list.",
         campaign_options.add_faults,
         _faults,
     ),

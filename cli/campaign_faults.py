@@ -1,4 +1,4 @@
-"""`fxfault-campaign faults`: the list of every fault of one trial."""
+"""`fxfault campaign faults`: the list of every fault of one trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that `fxfault-campaign` writes from a store, checked before the work."""
+"""The files that `fxfault campaign` writes from a store, checked before the work."""
 
 from __future__ import annotations
 

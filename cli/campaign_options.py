@@ -1,4 +1,4 @@
-"""The options of the commands of `fxfault-campaign`."""
+"""The options of the commands of `fxfault campaign`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import argparse
 from typing import Any
 
 from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal.arguments import OneLineParser
 
 _ENGINES = ("local", "processes", "ray")
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: OneLineParser) -> None:
     """Add the options of `run`."""
     _add_file(parser)
     add_store(parser, "; a new one is made, an existing one is continued")
     _add_engine_options(parser)
 
 
-def add_resume(parser: argparse.ArgumentParser) -> None:
+def add_resume(parser: OneLineParser) -> None:
     """Add the options of `resume`."""
     add_store(parser)
     _add_engine_options(parser)
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
+def add_report(parser: OneLineParser) -> None:
     """Add the options of `report`."""
     add_store(parser)
     text = "folder for all pictures as PNG and SVG; it is made if necessary"
@@ -33,7 +34,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     _add_confidence(parser)
 
 
-def add_export(parser: argparse.ArgumentParser) -> None:
+def add_export(parser: OneLineParser) -> None:
     """Add the options of `export`."""
     add_store(parser)
     text = (
@@ -50,7 +51,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     _add_confidence(parser)
 
 
-def add_faults(parser: argparse.ArgumentParser) -> None:
+def add_faults(parser: OneLineParser) -> None:
     """Add the options of `faults`."""
     add_store(parser, "; it is only read")
     text = (
@@ -72,14 +73,14 @@ def add_faults(parser: argparse.ArgumentParser) -> None:
     types.add_no_progress(group)
 
 
-def add_compare(parser: argparse.ArgumentParser) -> None:
+def add_compare(parser: OneLineParser) -> None:
     """Add the options of `compare`."""
     parser.add_argument("a", type=types.file, metavar="A", help="store of a study")
     parser.add_argument("b", type=types.file, metavar="B", help="store of another study")
     _add_confidence(parser)
 
 
-def add_plan(parser: argparse.ArgumentParser) -> None:
+def add_plan(parser: OneLineParser) -> None:
     """Add the options of `plan`."""
     _add_file(parser)
     text = (
@@ -94,19 +95,17 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     _add_worker_options(parser)
 
 
-def _add_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", metavar="FILE", help="study file, or the name of a bundled one: digits_study"
-    )
+def _add_file(parser: OneLineParser) -> None:
+    types.add_config(parser, "study file, or the name of a bundled one: digits_study")
 
 
-def add_store(parser: argparse.ArgumentParser, more: str = "") -> None:
+def add_store(parser: OneLineParser, more: str = "") -> None:
     """Add `--store`, with more text at the end of its help."""
     text = f"file of the trials{more}"
     parser.add_argument("--store", type=types.file, required=True, metavar="FILE", help=text)
 
 
-def _add_confidence(parser: argparse.ArgumentParser) -> None:
+def _add_confidence(parser: OneLineParser) -> None:
     parser.add_argument(
         "--confidence",
         type=types.confidence,
@@ -116,7 +115,7 @@ def _add_confidence(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+def _add_engine_options(parser: OneLineParser) -> None:
     group = parser.add_argument_group("engine", "every engine gives the same trials")
     text = "local: in this process; processes: in several; ray: on a cluster (default: local)"
     group.add_argument("--engine", choices=_ENGINES, default="local", help=text)
@@ -140,7 +139,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     _add_worker_options(parser)
 
 
-def _add_worker_options(parser: argparse.ArgumentParser) -> None:
+def _add_worker_options(parser: OneLineParser) -> None:
     group = parser.add_argument_group("speed", "the trials are the same with each")
     types.add_device(group)
     text = "threads of each worker (default: 1); other numbers may round sums differently"

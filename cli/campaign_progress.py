@@ -1,4 +1,4 @@
-"""The progress of `fxfault-campaign run`: a bar on a terminal, otherwise a line now and then."""
+"""The progress of `fxfault campaign run`: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def finished_text(study: StudyProgress, store: Path) -> str:
     new = study.trials - study.earlier
     took = f", {new} of them in {duration(study.seconds)}" if new else ", all there before"
     cells, trials = counted(len(study.cells), "cell"), counted(study.trials, "trial")
-    return f"Finished: {cells}, {trials}{took}\nSee fxfault-campaign report --store {store}"
+    return f"Finished: {cells}, {trials}{took}\nSee fxfault campaign report --store {store}"
 
 
 def interrupted_text(kept: int, store: Path) -> str:
@@ -118,7 +118,7 @@ def interrupted_text(kept: int, store: Path) -> str:
     if not kept:
         return "interrupted before the first trial was finished"
     trials = f"{counted(kept, 'trial')} {'is' if kept == 1 else 'are'}"
-    resume = f"fxfault-campaign resume --store {store}"
+    resume = f"fxfault campaign resume --store {store}"
     return f"interrupted: {trials} kept in {store}; continue with: {resume}"
 
 

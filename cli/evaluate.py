@@ -1,4 +1,4 @@
-"""`fxfault-eval`: how the accuracy of a quantised network falls under faults."""
+"""`fxfault eval`: how the accuracy of a quantised network falls under faults."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from fxfault.cli.terminal import arguments as types
 from fxfault.cli.terminal.console import run
 from fxfault.cli.terminal.process_setup import let_threads_sleep
 
-PROGRAM = "fxfault-eval"
-
 DESCRIPTION = """\
 Measure how the accuracy of a quantised network falls when faults strike its activations, or with
 `--memory` its weights, biases or parameters. Faults are injected during the evaluation, even if
@@ -20,33 +18,40 @@ the configuration says `apply_during: train`."""
 
 EPILOG = """\
 examples:
-  fxfault-eval --config digits --sweep 0,1,2,5,10,20,50 --num-runs 5 --plot accuracy.png
-  fxfault-eval --config digits --per-layer --probability 5 --num-runs 5
-  fxfault-eval --config digits --memory weights --sweep 0.1,1,10 --num-runs 10
-  fxfault-eval --config my.yaml --checkpoint best.pth --probability 10 --injection-type msb_flip
+  fxfault eval digits --sweep 0,1,2,5,10,20,50 --num-runs 5 --plot accuracy.png
+  fxfault eval digits --per-layer --probability 5 --num-runs 5
+  fxfault eval digits --memory weights --sweep 0.1,1,10 --num-runs 10
+  fxfault eval my.yaml --checkpoint best.pth --probability 10 --injection-type msb_flip
 
 exit status: 0 done; 2 something in the input is wrong, nothing was written (if the checkpoint
 was replaced meanwhile, the results of the old one were written);
 130 interrupted, the finished results are written and marked as incomplete."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
-    options = make_parser().parse(argv)
-    options.command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
+    program = program or types.program("eval")
+    options = make_parser(program).parse(argv)
+    options.command = f"{program} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     return run(_evaluate, options)
 
 
-def make_parser() -> types.OneLineParser:
+def make_parser(program: str) -> types.OneLineParser:
     """Make the parser of the command line."""
-    parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
+    parser = types.OneLineParser(prog=program)
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: types.OneLineParser) -> None:
+    """Add all options, with the texts around them."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
     types.add_config(parser)
     text = "trained weights (default: checkpoint.path of the configuration)"
     parser.add_argument("--checkpoint", type=types.checkpoint, metavar="FILE", help=text)
     _add_fault_options(parser)
     _add_run_options(parser)
     _add_output_options(parser)
-    return parser
 
 
 def _add_fault_options(parser: argparse.ArgumentParser) -> None:
@@ -63,20 +68,21 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     )
     chosen.add_argument("--num-faults", type=types.fault_counts, metavar="K,K,...", help=text)
     group.add_argument("--injection-type", metavar="NAME", help="fault model, such as msb_flip")
+    types.add_bit(group)
     text = (
         "strike all selected sites, or one of them: `injection_layer` of the configuration, "
         "or one drawn for each run"
     )
     group.add_argument("--mode", choices=("full_model", "layer"), help=text)
     types.add_memory(group)
-    types.add_layer(group, "; with --mode layer, one of them is drawn for each run")
+    types.add_layers(group, "; with --mode layer, one of them is drawn for each run")
     text = (
         "also strike each selected site alone, and rank the sites; needs a single probability "
         "or number of faults, so not --sweep"
     )
     group.add_argument("--per-layer", action="store_true", help=text)
     text = (
-        "strike exactly the faults of a list: of `fxfault-campaign faults`, or with the columns "
+        "strike exactly the faults of a list: of `fxfault campaign faults`, or with the columns "
         "Injection, Layer, TensorIndex and Bit; CSV or Parquet"
     )
     group.add_argument("--replay", type=types.file, metavar="FILE", help=text)

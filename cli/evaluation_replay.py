@@ -1,4 +1,4 @@
-"""The lists of faults that `fxfault-eval` strikes: `--replay` and `faults: {replay: FILE}`."""
+"""The lists of faults that `fxfault eval` strikes: `--replay` and `faults: {replay: FILE}`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxfault.files.access import expanded
 from fxfault.sites.replay_lists import replay_of
 
 _BESIDE = (
-    *("probability", "sweep", "num_faults", "injection_type", "mode", "layer", "per_layer"),
+    *("probability", "sweep", "num_faults", "injection_type", "bit", "mode", "layers", "per_layer"),
     "seed",
 )
 

@@ -1,4 +1,4 @@
-"""One run of `fxfault-eval`: its configuration, its results, and the files that it writes."""
+"""One run of `fxfault eval`: its configuration, its results, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fxfault.campaign.fault_evaluation import (
     with_num_faults,
     with_probability,
 )
+from fxfault.cli.configurations import read_experiment
 from fxfault.cli.evaluation_replay import files_of, runs_of, with_replay
 from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
 from fxfault.cli.terminal.outputs import NumberedFile, OutputFile, refuse_overwriting
@@ -39,7 +40,7 @@ from fxfault.experiment.parts import (
     open_test_data,
     pick_device,
 )
-from fxfault.experiment.sections import ExperimentConfig, load_experiment
+from fxfault.experiment.sections import ExperimentConfig
 from fxfault.files.access import expanded
 from fxfault.files.sources import EVALUATION, Sources
 from fxfault.metrics.metric import Metric
@@ -97,11 +98,11 @@ def evaluate(options: argparse.Namespace) -> int:
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """Read the configuration, change it as the command line says, and give notes on that."""
     _check_options(options)
-    experiment = load_experiment(options.config)
+    experiment = read_experiment(options)
     faults = with_replay(options, experiment.fault_injection)
     experiment = dataclasses.replace(experiment, fault_injection=faults)
     check_sections(experiment, ["dataset", "model"], options.config)
-    path = options.checkpoint or experiment.checkpoint.path
+    path = experiment.checkpoint.path
     start = experiment.checkpoint.init_from
     if path is None:
         from_there = f" (checkpoint.init_from, {start}, is what training starts from)"
@@ -112,23 +113,14 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     # Checked here, before data is downloaded.
     if not path.startswith(BUNDLED) and not expanded(path).exists():
         raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
-    if faults.faults is not None and options.replay is None:
-        _check_beside_faults(options)
     notes: list[str] = []
     if start is not None:
         notes.append(f"`checkpoint.init_from` is ignored: it is for training; {path} is evaluated")
-    changes = _fault_changes(options, experiment.fault_injection, notes)
+    changes = _fault_changes(experiment.fault_injection, notes)
     faults = dataclasses.replace(experiment.fault_injection, **changes)
     faults.validate()
     options.num_runs = runs_of(options.num_runs, faults)
-    size = options.batch_size or experiment.training.batch_size
-    changed = dataclasses.replace(
-        experiment,
-        fault_injection=faults,
-        checkpoint=dataclasses.replace(experiment.checkpoint, path=path),
-        training=dataclasses.replace(experiment.training, batch_size=size),
-    )
-    return changed, notes
+    return dataclasses.replace(experiment, fault_injection=faults), notes
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -141,34 +133,9 @@ def _check_options(options: argparse.Namespace) -> None:
     wilson(0, 1)  # Raises now, and not after the work, if scipy is missing.
 
 
-def _check_beside_faults(options: argparse.Namespace) -> None:
-    """Refuse the options that each entry of `faults` sets for itself."""
-    names = ("probability", "sweep", "num_faults", "injection_type", "memory", "layer", "per_layer")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
-    given += ["--probability"] if options.probability == 0 else []
-    if given:
-        raise ConfigError(
-            f"{', '.join(given)}: {options.config} has `faults`, each with its own rate, memory "
-            "and layers; change them there, or leave the option out"
-        )
-
-
-def _fault_changes(
-    options: argparse.Namespace, config: FaultInjectionConfig, notes: list[str]
-) -> dict[str, Any]:
-    given = {
-        "injection_type": options.injection_type,
-        "memory": options.memory if options.replay is None else None,  # The list's entry has it.
-        "mode": "full_model" if options.per_layer else options.mode,
-        "layers": options.layer,
-        # --layer may not select the fixed site of the configuration.
-        "injection_layer": None if options.layer is None else -1,
-        "seed": options.seed,
-    }
-    changes = {key: value for key, value in given.items() if value is not None}
-    if options.sweep is None or config.num_faults is not None:
-        first = _with_rates(options, config)[0]
-        changes.update(probability=first.probability, num_faults=first.num_faults)
+def _fault_changes(config: FaultInjectionConfig, notes: list[str]) -> dict[str, Any]:
+    """What an evaluation changes of any configuration, with a note on each."""
+    changes: dict[str, Any] = {}
     if not config.enabled:
         notes.append("`enabled: true` for this run: the configuration says false")
         changes["enabled"] = True

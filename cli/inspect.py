@@ -1,4 +1,4 @@
-"""`fxfault-inspect`: the sites that a configuration gives a network, and what the pass did."""
+"""`fxfault inspect`: the sites that a configuration gives a network, and what the pass did."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fxfault.models.checkpoints import CheckpointInfo
     from fxfault.passes.inspection import Inspection
 
-PROGRAM = "fxfault-inspect"
 SCHEMA = "fxfault-inspect/1"
 
 DESCRIPTION = """\
@@ -30,22 +29,30 @@ and a few samples of random numbers to see which elements belong to which sample
 
 EPILOG = """\
 examples:
-  fxfault-inspect --config digits
-  fxfault-inspect --config digits --diff
-  fxfault-inspect --config digits --memory weights,activations
-  fxfault-inspect --config my.yaml --layer 'layer1.*' --svg sites.svg --json sites.json
+  fxfault inspect digits
+  fxfault inspect digits --diff
+  fxfault inspect digits --memory weights,activations
+  fxfault inspect my.yaml --layers 'layer1.*' --svg sites.svg --json sites.json
 
 exit status: 0 done; 2 something in the input is wrong, nothing was written."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
-    return run(_inspect, make_parser().parse(argv))
+    program = program or types.program("inspect")
+    return run(_inspect, make_parser(program).parse(argv))
 
 
-def make_parser() -> types.OneLineParser:
+def make_parser(program: str) -> types.OneLineParser:
     """Make the parser of the command line."""
-    parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
+    parser = types.OneLineParser(prog=program)
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: types.OneLineParser) -> None:
+    """Add all options, with the texts around them."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
     types.add_config(parser)
     text = (
         "trained weights (default: checkpoint.path of the configuration; without any, the "
@@ -53,7 +60,7 @@ def make_parser() -> types.OneLineParser:
     )
     parser.add_argument("--checkpoint", type=types.checkpoint, metavar="FILE", help=text)
     types.add_memory(parser)
-    types.add_layer(parser)
+    types.add_layers(parser)
     text = "shape of one sample, such as 3,32,32 (default: that of the data set)"
     parser.add_argument("--input-shape", type=_shape, metavar="N,N,...", help=text)
     group = parser.add_argument_group("output", "an existing file is replaced")
@@ -63,7 +70,6 @@ def make_parser() -> types.OneLineParser:
     add("--dot", type=types.file, metavar="FILE", help="drawing in Graphviz's DOT language")
     add("--svg", type=types.file, metavar="FILE", help="drawing as a picture; needs Graphviz")
     add("--json", type=types.file, metavar="FILE", help="the tables as JSON")
-    return parser
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -113,28 +119,20 @@ def _inspect(options: argparse.Namespace) -> int:
 def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, list[str]]:
     """Read the configuration, change it as the command line says, and give notes on that."""
     from fxfault.bundled.files import BUNDLED
-    from fxfault.experiment.sections import load_experiment
+    from fxfault.cli.configurations import read_experiment
     from fxfault.files.access import expanded
 
-    experiment = load_experiment(options.config)
+    experiment = read_experiment(options)
     notes: list[str] = []
-    path = options.checkpoint
-    if path is None:
-        path = experiment.checkpoint.path
-        if path is not None and not (path.startswith(BUNDLED) or expanded(path).exists()):
-            notes.append(f"there is no {path}, which the configuration names as its checkpoint")
-            path = None
+    path = experiment.checkpoint.path
+    is_there = path is None or path.startswith(BUNDLED) or expanded(path).exists()
+    if options.checkpoint is None and not is_there:
+        notes.append(f"there is no {path}, which the configuration names as its checkpoint")
+        path = None
     if experiment.checkpoint.init_from is not None:
         notes.append("`checkpoint.init_from` is ignored: it is for training")
-    faults = experiment.fault_injection
-    if options.layer is not None:
-        # --layer may not select the fixed site of the configuration.
-        faults = dataclasses.replace(faults, layers=options.layer, injection_layer=-1)
-    if options.memory is not None:
-        faults = dataclasses.replace(faults, memory=options.memory)
-        faults.validate()
     checkpoint = dataclasses.replace(experiment.checkpoint, path=path)
-    return dataclasses.replace(experiment, fault_injection=faults, checkpoint=checkpoint), notes
+    return dataclasses.replace(experiment, checkpoint=checkpoint), notes
 
 
 def _claim_outputs(

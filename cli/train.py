@@ -1,4 +1,4 @@
-"""`fxfault-train`: train a quantised network, clean or under faults."""
+"""`fxfault train`: train a quantised network, clean or under faults."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from fxfault.cli.terminal.console import run
 from fxfault.cli.terminal.process_setup import let_threads_sleep
 from fxfault.cli.terminal.progress import Progress
 
-PROGRAM = "fxfault-train"
-
 DESCRIPTION = """\
 Train a quantised network as a configuration file says; if it asks for faults in training, they
 strike the activations, or what `fault_injection.memory` names (fault-aware training). Each run
@@ -22,44 +20,41 @@ and all that repeats the run."""
 
 EPILOG = """\
 examples:
-  fxfault-train --config digits
-  fxfault-train --config digits_fat --set fault_injection.probability=5 --out runs/five
-  fxfault-train --config digits_fat --init bundled:digits --set optimizer.learning_rate=1e-3
-  fxfault-train --config my.yaml --dry-run
-  fxfault-train --resume --out runs/five
+  fxfault train digits
+  fxfault train digits_fat --set fault_injection.probability=5 --out runs/five
+  fxfault train digits_fat --init bundled:digits --set optimizer.learning_rate=1e-3
+  fxfault train my.yaml --dry-run
+  fxfault train --resume --out runs/five
 
 exit status: 0 done; 2 something in the input is wrong, the training failed, or its files cannot
 be written; 130 interrupted, what was trained is saved and can be resumed."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
-    options = make_parser().parse(argv)
-    options.command = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
+    program = program or types.program("train")
+    options = make_parser(program).parse(argv)
+    options.command = f"{program} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     return run(_train, options)
 
 
-def make_parser() -> types.OneLineParser:
+def make_parser(program: str) -> types.OneLineParser:
     """Make the parser of the command line."""
-    parser = types.OneLineParser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
+    parser = types.OneLineParser(prog=program)
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: types.OneLineParser) -> None:
+    """Add all options, with the texts around them."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    text = (
-        "configuration file, or the name of a bundled one, such as digits; "
-        "with --resume --out, the default is that of the run"
-    )
-    add("--config", metavar="FILE", help=text)
-    add(
-        "--set",
-        type=types.setting,
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change a value of the configuration; VALUE is YAML; may be repeated",
-    )
+    what = f"{types.EXPERIMENT}; with --resume --out, the default is that of the run"
+    types.add_config(parser, what, required=False)
     text = (
         "fine-tune: start from these weights, a file or bundled:NAME (default: "
         "checkpoint.init_from of the configuration, or else random weights); a configuration of "
-        "yours must not have checkpoint.path, which is for fxfault-eval"
+        "yours must not have checkpoint.path, which is for fxfault eval"
     )
     add("--init", type=types.checkpoint, metavar="FILE", help=text)
     text = "folder of the run (default: NAME-001, NAME-002 and so on in checkpoint.dir)"
@@ -75,7 +70,6 @@ def make_parser() -> types.OneLineParser:
     types.add_no_progress(parser)
     text = "run one batch of each phase, print the plan of all epochs, and write nothing"
     add("--dry-run", action="store_true", help=text)
-    return parser
 
 
 def _train(options: argparse.Namespace) -> int:

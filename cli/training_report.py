@@ -1,4 +1,4 @@
-"""The lines that `fxfault-train` prints: what it does, its plan, and its results."""
+"""The lines that `fxfault train` prints: what it does, its plan, and its results."""
 
 from __future__ import annotations
 

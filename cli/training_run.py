@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fxfault.cli.configurations import read_experiment
 from fxfault.config.yaml_files import is_bundled
 from fxfault.errors import ConfigError
 from fxfault.experiment.parts import check_sections
-from fxfault.experiment.sections import ExperimentConfig, load_experiment
+from fxfault.experiment.sections import ExperimentConfig
 from fxfault.files.access import expanded
 from fxfault.messages import flat
 from fxfault.training.run_folder import CONFIG, LAST, RunFolder
 
-PROGRAM = "fxfault-train"
+PROGRAM = ("fxfault", "train")
 
 # The first process tells the processes that Lightning starts which run they belong to.
 _FOLDER_VARIABLE = "FXFAULT_RUN_FOLDER"
@@ -75,14 +76,12 @@ def plan_run(options: argparse.Namespace) -> Run:
         return Run(folder.read_config(), str(folder.path), folder, resumes, is_helper=True)
     _check_options(options)
     changes = dict(options.set)
-    if options.init is not None:
-        changes["checkpoint.init_from"] = options.init
     if options.config is None:
         folder = RunFolder.open(options.out)
         source = str(folder.path / CONFIG)
-        experiment = _without_path(load_experiment(source, changes), changes, is_own=True)
+        experiment = _without_path(read_experiment(options, source), changes, is_own=True)
         return _resumed(experiment, source, folder)
-    experiment = load_experiment(options.config, changes)
+    experiment = read_experiment(options)
     experiment = _without_path(
         experiment, changes, is_own=is_bundled("experiments", options.config)
     )
@@ -99,12 +98,12 @@ def _without_path(
     """Refuse `checkpoint.path`, which the user may have meant as the start of the training.
 
     In a file that fxfault wrote (`is_own`: a bundled experiment, or that of a run) it is only
-    removed: it names the weights that `fxfault-eval` loads, and that training makes again.
+    removed: it names the weights that `fxfault eval` loads, and that training makes again.
     """
     path = experiment.checkpoint.path
     if path is not None and ("checkpoint.path" in changes or not is_own):
         raise ConfigError(
-            f"checkpoint.path: training does not start from {path}, which is for fxfault-eval to "
+            f"checkpoint.path: training does not start from {path}, which is for fxfault eval to "
             f"load; to fine-tune, name it checkpoint.init_from (or --init {shlex.quote(path)}); to "
             "start from random weights, leave it out (or --set checkpoint.path=null)"
         )
@@ -114,12 +113,12 @@ def _without_path(
 
 def resume_command(folder: RunFolder, devices: int) -> str:
     """The command line that resumes a run."""
-    return shlex.join([PROGRAM, "--resume", "--out", str(folder.path), *_devices(devices)])
+    return shlex.join([*PROGRAM, "--resume", "--out", str(folder.path), *_devices(devices)])
 
 
 def repeat_command(folder: RunFolder, devices: int) -> str:
     """The command line that repeats a run."""
-    return shlex.join([PROGRAM, "--config", str(folder.path / CONFIG), *_devices(devices)])
+    return shlex.join([*PROGRAM, str(folder.path / CONFIG), *_devices(devices)])
 
 
 def _devices(number: int) -> list[str]:
@@ -129,7 +128,8 @@ def _devices(number: int) -> list[str]:
 def _check_options(options: argparse.Namespace) -> None:
     if options.config is None and not (options.resume and options.out):
         raise ConfigError(
-            "--config is missing: name a file, or continue a run with --resume --out FOLDER"
+            "no configuration: give FILE, or --config FILE; or continue a run with --resume --out "
+            "FOLDER"
         )
     for flag, given in (
         ("--resume", options.resume),
@@ -142,7 +142,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConfigError(f"--device {options.device} is one device: give --device cuda")
     if "TORCHELASTIC_RUN_ID" in os.environ or _local_rank() > 0:
         raise ConfigError(
-            "started by torchrun or another launcher: start fxfault-train itself with --devices N"
+            "started by torchrun or another launcher: start fxfault train itself with --devices N"
         )
 
 
@@ -180,7 +180,7 @@ def _resumed(experiment: ExperimentConfig, source: str, folder: RunFolder) -> Ru
     if differing:
         raise ConfigError(
             f"--resume: {folder.path} was trained with another configuration: "
-            f"{'; '.join(differing)}; start a new run, or leave --config, --set and --init out"
+            f"{'; '.join(differing)}; start a new run, or leave FILE, --set and --init out"
         )
     return Run(experiment, source, folder, resumes=True)
 

@@ -1,4 +1,4 @@
-"""One call of `fxfault-train`, after its configuration was read."""
+"""One call of `fxfault train`, after its configuration was read."""
 
 from __future__ import annotations
 

@@ -160,8 +160,8 @@ def test_the_page_says_how_to_repeat_the_study(tmp_path: Path) -> None:
 
     commands, content = re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)
     assert commands.splitlines() == [
-        "fxfault-campaign run study.yaml --store study.sqlite --device cuda --threads 1",
-        "fxfault-campaign report --store study.sqlite --html report.html --confidence 99",
+        "fxfault campaign run study.yaml --store study.sqlite --device cuda --threads 1",
+        "fxfault campaign report --store study.sqlite --html report.html --confidence 99",
     ]
     assert Study.from_dict(yaml.safe_load(content.replace("&#39;", "'"))) == study
     assert ["torch", "2.13.0"] in rows_of(text, "code")

@@ -1,4 +1,4 @@
-"""`fxfault-campaign` as a user runs it: what it prints, what it writes, and how it stops."""
+"""`fxfault campaign` as a user runs it: what it prints, what it writes, and how it stops."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_help_names_every_command_with_its_options_and_needs_no_torch() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.rstrip().endswith("[]")
     for name in campaign.COMMANDS:
-        assert f"fxfault-campaign {name} [-h]" in run.stdout
+        assert f"fxfault campaign {name} [-h]" in run.stdout
     for flag in ("--engine", "--gpus-per-trial", "--figures", "--parquet", "--margin"):
         assert flag in run.stdout
 
@@ -204,7 +204,7 @@ def test_a_study_is_run_once_and_for_all(command: Callable[..., Run]) -> None:
     first, second, third = run.out.splitlines()
     assert first == "2 cells, at least 4 trials"
     assert second.startswith("Finished: 2 cells, 4 trials, 4 of them in ")
-    assert third == "See fxfault-campaign report --store s.sqlite"
+    assert third == "See fxfault campaign report --store s.sqlite"
     again = command("run", "small.yaml", "--store", "s.sqlite", "--no-incremental")
     assert again.out.splitlines()[:2] == [
         "2 cells, at least 4 trials, 4 of them there",
@@ -234,11 +234,11 @@ def test_an_interrupted_study_says_what_is_kept_and_how_to_go_on(
     are = "1 trial is" if kept == 1 else f"{kept} trials are"
     assert run.err == (
         f"interrupted: {are} kept in s.sqlite; continue with: "
-        "fxfault-campaign resume --store s.sqlite\n"
+        "fxfault campaign resume --store s.sqlite\n"
     )
     status = command("status", "--store", "s.sqlite").out
     assert f"Missing: at least {4 - kept} trials, about " in status
-    assert "Continue with: fxfault-campaign resume --store s.sqlite" in status
+    assert "Continue with: fxfault campaign resume --store s.sqlite" in status
 
     resumed = command("resume", "--store", "s.sqlite", "--no-incremental")
 
@@ -447,7 +447,7 @@ def test_a_store_without_trials_has_no_report(command: Callable[..., Run]) -> No
     run = command("report", "--store", "study.sqlite")
 
     assert run.status == 2
-    assert "no finished trial yet; continue with fxfault-campaign resume" in run.err
+    assert "no finished trial yet; continue with: fxfault campaign resume" in run.err
     status = command("status", "--store", "study.sqlite")
     assert status.status == 0
     assert "Cells: 0 of 12 finished" in status.out

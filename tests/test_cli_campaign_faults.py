@@ -1,4 +1,4 @@
-"""`fxfault-campaign` where a number of faults, or several faults, take the place of a rate."""
+"""`fxfault campaign` where a number of faults, or several faults, take the place of a rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fxfault-campaign faults`: the list of a stored trial, and what it refuses."""
+"""`fxfault campaign faults`: the list of a stored trial, and what it refuses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def command(stored: bytes, run_command: Callable[..., Run]) -> Callable[..., Run]:
-    """Give a function that runs `fxfault-campaign faults` on the store in its folder."""
+    """Give a function that runs `fxfault campaign faults` on the store in its folder."""
     Path("study.sqlite").write_bytes(stored)
     return functools.partial(run_command, campaign.main, "faults", "--store", "study.sqlite")
 

@@ -1,4 +1,4 @@
-"""Bad input to `fxfault-eval`: one clear line, status 2, no traceback, and nothing written."""
+"""Bad input to `fxfault eval`: one clear line, status 2, no traceback, and nothing written."""
 
 from __future__ import annotations
 
@@ -86,11 +86,18 @@ def write_config(name: str = "own.yaml", **sections: Any) -> str:
         (["--seed", str(2**63)], ["--seed", "2**63 - 1"]),
         (["--mode", "all"], ["--mode", "'all'", "full_model"]),
         (["--device", "gpu"], ["--device", "'gpu'", "cuda:N"]),
-        (["--layer", "1,,2"], ["--layer", "'1,,2'", "empty item"]),
+        (["--layers", "1,,2"], ["--layers", "'1,,2'", "empty item"]),
         (["--output", ""], ["--output", "''"]),
         (["--probabilty", "5"], ["unknown flag --probabilty", "did you mean '--probability'?"]),
         (["--prob", "5"], ["unknown flag --prob"]),
-        (["more"], ["unrecognized arguments: more"]),
+        (["digits", "more"], ["unrecognized arguments: more"]),
+        (["more"], ["FILE is 'more' and --config is 'digits': give one of them"]),
+        (["--layer", "1"], ["unknown flag --layer", "did you mean '--layers'?"]),
+        (["--bit", "32"], ["--bit", "'32'", "from 0 to 31"]),
+        (["--bit", "3"], ["--bit: got 3 (int)", "injection_type of 'bit_flip'"]),
+        (["--set", "epochs"], ["--set", "'epochs'", "KEY=VALUE"]),
+        (["--set", "epochs=3"], ["--set epochs: unknown key", "it belongs in training"]),
+        (["--set", "training.epoch=3"], ["--set training.epoch", "did you mean 'epochs'?"]),
         (["--sweep", "1", "--probability", "2"], ["--probability", "--sweep"]),
         (["--sweep", "1,2", "--per-layer"], ["--per-layer", "--probability", "--sweep"]),
         (["--injection-type", "randm"], ["'randm'", "'lsb_flip'", "did you mean 'random'?"]),
@@ -269,7 +276,7 @@ def test_a_model_without_targets(fails: Fails) -> None:
     ],
 )
 def test_a_layer_that_matches_nothing(fails: Fails, layer: str, part: str) -> None:
-    line = fails("--config", "digits", "--layer", layer)
+    line = fails("--config", "digits", "--layers", layer)
     assert part in line
     assert "the 5 sites are: 0 input_quant, 1 features.2" in line
 

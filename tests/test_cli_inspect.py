@@ -1,4 +1,4 @@
-"""The command `fxfault-inspect`: what it prints and writes, and what it says of bad input."""
+"""The command `fxfault inspect`: what it prints and writes, and what it says of bad input."""
 
 from __future__ import annotations
 
@@ -122,16 +122,16 @@ def test_a_checkpoint_that_was_asked_for_must_be_there(command: Command) -> None
 
 
 def test_layers_can_be_selected(command: Command) -> None:
-    _, out, _ = command("--config", "digits", "--layer", "0,features.*", "--layer", "4")
+    _, out, _ = command("--config", "digits", "--layers", "0,features.*", "--layers", "4")
 
     assert "5 armed" in out
-    _, out, _ = command("--config", "digits", "--layer", "0,features.2")
+    _, out, _ = command("--config", "digits", "--layers", "0,features.2")
     assert "2 armed" in out
     assert out.count("not selected") == 3
 
 
 def test_a_layer_that_does_not_exist_lists_what_does(command: Command) -> None:
-    message = one_line(command("--config", "digits", "--layer", "feature.2"))
+    message = one_line(command("--config", "digits", "--layers", "feature.2"))
 
     assert "did you mean 'features.2'?" in message
     assert "0 input_quant" in message

@@ -1,4 +1,4 @@
-"""`fxfault-eval` with a list of faults: `--replay`, and `faults: {replay: FILE}`."""
+"""`fxfault eval` with a list of faults: `--replay`, and `faults: {replay: FILE}`."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_each_injection_is_a_run(command: Callable[..., Run]) -> None:
         (("--sweep", "1,2", "--seed", "0"), "--sweep, --seed: given beside --replay"),
         (("--num-faults", "2"), "--num-faults: given beside --replay"),
         (("--injection-type", "random"), "--injection-type: given beside --replay"),
-        (("--layer", "stem"), "--layer: given beside --replay"),
+        (("--layers", "stem"), "--layers: given beside --replay"),
         (("--mode", "layer"), "--mode: given beside --replay"),
         (("--per-layer",), "--per-layer: given beside --replay"),
         (("--output", "list.csv"), "--output: list.csv is the list of faults 1; name another file"),

@@ -231,7 +231,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
         {"bit": "each", "injection_type": "bit_flip"},
         [
             "bit: got 'each' (str), which stands for many runs: make it an axis of a study "
-            "(fxfault-campaign), or give one bit, from 0 to 31, or 'random'"
+            "(fxfault campaign), or give one bit, from 0 to 31, or 'random'"
         ],
     ),
     (

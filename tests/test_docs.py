@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fxfault.bundled.files import bundled_names
+from fxfault.cli.main import COMMANDS
 from fxfault.config import config_reference
 from fxfault.experiment import experiment_reference
 
@@ -22,7 +23,7 @@ MODULES = sorted(
     ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
     for folder, package in FOLDERS.items()
     for path in (ROOT / folder).rglob("*.py")
-    if path.name != "__init__.py"
+    if path.name not in ("__init__.py", "__main__.py")
 )
 # Modules that import what no extra for tests installs.
 NEEDS = {"fxfault.campaign.workers.ray_engine": "ray"}
@@ -97,22 +98,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_commands_in_the_documentation_have_the_options_that_they_use() -> None:
-    from fxfault.cli import campaign, evaluate, inspect, train
-
-    commands = {
-        "fxfault-campaign": campaign,
-        "fxfault-eval": evaluate,
-        "fxfault-inspect": inspect,
-        "fxfault-train": train,
-    }
     pages = (page.read_text(encoding="utf-8") for page in PAGES)
     text = "\n".join(pages).replace("\\\n", " ")
-    lines = re.findall(
-        r"^\s*(?:\S*/)?(fxfault-(?:campaign|eval|inspect|train) .*)$", text, re.MULTILINE
-    )
-    assert {line.split()[0] for line in lines} <= set(commands)
-    assert lines
-    helps = {name: _help_of(command.main) for name, command in commands.items()}
+    names = "|".join(COMMANDS)
+    start = r"^\s*(?:\$ )?(?:\S*/)?fxfault[ -]"
+    lines = re.findall(rf"{start}((?:{names}) .*)$", text, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == set(COMMANDS)
+    helps = {name: _help_of(command.main) for name, command in COMMANDS.items()}
     for line in lines:
         name, *words = shlex.split(line.split("|")[0])
         for word in words:
@@ -126,5 +118,5 @@ def _help_of(main) -> str:  # type: ignore[no-untyped-def]
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help"], "fxfault")
     return out.getvalue()

@@ -57,7 +57,7 @@ def test_a_memory_that_is_none_is_one_line(
     [
         (("--memory", "biases"), "no fault can strike its biases: classifier.3.bias"),
         (("--memory", "weights,activations", "--num-faults", "2"), "num_faults: got 2"),
-        (("--memory", "weights", "--layer", "features.2"), "features.2"),
+        (("--memory", "weights", "--layers", "features.2"), "features.2"),
     ],
 )
 def test_a_memory_that_does_not_fit_is_one_line(

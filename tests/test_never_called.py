@@ -184,7 +184,7 @@ def test_the_commands_name_it_and_rank_the_others(
 def test_where_nothing_is_called_the_commands_end_with_one_line(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.main(["--config", "c.yaml", "--layer", "never", "--no-progress"]) == 2
+    assert evaluate.main(["--config", "c.yaml", "--layers", "never", "--no-progress"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: never called in this evaluation: never; no fault can strike")
     assert err.count("\n") == 1

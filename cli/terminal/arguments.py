@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `--help` and a bad flag answer at once.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -25,14 +26,14 @@ _Number = TypeVar("_Number", int, float)
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that says in one line what is wrong, and names the nearest flag."""
 
-    def __init__(self, *, prog: str, description: str | None = None, epilog: str | None = None):
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def __init__(self, **settings: Any) -> None:
+        """Make a parser without options but `--help` and `--traceback`.
+
+        Args:
+            settings: those of `argparse.ArgumentParser`, such as `prog` and `description`.
+        """
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings, allow_abbrev=False)
         text = (
             "show where an error comes from, for instance in your own network "
             "(or set FXFAULT_TRACEBACK=1)"
@@ -48,9 +49,11 @@ class OneLineParser(argparse.ArgumentParser):
             if flag.startswith("--") and flag not in known:
                 self.error(f"unknown flag {flag}{nearest(flag, known)}; see --help")
         try:
-            return self.parse_args(argv)
+            # Intermixed: FILE may stand before, between and after the flags.
+            options = self.parse_intermixed_args(argv)
         except Exception as error:  # `console.run` does not catch it yet.
             self.error(f"{type(error).__name__}: {error}")
+        return _with_config(self, options) if "config_required" in options else options
 
     def print_help(self, file: Any = None) -> None:
         """Print the help; unlike argparse, report a stdout that cannot be written."""
@@ -67,6 +70,22 @@ class OneLineParser(argparse.ArgumentParser):
         """End the program with status 2 and one line on stderr, without the usage."""
         say(error_line(message.removeprefix("argument ")))
         sys.exit(BAD_INPUT)
+
+
+def root_program() -> str:
+    """What a user typed to start us: `fxfault`, or `python -m fxfault`."""
+    typed = Path(sys.argv[0] if sys.argv else "").parts[-2:]
+    return "python -m fxfault" if typed == ("fxfault", "__main__.py") else "fxfault"
+
+
+def program(command: str) -> str:
+    """What a user typed to start a command by itself: `fxfault eval` and the like.
+
+    In a process with another name, such as a test, it is `fxfault eval`.
+    """
+    alias = f"fxfault-{command}"
+    typed = os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".exe")
+    return alias if typed == alias else f"fxfault {command}"
 
 
 # -- types of values ------------------------------------------------------------------------
@@ -163,6 +182,17 @@ def layers(text: str) -> list[str | int]:
     return [int(item) if item.isdecimal() else item for item in items]
 
 
+def bit(text: str) -> int | str:
+    """Read a bit of the word, or `random`.
+
+    >>> bit("3"), bit("random")
+    (3, 'random')
+    """
+    if text in ("random", "each"):  # The configuration refuses `each`, and says what it is for.
+        return text
+    return _number(int, lambda x: 0 <= x <= 31, "a bit from 0 to 31, or random")(text)
+
+
 def memories(text: str) -> tuple[str, ...]:
     """Read what faults strike: names of memories, separated by commas.
 
@@ -196,18 +226,16 @@ def setting(text: str) -> tuple[str, Any]:
 
     >>> setting("training.epochs=3"), setting("scheduler.milestones=[10, 20]")
     (('training.epochs', 3), ('scheduler.milestones', [10, 20]))
-    >>> setting("epochs=3")
+    >>> setting("epochs")
     Traceback (most recent call last):
     ...
-    argparse.ArgumentTypeError: 'epochs=3' is not section.key=value, such as training.epochs=3
+    argparse.ArgumentTypeError: 'epochs' is not KEY=VALUE, such as training.epochs=3
     """
     from fxfault.config.yaml_files import parse_yaml
 
     path, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)+", path):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not section.key=value, such as training.epochs=3"
-        )
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as training.epochs=3")
     try:
         content = parse_yaml(f"value: {value}".encode(), path)
     except ConfigError as error:
@@ -239,16 +267,53 @@ file = partial(_check_path, what="a file")
 # -- options that several commands have -----------------------------------------------------
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, which must be given."""
-    text = "configuration file, or the name of a bundled one, such as digits"
-    parser.add_argument("--config", required=True, metavar="FILE", help=text)
+EXPERIMENT = "configuration file, or the name of a bundled one, such as digits"
 
 
-def add_layer(group: argparse._ActionsContainer, more: str = "") -> None:
-    """Add `--layer`, with more text at the end of its help."""
-    text = "select sites: an index, a name or a pattern such as 'layer1.*'; may be repeated" + more
-    group.add_argument("--layer", type=layers, action="extend", metavar="SITE,...", help=text)
+def add_config(parser: OneLineParser, what: str = EXPERIMENT, required: bool = True) -> None:
+    """Add the configuration, as `FILE` or as `--config FILE`, and `--set`.
+
+    Args:
+        parser: the parser of the command; its `parse` puts either into `config`.
+        what: the help of `FILE`.
+        required: whether it is an error to give neither.
+    """
+    parser.add_argument("file", nargs="?", metavar="FILE", help=what)
+    parser.add_argument("--config", metavar="FILE", help="another way to give FILE")
+    parser.set_defaults(config_required=required)
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="put a value in place of that of the file, such as training.batch_size=32; VALUE is "
+        "YAML; may be repeated",
+    )
+
+
+def _with_config(parser: OneLineParser, options: argparse.Namespace) -> argparse.Namespace:
+    """Put `FILE` into `config`."""
+    required = options.__dict__.pop("config_required")
+    file = options.__dict__.pop("file")
+    if None not in (file, options.config) and file != options.config:
+        parser.error(f"FILE is {file!r} and --config is {options.config!r}: give one of them")
+    options.config = file if options.config is None else options.config
+    if required and options.config is None:
+        parser.error("no configuration: give FILE, or --config FILE; see --help")
+    return options
+
+
+def add_bit(group: argparse._ActionsContainer) -> None:
+    """Add `--bit`."""
+    text = "bit that bit_flip, stuck_at_0 or stuck_at_1 strikes, 0 the lowest, or random"
+    group.add_argument("--bit", type=bit, metavar="N", help=text)
+
+
+def add_layers(group: argparse._ActionsContainer, more: str = "") -> None:
+    """Add `--layers`, with more text at the end of its help."""
+    text = "sites to strike: indices, names or patterns such as 'layer1.*', with commas" + more
+    group.add_argument("--layers", type=layers, action="extend", metavar="SITE,...", help=text)
 
 
 def add_memory(group: argparse._ActionsContainer) -> None:

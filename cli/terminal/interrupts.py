@@ -55,9 +55,11 @@ def install() -> None:
 def _is_ours() -> bool:
     """Whether one of our commands was started, by its name or by `python -m`; not a worker."""
     words = getattr(sys, "orig_argv", sys.argv)
-    by_name = os.path.basename(sys.argv[0] if sys.argv else "").startswith("fxfault-")
+    name = os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".exe")
+    by_name = name == "fxfault" or name.startswith("fxfault-")
     as_module = ("-m" in words and words[words.index("-m") + 1 :][:1]) or [""]
-    return "-c" not in words[:3] and (by_name or as_module[0].startswith("fxfault.cli"))
+    by_module = as_module[0] == "fxfault" or as_module[0].startswith(("fxfault.cli", "fxfault.__"))
+    return "-c" not in words[:3] and (by_name or by_module)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _word_problems(fault: Any, models: Sequence[str | FaultModel]) -> Iterator[s
     if fault.bit == "each":
         yield (
             "bit: got 'each' (str), which stands for many runs: make it an axis of a study "
-            "(fxfault-campaign), or give one bit, from 0 to 31, or 'random'"
+            "(fxfault campaign), or give one bit, from 0 to 31, or 'random'"
         )
     for key in ("bit", "burst_length"):
         value = getattr(fault, key)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from fxfault.config.changes import with_changes
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig, contradictions
 from fxfault.config.schema import (
     parse_section,
@@ -25,7 +26,6 @@ from fxfault.config.schema import (
 )
 from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
-from fxfault.messages import got
 
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -380,20 +380,4 @@ def load_experiment(
         InvalidConfigError: there is no such file, or the file with the changes is invalid.
     """
     content, source = load_named("experiments", os.fspath(path_or_bundled_name))
-    for path, value in (changes or {}).items():
-        _set(content, path, value)
-    return ExperimentConfig.from_dict(content, source)
-
-
-def _set(content: dict[Any, Any], path: str, value: Any) -> None:
-    """Set the value of a key in nested mappings, adding missing sections."""
-    *parents, key = path.split(".")
-    for depth, parent in enumerate(parents, start=1):
-        inner = content.get(parent)
-        # A copy: YAML's anchors let two keys share one mapping.
-        content[parent] = dict(inner) if isinstance(inner, Mapping) else {}
-        if inner is not None and not isinstance(inner, Mapping):
-            where = ".".join(parents[:depth])
-            raise InvalidConfigError([f"{path}: cannot be set, as {where} is {got(inner)}"])
-        content = content[parent]
-    content[key] = value
+    return ExperimentConfig.from_dict(with_changes(content, changes or {}), source)

@@ -323,5 +323,5 @@ def _refuse_mask(origin: Origin, line: int, fault: Any) -> NoReturn:
     raise ConfigError(
         f"{origin.at(line, 'mask')}: got nothing, allowed: the bits that changed; those of "
         f"{fault or 'such a fault'} are known after a forward only: list the faults of one "
-        "(`listing` with inputs, or fxfault-campaign faults)"
+        "(`listing` with inputs, or fxfault campaign faults)"
     )

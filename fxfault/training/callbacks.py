@@ -85,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path, most: int) -> dict[str, Any]:
-    """Read a checkpoint that `fxfault-train` wrote.
+    """Read a checkpoint that `fxfault train` wrote.
 
     Args:
         path: the file.
@@ -93,18 +93,18 @@ def read_checkpoint(path: str | Path, most: int) -> dict[str, Any]:
             `fxfault.models.checkpoints.most_bytes`.
 
     Raises:
-        DataError: the file cannot be read, or `fxfault-train` did not write it.
+        DataError: the file cannot be read, or `fxfault train` did not write it.
     """
     prefix = f"checkpoint {str(path)!r}"
     try:
-        content = read_content(Path(path), prefix, most, "name one that fxfault-train wrote")
+        content = read_content(Path(path), prefix, most, "name one that fxfault train wrote")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except DataError:
         raise
     except Exception as error:  # torch raises almost anything for bytes that are no checkpoint
         raise DataError(f"{prefix} cannot be read: {quote_error(error)}") from error
     if not isinstance(checkpoint, dict) or _KEY not in checkpoint:
-        raise DataError(f"{prefix} was not written by fxfault-train")
+        raise DataError(f"{prefix} was not written by fxfault train")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Train a network from an experiment file with PyTorch Lightning, as `fxfault-train` does."""
+"""Train a network from an experiment file with PyTorch Lightning, as `fxfault train` does."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def load_initial_weights(
     """Load the checkpoint `checkpoint.init_from` into a network before training.
 
     Loading ends the calibration of scales that Brevitas calibrates in the first steps of training.
-    If `fxfault-train` saved the checkpoint before that end, the calibration continues from there.
+    If `fxfault train` saved the checkpoint before that end, the calibration continues from there.
 
     Args:
         config: the experiment.
@@ -152,12 +152,12 @@ def load_initial_weights(
 
 
 def _calibration_in(path: str, folder: Path, most: int) -> dict[str, Any]:
-    """State of calibrating quantisers, if `fxfault-train` saved one in the checkpoint."""
+    """State of calibrating quantisers, if `fxfault train` saved one in the checkpoint."""
     if path.startswith(BUNDLED):
         return {}
     try:
         state = read_checkpoint(folder / expanded(path), most)["fxfault"]["calibration"]
-    except DataError:  # `fxfault-train` did not write it: its scales are calibrated.
+    except DataError:  # `fxfault train` did not write it: its scales are calibrated.
         return {}
     return {module.removeprefix("network."): kept for module, kept in state.items()}
 

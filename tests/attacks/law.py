@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fxfault.cli import campaign, evaluate, inspect, train
+from fxfault.cli import campaign, evaluate, inspect, main, train
 
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fxfault": main.main,
     "fxfault-campaign": campaign.main,
     "fxfault-eval": evaluate.main,
     "fxfault-inspect": inspect.main,

@@ -146,7 +146,7 @@ def _command_lines() -> Iterator[Attack]:
         "seed": (*EVAL, "--seed"),
         "probability": (*EVAL, "--probability"),
         "num-faults": (*EVAL, "--num-faults"),
-        "layer": (*EVAL, "--layer"),
+        "layer": (*EVAL, "--layers"),
         "workers": (*RUN, "--workers"),
         "cache-memory": (*RUN, "--cache-memory"),
         "confidence": ("fxfault-campaign", "report", "--store", "s", "--confidence"),

@@ -1,4 +1,4 @@
-"""Runs `fxfault-eval` in an empty folder."""
+"""Runs `fxfault eval` in an empty folder."""
 
 from __future__ import annotations
 

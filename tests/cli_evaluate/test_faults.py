@@ -1,4 +1,4 @@
-"""`fxfault-eval` as a user runs it: faults by number, several faults, and each layer in turn."""
+"""`fxfault eval` as a user runs it: faults by number, several faults, and each layer in turn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fxfault.results.reports.campaign_findings import read_findings
 
 
 def test_numbers_of_faults_are_said_everywhere(command: Callable[..., Run]) -> None:
-    argv = ["--num-faults", "0,2,40", "--layer", "features.*", "--csv", "k.csv", "--plot", "k.svg"]
+    argv = ["--num-faults", "0,2,40", "--layers", "features.*", "--csv", "k.csv", "--plot", "k.svg"]
     run = command(*FAST, *argv)
     assert run.status == 0, run.err
     assert "  Faults per sample: 0, 2, 40\n" in run.out
@@ -79,7 +79,7 @@ def test_a_configuration_with_several_faults(command: Callable[..., Run]) -> Non
     text = svg_text(Path("s.svg").read_bytes())
     assert "Faults of the configuration" in text
     assert "msb_flip at 2 % + random, 4 a sample faults" in text
-    for options in (["--probability", "0"], ["--layer", "0"], ["--per-layer"], ["--num-faults=1"]):
+    for options in (["--probability", "0"], ["--layers", "0"], ["--per-layer"], ["--num-faults=1"]):
         run = command(*argv, *options)
         assert run.status == 2
         assert run.err.startswith(f"error: {options[0].split('=')[0]}: own.yaml has `faults`")

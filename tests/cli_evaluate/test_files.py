@@ -1,4 +1,4 @@
-"""`fxfault-eval` as a user runs it: what it writes, tables and pictures among it."""
+"""`fxfault eval` as a user runs it: what it writes, tables and pictures among it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_json_says_what_was_evaluated(command: Callable[..., Run]) -> None:
     found = document()
     assert found["schema"] == "fxfault-eval/1"
     assert found["complete"] is True
-    assert found["command"] == "fxfault-eval --config digits --batch-size 250 --probability 1"
+    assert found["command"] == "fxfault eval --config digits --batch-size 250 --probability 1"
     assert re.fullmatch("[0-9a-f]{64}", found["checkpoint"]["sha256"])
     assert (found["seed"], found["device"], found["device_name"]) == (42, "cpu", None)
     assert found["versions"]["torch"] == torch.__version__

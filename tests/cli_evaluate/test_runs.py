@@ -1,4 +1,4 @@
-"""`fxfault-eval` as a user runs it: networks of one's own, progress, speed, and how it stops."""
+"""`fxfault eval` as a user runs it: networks of one's own, progress, speed, and how it stops."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ def test_help_and_a_bad_flag_do_not_import_what_is_slow(argv: list[str], status:
 
 
 def test_help_names_every_option_of_the_specification() -> None:
-    text = evaluate.make_parser().format_help()
+    text = evaluate.make_parser("fxfault eval").format_help()
     for flag in "config checkpoint probability injection-type mode sweep num-runs output".split():
         assert f"--{flag}" in text
     assert "--no-progress" in text

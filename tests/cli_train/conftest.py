@@ -1,4 +1,4 @@
-"""Runs `fxfault-train` in an empty folder, and a whole run that tests only look at."""
+"""Runs `fxfault train` in an empty folder, and a whole run that tests only look at."""
 
 from __future__ import annotations
 

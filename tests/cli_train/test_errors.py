@@ -1,4 +1,4 @@
-"""`fxfault-train` as a user runs it: what is wrong ends with one line."""
+"""`fxfault train` as a user runs it: what is wrong ends with one line."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ([], ["--config is missing", "--resume --out FOLDER"]),
-        (["--resume"], ["--config is missing"]),
+        ([], ["no configuration: give FILE", "--resume --out FOLDER"]),
+        (["--resume"], ["no configuration: give FILE"]),
         (["--config", "digitz"], ["digitz", "no such file", "'digits'"]),
         (["--config", "digits", "--sett", "a.b=1"], ["unknown flag --sett", "--set"]),
-        (["--config", "digits", "--set", "epochs=1"], ["--set", "'epochs=1'", "training.epochs=3"]),
-        (["--config", "digits", "--set", "training.epochs"], ["section.key=value"]),
+        (["--config", "digits", "--set", "epochs=1"], ["--set epochs", "belongs in training"]),
+        (["--config", "digits", "--set", "training.epochs"], ["KEY=VALUE"]),
         (["--config", "digits", "--set", "training.epochs=[1"], ["training.epochs", "YAML"]),
         (["--config", "digits", "--set", "training.epochs=1\nx: 2"], ["more than one value"]),
         (["--config", "digits", "--set", "training.epochs=0"], ["training.epochs", "at least 1"]),
@@ -121,7 +121,7 @@ def test_a_last_checkpoint_that_is_too_large_is_not_read(
     line = fails("--resume", "--out", "run")
     assert "checkpoint 'run/last.ckpt'" in line
     assert problem in line
-    assert "name one that fxfault-train wrote" in line
+    assert "name one that fxfault train wrote" in line
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])

@@ -1,4 +1,4 @@
-"""`fxfault-train` as a user runs it: how it stops, and goes on."""
+"""`fxfault train` as a user runs it: how it stops, and goes on."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
     assert lines[0] == "stopping after this step (Ctrl-C again: at once)"
     assert re.fullmatch(
         r"interrupted: saved run/last.ckpt in epoch \d+ of 60 \(from 0\); continue with: "
-        r"fxfault-train --resume --out run",
+        r"fxfault train --resume --out run",
         lines[1],
     )
     assert len(lines) == 2
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_stops_at_once(
     run = command(*FAST, "--out", "run")
     assert run.status == 130
     assert run.err.splitlines()[-1] == (
-        "interrupted at once; continue with: fxfault-train --resume --out run"
+        "interrupted at once; continue with: fxfault train --resume --out run"
     )
     assert read_checkpoint("run/last.ckpt")["global_step"] == 0
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

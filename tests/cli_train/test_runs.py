@@ -1,4 +1,4 @@
-"""`fxfault-train` as a user runs it: what it prints and writes, where it starts, and dry runs."""
+"""`fxfault train` as a user runs it: what it prints and writes, where it starts, and dry runs."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_the_folder_holds_what_repeats_the_run(command: Callable[..., Run]) -> N
     assert found["complete"]
     assert found["epochs"] == 2
     assert found["versions"]["torch"] == torch.__version__
-    assert found["sessions"][0]["command"].startswith("fxfault-train --config digits_fat --set ")
-    assert found["repeat"] == "fxfault-train --config one/config.yaml"
+    assert found["sessions"][0]["command"].startswith("fxfault train --config digits_fat --set ")
+    assert found["repeat"] == "fxfault train one/config.yaml"
     resolved = yaml.safe_load(Path("one/config.yaml").read_text(encoding="utf-8"))
     assert resolved["seed"] == {"enabled": True, "value": found["seed"], "deterministic": False}
     assert resolved["fault_injection"]["seed"] == found["fault_seed"]
@@ -337,7 +337,7 @@ def test_a_network_that_is_better_under_faults_is_pointed_out(
     monkeypatch.setattr("fxfault.training.run.accuracy", lambda *arguments: next(measured))
     trained.copied_to("run")
     run = command("--resume", *settings, "--out", "run")  # It is through, and only tested.
-    mend = "fxfault-train --resume --out run --set training.calibrate=clean\n"
+    mend = "fxfault train --resume --out run --set training.calibrate=clean\n"
     assert (f"for use without faults, estimate them again: {mend}" in run.out) is said
 
 
@@ -365,7 +365,7 @@ def test_two_processes_train_together() -> None:
     assert [row["steps"] for row in table("run")] == ["4.0", "4.0"]
     assert record("run")["devices"] == 2
     assert record("run")["calibrated"] == 4
-    assert record("run")["repeat"] == "fxfault-train --config run/config.yaml --devices 2"
+    assert record("run")["repeat"] == "fxfault train run/config.yaml --devices 2"
 
 
 def test_a_run_of_several_processes_goes_on_as_one(

@@ -1,4 +1,4 @@
-"""What the tests of `fxfault-train` share: quick arguments, and reading what it wrote."""
+"""What the tests of `fxfault train` share: quick arguments, and reading what it wrote."""
 
 from __future__ import annotations
 

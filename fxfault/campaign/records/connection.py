@@ -290,7 +290,7 @@ def _prepare_writing(connection: sqlite3.Connection, path: Path) -> None:
 
 _ADVICE = {
     "full": "free some space and run it again: what was finished is kept",
-    "not a database": "name a store that fxfault-campaign wrote, or a new file",
+    "not a database": "name a store that fxfault campaign wrote, or a new file",
     "malformed": "the file is damaged: go on from a copy, or start a new one",
     "readonly": "check the permissions of the file and its folder",
     "unable to open": "check the permissions of the file and its folder",

@@ -230,7 +230,7 @@ def _faults_with_base(
 
 
 _NO_REPLAY = (
-    "has a list to replay, which is the same in every trial; strike it by fxfault-eval --replay"
+    "has a list to replay, which is the same in every trial; strike it by fxfault eval --replay"
 )
 
 

@@ -354,8 +354,9 @@ def _commands(findings: Findings) -> str:
         options += ["--device", environment["device"].partition(":")[0]]
     if "threads" in environment:
         options += ["--threads", environment["threads"]]
-    run = ["fxfault-campaign", "run", "study.yaml", "--store", "study.sqlite", *options]
-    report = ["fxfault-campaign", "report", "--store", "study.sqlite", "--html", "report.html"]
+    run = ["fxfault", "campaign", "run", "study.yaml", "--store", "study.sqlite", *options]
+    report = ["fxfault", "campaign", "report", "--store", "study.sqlite"]
+    report += ["--html", "report.html"]
     if not math.isclose(findings.summary.confidence, 95.0):
         report += ["--confidence", f"{findings.summary.confidence:g}"]
     return "\n".join(map(shlex.join, (run, report)))

@@ -1,4 +1,4 @@
-"""Pictures of the results of `fxfault-eval` and `fxfault-train`.
+"""Pictures of the results of `fxfault eval` and `fxfault train`.
 
 Lines differ in their colours and in their dashes. Importing this module does not import matplotlib.
 """
@@ -62,7 +62,7 @@ def check_plot(path: Path) -> None:
 
 
 def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -> bytes:
-    """Draw the results of `fxfault-eval`: the sweep, or with `--per-layer` the ranking."""
+    """Draw the results of `fxfault eval`: the sweep, or with `--per-layer` the ranking."""
     if not setting.per_layer:
         fault_model = findings.results[0].cell.fault
         chance = setting.chance if findings.metric.is_accuracy else None

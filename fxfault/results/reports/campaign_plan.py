@@ -1,4 +1,4 @@
-"""`fxfault-campaign plan`: how many trials a study needs, and how long it takes."""
+"""`fxfault campaign plan`: how many trials a study needs, and how long it takes."""
 
 from __future__ import annotations
 

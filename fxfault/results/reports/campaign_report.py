@@ -1,4 +1,4 @@
-"""The lines that `fxfault-campaign` prints about stores of trials."""
+"""The lines that `fxfault campaign` prints about stores of trials."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def status_lines(findings: Findings) -> list[str]:
         *state_lines(findings)[: 2 if study.stop is not None else 1],
     ]
     if not counts[UNFINISHED]:
-        return [*lines, f"Finished; see fxfault-campaign report --store {findings.path}"]
+        return [*lines, f"Finished; see fxfault campaign report --store {findings.path}"]
     least = study.max_trials if study.stop is None else study.stop.min_trials
     trials = findings.summary.trials
     missing = int((least - trials[trials < least]).sum())
@@ -187,7 +187,7 @@ def status_lines(findings: Findings) -> list[str]:
     if len(seconds) and missing:
         left = duration(missing * float(seconds.mean()))
         lines.append(f"Missing: at least {counted(missing, 'trial')}, about {left} on one worker")
-    return [*lines, f"Continue with: fxfault-campaign resume --store {findings.path}"]
+    return [*lines, f"Continue with: fxfault campaign resume --store {findings.path}"]
 
 
 def comparison_lines(

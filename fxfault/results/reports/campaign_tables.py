@@ -361,7 +361,7 @@ def cell_table(findings: Findings, most: int | None = None) -> Table:
         entries.append(_small(summary["fault_rate"].value[index]))
         rows.append(Row([*entries, Entry(findings.states[index])]))
     left_out = len(summary.cells) - len(rows)
-    notes = ["All intervals: fxfault-campaign export --what cells."]
+    notes = ["All intervals: fxfault campaign export --what cells."]
     notes += [f"It has {counted(left_out, 'cell')} more, too."] if left_out else []
     rates = "in percent" if metric.is_accuracy else f"({metric.name}{metric.in_unit}, rates in %)"
     caption = f"Estimates of each cell {rates}, with {summary.confidence:g} % intervals"

@@ -1,4 +1,4 @@
-"""What `fxfault-eval` found, as JSON and as CSV."""
+"""What `fxfault eval` found, as JSON and as CSV."""
 
 from __future__ import annotations
 

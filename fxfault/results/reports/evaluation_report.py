@@ -1,4 +1,4 @@
-"""What `fxfault-eval` evaluates and finds, and the lines that it prints."""
+"""What `fxfault eval` evaluates and finds, and the lines that it prints."""
 
 from __future__ import annotations
 
