@@ -10,7 +10,7 @@ from importlib.metadata import version as version_of
 
 project = "fxfault"
 author = "The fxfault developers"
-copyright = author  # noqa: A001 (Sphinx asks for this name)
+copyright = author
 version = release = version_of("fxfault")
 
 extensions = [
