@@ -21,7 +21,7 @@ from fxfault.campaign.workers.outline import background_of
 from fxfault.campaign.workers.plan import Plan
 from fxfault.errors import DataError
 from fxfault.evaluation.chance import doubt_of
-from fxfault.evaluation.checks import check_model, try_model
+from fxfault.evaluation.checks import insert_faults
 from fxfault.evaluation.rows import TrialRow
 from fxfault.evaluation.runners import make_runner, run_golden
 from fxfault.evaluation.trials import Trials
@@ -36,7 +36,6 @@ from fxfault.experiment.parts import (
 )
 from fxfault.files.sources import refuse_other
 from fxfault.passes.freeze import freeze
-from fxfault.passes.transform import transform
 from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
@@ -187,10 +186,8 @@ class _Network:
         owner.note_file(checkpoint, self.file)
         self.state = fingerprint.of_state(model)
         batches.forward = model.forward
-        try_model(model.to(device), batches, device, metric)
-        given, model = model, transform(model, study.open_config())
-        for note in check_model(model, given, batches, device, most=1):
-            owner.on_note(note)
+        everything = model.to(device), study.open_config(), batches, device, metric
+        model = insert_faults(*everything, on_note=owner.on_note)
         self.model = (freeze(model) if plan.freeze else model).eval()
         self.faults = faults_of(self.model)
         self.structure = fingerprint.of_structure(model, self.faults)

@@ -12,12 +12,13 @@ from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.fault_evaluation import estimate
+from fxfault.config.fault_injection import SECTION
 from fxfault.experiment.applied_settings import applied
 from fxfault.passes import FrozenPart
 from fxfault.results.reports.environment import machine, versions
 from fxfault.results.reports.evaluation_report import CONFIDENCE, Findings, Setting
+from fxfault.results.reports.seen_sites import SeenSite
 from fxfault.results.reports.text import csv_text
-from fxfault.sites.site import FaultSite
 from fxfault.sites.statistics import FaultStatistics
 
 SCHEMA = "fxfault-eval/1"
@@ -30,26 +31,25 @@ def to_json(setting: Setting, findings: Findings) -> str:
 
 def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
     experiment, checkpoint = setting.experiment, setting.checkpoint
-    assert experiment.model is not None
-    assert experiment.dataset is not None
+    model, dataset = experiment.model, experiment.dataset
     metric = {} if findings.metric.is_accuracy else {"metric": findings.metric.to_dict()}
     return {
         "schema": SCHEMA,
         **metric,
         "complete": findings.complete,
         "command": setting.command,
-        "config": applied(experiment.to_dict()),
-        "model": {"name": experiment.model.name, "kwargs": dict(experiment.model.kwargs)},
+        "config": _config_entry(setting),
+        "model": {"name": setting.network, "kwargs": dict(model.kwargs) if model else {}},
         "dataset": {
-            "name": experiment.dataset.name,
-            "kwargs": dict(experiment.dataset.kwargs),
-            "split": "test",
-            "samples": setting.batches.samples,
-            "batches": len(setting.batches),
-            "batch_size": experiment.training.batch_size,
-            "num_classes": None if setting.facts is None else setting.facts.num_classes,
+            "name": setting.data,
+            "kwargs": dict(dataset.kwargs) if dataset else {},
+            "split": "test" if dataset else None,
+            "samples": setting.samples,
+            "batches": setting.batches,
+            "batch_size": experiment.training.batch_size if dataset else None,
+            "num_classes": setting.num_classes,
         },
-        "checkpoint": {"path": checkpoint.path, "sha256": checkpoint.sha256},
+        "checkpoint": checkpoint and {"path": checkpoint.path, "sha256": checkpoint.sha256},
         "seed": setting.faults.seed,
         **machine(setting.device),
         "versions": versions("torch", "brevitas", "numpy", "fxfault"),
@@ -68,6 +68,14 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
     }
 
 
+def _config_entry(setting: Setting) -> dict[str, Any]:
+    config = applied(setting.experiment.to_dict())
+    if setting.experiment.model is not None:
+        return config
+    # Of the other sections, a call from Python reads none.
+    return {SECTION: config[SECTION]}
+
+
 def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
     what = [part.what for part in parts]
     return {
@@ -77,7 +85,7 @@ def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
     }
 
 
-def _site_entry(site: FaultSite) -> dict[str, Any]:
+def _site_entry(site: SeenSite) -> dict[str, Any]:
     return {
         "index": site.index,
         "name": site.name,
@@ -86,7 +94,7 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
         "module_type": site.module_type,
         "bit_width": site.bit_width,
         "signed": site.signed,
-        "narrow_range": site.quantiser.narrow_range,
+        "narrow_range": site.narrow_range,
         "elements": site.elements,
         "selected": site.selected,
     }
