@@ -21,7 +21,7 @@ from fxfault.campaign.fault_evaluation import (
     with_num_faults,
     with_probability,
 )
-from fxfault.cli.evaluation_replay import files_of, runs_of, with_replay
+from fxfault.cli.evaluation_replay import files_of, with_replay
 from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
 from fxfault.cli.terminal.process_setup import fit_threads, seed_generators
 from fxfault.cli.terminal.progress import Progress
@@ -45,6 +45,7 @@ from fxfault.files.sources import EVALUATION, Sources
 from fxfault.metrics.metric import Metric
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import frozen_parts
+from fxfault.results.calls.armed import armed, runs_of
 from fxfault.results.calls.measuring import Follower, measure, number_of_samples, seen_again
 from fxfault.results.outputs import NumberedFile, OutputFile, refuse_overwriting
 from fxfault.results.pictures.drawing import MOST_BARS
@@ -118,10 +119,11 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     notes: list[str] = []
     if start is not None:
         notes.append(f"`checkpoint.init_from` is ignored: it is for training; {path} is evaluated")
-    changes = _fault_changes(options, experiment.fault_injection, notes)
-    faults = dataclasses.replace(experiment.fault_injection, **changes)
+    faults, changes = armed(experiment.fault_injection)
+    notes += changes
+    faults = dataclasses.replace(faults, **_fault_changes(options, faults))
     faults.validate()
-    options.num_runs = runs_of(options.num_runs, faults)
+    options.num_runs = runs_of(options.num_runs, faults, "--num-runs")
     size = options.batch_size or experiment.training.batch_size
     changed = dataclasses.replace(
         experiment,
@@ -154,9 +156,7 @@ def _check_beside_faults(options: argparse.Namespace) -> None:
         )
 
 
-def _fault_changes(
-    options: argparse.Namespace, config: FaultInjectionConfig, notes: list[str]
-) -> dict[str, Any]:
+def _fault_changes(options: argparse.Namespace, config: FaultInjectionConfig) -> dict[str, Any]:
     given = {
         "injection_type": options.injection_type,
         "memory": options.memory if options.replay is None else None,  # The list's entry has it.
@@ -170,15 +170,6 @@ def _fault_changes(
     if options.sweep is None or config.num_faults is not None:
         first = _with_rates(options, config)[0]
         changes.update(probability=first.probability, num_faults=first.num_faults)
-    if not config.enabled:
-        notes.append("`enabled: true` for this run: the configuration says false")
-        changes["enabled"] = True
-    if config.apply_during == "train":
-        notes.append("`apply_during: eval` for this run: the configuration says train")
-        changes["apply_during"] = "eval"
-    if config.curriculum is not None:
-        notes.append("`curriculum` is ignored: it is for training")
-        changes["curriculum"] = None
     return changes
 
 

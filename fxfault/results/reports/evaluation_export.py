@@ -14,6 +14,7 @@ from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.fault_evaluation import estimate
 from fxfault.config.fault_injection import SECTION
 from fxfault.experiment.applied_settings import applied
+from fxfault.metrics.facts import MetricFacts
 from fxfault.passes import FrozenPart
 from fxfault.results.reports.environment import machine, versions
 from fxfault.results.reports.evaluation_report import CONFIDENCE, Findings, Setting
@@ -170,8 +171,51 @@ def _all_statistics(results: Sequence[CellResult]) -> dict[str, Any] | None:
 
 def to_csv(findings: Findings) -> str:
     """A row for each result, in percent; sites struck alone come last, ranked."""
-    results = [*findings.results, *(result for _, result in findings.ranked)]
-    return csv_text(_row(result, findings.has_due) for result in results)
+    runs = [{f"run_{k}": value for k, value in enumerate(r.runs)} for r in ordered(findings)]
+    return csv_text({**row, **more} for row, more in zip(cell_rows(findings), runs, strict=True))
+
+
+def ordered(findings: Findings) -> list[CellResult]:
+    """All results; sites struck alone come last, the most vulnerable first."""
+    return [*findings.results, *(result for _, result in findings.ranked)]
+
+
+def cell_rows(findings: Findings) -> list[dict[str, Any]]:
+    """A row for each result, in the order of `ordered`; None stands for what has no value."""
+    return [_row(result, findings.has_due) for result in ordered(findings)]
+
+
+def trial_rows(findings: Findings) -> list[dict[str, Any]]:
+    """A row for each trial, with its value, its counts, and what was struck."""
+    return [
+        {
+            **_place_entry(result),
+            "trial": row.trial,
+            "value": _number(row.measure),
+            "golden": result.baseline,
+            "degradation": _number(float(result.metric.loss(result.baseline, row.measure))),
+            **{name: getattr(row, name) for name in _counts(result.metric, findings.has_due)},
+        }
+        for result in ordered(findings)
+        for row in result.rows
+    ]
+
+
+def _counts(metric: MetricFacts, has_due: bool) -> list[str]:
+    """Names of the counts of a trial that mean something."""
+    names = ["samples"]
+    names += ["correct", "golden_correct", "critical_sdc"] if metric.is_accuracy else []
+    names += ["sdc", "masked"] if metric.has_sdc else []
+    return [*names, *(["due"] if has_due else []), "struck", "faults", "elements", "seconds"]
+
+
+def _place_entry(result: CellResult) -> dict[str, Any]:
+    return {
+        "layer": "all" if result.index is None else result.index,
+        "site": "" if result.index is None else result.cell.place,
+        "probability": result.cell.probability,
+        "num_faults": result.cell.num_faults,
+    }
 
 
 def _row(result: CellResult, has_due: bool) -> dict[str, Any]:
@@ -182,17 +226,13 @@ def _row(result: CellResult, has_due: bool) -> dict[str, Any]:
         else {}
     )
     return {
-        "layer": "all" if result.index is None else result.index,
-        "site": "" if result.index is None else result.cell.place,
-        "probability": entry["probability"],
-        "num_faults": entry["num_faults"],
+        **_place_entry(result),
         "baseline": result.baseline,
         **{key: entry[key] for key in ("mean", "std", "degradation", "sdc_rate")},
         **_ends("mean", entry["interval"]),
         **_ends("sdc_rate", entry["sdc_interval"]),
         **due,
         "injection_rate": entry["injection_rate"],
-        **{f"run_{number}": value for number, value in enumerate(entry["runs"])},
     }
 
 
