@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.config.given import read_config
 from fxfault.errors import ConfigError, FxFaultError, SiteError
 from fxfault.messages import got
 from fxfault.passes.injector import FaultInjector
@@ -107,7 +108,7 @@ allowed: a number from 0 to 100
         super().__init__()
         if network is not None and not isinstance(network, str):
             raise ConfigError(f"network: got {got(network)}, allowed: the path of a module or null")
-        self.config = _read(cfg)
+        self.config = read_config(cfg, "cfg")
         self.network = network
         self.log_statistics = log_statistics
         self.example_inputs = example_inputs
@@ -345,18 +346,6 @@ allowed: a number from 0 to 100
         for name, value in values.items():
             # All processes have the same value; `sync_dist` only avoids a warning of Lightning.
             pl_module.log(prefix + name, value, on_step=False, on_epoch=True, sync_dist=True)
-
-
-def _read(cfg: Any) -> FaultInjectionConfig:
-    if isinstance(cfg, (str, os.PathLike)):
-        return FaultInjectionConfig.from_yaml(cfg)
-    if isinstance(cfg, Mapping):
-        return FaultInjectionConfig.from_dict(cfg)
-    if not isinstance(cfg, FaultInjectionConfig):
-        allowed = "a FaultInjectionConfig, its mapping, or the path of a YAML file"
-        raise ConfigError(f"cfg: got {got(cfg)}, allowed: {allowed}")
-    cfg.validate()
-    return cfg
 
 
 def is_noisy(faults: FaultSites | None) -> bool:

@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_no_empty_file(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fxfault.cli.terminal.outputs.write_atomically", full)
+    monkeypatch.setattr("fxfault.results.outputs.write_atomically", full)
     run = command(*FAST, "--probability", "1")
     assert (run.status, "No space left" in run.err) == (2, True)
     assert os.listdir() == []

@@ -101,25 +101,14 @@ def curves_picture(
 
     `golden` is the metric of each checkpoint without faults.
     """
-    groups: dict[tuple[str, str | None, tuple[str, ...]], list[Curve]] = {}
-    for curve in drawn:
-        groups.setdefault((curve.place, curve.checkpoint, curve.memories), []).append(curve)
-    several = len({curve.memories for curve in drawn}) > 1
-    panels = list(groups.items())[:_MOST_PANELS]
-    styles = _styles(list(dict.fromkeys(curve.fault for curve in drawn)))
+    panels = _by_place(drawn)[:_MOST_PANELS]
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with plot_settings():
         size = (6.6 if columns == 1 else 9.6), 0.6 + 3.6 * rows
         figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=True, squeeze=False)
-        for panel, (key, members) in zip(axes.flat, panels, strict=False):
-            place, checkpoint, kinds = key
-            _draw_curves(panel, members, styles)
-            panel.axhline(golden[checkpoint], color=GREY, linewidth=1, label="golden, no faults")
-            title = _title(place, kinds if several else (), checkpoint, len(golden))
-            panel.set_title(title, fontsize=10)
-            panel.set_xlabel(_rate_label(members[0]))
-            panel.grid(axis="y", color=GRID)
+        for panel, members in zip(axes.flat, panels, strict=False):
+            _draw_panel(panel, members, drawn, golden)
         for panel in axes.flat[len(panels) :]:
             panel.set_visible(False)
         for panel in axes[:, 0]:
@@ -128,6 +117,58 @@ def curves_picture(
         named = {label: line for pair in lines for line, label in zip(*pair, strict=True)}
         figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=4, **_LEGEND)
         return rendered(figure, file_format)
+
+
+def draw_curves(
+    drawn: Sequence[Curve],
+    golden: Mapping[str | None, float],
+    metric: MetricFacts = ACCURACY,
+    axes: Any = None,
+) -> Any:
+    """Draw the first panel of `curves_picture` alone.
+
+    Args:
+        drawn: the curves.
+        golden: the metric of each checkpoint without faults.
+        metric: what the metric is.
+        axes: axes to draw into; None makes a figure.
+
+    Returns:
+        The axes.
+    """
+    if axes is None:
+        _, axes = new_figure(6.6, 4.2)
+    _draw_panel(axes, _by_place(drawn)[0], drawn, golden)
+    axes.set_ylabel(f"{metric.title}{metric.in_unit}")
+    axes.legend(**_LEGEND)
+    return axes
+
+
+def _by_place(drawn: Sequence[Curve]) -> list[list[Curve]]:
+    """The curves of each panel."""
+    groups: dict[tuple[str, str | None, tuple[str, ...]], list[Curve]] = {}
+    for curve in drawn:
+        groups.setdefault((curve.place, curve.checkpoint, curve.memories), []).append(curve)
+    return list(groups.values())
+
+
+def _draw_panel(
+    panel: Any,
+    members: Sequence[Curve],
+    drawn: Sequence[Curve],
+    golden: Mapping[str | None, float],
+) -> None:
+    """Draw the curves of one place, in the styles that they have among all curves."""
+    styles = _styles(list(dict.fromkeys(curve.fault for curve in drawn)))
+    several = len({curve.memories for curve in drawn}) > 1
+    first = members[0]
+    _draw_curves(panel, members, styles)
+    level = golden[first.checkpoint]
+    panel.axhline(level, color=GREY, linewidth=1, label="golden, no faults")
+    kinds = first.memories if several else ()
+    panel.set_title(_title(first.place, kinds, first.checkpoint, len(golden)), fontsize=10)
+    panel.set_xlabel(_rate_label(first))
+    panel.grid(axis="y", color=GRID)
 
 
 def _rate_label(curve: Curve) -> str:
@@ -208,36 +249,49 @@ def ranking_picture(
     memories: Mapping[str, str] = _NONE,
     metric: MetricFacts = ACCURACY,
 ) -> bytes:
+    """Draw what faults at each site alone cost, as `draw_ranking` does, for a file."""
+    with plot_settings():
+        axes = draw_ranking(ranked, confidence, memories, metric)
+        return rendered(axes.figure, file_format)
+
+
+def draw_ranking(
+    ranked: Sequence[RankedSite],
+    confidence: float,
+    memories: Mapping[str, str] = _NONE,
+    metric: MetricFacts = ACCURACY,
+    axes: Any = None,
+) -> Any:
     """Draw what faults at each site alone cost, with intervals, the weakest at the top.
 
     Of more than `MOST_BARS` sites, only the weakest are drawn, and the picture says so. Bars have
     the colour of their memory if there are several; `memories` has that of each site by name.
+    `axes` are the axes to draw into, which are returned; None makes a figure.
     """
+    is_ours = axes is None
     shown = list(ranked[:MOST_BARS])
     names = [f"{shortened(site.name)}  ({_places(site)})" for site in shown]
     falls = [site.fall for site in shown]
-    with plot_settings():
-        kinds = memories_of(memories, (site.name for site in ranked))
-        colours = [MEMORY_COLOURS[memories.get(site.name, "activations")] for site in shown]
-        look = {"color": colours} if len(kinds) > 1 else {}
-        figure, axes = draw_bars(names, falls, 0.28, alpha=0.35, **look)
-        if len(kinds) > 1:
-            name_memories(figure, kinds, alpha=0.35)
-        below = [site.fall - site.fall_low for site in shown]
-        above = [site.fall_high - site.fall for site in shown]
-        axes.errorbar(
-            falls, range(len(shown)), xerr=[below, above], fmt="o", markersize=4,
-            color="black", elinewidth=1.2, capsize=3,
-        )  # fmt: skip
-        axes.set_xlabel(
-            f"{metric.title} lost{metric.in_points}, mean over settings\n"
-            f"with {confidence:g}% interval"
-        )
-        for line in standing_lines(ranked, metric):
-            set_headline(axes, line.rstrip("."))
-        left_out = f" (the {len(shown)} weakest of {len(ranked)})" if shown != list(ranked) else ""
-        axes.set_ylabel(f"Site (interval of its rank){left_out}")
-        return rendered(figure, file_format)
+    kinds = memories_of(memories, (site.name for site in ranked))
+    colours = [MEMORY_COLOURS[memories.get(site.name, "activations")] for site in shown]
+    look = {"color": colours} if len(kinds) > 1 else {}
+    figure, axes = draw_bars(names, falls, 0.28, axes, alpha=0.35, **look)
+    if len(kinds) > 1 and is_ours:
+        name_memories(figure, kinds, alpha=0.35)
+    below = [site.fall - site.fall_low for site in shown]
+    above = [site.fall_high - site.fall for site in shown]
+    axes.errorbar(
+        falls, range(len(shown)), xerr=[below, above], fmt="o", markersize=4,
+        color="black", elinewidth=1.2, capsize=3,
+    )  # fmt: skip
+    axes.set_xlabel(
+        f"{metric.title} lost{metric.in_points}, mean over settings\nwith {confidence:g}% interval"
+    )
+    for line in standing_lines(ranked, metric):
+        set_headline(axes, line.rstrip("."))
+    left_out = f" (the {len(shown)} weakest of {len(ranked)})" if shown != list(ranked) else ""
+    axes.set_ylabel(f"Site (interval of its rank){left_out}")
+    return axes
 
 
 def _places(site: RankedSite) -> str:

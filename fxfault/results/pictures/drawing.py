@@ -42,7 +42,7 @@ _SETTINGS = {
 
 
 def check_matplotlib(flag: str) -> None:
-    """Check before the work that matplotlib is installed, which an option (`flag`) needs."""
+    """Check that matplotlib is installed, which an option or a method (`flag`) needs."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(f'{flag}: matplotlib is not installed; pip install "fxfault[cli]"')
 
@@ -100,13 +100,20 @@ def name_memories(figure: Figure, shown: Sequence[str], alpha: float = 1.0) -> N
     figure.legend(handles=patches, loc="outside upper left", ncols=len(shown), **look)
 
 
-def draw_bars(names: Sequence[str], lengths: Sequence[float], room: float, **look: Any) -> Any:
-    """Make a figure with a horizontal bar for each name, the first at the top, and its axes.
+def draw_bars(
+    names: Sequence[str], lengths: Sequence[float], room: float, axes: Any = None, **look: Any
+) -> Any:
+    """Draw a horizontal bar for each name, the first at the top; returns the figure and its axes.
 
-    `room` is the height of a bar with its gap, in inches; `look` is for `Axes.barh`.
+    Args:
+        names: names of the bars.
+        lengths: lengths of the bars.
+        room: height of a bar with its gap, in inches.
+        axes: axes to draw into; None makes a figure.
+        look: for `Axes.barh`.
     """
     width, height = 4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + room * len(names))
-    figure, axes = new_figure(width, height)
+    figure, axes = new_figure(width, height) if axes is None else (axes.figure, axes)
     axes.barh(range(len(names)), lengths, height=0.7, **{"color": BLUE, **look})
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)

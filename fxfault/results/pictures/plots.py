@@ -62,46 +62,83 @@ def check_plot(path: Path) -> None:
 
 
 def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -> bytes:
-    """Draw the results of `fxfault eval`: the sweep, or with `--per-layer` the ranking."""
+    """Draw the results of an evaluation, as `draw_evaluation` does, for a file."""
+    with plot_settings():
+        return rendered(draw_evaluation(setting, findings).figure, file_format)
+
+
+def draw_evaluation(setting: Setting, findings: Findings, axes: Any = None) -> Any:
+    """Draw the results of an evaluation: the sweep, or if sites were struck alone the ranking.
+
+    Args:
+        setting: what was evaluated.
+        findings: the results, at least one.
+        axes: axes to draw into; None makes a figure.
+
+    Returns:
+        The axes.
+    """
     if not setting.per_layer:
         fault_model = findings.results[0].cell.fault
         chance = setting.chance if findings.metric.is_accuracy else None
-        return sweep_picture(findings.results, fault_model, chance, file_format)
-    headline = " ".join(standing_lines([s for s, _ in findings.ranked], findings.metric)).rstrip(
-        "."
-    )
-    return ranking_picture([result for _, result in findings.ranked], file_format, headline)
+        return draw_sweep(findings.results, fault_model, chance, axes)
+    standing = standing_lines([site for site, _ in findings.ranked], findings.metric)
+    headline = " ".join(standing).rstrip(".")
+    return draw_ranking([result for _, result in findings.ranked], headline, axes)
 
 
 def sweep_picture(
     results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
 ) -> bytes:
+    """Draw the metric against how often faults strike, as `draw_sweep` does, for a file."""
+    with plot_settings():
+        return rendered(draw_sweep(results, fault_model, chance).figure, file_format)
+
+
+def draw_sweep(
+    results: Sequence[CellResult], fault_model: str, chance: float | None, axes: Any = None
+) -> Any:
     """Draw the metric against how often faults strike.
 
-    `chance` is the accuracy of guessing in percent, None if unknown.
+    Args:
+        results: results of different rates.
+        fault_model: name of the fault model.
+        chance: accuracy of guessing in percent; None if unknown.
+        axes: axes to draw into; None makes a figure.
+
+    Returns:
+        The axes.
     """
     ordered = sorted(results, key=_place)
-    with plot_settings():
+    figure = None
+    if axes is None:
         figure, axes = new_figure(6.6, 4.0)
-        _draw_means(axes, ordered, fault_model)
-        _draw_levels(axes, ordered, chance)
-        scale = _scale(axes, list(map(_place, ordered)))
-        axes.set_xlabel(_rate_label(ordered[0], scale))
-        if ordered[0].cell.rate is None:
-            axes.set_xticks([])
-        metric = ordered[0].metric
-        axes.set_ylabel(
-            "Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}"
-        )
-        axes.grid(axis="y", color=GRID)
-        # Outside, as a curve may be anywhere inside.
-        length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
-        columns = 3 if length < _LEGEND_LINE else 1
-        figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
-        return rendered(figure, file_format)
+    _draw_means(axes, ordered, fault_model)
+    _draw_levels(axes, ordered, chance)
+    scale = _scale(axes, list(map(_place, ordered)))
+    axes.set_xlabel(_rate_label(ordered[0], scale))
+    if ordered[0].cell.rate is None:
+        axes.set_xticks([])
+    metric = ordered[0].metric
+    axes.set_ylabel("Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}")
+    axes.grid(axis="y", color=GRID)
+    if figure is None:  # Other axes of the caller's figure may be anywhere around these.
+        axes.legend(**_LEGEND)
+        return axes
+    # Outside, as a curve may be anywhere inside.
+    length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
+    columns = 3 if length < _LEGEND_LINE else 1
+    figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
+    return axes
 
 
 def ranking_picture(results: Sequence[CellResult], file_format: str, headline: str = "") -> bytes:
+    """Draw what faults at each site alone cost, as `draw_ranking` does, for a file."""
+    with plot_settings():
+        return rendered(draw_ranking(results, headline).figure, file_format)
+
+
+def draw_ranking(results: Sequence[CellResult], headline: str = "", axes: Any = None) -> Any:
     """Draw what faults at each site alone cost, the most vulnerable at the top.
 
     Of more than `MOST_BARS` sites, only the first are drawn, and the picture says so.
@@ -109,27 +146,30 @@ def ranking_picture(results: Sequence[CellResult], file_format: str, headline: s
     Args:
         results: results of sites struck alone, the most vulnerable first.
         headline: text above the bars, such as a tie.
-        file_format: one of `FORMATS`.
+        axes: axes to draw into; None makes a figure.
+
+    Returns:
+        The axes.
     """
     shown = results[:MOST_BARS]
     runs = len(shown[0].runs)
-    with plot_settings():
-        names = [f"{result.index}  {shortened(result.cell.place)}" for result in shown]
-        figure, axes = draw_bars(
-            names,
-            [result.degradation for result in shown],
-            0.24,
-            xerr=[result.std for result in shown] if runs > 1 else None,
-            error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
-        )
-        axes.set_xlabel(_cost_label(shown[0]))
-        if headline:
-            set_headline(axes, headline)
-        if len(shown) < len(results):
-            axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
-        else:
-            axes.set_ylabel("Site struck alone")
-        return rendered(figure, file_format)
+    names = [f"{result.index}  {shortened(result.cell.place)}" for result in shown]
+    _, axes = draw_bars(
+        names,
+        [result.degradation for result in shown],
+        0.24,
+        axes,
+        xerr=[result.std for result in shown] if runs > 1 else None,
+        error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
+    )
+    axes.set_xlabel(_cost_label(shown[0]))
+    if headline:
+        set_headline(axes, headline)
+    if len(shown) < len(results):
+        axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
+    else:
+        axes.set_ylabel("Site struck alone")
+    return axes
 
 
 def training_picture(

@@ -33,12 +33,17 @@ def check_format(file_format: str) -> None:
 
 def exported(findings: Findings, what: str, file_format: str) -> str | bytes:
     """Give the content of an exported file: a row for each trial, or for each cell."""
-    rows = _trial_rows(findings) if what == "trials" else _cell_rows(findings)
+    rows = rows_of(findings, what)
     if file_format == "csv":
         return csv_text(rows)
     if file_format == "json":
         return _json(findings, what, rows)
     return _parquet(rows)
+
+
+def rows_of(findings: Findings, what: str) -> Iterator[Row]:
+    """Give a row for each trial (`what` is `trials`), or for each cell."""
+    return _trial_rows(findings) if what == "trials" else _cell_rows(findings)
 
 
 def _trial_rows(findings: Findings) -> Iterator[Row]:
