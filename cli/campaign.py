@@ -170,7 +170,7 @@ def _report(options: argparse.Namespace) -> int:
         make_folder(options.figures)
     page_file = None if options.html is None else claim_page(options.html, options.store)
     findings = _findings_with_trials(options.store, options.confidence)
-    print("\n".join(report_lines(findings)))
+    print("\n".join(report_lines(findings, options.tolerance, options.cells)))
     if options.figures is None and page_file is None:
         return 0
     from fxfault.results.pictures.campaign_plots import pictures
@@ -281,7 +281,8 @@ COMMANDS = {
         "Continue the study that a store holds.", campaign_options.add_resume, _resume
     ),
     "report": Command(
-        "Print estimates with intervals for each cell, the ranking of layers, and a heat map.",
+        "Print what a study found: the verdict, the ranking of layers, the map of layers and\n"
+        "faults, and the metric at each rate, with intervals.",
         campaign_options.add_report,
         _report,
     ),

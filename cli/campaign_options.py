@@ -26,6 +26,13 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
     add_store(parser)
+    text = "also print the table of all cells"
+    parser.add_argument("--cells", action="store_true", help=text)
+    text = (
+        "the largest cost that the verdict calls tolerable, in percentage points of accuracy or in "
+        "the unit of the metric (default: 1 point, or 1 %% of the golden value)"
+    )
+    parser.add_argument("--tolerance", type=types.tolerance, metavar="AMOUNT", help=text)
     text = "folder for all pictures as PNG and SVG; it is made if necessary"
     parser.add_argument("--figures", type=types.folder, metavar="DIR", help=text)
     text = "web page with all tables and pictures; it needs no network connection"

@@ -89,6 +89,7 @@ def _number(
 
 percentage = _number(float, lambda x: 0 <= x <= 100, "a number from 0 to 100 (percent)")
 margin = _number(float, lambda x: 0 < x <= 50, "a number above 0 and up to 50 (percentage points)")
+tolerance = _number(float, lambda x: 0 < x < float("inf"), "a finite number above 0")
 confidence = _number(float, lambda x: 50 <= x <= 99.999, "a number from 50 to 99.999 (percent)")
 seconds = _number(float, lambda x: 0 < x <= 1e7, "a number of seconds above 0, up to 10000000")
 gpus = _number(float, lambda x: 0 <= x <= 1024, "a number from 0 to 1024")

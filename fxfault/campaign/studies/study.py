@@ -15,7 +15,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Annotated, Any
 
@@ -72,7 +72,7 @@ class Study:
     axes: Axes
     trials: int | None
     stop: StopRule | None
-    labels: Labels = Labels()
+    labels: Labels = field(default_factory=Labels)
 
     @classmethod
     def from_yaml(cls, path_or_bundled_name: str | os.PathLike[str]) -> Study:
