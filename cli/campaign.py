@@ -173,18 +173,22 @@ def _report(options: argparse.Namespace) -> int:
     print("\n".join(report_lines(findings, options.tolerance, options.cells)))
     if options.figures is None and page_file is None:
         return 0
-    from fxfault.results.pictures.campaign_plots import pictures
+    from fxfault.results.pictures.campaign_plots import not_drawn, pictures
+    from fxfault.results.pictures.drawing import Look
 
     print()
-    drawn = {"svg": pictures(findings, "svg")}
+    for name in not_drawn(findings):
+        print(f"Not drawn, as no fault moved anything in it: {name}")
     if options.figures is not None:
-        drawn["png"] = pictures(findings, "png")
+        look = Look(options.style, options.figure_size)
+        formats = ("svg", "pdf") if options.style == "paper" else ("svg", "png")
+        drawn = {ending: pictures(findings, ending, look) for ending in formats}
         for path in write_figures(drawn, options.figures, options.store):
             print(f"Picture saved to: {path}")
     if page_file is not None:
         from fxfault.results.page.html import page
 
-        page_file.write(page(findings, drawn["svg"]))
+        page_file.write(page(findings, options.tolerance))
         print(f"Page saved to: {page_file.path}")
     return 0
 

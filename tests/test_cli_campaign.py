@@ -470,7 +470,7 @@ def test_pictures_are_written_and_the_same_each_time(command: Callable[..., Run]
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == pictures
     assert pictures["accuracy.png"].startswith(b"\x89PNG")
     for name, words in {
-        "accuracy": ("random", "msb_flip", "golden, no faults", "each site struck alone"),
+        "accuracy": ("random", "msb_flip", "golden, no faults", "each site alone, mean"),
         "ranking": ("body.act", "rank 1", "95% interval"),
         "heat_map": ("stem.act", "msb_flip", "SDC rate (%)"),
     }.items():

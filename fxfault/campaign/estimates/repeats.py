@@ -56,7 +56,7 @@ def without_repeats(found: HeatMap, widths: Mapping[str, int | None]) -> Distinc
         widths: bit width of each site by name; a site without one keeps its columns.
     """
     tops = [width - 1 if (width := widths.get(site)) else None for site in found.sites]
-    candidates = {
+    candidates: dict[str, tuple[list[int | None], str]] = {
         "msb_flip": (tops, "the flip of the most significant bit"),
         "lsb_flip": ([0] * len(found.sites), "bit_flip 0"),
     }
