@@ -48,7 +48,7 @@ from fxfault.passes import frozen_parts
 from fxfault.results.calls.armed import armed, runs_of
 from fxfault.results.calls.measuring import Follower, measure, number_of_samples, seen_again
 from fxfault.results.outputs import NumberedFile, OutputFile, refuse_overwriting
-from fxfault.results.pictures.drawing import MOST_BARS
+from fxfault.results.pictures.drawing import MOST_BARS, Look
 from fxfault.results.pictures.plots import check_plot, evaluation_picture
 from fxfault.results.reports.evaluation_export import is_same_evaluation, to_csv, to_json
 from fxfault.results.reports.evaluation_report import (
@@ -88,7 +88,9 @@ def evaluate(options: argparse.Namespace) -> int:
             pass
         finally:
             progress.close()
-    status = _finish(seen_again(setting, evaluation), findings, outputs, progress)
+    look = Look(options.style, options.figure_size)
+    found = seen_again(setting, evaluation)
+    status = _finish(found, findings, outputs, progress, look)
     sources.check()
     return status
 
@@ -304,7 +306,9 @@ class _Printer(Follower):
 # -- after the run --------------------------------------------------------------------------
 
 
-def _finish(setting: Setting, findings: Findings, outputs: Outputs, progress: Progress) -> int:
+def _finish(
+    setting: Setting, findings: Findings, outputs: Outputs, progress: Progress, look: Look
+) -> int:
     """Print the tables and write the files, also after an interruption."""
     if not findings.results:
         progress.say("interrupted before the first result: nothing was written", error=True)
@@ -314,14 +318,16 @@ def _finish(setting: Setting, findings: Findings, outputs: Outputs, progress: Pr
     if findings.layers:
         progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings)]))
     progress.say()
-    _write(setting, findings, outputs, progress)
+    _write(setting, findings, outputs, progress, look)
     if findings.complete:
         return 0
     progress.say(interrupted_line(setting, findings), error=True)
     return INTERRUPTED
 
 
-def _write(setting: Setting, findings: Findings, outputs: Outputs, progress: Progress) -> None:
+def _write(
+    setting: Setting, findings: Findings, outputs: Outputs, progress: Progress, look: Look
+) -> None:
     first, saved = outputs["json"].path, outputs["json"].write(to_json(setting, findings))
     kept = "" if saved == first else f" ({first} is kept: it holds something else)"
     progress.say(f"Results saved to: {saved}{kept}")
@@ -332,7 +338,7 @@ def _write(setting: Setting, findings: Findings, outputs: Outputs, progress: Pro
         return
     path = outputs["plot"].path
     picture_format = path.suffix.lower().removeprefix(".")
-    outputs["plot"].write(evaluation_picture(setting, findings, picture_format))
+    outputs["plot"].write(evaluation_picture(setting, findings, picture_format, look))
     left_out = max(0, len(findings.layers) - MOST_BARS)
     note = f" (the {MOST_BARS} most vulnerable layers; {left_out} left out)"
     progress.say(f"Picture saved to: {path}{note if left_out else ''}")

@@ -599,6 +599,20 @@ def test_several_faults_may_be_added(tmp_path: Path) -> None:
     assert "study.axes.faults.both" in refusal_of(tmp_path / "a.sqlite", other)
 
 
+def test_a_title_may_change_at_any_time(tmp_path: Path, undisturbed: Path) -> None:
+    path = tmp_path / "study.sqlite"
+    path.write_bytes(undisturbed.read_bytes())
+    named = {**small_study().to_dict(), "title": "Digits", "notes": "Again."}
+
+    progress = run_study(Study.from_dict(named), path)
+
+    assert progress.trials == progress.earlier
+    with Store.open(path) as store, Store.open(undisturbed) as old:
+        assert (store.study["title"], store.study["notes"]) == ("Digits", "Again.")
+        assert store.fingerprint == old.fingerprint
+        assert store.rows() == old.rows()
+
+
 def test_a_study_that_shrinks_keeps_its_trials(tmp_path: Path) -> None:
     path = tmp_path / "study.sqlite"
     notes: list[str] = []

@@ -23,6 +23,7 @@ from typing import Any
 from fxfault.campaign.records import fingerprint
 from fxfault.campaign.records.store import Store, is_new
 from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.labels import LABELS
 from fxfault.campaign.studies.study import Study
 from fxfault.campaign.trial_queue import TrialQueue
 from fxfault.campaign.workers.engine import Engine
@@ -109,7 +110,8 @@ def run_study(
 
     Args:
         study: what to measure. If it differs from the study of the store only in numbers of
-            trials or in more values on its axes, it replaces that study and keeps all trials.
+            trials, in more values on its axes or in its labels, it replaces that study and keeps
+            all trials.
         store_path: the store's file; created if it does not exist.
         engine: `local`, `processes` or `ray`, or an engine of `make_engine`, which is closed.
         workers: see `make_engine`; only if `engine` is a name.
@@ -211,6 +213,8 @@ def _extend(store: Store, study: Study, now: Mapping[str, Any], on_note: OnNote)
         store.extend(study.to_dict(), now)
         text = fingerprint.refusal(lines)
         on_note(f"{store.path} goes on with another study, {text}; all of its trials are kept")
+    elif any(store.study.get(key) != getattr(study.labels, key) for key in LABELS):
+        store.extend(study.to_dict(), store.fingerprint)
 
 
 class _Run:

@@ -90,8 +90,8 @@ class Evaluated(Result):
     def _rows(self, what: str) -> list[Mapping[str, Any]]:
         return list(trial_rows(self.findings) if what == "trials" else cell_rows(self.findings))
 
-    def _draw(self, axes: Any) -> Any:
-        return draw_evaluation(self.setting, self.findings, axes)
+    def _draw(self, axes: Any, label: str | None) -> None:
+        draw_evaluation(axes, self.setting, self.findings, label)
 
     def _picture(self, file_format: str) -> bytes:
         return evaluation_picture(self.setting, self.findings, file_format)
@@ -140,6 +140,8 @@ class Evaluated(Result):
 
 class SweepResult(Evaluated):
     """The metric of a network at several rates of faults; see `fxfault.sweep`."""
+
+    _has_curve = True
 
 
 class EvaluationResult(Evaluated):

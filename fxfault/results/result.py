@@ -14,7 +14,7 @@ from fxfault.errors import ConfigError
 from fxfault.files.access import expanded
 from fxfault.messages import got
 from fxfault.results.outputs import OutputFile
-from fxfault.results.pictures.drawing import FORMATS, check_matplotlib, plot_settings
+from fxfault.results.pictures.drawing import FORMATS, check_matplotlib, new_figure, plot_settings
 
 if TYPE_CHECKING:
     import pandas
@@ -26,6 +26,8 @@ _WHAT = ("cells", "trials")
 
 class Result(ABC):
     """What was measured, as an object that prints itself, draws itself, and saves itself."""
+
+    _has_curve = False
 
     @abstractmethod
     def __str__(self) -> str:
@@ -40,8 +42,8 @@ class Result(ABC):
         """The rows of a table; `what` is `cells` or `trials`."""
 
     @abstractmethod
-    def _draw(self, axes: Any) -> Any:
-        """Draw into some axes, or into those of a new figure for None; returns the axes."""
+    def _draw(self, axes: Any, label: str | None) -> None:
+        """Draw into some axes; `label` is what the legend calls the curve."""
 
     @abstractmethod
     def _files(self) -> Mapping[str, Content]:
@@ -67,28 +69,35 @@ class Result(ABC):
             raise ConfigError("to_pandas: pandas is not installed; pip install pandas")
         return importlib.import_module("pandas").DataFrame(self._rows(what))
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None) -> Axes:
         """Draw the result.
 
         The figure belongs to nobody but the axes: pyplot does not know it, and no style changes.
         In a notebook, `result.plot().figure` shows it.
 
         Args:
-            ax: axes to draw into; None makes a figure.
+            ax: axes to draw into, for instance those of another result; None makes a figure.
+            label: what the legend calls the curve of a sweep; None takes the fault model.
 
         Returns:
             The axes.
 
         Raises:
-            ConfigError: matplotlib is not installed, or `ax` are no axes.
+            ConfigError: matplotlib is not installed, `ax` are no axes, or there is a label for a
+                result that is not one curve.
         """
         check_matplotlib("plot")
-        if ax is not None and not hasattr(ax, "get_legend_handles_labels"):
+        if label is not None and not self._has_curve:
+            raise ConfigError(f"label: got {got(label)}, allowed: None, as this is no sweep")
+        if ax is None:
+            with plot_settings():
+                _, ax = new_figure(6.6, 4.0)
+                self._draw(ax, label)
+                return ax
+        if not hasattr(ax, "get_legend_handles_labels"):
             raise ConfigError(f"ax: got {type(ax).__name__}, allowed: axes of matplotlib or None")
-        if ax is not None:
-            return self._draw(ax)
-        with plot_settings():
-            return self._draw(None)
+        self._draw(ax, label)
+        return ax
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save the result in the format of the ending; an existing file is replaced as a whole.

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fxfault.campaign.estimates.ranking import RankedSite, curves
+from fxfault.campaign.estimates.ranking import Curve, RankedSite, curves
 from fxfault.campaign.estimates.summary import Summary
 from fxfault.errors import ConfigError
 from fxfault.messages import counted, html_table
 from fxfault.metrics.facts import MetricFacts
-from fxfault.results.pictures.campaign_plots import draw_curves, draw_ranking, pictures
-from fxfault.results.pictures.drawing import check_matplotlib, plot_settings, rendered
+from fxfault.results.pictures.curves import curves_picture, draw_curves, panels_of
+from fxfault.results.pictures.drawing import check_matplotlib
+from fxfault.results.pictures.ranking import draw_ranking, ranking_picture
 from fxfault.results.reports.campaign_export import check_format, exported, rows_of
 from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.results.reports.campaign_report import report_lines
@@ -90,23 +91,34 @@ class StudyResult(Result):
     def _rows(self, what: str) -> list[Mapping[str, Any]]:
         return [_hashable(row) for row in rows_of(self.findings, what)]
 
-    def _draw(self, axes: Any) -> Any:
+    def _draw(self, axes: Any, label: str | None) -> None:
         """Draw the ranking if sites were struck alone, else the metric against the rate."""
         findings, summary = self.findings, self.summary
         if findings.ranked:
-            settings = findings.ranked, summary.confidence, findings.memories, self.metric
-            return draw_ranking(*settings, axes)
-        drawn = curves(summary)
+            facts = findings.memories, self.metric
+            draw_ranking(axes, findings.ranked, summary.confidence, *facts)
+            return
+        (_, checkpoint, _), members = next(iter(panels_of(self._curves()).items()))
+        golden = golden_by_checkpoint(summary)[checkpoint]
+        draw_curves(axes, members, golden, self.metric)
+        axes.legend()
+
+    def _curves(self) -> list[Curve]:
+        drawn = curves(self.summary)
         if not drawn:
             raise ConfigError(
                 "plot: the study has neither a rate of faults nor sites that were struck alone, so "
                 "there is nothing to draw; to_pandas() has the estimates"
             )
-        return draw_curves(drawn, golden_by_checkpoint(summary), self.metric, axes)
+        return drawn
 
     def _picture(self, file_format: str) -> bytes:
-        with plot_settings():
-            return rendered(self._draw(None).figure, file_format)
+        findings, summary = self.findings, self.summary
+        if findings.ranked:
+            facts = findings.memories, self.metric
+            return ranking_picture(findings.ranked, summary.confidence, file_format, *facts)
+        golden = golden_by_checkpoint(summary)
+        return curves_picture(self._curves(), golden, file_format, self.metric)
 
     def _files(self) -> Mapping[str, Content]:
         return {
@@ -124,7 +136,7 @@ class StudyResult(Result):
         check_matplotlib("save")
         from fxfault.results.page.html import page
 
-        return page(self.findings, pictures(self.findings, "svg"))
+        return page(self.findings)
 
 
 def _hashable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fxfault.campaign.studies.labels import LABELS
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.messages import flat
 
@@ -41,7 +42,7 @@ WHOLE_BYTES = 2**28
 SPOT_CHECKS = 256  # samples
 
 # Settings that an evaluation does not read, or that change no count.
-_FREE_SECTIONS = ("seed", "optimizer", "scheduler")
+_FREE_SECTIONS = ("seed", "optimizer", "scheduler", *LABELS)
 _FREE_KEYS = {
     "dataset": ("root",),
     "fault_injection": ("verbose", "track_statistics", "gradient_mode", "persist"),

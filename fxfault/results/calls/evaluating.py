@@ -363,8 +363,7 @@ def _followed(
     finally:
         if bar is not None:
             bar.close()
-    classes = getattr(runner.golden(), "classes", None)
-    seen = dataclasses.replace(seen_again(setting, evaluation), num_classes=classes)
+    seen = dataclasses.replace(seen_again(setting, evaluation), num_classes=findings.classes)
     return seen, findings, tuple(follower.notes)
 
 

@@ -73,6 +73,7 @@ def measure(
         findings.baseline = evaluation.baseline()
         golden = evaluation.runner.golden()
         findings.metric = golden.facts
+        findings.classes = getattr(golden, "classes", None)
         follower.on_baseline_end(findings)
         findings.doubt = doubt_of(golden)
         if findings.doubt is not None:

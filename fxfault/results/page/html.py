@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map, weakest
+from fxfault.campaign.estimates.ranking import RankedSite, curves, weakest
 from fxfault.campaign.estimates.summary import Summary
 from fxfault.campaign.records.background import SiteNote
 from fxfault.experiment.applied_settings import applied, is_own
 from fxfault.messages import and_more, counted, flat
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.results.page.figures import inlined, variable
-from fxfault.results.pictures.campaign_plots import dark_scheme
+from fxfault.results.pictures.campaign_plots import DARK, pictures
 from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.results.reports.campaign_report import state_lines
 from fxfault.results.reports.campaign_tables import (
@@ -59,16 +59,20 @@ def _titles(metric: MetricFacts) -> dict[str, str]:
     }
 
 
-def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
-    """Give the page of a store with trials, with SVG pictures of `campaign_plots.pictures`."""
+def page(findings: Findings, tolerance: float | None = None) -> str:
+    """Give the page of a store with trials.
+
+    `tolerance` is for the verdict, in the unit of the metric (of accuracy in percentage points).
+    """
     import jinja2
 
+    drawn = pictures(findings, "svg")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     script = _text("page.js")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest())
-    colours = dark_scheme(findings.summary)
+    colours = DARK
     template = environment.from_string(_text("page.html"))
     return template.render(
         style=_text("page.css"),
@@ -339,7 +343,7 @@ def _tables(findings: Findings) -> dict[str, Table]:
         memories = findings.memories if findings.has_several_memories else None
         confidence, metric = findings.summary.confidence, findings.summary.metric
         tables["ranking"] = ranking_table(findings.ranked, confidence, memories, metric)
-        tables["heat_map"] = heat_table(heat_map(findings.summary))
+        tables["heat_map"] = heat_table(findings.heat_map.map)
     return tables
 
 

@@ -1,14 +1,17 @@
-"""Pictures of the results of `fxfault eval` and `fxfault train`.
+"""Pictures of the results of `fxfault-eval` and `fxfault-train`.
 
 Lines differ in their colours and in their dashes. Importing this module does not import matplotlib.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fxfault.campaign.fault_evaluation import estimate
 from fxfault.errors import ConfigError
 from fxfault.messages import counted
 from fxfault.results.pictures.drawing import (
@@ -17,23 +20,26 @@ from fxfault.results.pictures.drawing import (
     GREEN,
     GREY,
     GRID,
-    MOST_BARS,
     MOST_TICKS,
     ORANGE,
+    SCREEN,
+    Look,
     check_matplotlib,
     draw_bars,
+    draw_whiskers,
     new_figure,
     plot_settings,
     rendered,
     scale_rates,
-    set_headline,
-    shortened,
 )
-from fxfault.results.reports.campaign_report import standing_lines
+from fxfault.results.pictures.ranking import draw_ranking, ranking_picture
+from fxfault.results.reports.evaluation_report import CONFIDENCE
 from fxfault.results.reports.text import per_each, percent, rate_words
 
 if TYPE_CHECKING:
     from fxfault.campaign.cell_result import CellResult
+    from fxfault.campaign.estimates.ranking import RankedSite
+    from fxfault.metrics.facts import MetricFacts
     from fxfault.results.reports.evaluation_report import Findings, Setting
 
 # Probabilities with this ratio or more are drawn on a logarithmic axis.
@@ -61,115 +67,132 @@ def check_plot(path: Path) -> None:
     check_matplotlib("--plot")
 
 
-def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -> bytes:
-    """Draw the results of an evaluation, as `draw_evaluation` does, for a file."""
-    with plot_settings():
-        return rendered(draw_evaluation(setting, findings).figure, file_format)
-
-
-def draw_evaluation(setting: Setting, findings: Findings, axes: Any = None) -> Any:
-    """Draw the results of an evaluation: the sweep, or if sites were struck alone the ranking.
-
-    Args:
-        setting: what was evaluated.
-        findings: the results, at least one.
-        axes: axes to draw into; None makes a figure.
-
-    Returns:
-        The axes.
-    """
+def evaluation_picture(
+    setting: Setting, findings: Findings, file_format: str, look: Look = SCREEN
+) -> bytes:
+    """Draw the results of `fxfault eval`: the sweep, or with `--per-layer` the ranking."""
     if not setting.per_layer:
         fault_model = findings.results[0].cell.fault
-        chance = setting.chance if findings.metric.is_accuracy else None
-        return draw_sweep(findings.results, fault_model, chance, axes)
-    standing = standing_lines([site for site, _ in findings.ranked], findings.metric)
-    headline = " ".join(standing).rstrip(".")
-    return draw_ranking([result for _, result in findings.ranked], headline, axes)
+        return sweep_picture(findings.results, fault_model, findings.chance, file_format, look)
+    named, words = _ranked(findings)
+    return ranking_picture(named, CONFIDENCE, file_format, look=look, **words)
+
+
+def draw_evaluation(
+    axes: Any, setting: Setting, findings: Findings, label: str | None = None
+) -> None:
+    """Draw what `evaluation_picture` draws on some axes.
+
+    Args:
+        axes: where to draw.
+        setting: what was evaluated.
+        findings: the results, at least one.
+        label: what the legend calls the curve of a sweep; None takes the fault model.
+    """
+    if setting.per_layer:
+        named, words = _ranked(findings)
+        draw_ranking(axes, named, CONFIDENCE, **words)
+        return
+    name = label or findings.results[0].cell.fault
+    if len(findings.results) == 1:
+        draw_single(axes, findings.results[0], name, findings.chance)
+    else:
+        draw_sweep(axes, findings.results, name, findings.chance)
+    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if lines:  # A level that two results share has one entry.
+        axes.legend(lines.values(), lines.keys(), **_LEGEND)
+
+
+def _ranked(findings: Findings) -> tuple[list[RankedSite], dict[str, Any]]:
+    """The ranked sites with their numbers, and what a picture says of them."""
+    named = [
+        dataclasses.replace(site, name=f"{result.index}  {site.name}")
+        for site, result in findings.ranked
+    ]
+    at = f"at {_rate_of(findings.results[0])}"
+    return named, {"metric": findings.metric, "setting": at}
 
 
 def sweep_picture(
-    results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
+    results: Sequence[CellResult],
+    fault_model: str,
+    chance: float | None,
+    file_format: str,
+    look: Look = SCREEN,
 ) -> bytes:
-    """Draw the metric against how often faults strike, as `draw_sweep` does, for a file."""
-    with plot_settings():
-        return rendered(draw_sweep(results, fault_model, chance).figure, file_format)
+    """Draw the metric against how often faults strike; a single rate is a bar.
+
+    `chance` is the accuracy of guessing in percent, None if unknown.
+    """
+    with plot_settings(look):
+        if len(results) == 1:
+            figure, axes = new_figure(*look.of(6.6, 2.0))
+            draw_single(axes, results[0], fault_model, chance)
+        else:
+            figure, axes = new_figure(*look.of(6.6, 4.0 if not look.is_narrow else 2.8))
+            draw_sweep(axes, results, fault_model, chance)
+        handles, labels = axes.get_legend_handles_labels()
+        style = {**_LEGEND, "fontsize": look.small}
+        # Outside, as a curve may be anywhere inside.
+        columns = 3 if sum(map(len, labels)) < _LEGEND_LINE and not look.is_narrow else 1
+        if handles:
+            figure.legend(loc="outside upper left", ncols=columns, **style)
+        return rendered(figure, file_format)
 
 
 def draw_sweep(
-    results: Sequence[CellResult], fault_model: str, chance: float | None, axes: Any = None
-) -> Any:
-    """Draw the metric against how often faults strike.
+    axes: Any, results: Sequence[CellResult], fault_model: str, chance: float | None = None
+) -> None:
+    """Draw the metric at each rate on some axes, with a band for its 95 % interval.
 
     Args:
-        results: results of different rates.
-        fault_model: name of the fault model.
-        chance: accuracy of guessing in percent; None if unknown.
-        axes: axes to draw into; None makes a figure.
-
-    Returns:
-        The axes.
+        axes: where to draw.
+        results: a result for each rate.
+        fault_model: what the line is called.
+        chance: accuracy of guessing in percent; drawn only if the line comes near it.
     """
     ordered = sorted(results, key=_place)
-    figure = None
-    if axes is None:
-        figure, axes = new_figure(6.6, 4.0)
     _draw_means(axes, ordered, fault_model)
     _draw_levels(axes, ordered, chance)
     scale = _scale(axes, list(map(_place, ordered)))
     axes.set_xlabel(_rate_label(ordered[0], scale))
-    if ordered[0].cell.rate is None:
-        axes.set_xticks([])
-    metric = ordered[0].metric
-    axes.set_ylabel("Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}")
+    axes.set_ylabel(_measured(ordered[0].metric))
     axes.grid(axis="y", color=GRID)
-    if figure is None:  # Other axes of the caller's figure may be anywhere around these.
-        axes.legend(**_LEGEND)
-        return axes
-    # Outside, as a curve may be anywhere inside.
-    length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
-    columns = 3 if length < _LEGEND_LINE else 1
-    figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
-    return axes
 
 
-def ranking_picture(results: Sequence[CellResult], file_format: str, headline: str = "") -> bytes:
-    """Draw what faults at each site alone cost, as `draw_ranking` does, for a file."""
-    with plot_settings():
-        return rendered(draw_ranking(results, headline).figure, file_format)
+def draw_single(
+    axes: Any, result: CellResult, fault_model: str, chance: float | None = None
+) -> None:
+    """Draw the metric with and without the faults of one rate as two bars on some axes."""
+    measure = estimate([result], CONFIDENCE)["measure"]
+    at = "" if result.cell.rate is None else f" at {_rate_of(result)}"
+    golden = f"golden, no faults ({result.metric.shown(result.baseline)})"
+    faulty = f"{fault_model}{at} ({result.metric.shown(result.mean)})"
+    draw_bars(axes, [golden, faulty], [result.baseline, result.mean])
+    low, high = float(measure.low[0]), float(measure.high[0])
+    draw_whiskers(axes, [result.baseline, result.mean], [math.nan, low], [math.nan, high])
+    known = _interval_words(result) or ", one run, so no interval"
+    axes.set_xlabel(f"{_measured(result.metric)}{known.replace(' (', ', ').rstrip(')')}")
+    if chance is not None and result.mean < (result.baseline + chance) / 2:
+        label = f"chance ({percent(round(chance, 2), 0)})"
+        axes.axvline(chance, color=GREY, linestyle=":", linewidth=1.2, label=label)
 
 
-def draw_ranking(results: Sequence[CellResult], headline: str = "", axes: Any = None) -> Any:
-    """Draw what faults at each site alone cost, the most vulnerable at the top.
+def _measured(metric: MetricFacts) -> str:
+    return "Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}"
 
-    Of more than `MOST_BARS` sites, only the first are drawn, and the picture says so.
 
-    Args:
-        results: results of sites struck alone, the most vulnerable first.
-        headline: text above the bars, such as a tie.
-        axes: axes to draw into; None makes a figure.
+def _rate_of(result: CellResult) -> str:
+    """How often faults struck, for a label."""
+    if result.cell.num_faults is not None:
+        return f"{counted(result.cell.num_faults, 'fault')} {per_each(result.cell.memories)}"
+    return f"{rate_words(result, 0)} fault probability"
 
-    Returns:
-        The axes.
-    """
-    shown = results[:MOST_BARS]
-    runs = len(shown[0].runs)
-    names = [f"{result.index}  {shortened(result.cell.place)}" for result in shown]
-    _, axes = draw_bars(
-        names,
-        [result.degradation for result in shown],
-        0.24,
-        axes,
-        xerr=[result.std for result in shown] if runs > 1 else None,
-        error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
-    )
-    axes.set_xlabel(_cost_label(shown[0]))
-    if headline:
-        set_headline(axes, headline)
-    if len(shown) < len(results):
-        axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
-    else:
-        axes.set_ylabel("Site struck alone")
-    return axes
+
+def _interval_words(result: CellResult) -> str:
+    """Which interval is drawn; empty for a single run."""
+    runs = len(result.runs)
+    return f" (mean of {runs} runs, {CONFIDENCE:g}% interval)" if runs > 1 else ""
 
 
 def training_picture(
@@ -247,31 +270,13 @@ def _rate_label(result: CellResult, scale: str) -> str:
     return f"Fault probability of each {what} (%{f', {scale}' if scale else ''})"
 
 
-def _cost_label(result: CellResult) -> str:
-    runs, number = len(result.runs), result.cell.num_faults
-    rate = f"{rate_words(result, 0)} fault probability"
-    if number is not None:
-        rate = f"{counted(number, 'fault')} {per_each(result.cell.memories)}"
-    metric = result.metric
-    label = f"{metric.title} lost{metric.in_points}\nat {rate}"
-    return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
-
-
 def _draw_means(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
     places = list(map(_place, ordered))
     means = [result.mean for result in ordered]
-    runs = len(ordered[0].runs)
-    label = f"{fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
+    label = f"{fault_model} faults{_interval_words(ordered[0])}"
     axes.plot(places, means, color=BLUE, marker="o", markersize=4, label=label, zorder=3)
-    if runs > 1:
-        low = [result.mean - result.std for result in ordered]
-        high = [result.mean + result.std for result in ordered]
-        if ordered[0].metric.is_accuracy:
-            low, high = [max(0.0, value) for value in low], [min(100.0, value) for value in high]
-        if len(ordered) > 1:
-            axes.fill_between(places, low, high, color=BLUE, alpha=0.25, linewidth=0)
-        else:
-            axes.errorbar(places, means, [ordered[0].std], color=BLUE, capsize=3)
+    measure = estimate(ordered, CONFIDENCE)["measure"]
+    axes.fill_between(places, measure.low, measure.high, color=BLUE, alpha=0.25, linewidth=0)
 
 
 def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None) -> None:
@@ -283,7 +288,7 @@ def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None)
         linewidth=1.2,
         label=f"golden, no faults ({ordered[0].metric.shown(baseline)})",
     )
-    lowest = min(result.mean - result.std for result in ordered)
+    lowest = min(result.mean for result in ordered)
     if chance is not None and lowest < (baseline + chance) / 2:
         label = f"chance ({percent(round(chance, 2), 0)})"
         axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label=label)

@@ -86,11 +86,6 @@ class Setting:
         """How many sites `--per-layer` strikes: the selected ones that are called."""
         return sum(site.name not in findings.never_called for site in self.selected)
 
-    @property
-    def chance(self) -> float | None:
-        """Accuracy of guessing if the classes are balanced, in percent; None if unknown."""
-        return None if self.num_classes is None else 100.0 / self.num_classes
-
 
 @dataclass(kw_only=True)
 class Findings:
@@ -99,6 +94,7 @@ class Findings:
     Attributes:
         baseline: the metric without faults; None before it is known.
         metric: what the metric is.
+        classes: number of classes that the network scores; None if unknown.
         doubt: why the baseline leaves little to measure; None if nothing is wrong with it.
         never_called: names of the sites that the evaluation never calls.
         results: one for each rate, in the order of evaluation.
@@ -108,11 +104,17 @@ class Findings:
 
     baseline: float | None = None
     metric: MetricFacts = ACCURACY
+    classes: int | None = None
     doubt: str | None = None
     never_called: tuple[str, ...] = ()
     results: list[CellResult] = field(default_factory=list)
     layers: list[CellResult] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of guessing if the classes are balanced, in percent; None if unknown."""
+        return 100.0 / self.classes if self.classes and self.metric.is_accuracy else None
 
     @property
     def has_due(self) -> bool:
