@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from fxfault.results.study import StudyResult as StudyResult
     from fxfault.sites.statistics import FaultStatistics as FaultStatistics
 
+    __version__: str
+
 _HOMES = {
     "fxfault.config.fault_injection": ("FaultInjectionConfig",),
     "fxfault.errors": (
@@ -127,8 +129,9 @@ __all__ = sorted(name for names in _HOMES.values() for name in names)
 
 _lazy, __dir__ = lazy_names(__name__, _HOMES, _PARTS)
 
+if not TYPE_CHECKING:  # For a type checker, any name would be one of ours.
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("fxfault")
-    return _lazy(name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("fxfault")
+        return _lazy(name)

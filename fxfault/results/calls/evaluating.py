@@ -72,9 +72,9 @@ def evaluate(
     >>> from torch import nn
     >>> relu = QuantReLU(bit_width=4, scaling_impl_type="const", max_val=1.0)
     >>> data = [(torch.eye(8), torch.arange(8))]
-    >>> faults = {"injection_type": "msb_flip", "probability": 5.0, "seed": 1}
+    >>> faults = {"injection_type": "msb_flip", "probability": 30.0, "seed": 1}
     >>> evaluate(nn.Sequential(relu), data, faults, runs=3)
-    EvaluationResult(accuracy 100.00%, 66.67% under faults at 5.0%; 3 runs, seed 1)
+    EvaluationResult(accuracy 100.00%, 79.17% under faults at 30.0%; 3 runs, seed 1)
 
     Args:
         model: a network with layers of Brevitas. Of a network that `fxfault.transform` or
@@ -138,9 +138,9 @@ def sweep(
     >>> relu = QuantReLU(bit_width=4, scaling_impl_type="const", max_val=1.0)
     >>> data = [(torch.eye(8), torch.arange(8))]
     >>> faults = {"injection_type": "msb_flip", "seed": 1}
-    >>> found = sweep(nn.Sequential(relu), data, faults, rates=[0, 5, 100], runs=3)
+    >>> found = sweep(nn.Sequential(relu), data, faults, rates=[0, 30, 100], runs=3)
     >>> [round(result.mean, 1) for result in found.results]
-    [100.0, 66.7, 0.0]
+    [100.0, 79.2, 0.0]
 
     Args:
         model: as for `evaluate`.
@@ -207,13 +207,13 @@ def rank_layers(
     >>> from brevitas.nn import QuantReLU
     >>> from torch import nn
     >>> first, last = (
-    ...     QuantReLU(bit_width=4, scaling_impl_type="const", max_val=top) for top in (1.0, 9.0)
+    ...     QuantReLU(bit_width=4, scaling_impl_type="const", max_val=top) for top in (9.0, 1.0)
     ... )
     >>> data = [(torch.eye(8), torch.arange(8))]
-    >>> faults = {"injection_type": "lsb_flip", "probability": 50.0, "seed": 1}
+    >>> faults = {"injection_type": "msb_flip", "probability": 30.0, "seed": 1}
     >>> ranking = rank_layers(nn.Sequential(first, last), data, faults, runs=5)
     >>> ranking.names
-    ('1', '0')
+    ('0', '1')
 
     Args:
         model: as for `evaluate`.
