@@ -311,7 +311,7 @@ class _Interrupted(LocalEngine):
         super().__init__()
         self.left = trials
 
-    def receive(self) -> list[TrialRow]:
+    def receive(self, within: float | None = None) -> list[TrialRow]:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1

@@ -242,7 +242,7 @@ class _Run:
         try:
             while not self.queue.done:
                 self._hand_out()
-                self._take(self.engine.receive())
+                self._take(self.engine.receive(self._time_to_write()))
         finally:
             # Also if the run is interrupted.
             self._write()
@@ -266,6 +266,12 @@ class _Run:
                 self.pace += (max(row.seconds, 1e-6) - self.pace) / 8
         if time.perf_counter() - self.written >= _WRITE_EVERY or self.queue.done:
             self._write()
+
+    def _time_to_write(self) -> float | None:
+        """Seconds until finished rows are to be written; None if there are none."""
+        if not self.unwritten:
+            return None
+        return max(0.0, self.written + _WRITE_EVERY - time.perf_counter())
 
     def _write(self) -> None:
         if self.unwritten:

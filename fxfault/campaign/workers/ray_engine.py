@@ -17,7 +17,6 @@ from ray.exceptions import (  # type: ignore[import-not-found]
     RayActorError,
 )
 
-from fxfault.campaign.workers.patience import TICK
 from fxfault.campaign.workers.worker import plain_error, set_up
 from fxfault.campaign.workers.worker_engine import Worker, WorkerEngine
 from fxfault.errors import EngineError
@@ -171,14 +170,19 @@ class RayEngine(WorkerEngine[_Actor]):
     def _give(self, worker: _Actor, cell: str, trials: list[int]) -> None:
         self._calls[worker.actor.run.remote(cell, trials)] = worker
 
-    def _listen(self) -> list[TrialRow]:
-        """Wait for one call to return, and handle its messages."""
-        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
+    def _listen(self, longest: float) -> list[TrialRow]:
+        """Wait for a call to return, and handle the messages of all that have."""
+        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=longest)
+        if done:  # To wait for each of a thousand calls would be slow: take all that are there.
+            done, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         self._clock.look()
-        if not done:
+        return [row for call in done for row in self._answer(call)]
+
+    def _answer(self, call: Any) -> list[TrialRow]:
+        """Handle the messages of a call that has returned, or failed."""
+        worker = self._calls.pop(call, None)
+        if worker is None:  # Another of its calls failed just now.
             return []
-        (call,) = done
-        worker = self._calls.pop(call)
         try:
             messages = json.loads(ray.get(call))
         except (RayActorError, OutOfMemoryError) as error:
