@@ -196,8 +196,8 @@ def _told(meter: _Meter, stored: dict[str, Any], before: Any) -> dict[str, Any]:
     }
     met = trials / wall >= LEAST_SHARE * offered
     print(
-        f"simulated workers {meter.engine.workers}, {stored['cells']} cells, {trials:.0f} trials in "
-        f"{wall:.1f} s, load average {before} before, {found['load_after']} after\n"
+        f"{meter.engine.workers} simulated workers, {stored['cells']} cells, {trials:.0f} trials "
+        f"in {wall:.1f} s, load average {before} before, {found['load_after']} after\n"
         f"  rate       {offered:.0f} trials a second offered, {trials / wall:.0f} achieved\n"
         f"  driver     {1e6 * cpu / trials:.0f} µs of CPU a trial, {100 * cpu / wall:.0f} % of one "
         f"core (without the workers' side)\n"
