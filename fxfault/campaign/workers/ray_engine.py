@@ -35,6 +35,10 @@ class _Trials:
         self._trial_runner: TrialRunner | None = None
         self._messages: list[tuple[str, Any]] = []
 
+    def placed(self) -> str:
+        """Tell that a machine has room for the worker."""
+        return json.dumps([("placed", None)])
+
     def facts(self) -> str:
         """Set up the worker, and return its messages."""
         try:
@@ -77,7 +81,8 @@ class RayEngine(WorkerEngine[_Actor]):
     """Runs trials on a Ray cluster.
 
     If an actor or its machine dies, its batch is lost and runs again: trials of about a quarter of
-    a second, or a single longer one.
+    a second, or a single longer one. The actor that takes its place waits, for as long as it
+    takes, until a machine has room for it.
     """
 
     tells_all = False
@@ -163,7 +168,8 @@ class RayEngine(WorkerEngine[_Actor]):
         assert self._plan is not None
         options = {"num_cpus": self._cores, "num_gpus": self._gpus}
         actor = ray.remote(_Trials).options(**options).remote(self._plan.to_json())
-        worker = _Actor(number, actor=actor)
+        worker = _Actor(number, placed=False, actor=actor)
+        self._calls[actor.placed.remote()] = worker
         self._calls[actor.facts.remote()] = worker
         return worker
 

@@ -37,6 +37,7 @@ class Worker:
 
     Attributes:
         number: the worker's number, 0 and up; a replacement has the same one
+        placed: whether it has a machine; a cluster may have no room for it now
         ready: whether it is set up
         batches: the cells' keys, each with the trials that are not done
         since: the time at which its trial or set-up began, in seconds of the engine's clock
@@ -45,6 +46,7 @@ class Worker:
     """
 
     number: int
+    placed: bool = True
     ready: bool = False
     batches: deque[tuple[str, deque[int]]] = field(default_factory=deque)
     since: float = 0.0
@@ -63,7 +65,8 @@ W = TypeVar("W", bound=Worker)
 class WorkerEngine(ABC, Generic[W]):
     """An engine whose workers answer with messages: a kind and plain values.
 
-    The kinds are `facts` (it is ready), `note` (for the user), `row`, `alive` and `error`.
+    The kinds are `placed` (it has a machine, where this is not sure from the start), `facts` (it is
+    ready), `note` (for the user), `row`, `alive` and `error`.
 
     Attributes:
         workers: the number of workers
@@ -178,6 +181,10 @@ class WorkerEngine(ABC, Generic[W]):
         worker.heard = self._clock.now
         if kind == "alive":
             return []
+        if kind == "placed":
+            worker.placed = True
+            self._restart_time(worker)
+            return []
         if kind == "error":
             raise retold(content, f"worker {worker.number}")
         if kind == "row":
@@ -225,6 +232,14 @@ class WorkerEngine(ABC, Generic[W]):
             worker.since = now
             return
         still, mute = now - worker.since, now - worker.heard
+        if not worker.placed:  # It does nothing yet, so that it cannot stand still.
+            if still >= SAY_AFTER and not worker.is_told_of:
+                worker.is_told_of = True
+                self._history.note(
+                    f"worker {worker.number}: it has no machine for {still:.0f} s, as there is no "
+                    "room or Python still starts; others run its trials until it has one"
+                )
+            return
         silent = self.tells_all and mute >= min(SAY_AFTER, still)
         again = self._history.deaths(trial)
         limit = self._patience.limit(at_trial=trial is not None, silent=silent, again=again)
