@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fxfault.campaign.records import fingerprint
-from fxfault.campaign.records.store import Store, is_new
+from fxfault.campaign.records.connection import is_new
+from fxfault.campaign.records.store import Store
 from fxfault.campaign.studies.cell import Cell
 from fxfault.campaign.studies.study import Study
 from fxfault.campaign.trial_queue import TrialQueue
@@ -230,7 +231,10 @@ class _Run:
         self.metric = ACCURACY if facts is None else MetricFacts.from_dict(facts)
         self.engine, self.on_progress = engine, on_progress
         store.register(cell.key for cell in self.cells)
-        self.queue = TrialQueue(study, self.cells, store.rows)
+        there = store.counts()
+        self.queue = TrialQueue(
+            study, self.cells, lambda key: store.each(key) if there[key] else ()
+        )
         self.earlier = self.queue.trials
         self.began = self.written = time.perf_counter()
         self.pace = _BATCH  # Seconds per trial; the first batches have one trial each.
