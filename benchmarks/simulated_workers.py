@@ -96,7 +96,8 @@ class SimulatedEngine(WorkerEngine[Worker]):
             due, number, cell, trial = heapq.heappop(self._sent)
             if trial >= 0:
                 self.due[cell, trial] = due
-            message = self._facts() if trial < 0 else _row(cell, trial)
+            content = self._facts() if trial < 0 else row_of(cell, trial).to_list()
+            message = json.dumps(["facts" if trial < 0 else "row", content]).encode()
             self.cost += time.thread_time() - began
             rows += self._handle(self._workers[number], *json.loads(message))
         return rows
@@ -104,15 +105,15 @@ class SimulatedEngine(WorkerEngine[Worker]):
     def _end(self, worker: Worker) -> None:
         raise AssertionError("a simulated worker stands still")
 
-    def _facts(self) -> bytes:
+    def _facts(self) -> dict[str, Any]:
         names = [f"layer{number}.act" for number in range(self._sites)]
         parts = {"study": self._study, "networks": {}}
         facts = {"sites": names, "bit_widths": dict.fromkeys(names, 4), "background": {}}
-        return json.dumps(["facts", {**facts, "fingerprint": parts}]).encode()
+        return {**facts, "fingerprint": parts}
 
 
-def _row(cell: str, trial: int) -> bytes:
-    """Return the message of a trial, whose counts follow from the cell and the trial alone."""
+def row_of(cell: str, trial: int) -> TrialRow:
+    """Return the row of a trial, whose counts follow from the cell and the trial alone."""
     of_cell, of_trial = zlib.crc32(cell.encode()), zlib.crc32(f"{cell} {trial}".encode())
     level = 1 + of_cell % 60  # percent of the samples that are SDCs
     deviation = (level / 100 * (1 - level / 100) / _SAMPLES) ** 0.5  # that of counting
@@ -122,8 +123,7 @@ def _row(cell: str, trial: int) -> bytes:
     counts = {"samples": _SAMPLES, "correct": correct, "golden_correct": _GOLDEN, "sdc": sdc}
     counts |= {"critical_sdc": _GOLDEN - correct, "top5": _GOLDEN, "faults": 57 * level}
     counts |= {"elements": _ELEMENTS, "struck": struck, "masked": struck - sdc}
-    row = TrialRow(cell=cell, trial=trial, seconds=TRIAL, **counts)
-    return json.dumps(["row", row.to_list()]).encode()
+    return TrialRow(cell=cell, trial=trial, seconds=TRIAL, **counts)
 
 
 class _Meter:
