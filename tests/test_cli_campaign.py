@@ -586,8 +586,13 @@ def test_parquet_without_pyarrow_is_one_clear_line(
     assert not Path("t.csv").exists()
 
 
-def test_parquet_holds_the_same_as_json(command: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("at_once", [100_000, 1])
+def test_parquet_holds_the_same_as_json(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """However many rows are put into columns at once."""
     parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(campaign_export, "_AT_ONCE", at_once)
     write_store()
 
     command("export", "--store", "study.sqlite", "--parquet", "t.parquet", "--json", "t.json")

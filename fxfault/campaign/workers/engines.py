@@ -57,7 +57,7 @@ class LocalEngine:
         cell = Cell.from_key(batch.cell)
         self._waiting.extend((cell, trial) for trial in batch.trials)
 
-    def receive(self) -> list[TrialRow]:
+    def receive(self, within: float | None = None) -> list[TrialRow]:
         """See `Engine.receive`."""
         assert self._trial_runner is not None
         assert self._watch is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -92,15 +94,25 @@ def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
         "confidence": findings.summary.confidence,
         "study": applied(findings.study.to_dict()),
         "fingerprint": findings.fingerprint,
-        "rows": list(rows),
     }
-    return json.dumps(document, allow_nan=False) + "\n"
+    # Row by row: as Python objects, a million of them would take over a gigabyte.
+    text = io.StringIO()
+    text.write(json.dumps(document, allow_nan=False).removesuffix("}") + ', "rows": [')
+    for number, row in enumerate(rows):
+        text.write((", " if number else "") + json.dumps(row, allow_nan=False))
+    text.write("]}\n")
+    return text.getvalue()
 
 
 def _parquet(rows: Iterator[Row]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
+    parts = [pyarrow.Table.from_pylist(list(itertools.islice(rows, _AT_ONCE)))]
+    while part := list(itertools.islice(rows, _AT_ONCE)):
+        parts.append(pyarrow.Table.from_pylist(part))
+    # A column may have no value, or whole numbers only, in one part and others in the next.
+    table = pyarrow.concat_tables(parts, promote_options="permissive")
     target = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), target)
+    pyarrow.parquet.write_table(table, target)
     return target.getvalue().to_pybytes()
