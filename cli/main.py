@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fxfault.cli import campaign, evaluate, inspect, train
+from fxfault.cli import campaign, evaluate, init, inspect, train
 from fxfault.cli.terminal.arguments import OneLineParser, root_program
 from fxfault.cli.terminal.console import run
 from fxfault.messages import nearest
@@ -18,6 +18,7 @@ DESCRIPTION = "Inject bit faults into quantised networks, and measure what they 
 
 EPILOG = """\
 examples:
+  fxfault init my_package:build --data my_package:test_set
   fxfault inspect digits
   fxfault eval digits --probability 5 --num-runs 5
   fxfault campaign run digits_study --store study.sqlite
@@ -35,6 +36,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command("write a configuration for your own network", init.main, init.add_options),
     "inspect": Command(
         "show where faults would strike a network", inspect.main, inspect.add_options
     ),

@@ -281,14 +281,14 @@ def add_config(parser: OneLineParser, what: str = EXPERIMENT, required: bool = T
     parser.add_argument("file", nargs="?", metavar="FILE", help=what)
     parser.add_argument("--config", metavar="FILE", help="another way to give FILE")
     parser.set_defaults(config_required=required)
+    add_set(parser, "put a value in place of that of the file, such as training.batch_size=32")
+
+
+def add_set(parser: OneLineParser, what: str) -> None:
+    """Add `--set`; `what` is the start of its help."""
+    text = f"{what}; VALUE is YAML; may be repeated"
     parser.add_argument(
-        "--set",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="put a value in place of that of the file, such as training.batch_size=32; VALUE is "
-        "YAML; may be repeated",
+        "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=text
     )
 
 

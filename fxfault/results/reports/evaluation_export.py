@@ -13,6 +13,7 @@ from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.fault_evaluation import estimate
 from fxfault.experiment.applied_settings import applied
+from fxfault.models.checkpoints import AS_MADE, CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.results.reports.environment import machine, versions
 from fxfault.results.reports.evaluation_report import CONFIDENCE, Findings, Setting
@@ -49,7 +50,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
             "batch_size": experiment.training.batch_size,
             "num_classes": None if setting.facts is None else setting.facts.num_classes,
         },
-        "checkpoint": {"path": checkpoint.path, "sha256": checkpoint.sha256},
+        "checkpoint": _checkpoint_entry(checkpoint),
         "seed": setting.faults.seed,
         **machine(setting.device),
         "versions": versions("torch", "brevitas", "numpy", "fxfault"),
@@ -66,6 +67,11 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         else None,
         "statistics": _all_statistics(findings.results),
     }
+
+
+def _checkpoint_entry(checkpoint: CheckpointInfo) -> dict[str, Any]:
+    made = {} if checkpoint.path else {"weights": AS_MADE}
+    return {"path": checkpoint.path or None, "sha256": checkpoint.sha256, **made}
 
 
 def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
