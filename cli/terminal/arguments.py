@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from fxfault.cli.terminal.colours import coloured
 from fxfault.cli.terminal.console import BAD_INPUT, error_line, run, say
 from fxfault.errors import ConfigError
 from fxfault.files.access import expanded
@@ -59,7 +60,7 @@ class OneLineParser(argparse.ArgumentParser):
         """Print the help; unlike argparse, report a stdout that cannot be written."""
 
         def show(arguments: argparse.Namespace) -> int:
-            print(self.format_help(), end="", file=file)
+            print(coloured(self.format_help(), file), end="", file=file)
             return 0
 
         status = run(show, argparse.Namespace())

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO, TypeGuard
 
+from fxfault.cli.terminal.colours import coloured
 from fxfault.cli.terminal.interrupts import END, INTERRUPTED
 from fxfault.errors import FxFaultError, InvalidConfigError
 from fxfault.foreign import origin, told
@@ -119,7 +120,7 @@ def say(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(coloured(text, sys.stderr), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _give_up(sys.stderr)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fxfault.cli.terminal.colours import coloured
+
 
 class Progress:
     """Prints lines, and a bar below them if stderr is a terminal.
@@ -49,6 +51,7 @@ class Progress:
         if self.is_silent:
             return
         file = sys.stderr if error else sys.stdout
+        text = coloured(text, file)
         if self._bar is None:
             print(text, file=file, flush=True)  # So that a reader of a pipe sees it now.
         else:
