@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from fxfault.cli import campaign_options
 from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal.colours import coloured
 from fxfault.cli.terminal.console import run
 from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
 from fxfault.cli.terminal.process_setup import let_threads_sleep
@@ -62,8 +63,8 @@ def add_options(parser: types.OneLineParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     group = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        inner = group.add_parser(name, description=command.description)
-        command.add_options(inner)
+        text = " ".join(command.description.split())
+        command.add_options(group.add_parser(name, help=text, description=command.description))
 
 
 def _end_without_command(name: str, program: str) -> NoReturn:
@@ -166,7 +167,7 @@ def _status(options: argparse.Namespace) -> int:
     from fxfault.results.reports.campaign_findings import read_findings
     from fxfault.results.reports.campaign_report import status_lines
 
-    print("\n".join(status_lines(read_findings(options.store))))
+    print(coloured("\n".join(status_lines(read_findings(options.store)))))
     return 0
 
 
@@ -178,7 +179,8 @@ def _report(options: argparse.Namespace) -> int:
         make_folder(options.figures)
     page_file = None if options.html is None else claim_page(options.html, options.store)
     findings = _findings_with_trials(options.store, options.confidence)
-    print("\n".join(report_lines(findings, options.tolerance, options.cells)))
+    lines = report_lines(findings, options.tolerance, options.cells)
+    print(coloured("\n".join(lines)))
     if options.figures is None and page_file is None:
         return 0
     from fxfault.results.pictures.campaign_plots import not_drawn, pictures
@@ -262,7 +264,7 @@ def _plan(options: argparse.Namespace) -> int:
     settings = campaign_options.worker_settings(options)
     plan = Plan(study=study.to_dict(), sharing=options.workers, **settings)
     lines = plan_lines(study, _measured(plan), margin, confidence, options.workers)
-    print("\n".join(lines))
+    print(coloured("\n".join(lines)))
     return 0
 
 

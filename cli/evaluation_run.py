@@ -20,6 +20,7 @@ from fxfault.campaign.fault_evaluation import (
     with_num_faults,
     with_probability,
 )
+from fxfault.campaign.records.fingerprint import of_state
 from fxfault.cli.configurations import read_experiment
 from fxfault.cli.evaluation_replay import files_of, with_replay
 from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
@@ -40,10 +41,10 @@ from fxfault.experiment.parts import (
     pick_device,
 )
 from fxfault.experiment.sections import ExperimentConfig
-from fxfault.files.access import expanded
+from fxfault.files.access import expanded, no_such_file
 from fxfault.files.sources import EVALUATION, Sources
 from fxfault.metrics.metric import Metric
-from fxfault.models.checkpoints import CheckpointInfo
+from fxfault.models.checkpoints import AS_MADE, CheckpointInfo
 from fxfault.passes import frozen_parts
 from fxfault.results.calls.armed import armed, runs_of
 from fxfault.results.calls.measuring import Follower, measure, number_of_samples, seen_again
@@ -105,25 +106,36 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
     faults = with_replay(options, experiment.fault_injection)
     experiment = dataclasses.replace(experiment, fault_injection=faults)
     check_sections(experiment, ["dataset", "model"], options.config)
-    path = experiment.checkpoint.path
+    path, notes = experiment.checkpoint.path, list[str]()
     start = experiment.checkpoint.init_from
     if path is None:
-        from_there = f" (checkpoint.init_from, {start}, is what training starts from)"
-        raise ConfigError(
-            f"no checkpoint: give --checkpoint FILE, or set checkpoint.path in {options.config}"
-            f"{from_there if start else ''}"
-        )
+        notes.append(_note_on_weights(options, experiment))
     # Checked here, before data is downloaded.
-    if not path.startswith(BUNDLED) and not expanded(path).exists():
-        raise DataError(f"checkpoint {path!r}: there is no such file; check the path")
-    notes: list[str] = []
-    if start is not None:
+    elif not path.startswith(BUNDLED) and not expanded(path).exists():
+        raise DataError(f"checkpoint {path!r}: {no_such_file(path)}; check the path")
+    if start is not None and path is not None:
         notes.append(f"`checkpoint.init_from` is ignored: it is for training; {path} is evaluated")
     faults, changes = armed(experiment.fault_injection)
     notes += changes
     faults.validate()
     options.num_runs = runs_of(options.num_runs, faults, "--num-runs")
     return dataclasses.replace(experiment, fault_injection=faults), notes
+
+
+def _note_on_weights(options: argparse.Namespace, experiment: ExperimentConfig) -> str:
+    """Say that a factory's network is taken as it is; a built-in one would be untrained."""
+    assert experiment.model is not None
+    name, start = experiment.model.name, experiment.checkpoint.init_from
+    from_there = f" (checkpoint.init_from, {start}, is what training starts from)" if start else ""
+    if ":" not in name:
+        raise ConfigError(
+            f"no checkpoint: give --checkpoint FILE, or set checkpoint.path in {options.config}"
+            f"{from_there}"
+        )
+    return (
+        f"no checkpoint: the weights are as {name} made them{from_there}; if it does not load "
+        "trained ones, give --checkpoint FILE or set checkpoint.path"
+    )
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -163,8 +175,9 @@ def _claim_outputs(options: argparse.Namespace, experiment: ExperimentConfig) ->
         for name, path in given.items()
         if path is not None
     }
-    checkpoint = expanded(str(experiment.checkpoint.path))
-    inputs = {"configuration": options.config, "checkpoint": checkpoint}
+    inputs: dict[str, str | Path] = {"configuration": options.config}
+    if experiment.checkpoint.path is not None:
+        inputs["checkpoint"] = expanded(experiment.checkpoint.path)
     refuse_overwriting(outputs.values(), {**inputs, **files_of(experiment.fault_injection)})
     if options.output is None:
         faults = experiment.fault_injection
@@ -247,11 +260,13 @@ def _load(
     count = f"{len(batches)} test batches, {batches.samples} samples"
     progress.say(f"Dataset: {experiment.dataset.name} ({count})")
     progress.say(f"Model: {experiment.model.name}")
-    progress.say(f"Loading checkpoint: {experiment.checkpoint.path}")
     path = experiment.checkpoint.path
+    progress.say(f"Weights: {AS_MADE}" if path is None else f"Loading checkpoint: {path}")
     model, checkpoint = load_model(experiment, path, facts, str(sources.folder))
-    assert checkpoint is not None
-    sources.note(checkpoint.path, checkpoint.sha256)
+    if checkpoint is None:
+        checkpoint = CheckpointInfo("", of_state(model), tuple(model.state_dict()))
+    else:
+        sources.note(checkpoint.path, checkpoint.sha256)
     model.to(device)
     batches.forward = model.forward
     everything = model, experiment.fault_injection, batches, device, metric

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal.colours import coloured
 from fxfault.cli.terminal.console import run
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _inspect(options: argparse.Namespace) -> int:
         "json": lambda: _to_json(experiment, shape, checkpoint, inspection),
     }
     made = {name: contents[name]() for name in outputs}
-    print("\n\n".join(part.rstrip("\n") for part in parts))
+    print(coloured("\n\n".join(part.rstrip("\n") for part in parts)))
     for name, output in outputs.items():
         output.write(made[name])
         print(f"{'Tables' if name == 'json' else 'Drawing'} saved to: {output.path}")

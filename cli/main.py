@@ -9,15 +9,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fxfault.cli import campaign, evaluate, inspect, train
+from fxfault.cli import campaign, evaluate, init, inspect, train
+from fxfault.cli.completion import SHELLS, completion_script
 from fxfault.cli.terminal.arguments import OneLineParser, root_program
 from fxfault.cli.terminal.console import run
+from fxfault.errors import ConfigError
 from fxfault.messages import nearest
 
 DESCRIPTION = "Inject bit faults into quantised networks, and measure what they do."
 
 EPILOG = """\
 examples:
+  fxfault init my_package:build --data my_package:test_set
   fxfault inspect digits
   fxfault eval digits --probability 5 --num-runs 5
   fxfault campaign run digits_study --store study.sqlite
@@ -35,6 +38,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command("write a configuration for your own network", init.main, init.add_options),
     "inspect": Command(
         "show where faults would strike a network", inspect.main, inspect.add_options
     ),
@@ -51,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
         return COMMANDS[words[0]].main(words[1:], f"{root_program()} {words[0]}")
-    parser = _make_parser()
+    parser = _make_parser(root_program())
     if not words or words[0] in ("-h", "--help"):
-        make_whole_parser().parse_args(["--help"])
+        make_whole_parser(root_program()).parse_args(["--help"])
     if not words[0].startswith("-"):
         hint = nearest(words[0], COMMANDS)
         listed = ", ".join(COMMANDS)
@@ -61,17 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_answer, parser.parse(words))
 
 
-def _make_parser() -> OneLineParser:
+def _make_parser(program: str) -> OneLineParser:
     """Make the parser of what stands in the place of a subcommand."""
-    parser = OneLineParser(prog=root_program(), description=DESCRIPTION, epilog=EPILOG)
+    parser = OneLineParser(prog=program, description=DESCRIPTION, epilog=EPILOG)
     text = "print the versions of fxfault and of what it builds on"
     parser.add_argument("--version", action="store_true", help=text)
+    text = "print a script that completes commands and options at a TAB; the documentation says how"
+    parser.add_argument("--print-completion", choices=SHELLS, help=text)
     return parser
 
 
-def make_whole_parser() -> OneLineParser:
+def make_whole_parser(program: str) -> OneLineParser:
     """Make the parser of the whole command line, with all subcommands and their options."""
-    parser = _make_parser()
+    parser = _make_parser(program)
     group = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         command.add_options(group.add_parser(name, help=command.summary))
@@ -79,7 +85,12 @@ def make_whole_parser() -> OneLineParser:
 
 
 def _answer(options: argparse.Namespace) -> int:
-    print("\n".join(version_lines()))
+    if options.print_completion is not None:
+        print(completion_script(make_whole_parser("fxfault"), options.print_completion))
+    elif options.version:
+        print("\n".join(version_lines()))
+    else:
+        raise ConfigError("no command; see --help")
     return 0
 
 

@@ -390,7 +390,7 @@ def test_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "absent/digits.yaml", "../digits", "digits.yml", ""])
-def test_missing_file_lists_the_bundled_experiments(
+def test_missing_file_says_where_it_was_looked_for(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -398,7 +398,10 @@ def test_missing_file_lists_the_bundled_experiments(
     with pytest.raises(ConfigError) as caught:
         load_experiment(name)
     assert "no such file" in str(caught.value)
-    assert f"bundled experiments: {', '.join(BUNDLED)}" in str(caught.value)
+    assert f"no such file in the current folder, {tmp_path}, " in str(caught.value)
+    # What has a folder or an ending is a file that somebody misses.
+    listed = f"bundled experiments: {', '.join(BUNDLED)}" in str(caught.value)
+    assert listed == (name in ("nothing", ""))
 
 
 def test_missing_file_gets_the_nearest_bundled_experiment(
@@ -408,9 +411,34 @@ def test_missing_file_gets_the_nearest_bundled_experiment(
 
     with pytest.raises(ConfigError) as caught:
         load_experiment("configs/fault_eval.yaml")
-    assert str(caught.value).startswith(
-        "configs/fault_eval.yaml: no such file (did you mean 'fault_eval'?); bundled experiments: "
-    )
+    assert str(caught.value).endswith(" (did you mean 'fault_eval'?)")
+
+
+def test_a_bundled_file_of_the_other_kind_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"digits_study: is one of the bundled studies; `fxf"):
+        load_experiment("digits_study")
+    (tmp_path / "s.yaml").write_text("axes: {}\ntrials: 3\nmodel: {name: x}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"s\.yaml: axes: is a key of a study"):
+        load_experiment(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "problem"),
+    [
+        ("model", "mylab.net", "'mylab.net' has no colon; for a network of your own write"),
+        ("model", "nets/mine.py", "such as 'nets.mine:make'"),
+        ("model", "quant_lenett", "is unknown; did you mean 'quant_lenet'?"),
+        ("dataset", "mylab.data", "'mylab.data' has no colon; for a data set of your own"),
+        ("dataset", "zzz", "is unknown; allowed: cifar10"),
+    ],
+)
+def test_a_name_without_a_colon_is_refused_before_anything_is_opened(
+    section: str, name: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ExperimentConfig.from_dict({section: {"name": name}})
+    assert str(caught.value).startswith(f"{section}.name: ")
+    assert problem in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -437,7 +465,7 @@ def test_changes_take_the_place_of_values() -> None:
 def test_change_of_one_key_leaves_one_that_shares_its_anchor(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(
-        "dataset: {name: fake, kwargs: &shared {size: 4}}\nmodel: {name: m, kwargs: *shared}\n",
+        "dataset: {name: fake, kwargs: &shared {size: 4}}\nmodel: {name: 'm:n', kwargs: *shared}\n",
         encoding="utf-8",
     )
 

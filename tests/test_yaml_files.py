@@ -184,7 +184,7 @@ def test_missing_file_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError) as caught:
         load_yaml(path)
-    assert str(caught.value) == f"{path}: no such file"
+    assert str(caught.value) == f"{path}: there is no such file"
 
 
 def test_folder_is_told(tmp_path: Path) -> None:

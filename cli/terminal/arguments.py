@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from fxfault.cli.terminal.colours import coloured
 from fxfault.cli.terminal.console import BAD_INPUT, error_line, run, say
 from fxfault.errors import ConfigError
 from fxfault.files.access import expanded
@@ -59,7 +60,7 @@ class OneLineParser(argparse.ArgumentParser):
         """Print the help; unlike argparse, report a stdout that cannot be written."""
 
         def show(arguments: argparse.Namespace) -> int:
-            print(self.format_help(), end="", file=file)
+            print(coloured(self.format_help(), file), end="", file=file)
             return 0
 
         status = run(show, argparse.Namespace())
@@ -319,14 +320,14 @@ def add_config(parser: OneLineParser, what: str = EXPERIMENT, required: bool = T
     parser.add_argument("file", nargs="?", metavar="FILE", help=what)
     parser.add_argument("--config", metavar="FILE", help="another way to give FILE")
     parser.set_defaults(config_required=required)
+    add_set(parser, "put a value in place of that of the file, such as training.batch_size=32")
+
+
+def add_set(parser: OneLineParser, what: str) -> None:
+    """Add `--set`; `what` is the start of its help."""
+    text = f"{what}; VALUE is YAML; may be repeated"
     parser.add_argument(
-        "--set",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="put a value in place of that of the file, such as training.batch_size=32; VALUE is "
-        "YAML; may be repeated",
+        "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=text
     )
 
 

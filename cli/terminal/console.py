@@ -1,4 +1,4 @@
-"""Run a command: one line for an error, exit statuses, quiet libraries, sound streams."""
+"""Run a command: one line for a problem, exit statuses, quiet libraries, sound streams."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO, TypeGuard
 
+from fxfault.cli.terminal.colours import coloured
 from fxfault.cli.terminal.interrupts import END, INTERRUPTED
-from fxfault.errors import FxFaultError
+from fxfault.errors import FxFaultError, InvalidConfigError
 from fxfault.foreign import origin, told
 from fxfault.messages import one_line, reason_of
 
@@ -29,7 +30,7 @@ _HANDLER = "fxfault.plain"
 
 
 def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a command, and report any error as one line on stderr and an exit status.
+    """Run a command, and report any error on stderr, a line for each problem, and an exit status.
 
     An error that the user can fix, or one in the user's network or data set, ends with status 2. A
     bug in fxfault also does, with a line that says so. `--traceback` shows where an error comes
@@ -85,8 +86,20 @@ def _ended_by(error: BaseException, with_traceback: bool) -> int:
         error = FxFaultError(f"stdout cannot be written: {reason_of(error)}")
     if with_traceback:
         say("".join(traceback.format_exception(error)).rstrip("\n"))
-    say(error_line(str(told(error))))
+    for line in _lines_of(told(error)):
+        say(error_line(line))
     return BAD_INPUT
+
+
+def _lines_of(error: FxFaultError) -> list[str]:
+    """Each problem of a configuration on a line of its own, which names the file."""
+    if not isinstance(error, InvalidConfigError):
+        return [str(error)]
+    return [
+        # A flag is not in the file.
+        str(InvalidConfigError([problem], None if problem.startswith("--") else error.source))
+        for problem in error.problems
+    ]
 
 
 def _shows_traceback(arguments: argparse.Namespace) -> bool:
@@ -107,7 +120,7 @@ def say(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(coloured(text, sys.stderr), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _give_up(sys.stderr)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fxfault.cli.terminal.colours import coloured
 from fxfault.results.calls.bar import can_show_bar, new_bar
 
 
@@ -45,6 +46,7 @@ class Progress:
         if self.is_silent:
             return
         file = sys.stderr if error else sys.stdout
+        text = coloured(text, file)
         if self._bar is None:
             print(text, file=file, flush=True)  # So that a reader of a pipe sees it now.
         else:

@@ -73,4 +73,7 @@ def _by_flag(problem: str, flags: Mapping[str, str]) -> str:
         rest = problem.removeprefix(path)
         if rest != problem and rest[:1] in (":", "[", "."):
             return flags[path] + rest
-    return problem
+    place = problem.partition(":")[0]
+    # `--set model.kwarg.width=3` made a section that there is not.
+    given = (path for path, flag in flags.items() if flag == f"--set {path}")
+    return f"--set {problem}" if any(path.startswith(f"{place}.") for path in given) else problem

@@ -18,13 +18,17 @@ from typing import Any
 import yaml
 
 from fxfault.bundled.files import bundled_content, bundled_names
-from fxfault.errors import InvalidConfigError
-from fxfault.files.access import UnfitFileError, read_limited, size_text
+from fxfault.errors import ConfigError, InvalidConfigError
+from fxfault.files.access import UnfitFileError, no_such_file, read_limited, size_text
 from fxfault.messages import nearest, one_line
 
 # A configuration of 1 MiB takes seconds to read, and people write less than a tenth of that.
 MOST_BYTES = 2**20
 MOST_VALUES = 100_000  # Counted wherever an alias repeats them.
+_RUNS = {
+    "studies": "`fxfault campaign run` runs a study",
+    "experiments": "a study has `axes` and `trials` too; `fxfault eval` runs an experiment",
+}
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 
@@ -56,7 +60,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     try:
         data = read_limited(os.fspath(path), MOST_BYTES)
     except FileNotFoundError:
-        raise InvalidConfigError(["no such file"], source) from None
+        raise InvalidConfigError([no_such_file(path)], source) from None
     except IsADirectoryError:
         raise InvalidConfigError(["is a folder, expected a YAML file"], source) from None
     except UnfitFileError as error:
@@ -96,10 +100,24 @@ def load_named(kind: str, name: str) -> tuple[dict[Any, Any], str]:
         source = f"{bundled}.yaml (bundled)"
         return parse_yaml(bundled_content(kind, bundled), source), source
     if not os.path.exists(name):
-        names = bundled_names(kind)
-        hint = nearest(Path(name).stem, names)
-        raise InvalidConfigError([f"no such file{hint}; bundled {kind}: {', '.join(names)}"], name)
+        raise InvalidConfigError([_why_absent(kind, name)], name)
     return load_yaml(name), name
+
+
+def _why_absent(kind: str, name: str) -> str:
+    """Say that neither a file nor a bundled file has a name, and what was meant."""
+    names, stem = bundled_names(kind), Path(name).stem
+    other = "studies" if kind == "experiments" else "experiments"
+    if is_bundled(other, name):
+        return f"is one of the bundled {other}; {_RUNS[other]}"
+    hint = nearest(stem, names)
+    try:
+        absent = no_such_file(name)
+    except ConfigError:  # It can be no path at all.
+        absent = "there is no such file"
+    # A name with a folder or an ending is a file, and no bundled one that is misspelt.
+    listed = "" if stem != name else f"; bundled {kind}: {', '.join(names)}"
+    return f"{absent}{hint}{listed}"
 
 
 def parse_yaml(data: bytes, source: str) -> dict[Any, Any]:

@@ -26,6 +26,7 @@ from fxfault.config.schema import (
 )
 from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
+from fxfault.experiment.names import name_problems
 
 _Name = Annotated[str, Field(min_length=1)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -280,6 +281,10 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
         if not isinstance(config, Mapping):
             kind = type(config).__name__
             raise InvalidConfigError([f"got a {kind}, expected a mapping of sections"], source)
+        for key in ("axes", "trials", "stop"):
+            if key in config:
+                problem = f"{key}: is a key of a study, which `fxfault campaign run` runs"
+                raise InvalidConfigError([problem], source)
         sections: dict[str, Any] = {}
         problems: list[str] = []
         for key, values in config.items():
@@ -292,6 +297,9 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
                 problems += found
         problems += contradictions(sections.get(SECTION), SECTION)
         problems += _schedule_problems(sections.get("scheduler"))
+        for name in ("dataset", "model"):
+            if sections.get(name) is not None:
+                problems += name_problems(name, sections[name].name)
         if problems:
             raise InvalidConfigError(problems, source)
         return cls(**sections)

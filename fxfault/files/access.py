@@ -37,6 +37,17 @@ def expanded(path: str | Path) -> Path:
     return Path(text)
 
 
+def no_such_file(path: str | os.PathLike[str]) -> str:
+    """Say that a file is not there, and where it was looked for.
+
+    >>> no_such_file("/absent/file")
+    'there is no such file'
+    """
+    if expanded(os.fspath(path)).is_absolute():
+        return "there is no such file"
+    return f"there is no such file in the current folder, {Path.cwd()}, from which the path starts"
+
+
 class UnfitFileError(Exception):
     """A file that is not read; the message continues a sentence that starts with its name."""
 

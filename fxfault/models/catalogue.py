@@ -123,9 +123,13 @@ def _build_from_factory(name: str, options: dict[str, Any]) -> nn.Module:
 
     network = call_factory(name, what="model", kwargs=options)
     if not isinstance(network, nn.Module):
+        what = f"model {name!r}: the factory returned"
+        if isinstance(network, type) and issubclass(network, nn.Module):
+            made = network.__name__
+            raise DataError(f"{what} the class {made}; let it return a network: {made}(...)")
         raise DataError(
-            f"model {name!r}: the factory returned {one_line(repr(network))} of type "
-            f"{type(network).__name__}; it must return a torch.nn.Module"
+            f"{what} {one_line(repr(network))} of type {type(network).__name__}; it must return a "
+            "torch.nn.Module"
         )
     return network
 

@@ -20,7 +20,13 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fxfault.bundled.files import BUNDLED, bundled_content, bundled_names
 from fxfault.errors import DataError
-from fxfault.files.access import UnfitFileError, expanded, read_limited, size_text
+from fxfault.files.access import (
+    UnfitFileError,
+    expanded,
+    no_such_file,
+    read_limited,
+    size_text,
+)
 from fxfault.messages import nearest, quote_error
 from fxfault.models.checkpoint_tensors import is_finite, own_tensors, why_unusable
 
@@ -29,6 +35,8 @@ WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
 # Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every key.
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN_KEYS = 3
+# What follows the name of a quantiser in a key says nothing to its user.
+_INSIDE = re.compile(r"(\.\w+_quant)\.(?:fused_activation_quant_proxy|tensor_quant)[\w.]*")
 
 # Size limit: a checkpoint may also hold an optimiser's state, averages and notes.
 _TIMES_NETWORK = 16
@@ -38,13 +46,17 @@ _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = b"\x80"
 
 
+AS_MADE = "as the factory made them"
+"""Where weights come from that no checkpoint names."""
+
+
 @dataclass(frozen=True)
 class CheckpointInfo:
     """The weights that a network was given.
 
     Attributes:
-        path: path as the user wrote it.
-        sha256: SHA-256 of the file, in hexadecimal.
+        path: path as the user wrote it; empty for weights that the network's factory made.
+        sha256: SHA-256 of the file, in hexadecimal; without a file, of the network's state.
         keys: names of the loaded tensors.
     """
 
@@ -167,7 +179,7 @@ def _read(label: str, prefix: str, folder: Path, most: int) -> bytes:
         return read_content(folder / expanded(label), prefix, most, _MEND)
     except FileNotFoundError as error:
         raise DataError(
-            f"{prefix}: there is no such file; check the path, or name one of {', '.join(names)}"
+            f"{prefix}: {no_such_file(label)}; check the path, or name one of {', '.join(names)}"
         ) from error
 
 
@@ -305,15 +317,18 @@ def _hint(problems: Mapping[str, list[str]], shapes: Mapping[str, str]) -> str:
 
 
 def _count(names: Iterable[str], noun: str) -> str:
-    """Count names and show the first few.
+    """Count keys and show the first few, without the parts of quantisers that only Brevitas names.
 
     >>> _count(["a", "b", "c", "d"], "missing key")
     '4 missing keys (a, b, c, ...)'
     >>> _count(["a"], "missing key")
     '1 missing key (a)'
+    >>> _count(["0.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value"], "key")
+    '1 key (0.act_quant)'
     """
     listed = list(names)
-    shown = ", ".join(listed[:_SHOWN_KEYS]) + (", ..." if len(listed) > _SHOWN_KEYS else "")
+    told = list(dict.fromkeys(_INSIDE.sub(r"\1", name) for name in listed))
+    shown = ", ".join(told[:_SHOWN_KEYS]) + (", ..." if len(told) > _SHOWN_KEYS else "")
     return f"{len(listed)} {noun}{'' if len(listed) == 1 else 's'} ({shown})"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from fxfault.errors import ConfigError
 from fxfault.faults.codes import MAX_BIT_WIDTH
 from fxfault.faults.given_hits import EVERY, Origin
-from fxfault.files.access import UnfitFileError, expanded, read_limited
+from fxfault.files.access import UnfitFileError, expanded, no_such_file, read_limited
 from fxfault.files.csv_fields import given_to_inert
 from fxfault.messages import and_more, got, one_line, quote_error, reason_of
 from fxfault.sites.fault_list import COLUMNS, FaultList, check_parquet
@@ -114,7 +114,8 @@ def replay_of(source: str | FaultList) -> ReplayList:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise ConfigError(f"replay: {source}: {reason_of(error)}; check the path") from error
+        why = no_such_file(path) if isinstance(error, FileNotFoundError) else reason_of(error)
+        raise ConfigError(f"replay: {source}: {why}; check the path") from error
     return _read(source, str(path), status.st_mtime_ns, status.st_size)
 
 

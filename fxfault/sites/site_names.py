@@ -10,7 +10,10 @@ from fxfault.messages import nearest
 
 
 def indices_of(
-    layers: str | int | Iterable[str | int] | None, names: Sequence[str], where: str = "layers"
+    layers: str | int | Iterable[str | int] | None,
+    names: Sequence[str],
+    where: str = "layers",
+    words: Sequence[str] = (),
 ) -> list[int]:
     """Return the indices of the sites that patterns and indices select; None selects all.
 
@@ -21,6 +24,7 @@ def indices_of(
         layers: shell-style patterns and indices.
         names: names of all sites, in the order of execution.
         where: what the message calls `layers`.
+        words: other texts that are allowed there, which the message suggests.
 
     Raises:
         SiteError: a pattern or index matches no site.
@@ -35,7 +39,7 @@ def indices_of(
         else:
             found = [i for i in places if fnmatch.fnmatchcase(names[i], item)]
         if not found:
-            hint = nearest(str(item), names)
+            hint = nearest(str(item), [*words, *names])
             raise SiteError(f"{where}: {item!r} matches no site{hint}; {listed(names)}")
         chosen.update(found)
     return sorted(chosen)

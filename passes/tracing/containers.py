@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,8 +116,17 @@ def containers_of(model: nn.Module) -> tuple[Container, ...]:
     return model.__dict__.get("_containers", ())
 
 
+def _visible(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that users know: not the parts of the layers of Brevitas and torch."""
+    yield model
+    is_layer = type(model).__module__.startswith(("brevitas.", "torch.nn.modules."))
+    if not is_layer or isinstance(model, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        for child in model.children():
+            yield from _visible(child)
+
+
 def _no_target_message(model: nn.Module, config: FaultInjectionConfig) -> str:
-    kinds = sorted({type(module).__name__ for module in model.modules()})
+    kinds = sorted({type(module).__name__ for module in _visible(model)})
     shown = ", ".join(kinds[:20]) + (f" and {len(kinds) - 20} more" if len(kinds) > 20 else "")
     name, memories = type(model).__name__, config.memories
     if "parameters" in memories:

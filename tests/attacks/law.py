@@ -29,8 +29,11 @@ def breaches(status: int, err: str) -> list[str]:
     """What is wrong with how a command ended that wrote this on stderr; nothing is a pass."""
     found = [f"stderr has {text!r}" for text in NEVER if text in err]
     if status == 2:
-        if err.count("\n") > 1 or len(err) >= 6000:
-            found.append("more than one line of reasonable length on stderr")
-        if not err.startswith("error: ") or not err.rstrip("\n").isprintable():
-            found.append("no printable line on stderr that begins with 'error: '")
+        lines = err.splitlines()
+        if any(len(line) >= 6000 for line in lines):
+            found.append("a line of unreasonable length on stderr")
+        if not lines or not all(line.startswith("error: ") for line in lines):
+            found.append("no lines on stderr that begin with 'error: '")
+        if not all(line.isprintable() for line in lines):
+            found.append("a line on stderr that cannot be printed")
     return found

@@ -245,9 +245,10 @@ def places_of(
     axis: Sequence[Layers], base: Any, names: Sequence[str]
 ) -> list[tuple[str, ...] | None]:
     """Return the sites of each cell for the values of `layers`; None stands for all sites."""
+    words = (EACH, ALL)
 
     def matching(layers: Any) -> tuple[str, ...]:
-        return tuple(names[index] for index in indices_of(layers, names, "axes.layers"))
+        return tuple(names[index] for index in indices_of(layers, names, "axes.layers", words))
 
     selected = matching(base)
     places: list[tuple[str, ...] | None] = []

@@ -46,6 +46,7 @@ from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import got
+from fxfault.models import model_names
 
 MOST_CELLS = 200_000  # Of which each takes a kilobyte, and no study that ends has as many.
 
@@ -355,7 +356,8 @@ def _missing_sections(sections: Mapping[Any, Any], axes: Mapping[str, Any]) -> l
     ]
     checkpoint, model = sections.get("checkpoint") or {}, sections.get("model")
     unnamed = isinstance(checkpoint, Mapping) and checkpoint.get("path") is None
-    own = isinstance(model, Mapping) and ":" in str(model.get("name"))  # It may load its weights.
+    # A network that is not built in may load its weights.
+    own = isinstance(model, Mapping) and model.get("name") not in model_names()
     if unnamed and not own and "checkpoint" not in axes:
         problems.append("checkpoint.path: missing, name the weights here or in axes.checkpoint")
     return problems

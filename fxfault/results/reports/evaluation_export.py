@@ -15,6 +15,7 @@ from fxfault.campaign.fault_evaluation import estimate
 from fxfault.config.fault_injection import SECTION
 from fxfault.experiment.applied_settings import applied
 from fxfault.metrics.facts import MetricFacts
+from fxfault.models.checkpoints import AS_MADE, CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.results.reports.environment import machine, versions
 from fxfault.results.reports.evaluation_report import CONFIDENCE, Findings, Setting
@@ -50,7 +51,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
             "batch_size": experiment.training.batch_size if dataset else None,
             "num_classes": setting.num_classes,
         },
-        "checkpoint": checkpoint and {"path": checkpoint.path, "sha256": checkpoint.sha256},
+        "checkpoint": checkpoint and _checkpoint_entry(checkpoint),
         "seed": setting.faults.seed,
         **machine(setting.device),
         "versions": versions("torch", "brevitas", "numpy", "fxfault"),
@@ -75,6 +76,11 @@ def _config_entry(setting: Setting) -> dict[str, Any]:
         return config
     # Of the other sections, a call from Python reads none.
     return {SECTION: config[SECTION]}
+
+
+def _checkpoint_entry(checkpoint: CheckpointInfo) -> dict[str, Any]:
+    made = {} if checkpoint.path else {"weights": AS_MADE}
+    return {"path": checkpoint.path or None, "sha256": checkpoint.sha256, **made}
 
 
 def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
