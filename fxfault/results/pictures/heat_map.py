@@ -60,9 +60,19 @@ def heat_picture(
         kinds = memories_of(memories, sites)
         if len(kinds) > 1:
             name_memories(figure, kinds, look)
-        end: dict[str, Any] = {"location": "top", "aspect": 40} if look.is_narrow else {}
-        label = f"{found.map.label}{', ' if look.is_narrow else chr(10)}{at_rates(found.map)}"
-        figure.colorbar(image, **end).set_label(label, labelpad=6)
+        end: dict[str, Any] = {}
+        if look.is_narrow:
+            end = {"location": "top", "aspect": 40}
+            # Below the whole picture, which is wider than its fields.
+            figure.supxlabel(axes.get_xlabel(), fontsize=look.small)
+            axes.set_xlabel("")
+        rates = at_rates(found.map)
+        if len(found.map.rates) > 4:
+            rates = f"mean over {len(found.map.rates)} rates"
+        small = look.small if look.is_narrow else None
+        figure.colorbar(image, **end).set_label(
+            f"{found.map.label}\n{rates}", labelpad=6, fontsize=small
+        )
         return rendered(figure, file_format)
 
 
@@ -105,7 +115,7 @@ def _name_axes(axes: Any, distinct: Distinct, look: Look) -> None:
     axes.set_yticks(range(len(names)), names, **small)
     notes = ["Fault"]
     if tuple(short) != found.faults:
-        notes[0] = "Fault (a bit: bit_flip of it; 0 is the least significant)"
+        notes[0] = "Fault (bit: a bit_flip of it; 0 is the lowest)"
     if distinct.top:
         notes.append("outlined: the most significant bit, as msb_flip")
     if np.isnan(found.values).any():

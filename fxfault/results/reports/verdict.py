@@ -122,7 +122,15 @@ def amount(metric: MetricFacts, value: float) -> str:
 
 
 def _interval(metric: MetricFacts, value: float, low: float, high: float) -> str:
+    """Write a cost with its interval, and a small one so that it does not look like none.
+
+    >>> from fxfault.metrics.facts import ACCURACY
+    >>> _interval(ACCURACY, 0.004, -0.001, 0.009), _interval(ACCURACY, 3.0, math.nan, math.nan)
+    ('less than 0.01 [0.00, 0.01]', '3.00 (no interval)')
+    """
     text = metric.with_interval(value, low, high)
+    if metric.unit == "%" and 0 < value < 0.005:
+        text = text.replace("0.00", "less than 0.01", 1)
     return text if not math.isnan(low) else f"{text} (no interval)"
 
 
