@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fxfault.config.fault_injection import FaultInjectionConfig
-    from fxfault.data.batches import Batch
     from fxfault.evaluation.full.predictions import OnNote
     from fxfault.metrics.metric import Metric
 
@@ -91,8 +90,9 @@ def try_model(
     except FxFaultError:
         raise
     except FOREIGN as error:  # a network may fail in any way
+        shapes = shapes_of(batch.inputs, batch.keywords)
         raise DataError(
-            f"the model fails on a batch of the data set, {_shapes(batch)}: {quote_error(error)}"
+            f"the model fails on a batch of the data set, {shapes}: {quote_error(error)}"
         ) from error
     finally:
         for hook in hooks:
@@ -100,11 +100,19 @@ def try_model(
     return sum(work)
 
 
-def _shapes(batch: Batch) -> str:
-    """The shapes of the inputs of a batch."""
-    inputs = [("", x) for x in batch.inputs]
-    inputs += [(f"{name}: ", x) for name, x in batch.keywords.items()]
-    shapes = [f"{name}{tuple(getattr(x, 'shape', ()))}" for name, x in inputs]
+def shapes_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+    """Write the shapes of what a network gets, for a message.
+
+    >>> shapes_of([torch.zeros(4, 3)], {"mask": torch.zeros(4)})
+    'shapes (4, 3), mask: (4,)'
+
+    Args:
+        inputs: the arguments of the forward by position.
+        keywords: those by name.
+    """
+    named = [("", x) for x in inputs]
+    named += [(f"{name}: ", x) for name, x in keywords.items()]
+    shapes = [f"{name}{tuple(getattr(x, 'shape', ()))}" for name, x in named]
     return f"shape{'' if len(shapes) == 1 else 's'} {', '.join(shapes)}"
 
 

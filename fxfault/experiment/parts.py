@@ -262,10 +262,19 @@ def batches_of(experiment: ExperimentConfig, dataset: Any) -> Batches:
         DataError: the user's function for batches cannot be imported, or the data set has no
             length.
     """
-    section, taker = experiment.dataset, None
-    if section is not None and section.batch is not None:
-        taker = find_factory(section.batch, what="batch function")
-    return Batches(dataset, experiment.training.batch_size, taker)
+    return Batches(dataset, experiment.training.batch_size, load_taker(experiment))
+
+
+def load_taker(experiment: ExperimentConfig) -> Any:
+    """Import the user's function that takes batches apart; None if the rules do.
+
+    Raises:
+        DataError: it cannot be imported.
+    """
+    section = experiment.dataset
+    if section is None or section.batch is None:
+        return None
+    return find_factory(section.batch, what="batch function")
 
 
 def load_metric(experiment: ExperimentConfig) -> Metric | None:
@@ -325,7 +334,7 @@ def _open_data(experiment: ExperimentConfig, split: Split) -> Any:
     check_sections(experiment, ["dataset"], "the configuration")
     assert experiment.dataset is not None
     data = experiment.dataset
-    own_task = split == "test" and (experiment.metric is not None or data.batch is not None)
+    own_task = experiment.metric is not None or data.batch is not None
     return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs, any_items=own_task)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a network under faults in one call; the numbers are those of `fxfault-eval`."""
+"""Evaluate a network under faults in one call; the numbers are those of `fxfault eval`."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def run_study(
     """Run the trials of a study that its store lacks, and estimate from all of them.
 
     Every finished trial is in the store: a call that was interrupted goes on where it ended. The
-    trials are those of `fxfault-campaign run`.
+    trials are those of `fxfault campaign run`.
 
     A study names its network and data, so that other processes can build them. In place of these,
     `model` and `loader` may be objects of yours; such a study runs in this process alone.

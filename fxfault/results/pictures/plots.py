@@ -1,4 +1,4 @@
-"""Pictures of the results of `fxfault-eval` and `fxfault-train`.
+"""Pictures of the results of `fxfault eval` and `fxfault train`.
 
 Lines differ in their colours and in their dashes. Importing this module does not import matplotlib.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fxfault.campaign.fault_evaluation import estimate
 from fxfault.errors import ConfigError
 from fxfault.messages import counted
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.results.pictures.drawing import (
     BLUE,
     FORMATS,
@@ -196,14 +197,18 @@ def _interval_words(result: CellResult) -> str:
 
 
 def training_picture(
-    rows: Sequence[Mapping[str, float]], test_accuracy: float | None, file_format: str
+    rows: Sequence[Mapping[str, float]],
+    test_value: float | None,
+    file_format: str,
+    metric: MetricFacts = ACCURACY,
 ) -> bytes:
-    """Draw the loss and the accuracy of each epoch of a training, and the faults if there are any.
+    """Draw the loss and the metric of each epoch of a training, and the faults if there are any.
 
     Args:
         rows: rows of metrics.csv.
-        test_accuracy: accuracy of the final weights, in percent; None before the end.
+        test_value: the metric for the test data with the final weights; None before the end.
         file_format: one of `FORMATS`.
+        metric: what validation measures.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -216,24 +221,29 @@ def training_picture(
             if noisy
             else new_figure(6.6, 5.0, nrows=2, sharex=True)
         )
-        losses, accuracies = panels[:2]
-        for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
+        losses, values_of_metric = panels[:2]
+        for axes, measure in ((losses, "loss"), (values_of_metric, metric.column)):
             for source, (label, style) in _CURVES.items():
                 values = [row.get(f"{source}_{measure}") for row in rows]
                 if any(value is not None for value in values):
                     axes.plot(epochs, values, label=label, marker=marker, markersize=3, **style)
             axes.grid(axis="y", color=GRID)
         losses.set_ylabel("Loss")
-        accuracies.set_ylabel("Accuracy (%)")
-        if test_accuracy is not None:
-            label = f"test, at the end ({test_accuracy:.2f}%)"
-            accuracies.axhline(test_accuracy, color=GREY, linestyle=":", label=label)
+        values_of_metric.set_ylabel(f"{metric.title}{metric.in_unit}")
+        if test_value is not None:
+            label = f"test, at the end ({metric.shown(test_value)})"
+            values_of_metric.axhline(test_value, color=GREY, linestyle=":", label=label)
         if noisy:
             _draw_schedule(panels[2], epochs, rows, marker)
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set_xlabel("Epoch")
         panels[-1].set_xlim(-0.5, max(epochs) + 0.5)
-        handles, labels = accuracies.get_legend_handles_labels()
+        handles, labels = values_of_metric.get_legend_handles_labels()
+        if not metric.is_accuracy:  # Training measures the loss alone.
+            known = dict(zip(labels, handles, strict=True))
+            losses_handles, losses_labels = losses.get_legend_handles_labels()
+            both = {**dict(zip(losses_labels, losses_handles, strict=True)), **known}
+            handles, labels = list(both.values()), list(both)
         figure.legend(handles, labels, loc="outside upper left", ncols=2, **_LEGEND)
         return rendered(figure, file_format)
 
