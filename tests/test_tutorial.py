@@ -1,0 +1,47 @@
+"""The tutorial: its script and its commands run, and print what the page says, but for figures."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from fxfault.cli import main as command
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_tutorial_runs(
+    run_command: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(blocks("python")[0], "utf-8")
+    pictures = []
+    for block in blocks("console"):
+        line, *printed = block.splitlines()
+        words = shlex.split(line.removeprefix("$ "))
+        if words[0] == "python":
+            subprocess.run([sys.executable, *words[1:]], check=True)
+            continue
+        assert words[0] == "fxfault"
+        run = run_command(command.main, *words[1:])
+        assert run.status == 0, run.err
+        assert shape_of(printed) <= shape_of(run.out.splitlines())
+        pictures += [word for word in words if word.endswith(".png")]
+    assert pictures
+    for name in pictures:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def shape_of(lines: list[str]) -> set[str]:
+    """The lines without figures and rules; a ranking may have another order on other machines."""
+    return {re.sub(r"[\W\d]+", " ", line).strip() for line in lines}
