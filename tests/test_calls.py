@@ -274,6 +274,11 @@ def test_what_is_printed_is_what_the_command_prints(found: Any, ranking: Any) ->
         assert repr(made).startswith(type(made).__name__)
 
 
+def test_a_ranking_without_a_weakest_site_says_so() -> None:
+    made = fxfault.rank_layers(Net(), batches(), {**FAULTS, "probability": 0.0}, runs=2)
+    assert "no site lost accuracy" in repr(made)
+
+
 def test_tables_for_pandas_are_tidy(found: Any, ranking: Any, study: Any) -> None:
     pytest.importorskip("pandas")
     trials = found.to_pandas("trials")
@@ -409,6 +414,27 @@ def test_any_metric_can_be_measured() -> None:
         fxfault.evaluate(Net(), data, FAULTS, metric=5)
 
 
+def test_a_study_of_objects_may_have_a_metric_of_ones_own(tmp_path: Path) -> None:
+    data = [(x, x[:, :4]) for x, _ in batches()]
+
+    def error(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(1)
+
+    error.higher_is_better = False  # type: ignore[attr-defined]
+    settings = {"model": Net(), "loader": data}
+    values = []
+    for name, metric in (("own", error), ("named", "mse"), ("section", {"name": "mse"})):
+        made = fxfault.run_study(STUDY, tmp_path / f"{name}.sqlite", metric=metric, **settings)
+        assert made.metric.name == ("error" if name == "own" else "mse")
+        assert not made.metric.higher_is_better
+        values.append(made.to_pandas("trials")["value"].tolist())
+    assert values[0] == pytest.approx(values[1])
+    assert values[1] == values[2]
+    in_file = {**STUDY, "metric": "mse"}
+    made = fxfault.run_study(in_file, tmp_path / "file.sqlite", **settings)
+    assert made.to_pandas("trials")["value"].tolist() == values[1]
+
+
 # -- refusals -------------------------------------------------------------------------------
 
 
@@ -458,7 +484,9 @@ def test_rates_that_cannot_be_are_refused(rates: dict[str, Any], message: str) -
 
 def test_several_faults_have_rates_and_layers_of_their_own() -> None:
     several = {"faults": [{"injection_type": "msb_flip", "probability": 1.0}], "seed": 1}
-    assert fxfault.evaluate(Net(), batches(), several).results[0].cell.probability is None
+    made = fxfault.evaluate(Net(), batches(), several)
+    assert made.results[0].cell.probability is None
+    assert "with the faults of the configuration" in repr(made)
     for call in (lambda *a: fxfault.sweep(*a, rates=[1]), fxfault.rank_layers):
         with pytest.raises(ConfigError, match="it has `faults`, each with its own rate"):
             call(Net(), batches(), several)

@@ -1,4 +1,5 @@
 """What an evaluation or a study found: as objects, as text, as figures, and as a page.
 
-A file here turns results into something to read. It neither prints nor decides what is run.
+`calls` measures in one call and returns these objects. Everything else here turns what was measured
+into something to read; nothing here prints.
 """

@@ -13,12 +13,14 @@ from fxfault.campaign.fault_evaluation import estimate
 from fxfault.messages import counted, html_table
 from fxfault.metrics.facts import MetricFacts
 from fxfault.results.pictures.plots import draw_evaluation, evaluation_picture
+from fxfault.results.reports.campaign_report import standing_lines
 from fxfault.results.reports.evaluation_export import cell_rows, to_csv, to_json, trial_rows
 from fxfault.results.reports.evaluation_report import (
     CONFIDENCE,
     Findings,
     Setting,
     ranking_lines,
+    rate_label,
     setting_lines,
     single_lines,
     summary_lines,
@@ -104,11 +106,10 @@ class Evaluated(Result):
 
     def _words(self) -> str:
         """What was found, in a few words."""
-        first, last = self.results[0], self.results[-1]
-        shown, rates = self.metric.shown, [rate_words(first), rate_words(last)]
-        at = rates[0] if len(self.results) == 1 else f"{rates[0]} to {rates[1]}"
-        means = shown(first.mean) if len(self.results) == 1 else f"down to {shown(last.mean)}"
-        return f"{self.metric.name} {shown(self.baseline)}, {means} under faults at {at}"
+        shown, results = self.metric.shown, self.results
+        means = f"from {shown(results[0].mean)} to {shown(results[-1].mean)} at "
+        means += counted(len(results), "rate")
+        return f"{self.metric.name} {shown(self.baseline)}, {means}"
 
     def _lines(self) -> list[str]:
         """The lines that the command prints."""
@@ -130,7 +131,8 @@ class Evaluated(Result):
         metric, summary = self.metric, estimate([result], CONFIDENCE)
         measure, sdc = summary["measure"], summary["sdc"]
         ends = [metric.number(float(end[0])) for end in (measure.low, measure.high)]
-        row = [f"{rate_words(result)} {result.cell.fault}", mean_and_std(result)]
+        rate = "" if result.cell.rate is None else f"{rate_words(result)} "
+        row = [f"{rate}{result.cell.fault}", mean_and_std(result)]
         row += ["-" if math.isnan(measure.low[0]) else " to ".join(ends)]
         row.append(metric.signed(result.degradation))
         if metric.has_sdc:
@@ -191,6 +193,10 @@ class EvaluationResult(Evaluated):
         """What was hit at each site; None without `track_statistics: true`."""
         return self.result.statistics
 
+    def _words(self) -> str:
+        shown, faults = self.metric.shown, rate_label(self.setting.configs[0])
+        return f"{self.metric.name} {shown(self.baseline)}, {shown(self.mean)} with {faults}"
+
     def _lines(self) -> list[str]:
         return single_lines(self.result)
 
@@ -210,6 +216,8 @@ class LayerRanking(Evaluated):
 
     def _words(self) -> str:
         sites, first = counted(len(self.findings.layers), "site"), self.ranked[0][0]
+        for standing in standing_lines([site for site, _ in self.ranked], self.metric):
+            return f"{sites}: {standing[0].lower()}{standing[1:].rstrip('.')}"  # No single one.
         lost = f"{self.metric.number(first.fall)}{self.metric.difference_unit} lost"
         return f"{sites}, the most vulnerable is {first.name!r} with {lost}"
 

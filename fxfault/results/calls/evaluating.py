@@ -74,7 +74,7 @@ def evaluate(
     >>> data = [(torch.eye(8), torch.arange(8))]
     >>> faults = {"injection_type": "msb_flip", "probability": 30.0, "seed": 1}
     >>> evaluate(nn.Sequential(relu), data, faults, runs=3)
-    EvaluationResult(accuracy 100.00%, 79.17% under faults at 30.0%; 3 runs, seed 1)
+    EvaluationResult(accuracy 100.00%, 79.17% with 30.0% fault probability; 3 runs, seed 1)
 
     Args:
         model: a network with layers of Brevitas. Of a network that `fxfault.transform` or
@@ -82,9 +82,10 @@ def evaluate(
             at its sites do not count.
         loader: batches, the same each time that it is read: a DataLoader without shuffling, or a
             list of (inputs, targets). `fxfault.data.batches` says how a batch is taken apart.
-        config: what to inject and where: a configuration, its mapping, or a YAML file. What it
-            says of training does not count: faults strike, even if `enabled` is false or
-            `apply_during` is `train`. By default that of a transformed `model`.
+        config: what to inject and where: a configuration, its mapping, or a YAML file, of which
+            only the section `fault_injection` counts. What it says of training does not: faults
+            strike, even if `enabled` is false or `apply_during` is `train`. By default that of a
+            transformed `model`.
         runs: number of trials, each with its own faults; by default 1, or with a list of several
             injections one for each.
         metric: what to measure: a name such as `mse`, the mapping of a section `metric`, a function

@@ -122,9 +122,9 @@ def plot_settings(look: Look = SCREEN) -> Any:
 def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     """Make a figure and its axes; the size is in inches, `grid` is for `Figure.subplots`."""
     # Not pyplot, which keeps a global list of figures and may look for a display.
-    from matplotlib.figure import Figure
+    from fxfault.results.pictures.shown_figure import ShownFigure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**grid)
 
 

@@ -135,18 +135,18 @@ class Findings:
 def announcement(setting: Setting, config: FaultInjectionConfig) -> str:
     """Say what is evaluated next."""
     if not setting.sweep:
-        return f"Evaluating with {_rate_label(config)}..."
+        return f"Evaluating with {rate_label(config)}..."
     if config.num_faults is None:
         return f"\nEvaluating with probability {percent(config.probability, 0)}..."
-    return f"\nEvaluating with {_rate_label(config)}..."
+    return f"\nEvaluating with {rate_label(config)}..."
 
 
-def _rate_label(config: FaultInjectionConfig) -> str:
+def rate_label(config: FaultInjectionConfig) -> str:
     """Write how often faults strike.
 
-    >>> _rate_label(FaultInjectionConfig(num_faults=1))
+    >>> rate_label(FaultInjectionConfig(num_faults=1))
     '1 fault per sample'
-    >>> _rate_label(FaultInjectionConfig(num_faults=2, memory="weights"))
+    >>> rate_label(FaultInjectionConfig(num_faults=2, memory="weights"))
     '2 faults per trial'
     """
     if config.faults is not None:
