@@ -24,7 +24,7 @@ MODULES = sorted(
     ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
     for folder, package in FOLDERS.items()
     for path in (ROOT / folder).rglob("*.py")
-    if path.name not in ("__init__.py", "__main__.py")
+    if path.name != "__init__.py"
 )
 # Modules that import what no extra for tests installs.
 NEEDS = {"fxfault.campaign.workers.ray_engine": "ray"}
