@@ -7,7 +7,8 @@
 - `python -m benchmarks.check`: the cost of comparing a transformed network with the original one.
 - `python -m benchmarks.peers`: the time that other tools add, how ours grows, and whole studies
   side by side (the last alone: `python -m benchmarks.peers_study`).
-- `python -m benchmarks.campaign`: the cost of a campaign's bookkeeping and gain of workers.
+- `python -m benchmarks.campaign`: the cost of a campaign's bookkeeping and gain of workers;
+  with `--simulated-workers 1000`, how many workers one driver keeps busy.
 - `python -m benchmarks.campaign_kills`: campaigns that are killed and resumed end the same.
 - `python -m benchmarks.fat`: the gain of fault-aware training.
 

@@ -1,12 +1,16 @@
 """The cost of a campaign beyond its trials: bookkeeping, workers, and a store of a million rows.
 
     python -m benchmarks.campaign [--trials N] [--turns N] [--rows N] [--json FILE]
+    python -m benchmarks.campaign --simulated-workers N [--seconds S] [--json FILE]
 
 Bookkeeping is the time of a run beyond the times of its trials: handing out, counting, stop rule,
 transactions, progress. The second part compares one process with one thread against two, in turns,
 by trials a second once all workers are at work. The third part is a store of a million rows:
 writing it, and reading it as columns with all estimates, in a separate process. The network is the
 bundled one for digits.
+
+With `--simulated-workers` it measures something else: how many workers one driver can keep busy
+(`benchmarks.simulated_workers`).
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import simulated_workers
 from benchmarks.measuring import (
     Spread,
     load_average,
@@ -49,9 +54,16 @@ def main() -> None:
         "trials": (30, "trials of each cell"),
         "turns": (3, "runs with one worker and with two"),
         "rows": (10**6, "rows of the large store"),
+        "simulated-workers": (None, "measure the driver alone, with so many workers that sleep"),
+        "seconds": (20, "with simulated workers: time to measure, in seconds"),
     }
     options = parse_counts(__doc__, counts)
     torch.set_num_threads(1)
+    if options.simulated_workers is not None:
+        save_json(
+            options.json, simulated_workers.measure(options.simulated_workers, options.seconds)
+        )
+        return
     with tempfile.TemporaryDirectory() as folder:
         found = {
             "machine": machine(),

@@ -100,25 +100,25 @@ def run_benchmark(
 
 
 def parse_counts(
-    description: str | None, counts: Mapping[str, tuple[int, str]], least: int = 1
+    description: str | None, counts: Mapping[str, tuple[int | None, str]], least: int = 1
 ) -> argparse.Namespace:
     """Parse the command line of a benchmark: some integers, and `--json`.
 
     Args:
         description: the module's docstring.
-        counts: default and meaning of each option, by its name.
+        counts: default and meaning of each option, by its name; None if it need not be given.
         least: the smallest value of each option.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     for name, (default, what) in counts.items():
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{what} (default {default})"
-        )
+        shown = what if default is None else f"{what} (default {default})"
+        parser.add_argument(f"--{name}", type=int, default=default, help=shown)
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
     options = parser.parse_args()
     for name in counts:
-        if getattr(options, name) < least:
-            parser.error(f"--{name}: got {getattr(options, name)}, allowed: {least} and up")
+        value = getattr(options, name.replace("-", "_"))
+        if value is not None and value < least:
+            parser.error(f"--{name}: got {value}, allowed: {least} and up")
     return options
 
 

@@ -174,21 +174,26 @@ def _report(options: argparse.Namespace) -> int:
         make_folder(options.figures)
     page_file = None if options.html is None else claim_page(options.html, options.store)
     findings = _findings_with_trials(options.store, options.confidence)
-    print(coloured("\n".join(report_lines(findings))))
+    lines = report_lines(findings, options.tolerance, options.cells)
+    print(coloured("\n".join(lines)))
     if options.figures is None and page_file is None:
         return 0
-    from fxfault.results.pictures.campaign_plots import pictures
+    from fxfault.results.pictures.campaign_plots import not_drawn, pictures
+    from fxfault.results.pictures.drawing import Look
 
     print()
-    drawn = {"svg": pictures(findings, "svg")}
+    for name in not_drawn(findings):
+        print(f"Not drawn, as no fault moved anything in it: {name}")
     if options.figures is not None:
-        drawn["png"] = pictures(findings, "png")
+        look = Look(options.style, options.figure_size)
+        formats = ("svg", "pdf") if options.style == "paper" else ("svg", "png")
+        drawn = {ending: pictures(findings, ending, look) for ending in formats}
         for path in write_figures(drawn, options.figures, options.store):
             print(f"Picture saved to: {path}")
     if page_file is not None:
         from fxfault.results.page.html import page
 
-        page_file.write(page(findings, drawn["svg"]))
+        page_file.write(page(findings, options.tolerance))
         print(f"Page saved to: {page_file.path}")
     return 0
 
@@ -286,7 +291,8 @@ COMMANDS = {
         "Continue the study that a store holds.", campaign_options.add_resume, _resume
     ),
     "report": Command(
-        "Print estimates with intervals for each cell, the ranking of layers, and a heat map.",
+        "Print what a study found: the verdict, the ranking of layers, the map of layers and\n"
+        "faults, and the metric at each rate, with intervals.",
         campaign_options.add_report,
         _report,
     ),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fxfault.cli.terminal.outputs import OutputFile, refuse_overwriting
 from fxfault.errors import ConfigError
 from fxfault.messages import reason_of
+from fxfault.results.outputs import OutputFile, refuse_overwriting
 from fxfault.results.pictures.drawing import check_matplotlib
 from fxfault.results.reports.campaign_export import check_format
 

@@ -27,8 +27,16 @@ def add_resume(parser: OneLineParser) -> None:
 def add_report(parser: OneLineParser) -> None:
     """Add the options of `report`."""
     add_store(parser)
-    text = "folder for all pictures as PNG and SVG; it is made if necessary"
+    text = "also print the table of all cells"
+    parser.add_argument("--cells", action="store_true", help=text)
+    text = (
+        "the largest cost that the verdict calls tolerable, in percentage points of accuracy or in "
+        "the unit of the metric (default: 1 point, or 1 %% of the golden value)"
+    )
+    parser.add_argument("--tolerance", type=types.tolerance, metavar="AMOUNT", help=text)
+    text = "folder for all pictures as PNG and SVG, with --style paper as PDF and SVG"
     parser.add_argument("--figures", type=types.folder, metavar="DIR", help=text)
+    types.add_look(parser)
     text = "web page with all tables and pictures; it needs no network connection"
     parser.add_argument("--html", type=types.file, metavar="FILE", help=text)
     _add_confidence(parser)

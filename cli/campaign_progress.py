@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fxfault.campaign.estimates.running import RunningMeans
 from fxfault.cli.terminal.progress import Progress
 from fxfault.messages import and_more, counted
+from fxfault.results.calls.bar import bar_type
 from fxfault.results.reports.text import duration, figure
 
 if TYPE_CHECKING:
@@ -75,11 +76,9 @@ class CampaignProgress(Progress):
         self.say(f"{cells}, at least {trials}{kept}")
         self.start(study.wanted, " trials")
         if self._bar is not None:
-            from tqdm import tqdm
-
             # Trials of earlier runs are done, but do not count for the speed of this run.
             self._bar.initial = self._bar.n = study.earlier
-            self._below = tqdm(total=0, bar_format="{desc}", position=1, leave=False)
+            self._below = bar_type()(total=0, bar_format="{desc}", position=1, leave=False)
         self.kept = study.earlier
 
     def _estimates(self, study: StudyProgress) -> str:

@@ -118,6 +118,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         "the ranking"
     )
     group.add_argument("--plot", type=types.file, metavar="FILE", help=text)
+    types.add_look(group)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-from collections.abc import Sequence
 from typing import Any
 
 from fxfault.config.entries import FaultEntry
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
-from fxfault.files.access import expanded
-from fxfault.sites.replay_lists import replay_of
+from fxfault.results.calls.armed import with_lists
 
 _BESIDE = (
     *("probability", "sweep", "num_faults", "injection_type", "bit", "mode", "layers", "per_layer"),
@@ -34,14 +31,7 @@ def with_replay(options: argparse.Namespace, config: FaultInjectionConfig) -> Fa
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigError(f"{names}: given beside --replay, whose list says all; leave it out")
         config = _only(config, str(options.replay), options.memory or config.memories)
-    if not isinstance(config.faults, (list, tuple)):
-        return config
-    # Absolute paths, as the user's code may change the folder.
-    entries = [_with_absolute_path(entry) for entry in config.entries()]
-    for entry in entries:
-        if entry.replay is not None:
-            replay_of(entry.replay)
-    return dataclasses.replace(config, faults=tuple(entries))
+    return with_lists(config)
 
 
 def _only(
@@ -56,40 +46,7 @@ def _only(
     return dataclasses.replace(config, **changes, faults=(entry,))
 
 
-def _with_absolute_path(entry: FaultEntry) -> FaultEntry:
-    if entry.replay is None:
-        return entry
-    return dataclasses.replace(entry, replay=os.path.abspath(expanded(entry.replay)))
-
-
 def files_of(config: FaultInjectionConfig) -> dict[str, str]:
     """The files of the lists, by what messages call them."""
     files = [entry.replay for entry in config.entries() if entry.replay is not None]
     return {f"list of faults {number}": file for number, file in enumerate(files, start=1)}
-
-
-def runs_of(wanted: int | None, config: FaultInjectionConfig) -> int:
-    """The number of runs: one by default, or one for each injection of a list.
-
-    Args:
-        wanted: the number that the command line gives, or None.
-        config: the faults.
-
-    Raises:
-        ConfigError: there are fewer injections, or each run would be the same.
-    """
-    lists = [replay_of(entry.replay) for entry in config.entries() if entry.replay is not None]
-    injections = max((len(found.injections) for found in lists), default=0)
-    runs = wanted or max(1, injections)
-    if runs <= max(1, injections) or len(lists) < len(_striking(config)):
-        return runs
-    why = (
-        "the list has no more injections" if injections else "every run has the faults of the list"
-    )
-    raise ConfigError(
-        f"--num-runs: got {wanted}, allowed with these faults: up to {max(1, injections)}, as {why}"
-    )
-
-
-def _striking(config: FaultInjectionConfig) -> Sequence[FaultEntry]:
-    return [entry for entry in config.entries() if entry.strikes]

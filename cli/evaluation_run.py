@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import fxfault
 from fxfault.bundled.files import BUNDLED
+from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.fault_evaluation import (
     FaultEvaluation,
@@ -21,17 +22,15 @@ from fxfault.campaign.fault_evaluation import (
 )
 from fxfault.campaign.records.fingerprint import of_state
 from fxfault.cli.configurations import read_experiment
-from fxfault.cli.evaluation_replay import files_of, runs_of, with_replay
+from fxfault.cli.evaluation_replay import files_of, with_replay
 from fxfault.cli.terminal.interrupts import INTERRUPTED, raising
-from fxfault.cli.terminal.outputs import NumberedFile, OutputFile, refuse_overwriting
 from fxfault.cli.terminal.process_setup import fit_threads, seed_generators
 from fxfault.cli.terminal.progress import Progress
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.data import DatasetFacts
 from fxfault.errors import ConfigError, DataError
-from fxfault.evaluation.chance import doubt_of
-from fxfault.evaluation.checks import check_model, try_model
-from fxfault.evaluation.runners import make_runner, run_golden
+from fxfault.evaluation.checks import insert_faults
+from fxfault.evaluation.runners import make_runner
 from fxfault.experiment.parts import (
     Batches,
     batches_of,
@@ -47,7 +46,10 @@ from fxfault.files.sources import EVALUATION, Sources
 from fxfault.metrics.metric import Metric
 from fxfault.models.checkpoints import AS_MADE, CheckpointInfo
 from fxfault.passes import frozen_parts
-from fxfault.results.pictures.drawing import MOST_BARS
+from fxfault.results.calls.armed import armed, runs_of
+from fxfault.results.calls.measuring import Follower, measure, number_of_samples, seen_again
+from fxfault.results.outputs import NumberedFile, OutputFile, refuse_overwriting
+from fxfault.results.pictures.drawing import MOST_BARS, Look
 from fxfault.results.pictures.plots import check_plot, evaluation_picture
 from fxfault.results.reports.evaluation_export import is_same_evaluation, to_csv, to_json
 from fxfault.results.reports.evaluation_report import (
@@ -63,6 +65,7 @@ from fxfault.results.reports.evaluation_report import (
     summary_lines,
     sweep_lines,
 )
+from fxfault.results.reports.seen_sites import SeenSites
 from fxfault.results.reports.text import mean_and_std
 from fxfault.sites.fault_sites import faults_of
 
@@ -78,17 +81,17 @@ def evaluate(options: argparse.Namespace) -> int:
         sources = Sources(Path.cwd(), {}, EVALUATION)  # The user's code may change the folder.
         setting, evaluation = _prepare(options, experiment, notes, sources, progress)
         findings = Findings()
-        passes = 1 + setting.num_runs * len(setting.configs)
-        passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
-        progress.start(passes * setting.batches.samples)
+        progress.start(number_of_samples(setting))
         try:
             with raising():
-                _measure(setting, evaluation, findings, progress)
+                measure(setting, evaluation, findings, _Printer(progress))
         except KeyboardInterrupt:
             pass
         finally:
             progress.close()
-    status = _finish(setting, findings, outputs, progress)
+    look = Look(options.style, options.figure_size)
+    found = seen_again(setting, evaluation)
+    status = _finish(found, findings, outputs, progress, look)
     sources.check()
     return status
 
@@ -112,10 +115,10 @@ def _read_experiment(options: argparse.Namespace) -> tuple[ExperimentConfig, lis
         raise DataError(f"checkpoint {path!r}: {no_such_file(path)}; check the path")
     if start is not None and path is not None:
         notes.append(f"`checkpoint.init_from` is ignored: it is for training; {path} is evaluated")
-    changes = _fault_changes(experiment.fault_injection, notes)
-    faults = dataclasses.replace(experiment.fault_injection, **changes)
+    faults, changes = armed(experiment.fault_injection)
+    notes += changes
     faults.validate()
-    options.num_runs = runs_of(options.num_runs, faults)
+    options.num_runs = runs_of(options.num_runs, faults, "--num-runs")
     return dataclasses.replace(experiment, fault_injection=faults), notes
 
 
@@ -143,21 +146,6 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.compile and not options.freeze:
         raise ConfigError("--compile needs a frozen network: leave --no-freeze out")
     wilson(0, 1)  # Raises now, and not after the work, if scipy is missing.
-
-
-def _fault_changes(config: FaultInjectionConfig, notes: list[str]) -> dict[str, Any]:
-    """What an evaluation changes of any configuration, with a note on each."""
-    changes: dict[str, Any] = {}
-    if not config.enabled:
-        notes.append("`enabled: true` for this run: the configuration says false")
-        changes["enabled"] = True
-    if config.apply_during == "train":
-        notes.append("`apply_during: eval` for this run: the configuration says train")
-        changes["apply_during"] = "eval"
-    if config.curriculum is not None:
-        notes.append("`curriculum` is ignored: it is for training")
-        changes["curriculum"] = None
-    return changes
 
 
 def _with_rates(
@@ -209,6 +197,8 @@ def _prepare(
     """Open the data, build the network and its sites, and say what was found."""
     device = pick_device(options.device)
     progress.say(f"Using device: {device}")
+    assert experiment.model is not None
+    assert experiment.dataset is not None
     seed_generators(experiment.seed)
     data = open_test_data(experiment)
     batches, metric = batches_of(experiment, data.dataset), load_metric(experiment)
@@ -222,10 +212,13 @@ def _prepare(
     setting = Setting(
         command=options.command,
         experiment=experiment,
-        faults=faults,
+        network=experiment.model.name,
+        data=experiment.dataset.name,
+        faults=SeenSites.of(faults),
         checkpoint=checkpoint,
-        facts=data.facts,
-        batches=batches,
+        num_classes=None if data.facts is None else data.facts.num_classes,
+        samples=batches.samples,
+        batches=len(batches),
         device=device,
         configs=_with_rates(options, experiment.fault_injection),
         num_runs=options.num_runs,
@@ -276,70 +269,61 @@ def _load(
         sources.note(checkpoint.path, checkpoint.sha256)
     model.to(device)
     batches.forward = model.forward
-    fit_threads(try_model(model, batches, device, metric), device)
-    faulty = fxfault.transform(model, experiment.fault_injection)
-    for note in check_model(faulty, model, batches, device, most=1):
-        progress.note(note)
-    return faulty, checkpoint
+    everything = model, experiment.fault_injection, batches, device, metric
+    fit = functools.partial(fit_threads, device=device)
+    return insert_faults(*everything, on_note=progress.note, on_work=fit), checkpoint
 
 
 # -- the run --------------------------------------------------------------------------------
 
 
-def _measure(
-    setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
-) -> None:
-    """Evaluate all rates and sites, and add each result to the findings."""
-    say = progress.say
-    try:
-        say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
-        findings.baseline = evaluation.baseline()
-        golden = evaluation.runner.golden()
-        findings.metric = metric = golden.facts
-        say(f"Baseline {metric.name}: {metric.shown(findings.baseline)}")
+class _Printer(Follower):
+    """Prints each step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def _say(self, text: str) -> None:
+        self._progress.say(text)
+
+    def on_baseline_start(self) -> None:
+        self._say(f"\n{WIDE}\nEvaluating baseline (no faults)...")
+
+    def on_baseline_end(self, findings: Findings) -> None:
+        metric = findings.metric
+        assert findings.baseline is not None
+        self._say(f"Baseline {metric.name}: {metric.shown(findings.baseline)}")
         if not metric.is_accuracy:
-            say(f"Metric: {metric.sentence}")
-        findings.doubt = doubt_of(golden)
-        if findings.doubt is not None:
-            progress.note(findings.doubt)
-        run_golden(evaluation.runner, progress.note)
-        findings.never_called = evaluation.check(setting.configs, each_alone=setting.per_layer)
-        if findings.never_called:
-            progress.note(f"never called in this evaluation: {', '.join(findings.never_called)}")
-        say(f"\n{WIDE}")
-        for result in evaluation.evaluate(_announced(setting, progress)):
-            findings.results.append(result)
-            lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]
-            say("\n".join(lines))
-        if setting.per_layer:
-            _measure_layers(setting, evaluation, findings, progress)
-    except torch.OutOfMemoryError as error:
-        raise DataError(f"out of memory on {setting.device}: lower --batch-size") from error
-    findings.complete = True
+            self._say(f"Metric: {metric.sentence}")
 
+    def on_checked(self, findings: Findings) -> None:
+        self._say(f"\n{WIDE}")
 
-def _announced(setting: Setting, progress: Progress) -> Iterator[FaultInjectionConfig]:
-    """Give each configuration, and say so when its turn comes."""
-    for config in setting.configs:
-        progress.say(announcement(setting, config))
-        yield config
+    def on_rate_start(self, setting: Setting, config: FaultInjectionConfig) -> None:
+        self._say(announcement(setting, config))
 
+    def on_rate_end(self, setting: Setting, result: CellResult) -> None:
+        lines = sweep_lines(result) if setting.sweep else ["", *single_lines(result)]
+        self._say("\n".join(lines))
 
-def _measure_layers(
-    setting: Setting, evaluation: FaultEvaluation, findings: Findings, progress: Progress
-) -> None:
-    progress.say(f"\n{WIDE}\nEvaluating each layer alone...")
-    number = setting.struck_alone(findings)
-    for result in evaluation.per_layer(setting.configs[0]):
-        findings.layers.append(result)
-        place = f"{len(findings.layers)}/{number}"
-        progress.say(f"  {place} {result.cell.place}: {mean_and_std(result)}")
+    def on_layers_start(self) -> None:
+        self._say(f"\n{WIDE}\nEvaluating each layer alone...")
+
+    def on_layer_end(self, setting: Setting, findings: Findings) -> None:
+        result = findings.layers[-1]
+        place = f"{len(findings.layers)}/{setting.struck_alone(findings)}"
+        self._say(f"  {place} {result.cell.place}: {mean_and_std(result)}")
 
 
 # -- after the run --------------------------------------------------------------------------
 
 
-def _finish(setting: Setting, findings: Findings, outputs: Outputs, progress: Progress) -> int:
+def _finish(
+    setting: Setting, findings: Findings, outputs: Outputs, progress: Progress, look: Look
+) -> int:
     """Print the tables and write the files, also after an interruption."""
     if not findings.results:
         progress.say("interrupted before the first result: nothing was written", error=True)
@@ -349,14 +333,16 @@ def _finish(setting: Setting, findings: Findings, outputs: Outputs, progress: Pr
     if findings.layers:
         progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings)]))
     progress.say()
-    _write(setting, findings, outputs, progress)
+    _write(setting, findings, outputs, progress, look)
     if findings.complete:
         return 0
     progress.say(interrupted_line(setting, findings), error=True)
     return INTERRUPTED
 
 
-def _write(setting: Setting, findings: Findings, outputs: Outputs, progress: Progress) -> None:
+def _write(
+    setting: Setting, findings: Findings, outputs: Outputs, progress: Progress, look: Look
+) -> None:
     first, saved = outputs["json"].path, outputs["json"].write(to_json(setting, findings))
     kept = "" if saved == first else f" ({first} is kept: it holds something else)"
     progress.say(f"Results saved to: {saved}{kept}")
@@ -367,7 +353,7 @@ def _write(setting: Setting, findings: Findings, outputs: Outputs, progress: Pro
         return
     path = outputs["plot"].path
     picture_format = path.suffix.lower().removeprefix(".")
-    outputs["plot"].write(evaluation_picture(setting, findings, picture_format))
+    outputs["plot"].write(evaluation_picture(setting, findings, picture_format, look))
     left_out = max(0, len(findings.layers) - MOST_BARS)
     note = f" (the {MOST_BARS} most vulnerable layers; {left_out} left out)"
     progress.say(f"Picture saved to: {path}{note if left_out else ''}")

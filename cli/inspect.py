@@ -16,10 +16,10 @@ from fxfault.cli.terminal.console import run
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxfault.cli.terminal.outputs import OutputFile
     from fxfault.experiment.sections import ExperimentConfig
     from fxfault.models.checkpoints import CheckpointInfo
     from fxfault.passes.inspection import Inspection
+    from fxfault.results.outputs import OutputFile
 
 SCHEMA = "fxfault-inspect/1"
 
@@ -140,8 +140,8 @@ def _claim_outputs(
     options: argparse.Namespace, experiment: ExperimentConfig
 ) -> dict[str, OutputFile]:
     """Check before the work that the output files can be written."""
-    from fxfault.cli.terminal.outputs import OutputFile, refuse_overwriting
     from fxfault.files.access import expanded
+    from fxfault.results.outputs import OutputFile, refuse_overwriting
 
     outputs = {
         name: OutputFile(f"--{name}", path)

@@ -10,12 +10,12 @@ from typing import Any
 from fxfault.cli.terminal.progress import Progress
 from fxfault.cli.training_report import epoch_line
 from fxfault.training.callbacks import Record, Row
-from fxfault.training.classifier import Classifier
+from fxfault.training.learner import Learner
 from fxfault.training.lightning_import import Callback, LightningModule, Trainer
 
 
 class Reporter(Callback):
-    """Prints a line for each epoch, and shows a bar with loss, accuracy and noise.
+    """Prints a line for each epoch, and shows a bar with loss, noise and a classifier's accuracy.
 
     Args:
         progress: prints the lines and shows the bar.
@@ -39,7 +39,7 @@ class Reporter(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: Classifier,  # type: ignore[override]
+        pl_module: Learner,  # type: ignore[override]
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -47,18 +47,22 @@ class Reporter(Callback):
         if not self.progress.visible:
             return  # Because reading the sums waits for the device.
         _, hits, samples, *_ = pl_module.totals.sums.tolist()
-        accuracy = 100 * hits / max(samples, 1)
+        accuracy = ""
+        if pl_module.objective.facts.is_accuracy:
+            accuracy = f"accuracy {100 * hits / max(samples, 1):.2f}%, "
         state = "noisy" if pl_module.last_step_noisy else "clean"
         self.progress.describe(
             f"Epoch {trainer.current_epoch}/{(trainer.max_epochs or 0) - 1}",
-            f"loss {pl_module.last_loss:.4f}, accuracy {accuracy:.2f}%, {state}",
+            f"loss {pl_module.last_loss:.4f}, {accuracy}{state}",
         )
         self.progress.advance(1)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:  # type: ignore[override]
         self.progress.close()
         if trainer.is_global_zero:
-            self.progress.say(epoch_line(self.rows[-1], trainer.max_epochs or 0))
+            self.progress.say(
+                epoch_line(self.rows[-1], trainer.max_epochs or 0, pl_module.objective.facts)
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, error: Any) -> None:
         self.progress.close()

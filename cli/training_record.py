@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 import sys
 import time
@@ -82,8 +83,21 @@ class TrainingRecord:
         if result is not None:
             document["best"] = result.best
             document["calibrated"] = result.calibrated
-            document["test_accuracy"] = result.test_accuracy
-            document["faulty_test_accuracy"] = result.faulty_test_accuracy
+            if not result.metric.is_accuracy:
+                document["metric"] = result.metric.to_dict()
+            document[f"test_{result.metric.column}"] = result.test_value
+            document[f"faulty_test_{result.metric.column}"] = result.faulty_test_value
         document["versions"] = versions(*_PACKAGES)
         document["platform"] = f"{platform.platform()} {sys.implementation.name}"
-        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+        return json.dumps(_without_nan(document), indent=2, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    """Put null in the place of numbers that JSON does not have, such as a lost metric."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value

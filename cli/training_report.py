@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -11,6 +12,7 @@ from fxfault.config.curriculum import EpochPlan, epoch_plan
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import counted
+from fxfault.metrics.facts import MetricFacts
 from fxfault.results.reports.text import lined_up, percent
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.training.batch_norm import batch_norms
@@ -22,8 +24,10 @@ from fxfault.training.run_folder import CALIBRATED
 LONGEST_PLAN = 20
 _SHOWN_GROUPS = 16
 
-# Percentage points by which the accuracy under faults may be the higher one by chance.
+# Percentage points by which the metric under faults may be the better one by chance.
 _ODDLY_BETTER = 1.0
+# The same for a metric without percentages, as a share of the value without faults.
+_ODD_SHARE = 0.02
 
 _settings = attrgetter("probability", "step_interval", "epoch_interval", "injection_type")
 
@@ -143,19 +147,24 @@ def _noisy(plans: Sequence[EpochPlan]) -> str:
 # -- results --------------------------------------------------------------------------------
 
 
-def epoch_line(row: Mapping[str, float], epochs: int) -> str:
+def epoch_line(row: Mapping[str, float], epochs: int, metric: MetricFacts) -> str:
     """Write the measurements of an epoch in one line; epochs count from 0.
 
-    >>> epoch_line({"epoch": 0, "train_loss": 1.5, "train_accuracy": 50.0, "steps": 8.0,
-    ...             "noisy_steps": 3.0, "seconds": 2.0}, epochs=12)
-    'Epoch  0/11: loss 1.5000, accuracy 50.00%, 3 of 8 steps noisy, 2.0 s'
+    >>> psnr = MetricFacts("psnr", "dB")
+    >>> epoch_line({"epoch": 0, "train_loss": 1.5, "val_psnr": 20.0, "steps": 8.0,
+    ...             "noisy_steps": 3.0, "seconds": 2.0}, 12, psnr)
+    'Epoch  0/11: loss 1.5000, validation psnr 20 dB, 3 of 8 steps noisy, 2.0 s'
     """
+    name = f"val_{metric.column}"
     number = f"{row['epoch']:.0f}".rjust(len(str(epochs - 1)))
-    parts = [f"loss {row['train_loss']:.4f}", f"accuracy {row['train_accuracy']:.2f}%"]
-    if "val_accuracy" in row:
-        parts.append(f"validation {row['val_accuracy']:.2f}%")
-    if "faulty_val_accuracy" in row:
-        parts[-1] += f" ({row['faulty_val_accuracy']:.2f}% under faults)"
+    parts = [f"loss {row['train_loss']:.4f}"]
+    if "train_accuracy" in row:
+        parts.append(f"accuracy {row['train_accuracy']:.2f}%")
+    if name in row:
+        which = "" if metric.is_accuracy else f"{metric.name} "
+        parts.append(f"validation {which}{metric.shown(row[name])}")
+    if f"faulty_{name}" in row:
+        parts[-1] += f" ({metric.shown(row[f'faulty_{name}'])} under faults)"
     parts.append(f"{row['noisy_steps']:.0f} of {row['steps']:.0f} steps noisy")
     return f"Epoch {number}/{epochs - 1}: {', '.join(parts)}, {row['seconds']:.1f} s"
 
@@ -175,10 +184,15 @@ def result_lines(
         kept = f"; saved to {folder / CALIBRATED}" if config.checkpoint.enabled else ""
         norms = counted(result.calibrated, "batch norm")
         lines.append(f"Statistics of {norms} estimated again ({how}){kept}")
-    lines.append(f"Test accuracy: {result.test_accuracy:.2f}% ({which})")
-    if result.faulty_test_accuracy is not None:
-        lines.append(f"Test accuracy under faults: {result.faulty_test_accuracy:.2f}%")
-        if _has_noisy_statistics(result, result.faulty_test_accuracy):
+    facts = result.metric
+    name = "accuracy" if facts.is_accuracy else facts.name
+    lines.append(f"Test {name}: {facts.shown(result.test_value)} ({which})")
+    if result.faulty_test_value is not None:
+        shown = "no finite value"
+        if not math.isnan(result.faulty_test_value):
+            shown = facts.shown(result.faulty_test_value)
+        lines.append(f"Test {name} under faults: {shown}")
+        if _has_noisy_statistics(result, result.faulty_test_value):
             mend = "train with --set training.calibrate=clean"
             if config.checkpoint.enabled:
                 mend = f"estimate them again: {again} --set training.calibrate=clean"
@@ -191,6 +205,8 @@ def result_lines(
 
 def _has_noisy_statistics(result: TrainingResult, faulty: float) -> bool:
     """Whether batch norms make the network worse without faults than under them."""
-    if result.calibrated or faulty <= result.test_accuracy + _ODDLY_BETTER:
+    better = result.metric.loss(faulty, result.test_value)
+    margin = _ODDLY_BETTER if result.metric.unit == "%" else _ODD_SHARE * abs(result.test_value)
+    if result.calibrated or not better > margin:
         return False
     return bool(batch_norms(result.network))

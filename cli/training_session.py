@@ -22,7 +22,7 @@ from fxfault.cli.training_run import Run, repeat_command, resume_command
 from fxfault.errors import ConfigError, TrainingError
 from fxfault.evaluation.checks import check_model, try_model
 from fxfault.experiment.parts import (
-    Batches,
+    batches_of,
     load_model,
     open_test_data,
     open_training_data,
@@ -32,13 +32,19 @@ from fxfault.files.sources import TRAINING, Sources
 from fxfault.models.checkpoints import most_bytes
 from fxfault.results.pictures.plots import training_picture
 from fxfault.sites.fault_sites import FaultSites, faults_of
-from fxfault.training.batches import EpochOrder, Shard, evaluation_loader, split_validation
+from fxfault.training.batches import (
+    EpochOrder,
+    Shard,
+    evaluation_loader,
+    samples_and_collate,
+    split_validation,
+)
 from fxfault.training.callbacks import Row
+from fxfault.training.checks import check_network, check_trainable
+from fxfault.training.objective import Objective, check_processes
 from fxfault.training.run import (
     Interrupted,
     TrainingResult,
-    check_network,
-    check_trainable,
     checkpoint_to_resume,
     load_initial_weights,
     train,
@@ -60,6 +66,7 @@ class Session:
         self.config = plan.experiment
         self.progress = progress
         self.rows: list[Row] = []
+        self.objective: Objective | None = None  # what validation measures, once it is known
         self.sources = Sources(Path.cwd(), {}, TRAINING)  # The user's code may change the folder.
 
     def run(self) -> int:
@@ -90,10 +97,14 @@ class Session:
         self._check_sizes()
         network, _ = load_model(config, None, test.facts)
         check_network(config, network)
+        self.objective = Objective.of(config, network)
+        check_processes(self.objective, self.options.devices)
         self.start = self._initial_weights(network)
-        batches = Batches(self.test_data, config.training.batch_size)
+        batches = batches_of(config, self.test_data)
+        batches.forward = network.forward
         network.to(self.device)
-        fit_threads(try_model(network, batches, self.device), self.device)
+        metric = self.objective.judge.metric
+        fit_threads(try_model(network, batches, self.device, metric), self.device)
         # Not verbose here: `train` logs the sites of the network that it trains.
         faults = dataclasses.replace(config.fault_injection, verbose=False)
         faulty = fxfault.transform(network, faults)
@@ -119,11 +130,13 @@ class Session:
     def _check_sizes(self) -> None:
         """Check that there are enough samples for each split."""
         settings = self.config.training
+        samples, _ = samples_and_collate(self.training_data)
         training, validation = split_validation(
-            self.training_data, settings.validation_fraction, self.config.seed.value
+            samples, settings.validation_fraction, self.config.seed.value
         )
-        parts: Any = (training, validation, self.test_data)
+        parts: Any = (training, validation)
         self.sizes = [len(part) if part else 0 for part in parts]
+        self.sizes.append(batches_of(self.config, self.test_data).samples)
         shard = Shard(0, self.options.devices)
         EpochOrder(samples=self.sizes[0], batch_size=settings.batch_size, seed=0, shard=shard)
         if validation is not None:
@@ -235,16 +248,17 @@ class Session:
     def _finish(self, folder: RunFolder, result: TrainingResult) -> int:
         again = resume_command(folder, self.options.devices)
         self.progress.say("\n" + "\n".join(result_lines(self.config, result, folder.path, again)))
-        self._draw(folder, result.test_accuracy)
+        self._draw(folder, result.test_value)
         self._write_record(folder, result)
         self.progress.say(f"Run saved to: {folder.path}")
         return 0
 
     # -- files ------------------------------------------------------------------------------
 
-    def _draw(self, folder: RunFolder, test_accuracy: float | None) -> None:
-        if self.rows:
-            folder.write(CURVE, training_picture(self.rows, test_accuracy, "png"))
+    def _draw(self, folder: RunFolder, test_value: float | None) -> None:
+        if self.rows and self.objective is not None:
+            picture = training_picture(self.rows, test_value, "png", self.objective.facts)
+            folder.write(CURVE, picture)
 
     def _write_record(self, folder: RunFolder, result: TrainingResult | None) -> None:
         if not self.plan.is_helper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import html
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -173,3 +174,19 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str =
         ).rstrip()
         for row in rows
     ]
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """Write a table in HTML for a notebook; all texts are escaped.
+
+    >>> html_table(["Site"], [["a<b"]], "1 site")
+    '<table><caption>1 site</caption><thead><tr><th>Site</th></tr></thead><tbody><tr><td>a&lt;b\
+</td></tr></tbody></table>'
+    """
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(_html_row(row, "td") for row in rows)
+    return f"<table>{title}<thead>{_html_row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -34,6 +34,7 @@ from fxfault.quantisers.watch import Watch
 from fxfault.sites.fault_sites import FaultSites
 
 _RECORD = "_frozen"
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Record:
     parts: tuple[FrozenPart, ...]
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: M) -> M:
     """Make a faster model for evaluation that computes the same.
 
     Weights and biases are quantised once, and activations whose scale, zero point and bit
@@ -149,7 +150,7 @@ def _freeze(layer: nn.Module, state: Settled) -> None:
         keep_forward(layer)
 
 
-def thaw(model: nn.Module) -> nn.Module:
+def thaw(model: M) -> M:
     """Return the model object that `freeze` was given; its parameters are those of the frozen one.
 
     Args:
@@ -166,7 +167,7 @@ def thaw(model: nn.Module) -> nn.Module:
             f"this {type(model).__name__} was made from a frozen model; thaw the model that "
             "fxfault.freeze returned, and make it from that"
         )
-    return record.source
+    return cast(M, record.source)
 
 
 def frozen_parts(model: nn.Module) -> tuple[FrozenPart, ...]:

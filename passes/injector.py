@@ -6,6 +6,7 @@ from torch import nn
 
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.errors import ConfigError
+from fxfault.passes.faulty_module import FaultyModule
 from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.transform import transform
 from fxfault.sites.statistics import FaultStatistics
@@ -30,7 +31,7 @@ class FaultInjector:
 
     QUANT_TARGET_LAYERS = frozenset(FaultInjectionConfig().targets)
 
-    def inject(self, model: nn.Module, config: FaultInjectionConfig) -> nn.Module:
+    def inject(self, model: nn.Module, config: FaultInjectionConfig) -> FaultyModule:
         """See `fxfault.transform`."""
         return transform(model, config)
 

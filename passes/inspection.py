@@ -31,7 +31,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxfault.faults.fault_models import label_of
-from fxfault.messages import aligned, counted
+from fxfault.messages import aligned, counted, html_table
 from fxfault.passes.tracing.containers import Container, containers_of
 from fxfault.quantisers.inner_quantisers import quantisers_inside
 from fxfault.quantisers.quant_tensors import learned_bit_width, settled_scale
@@ -161,6 +161,10 @@ class Inspection:
         return "\n".join([*lines, f"Checked: {self.checked}"] if self.checked else lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The sites as a table, for a notebook."""
+        return html_table(_SITE_HEAD, list(map(_site_cells, self.sites)), self.headline)
 
     @property
     def headline(self) -> str:

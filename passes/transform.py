@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from fxfault.config.curriculum import epoch_plan
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.faults.fault_models import label_of
 from fxfault.passes.checking import check
+from fxfault.passes.faulty_module import FaultyModule
 from fxfault.passes.insert import InsertFaults
 from fxfault.passes.sites_of_model import sites_or_none
 from fxfault.passes.strip import StripFaults
@@ -29,7 +30,7 @@ def transform(
     model: nn.Module,
     config: FaultInjectionConfig | Mapping[str, Any],
     example_inputs: Any = None,
-) -> nn.Module:
+) -> FaultyModule:
     """Make a model with quantised activations that faults can hit.
 
     The model is traced, and a `fault_inject` call is inserted after every target. As with
@@ -56,7 +57,7 @@ def transform(
             If given, the result is compared with `model`; see `fxfault.check`.
 
     Returns:
-        A model with the sites at `.faults`; `model` itself if `enabled` is false.
+        A model with the sites at `.faults`; `model` itself, without any, if `enabled` is false.
 
     Raises:
         ConfigError: the configuration has errors.
@@ -70,7 +71,7 @@ def transform(
     else:
         config = FaultInjectionConfig.from_dict(config)
     if not config.enabled:
-        return model
+        return cast(FaultyModule, model)  # As if it had sites: loops ask `enabled` first.
     insert: Any = InsertFaults(config)
     insert.requires(model)
     faulty = insert(trace(model, config)).graph_module
@@ -87,7 +88,7 @@ def transform(
         sites.new_statistics()
     if config.verbose:
         _log(sites)
-    return faulty
+    return cast(FaultyModule, faulty)
 
 
 def _log(sites: FaultSites) -> None:

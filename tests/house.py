@@ -20,6 +20,7 @@ ROOMS = (
     "fxfault.cli.terminal",
     "fxfault.lightning",
     "fxfault.training",
+    "fxfault.results.calls",
     "fxfault.results",
     "fxfault.results.page",
     "fxfault.results.pictures",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import simulated_workers
 from benchmarks.networks import quant_digits
 from benchmarks.peers_study import (
     HOOKS,
@@ -21,6 +24,14 @@ from benchmarks.peers_study import (
     quantised,
 )
 from benchmarks.peers_trials import ByFxfault, ByHooks, Outcome, flip_codes, flip_floats, hits
+from fxfault.campaign import Study
+from fxfault.campaign.driver import Progress, run_study
+from fxfault.campaign.records.store import Store
+from fxfault.campaign.studies.stop_rule import StopRule
+from fxfault.campaign.workers.engine import Batch
+from fxfault.campaign.workers.plan import Plan
+from fxfault.campaign.workers.worker_engine import BATCHES_EACH
+from fxfault.evaluation.rows import TrialRow
 from fxfault.faults.bits import bits_of
 
 
@@ -125,3 +136,38 @@ def test_ratios_have_intervals() -> None:
     assert slow.over(fast) == (4.0, (4.0, 4.0))
     ratio, (low, high) = Times(np.array([4.0, 5.0, 7.0])).over(fast)
     assert low < ratio < high
+
+
+def test_simulated_workers_share_the_trials_of_a_real_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated_workers, "TRIAL", 0.01)
+    study = replace(Study.from_yaml("digits_study"), stop=StopRule(margin=1.0, max_trials=40))
+    engine = simulated_workers.SimulatedEngine(40, study, sites=3)
+    loads: list[int] = []
+
+    def note(progress: Progress) -> None:
+        loads.extend(len(worker.batches) for worker in engine._workers)
+
+    last = run_study(study, tmp_path / "study.sqlite", engine=engine, on_progress=note)
+    assert last.is_finished
+    assert last.trials == last.wanted
+    assert 10 * len(last.cells) < last.trials < 40 * len(last.cells)
+    assert max(loads) == BATCHES_EACH
+    with Store.open(tmp_path / "study.sqlite") as store:
+        rows = store.rows()
+    alone = [simulated_workers.row_of(row.cell, row.trial) for row in rows]
+    assert all(map(TrialRow.same_counts, alone, rows))
+
+
+def test_an_idle_worker_gets_a_batch_before_one_that_is_busy() -> None:
+    study = Study.from_yaml("digits_study")
+    engine = simulated_workers.SimulatedEngine(3, study, sites=1)
+    engine.start(Plan(study=study.to_dict()), print)
+    while not all(worker.ready for worker in engine._workers):
+        engine._hear_all(0.1)
+    given = []
+    for number in range(2 * 3 + 1):
+        engine.submit(Batch("cell", (number,)))
+        given.append(sorted(len(worker.batches) for worker in engine._workers))
+    assert given == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [1, 1, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]

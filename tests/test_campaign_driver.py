@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,36 @@ def test_a_row_that_comes_twice_or_uncalled_for_is_not_taken(cells: list[Cell]) 
     assert queue.trials == 1
 
 
+def test_a_cell_of_a_thousand_million_trials_takes_no_memory_for_them(cells: list[Cell]) -> None:
+    """Neither for those that wait nor for the finished ones."""
+    queue = TrialQueue(small_study(stop=None, trials=10**9), cells[:1], nothing)
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            batch = queue.next(50)
+            assert batch is not None
+            for trial in batch.trials:
+                assert queue.take(row(cells[0], trial))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (queue.trials, queue.wanted) == (10_000, 10**9)
+    assert peak < 200_000  # 20 bytes for each trial; a row has hundreds.
+
+
+def test_gaps_between_stored_trials_come_first(cells: list[Cell]) -> None:
+    stored = [row(cells[0], trial) for trial in (0, 3, 4, 7)]
+    queue = TrialQueue(small_study(stop=None, trials=10), cells[:1], lambda key: stored)
+    handed_out = [batch.trials for batch in iter(lambda: queue.next(3), None)]
+    assert handed_out == [(1, 2, 5), (6, 8, 9)]
+    fewer = TrialQueue(small_study(stop=None, trials=4), cells[:1], lambda key: stored)
+    assert fewer.next(9) == Batch(cells[0].key, (1, 2))
+    assert (fewer.next(9), fewer.wanted) == (None, 4)
+    assert fewer.take(row(cells[0], 2))
+    assert fewer.take(row(cells[0], 1))
+    assert (fewer.done, fewer.wanted) == (True, 6)  # All that the store has.
+
+
 def test_more_trials_are_asked_for_until_a_cell_is_sure(cells: list[Cell]) -> None:
     study = small_study(stop={"margin": 5.0, "min_trials": 2, "max_trials": 100})
     queue = TrialQueue(study, cells[:1], nothing)
@@ -251,6 +282,8 @@ def test_the_order_in_which_rows_come_in_does_not_matter(cells: list[Cell], seed
             cell = Cell.from_key(key)
             assert queue.take(row(cell, trial, correct=accuracy(cell, trial)))
             done.add((key, trial))
+            assert queue.wanted >= queue.trials == len(done)
+        assert queue.wanted == len(done)
         return done
 
     whole = run({}, workers=1)
@@ -311,11 +344,43 @@ class _Interrupted(LocalEngine):
         super().__init__()
         self.left = trials
 
-    def receive(self) -> list[TrialRow]:
+    def receive(self, within: float | None = None) -> list[TrialRow]:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
         return super().receive()
+
+
+class _Slow(LocalEngine):
+    """Waits before each trial, as long as it may."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__()
+        self.store, self.given = store, 0
+        self.waits: list[float] = []
+        self.unstored: list[int] = []
+
+    def receive(self, within: float | None = None) -> list[TrialRow]:
+        if within is not None:
+            self.waits.append(within)
+            assert len(self.waits) < 1000
+            time.sleep(within)
+            return []
+        if self.given:
+            with Store.open(self.store) as store:
+                self.unstored.append(self.given - sum(store.counts().values()))
+        self.given += 1
+        return super().receive()
+
+
+def test_finished_trials_do_not_wait_for_the_next_one(tmp_path: Path) -> None:
+    """An engine may take an hour for the next one, and the driver may be killed meanwhile."""
+    engine = _Slow(tmp_path / "study.sqlite")
+    study = small_study(stop=None, trials=2)
+    assert run_study(study, engine.store, engine=engine).is_finished
+    assert engine.waits
+    assert 0 <= min(engine.waits) <= max(engine.waits) <= 0.1
+    assert set(engine.unstored) == {0}
 
 
 def test_an_interrupted_study_is_gone_on_with_row_for_row(
@@ -597,6 +662,20 @@ def test_several_faults_may_be_added(tmp_path: Path) -> None:
     assert after(tmp_path / "a.sqlite", one, two) == after(tmp_path / "b.sqlite", two)
     other = small_study(axes={"faults": {"both": SEVERAL[:1]}}, stop=None, trials=2)
     assert "study.axes.faults.both" in refusal_of(tmp_path / "a.sqlite", other)
+
+
+def test_a_title_may_change_at_any_time(tmp_path: Path, undisturbed: Path) -> None:
+    path = tmp_path / "study.sqlite"
+    path.write_bytes(undisturbed.read_bytes())
+    named = {**small_study().to_dict(), "title": "Digits", "notes": "Again."}
+
+    progress = run_study(Study.from_dict(named), path)
+
+    assert progress.trials == progress.earlier
+    with Store.open(path) as store, Store.open(undisturbed) as old:
+        assert (store.study["title"], store.study["notes"]) == ("Digits", "Again.")
+        assert store.fingerprint == old.fingerprint
+        assert store.rows() == old.rows()
 
 
 def test_a_study_that_shrinks_keeps_its_trials(tmp_path: Path) -> None:

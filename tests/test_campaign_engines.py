@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,69 @@ def test_two_workers_of_ray_give_the_same_rows(
 
     assert run_study(small_study(), path, engine=engine, on_progress=kill).is_finished
     assert killed
+    assert outcome(path) == undisturbed
+
+
+def family_of(pid: int) -> list[int]:
+    """A process and its children, which a dying machine takes along."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # Linux
+    return [pid, *(int(child) for file in lists for child in file.read_text().split())]
+
+
+@pytest.fixture
+def two_machines() -> Iterator[Any]:
+    """A cluster of two nodes with a core each, whose raylets are processes of their own."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own, which differ from version to version.
+def test_a_machine_of_the_cluster_that_dies_costs_no_row(
+    tmp_path: Path,
+    undisturbed: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    two_machines: Any,
+) -> None:
+    """No machine has room for the worker in its place, which waits: it counts as no death."""
+    path = tmp_path / "study.sqlite"
+    engine: Any = make_engine("ray", address=two_machines.address, trial_timeout=300.0)
+    (second,) = two_machines.worker_nodes
+    killed: list[int] = []
+    placed: list[bool] = []
+    notes: list[str] = []
+    start = engine.start
+
+    def start_both(*args: Any) -> Any:
+        facts = start(*args)
+        while not all(worker.ready for worker in engine._workers):
+            engine._hear_all(1.0)
+        # From now on, set-up may take no time at all.
+        for name in ("_LEAST", "_SET_UPS", "_TRIALS"):
+            monkeypatch.setattr(patience, name, 0)
+        monkeypatch.setattr(worker_engine, "SAY_AFTER", 0.2)
+        monkeypatch.setattr(worker_history, "MOST_DEATHS", 2)
+        return facts
+
+    def kill(progress: Progress) -> None:
+        if progress.rows and not killed:
+            killed.append(progress.trials)
+            for pid in family_of(second.all_processes["raylet"][0].process.pid):
+                os.kill(pid, signal.SIGKILL)
+        placed.append(all(worker.placed for worker in engine._workers))
+
+    monkeypatch.setattr(engine, "start", start_both)
+    last = run_study(small_study(), path, engine=engine, on_progress=kill, on_note=notes.append)
+    assert last.is_finished
+    assert killed[0] < last.trials
+    assert placed[0]
+    assert not placed[-1]
     assert outcome(path) == undisturbed
 
 

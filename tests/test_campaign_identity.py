@@ -19,9 +19,9 @@ from fxfault.campaign.driver import Progress, run_study
 from fxfault.campaign.records.store import Store
 from fxfault.campaign.workers.process_engine import ProcessEngine
 from fxfault.cli.campaign import main
-from fxfault.cli.terminal.outputs import OutputFile
 from fxfault.errors import ConfigError, DataError, FxFaultError, StoreError
 from fxfault.experiment.parts import Batches, load_model
+from fxfault.results.outputs import OutputFile
 
 WEIGHTS = resources.files("fxfault.bundled") / "weights"
 

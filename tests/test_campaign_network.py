@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,6 +24,7 @@ from fxfault.campaign.records.store import Store
 from fxfault.campaign.workers.outline import background_of
 from fxfault.results.pictures.campaign_network import Strip, contract, lay_out
 from fxfault.results.pictures.campaign_network_picture import network_picture
+from fxfault.results.pictures.drawing import Look
 from fxfault.sites.fault_sites import faults_of
 
 KINDS = ("operation", "operation", "layer", "site", "container")
@@ -226,6 +228,8 @@ def test_sites_have_the_colour_of_what_they_cost_and_unknown_ones_are_grey() -> 
     assert len(set(colours)) == 4
     texts = [element.text for element in svg.iter() if element.tag.endswith("text")]
     assert {"9.00", "1.00", "-0.20", "–", "not known", "add", *SITES} <= set(texts)
+    assert texts.count("QuantReLU") == 4
+    assert (texts.count("4 bit"), texts.count("8 bit")) == (1, 3)
     assert network_picture(residual(), falls, "png").startswith(b"\x89PNG")
     assert network_picture(residual(), falls, "svg") == network_picture(residual(), falls, "svg")
 
@@ -234,7 +238,7 @@ def test_sites_have_the_colour_of_what_they_cost_and_unknown_ones_are_grey() -> 
     ("falls", "said", "colour"),
     [
         ({}, "No site was struck alone: no colours", "#d9d9d9"),
-        (dict.fromkeys(SITES, 0.0), "Accuracy lost when struck alone (points)", "#ffffcc"),
+        (dict.fromkeys(SITES, 0.0), "No site lost accuracy when struck alone", "#ffffcc"),
     ],
 )
 def test_a_scale_without_a_loss(falls: dict[str, float], said: str, colour: str) -> None:
@@ -245,6 +249,21 @@ def test_a_scale_without_a_loss(falls: dict[str, float], said: str, colour: str)
     assert not [text for text in texts if text and "e−" in text]  # Of a scale of next to nothing.
     parts = {element.get("id"): element for element in svg.iter() if element.get("id")}
     assert {_fill(parts[f"site-{index}"]) for index in range(4)} == {colour}
+
+
+@pytest.mark.parametrize("look", [Look(), Look("paper"), Look("phone"), Look(size=(4.0, 3.0))])
+def test_a_picture_is_as_wide_as_its_content(look: Look) -> None:
+    long = [f"features.{number}.a_name_of_some_length" for number in range(4)]
+    for sites in (SITES, long):
+        falls = dict.fromkeys(sites, 1.0)
+        svg = ElementTree.fromstring(network_picture(residual(sites), falls, "svg", look=look))
+        width = float(svg.attrib["width"].removesuffix("pt"))
+        assert width <= 72 * look.of(960 / 72, 1.0)[0] + 0.5
+        assert width > 150
+        if look.style == "screen" and look.size is None:
+            # Of the right end no more than a value and the margin.
+            ends = re.findall(r"(?:translate\(|x=\")([\d.]+)", ElementTree.tostring(svg).decode())
+            assert max(map(float, ends)) > width - 60
 
 
 def _fill(group: ElementTree.Element) -> str:

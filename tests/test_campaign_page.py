@@ -16,14 +16,16 @@ import yaml
 from campaign_page_tools import HOSTILE, SITES, page_of, residual, write_store
 
 from fxfault.campaign import Cell, Study
-from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.records.store import Store
 from fxfault.cli import campaign
 from fxfault.results.page import html as campaign_page
 from fxfault.results.page.figures import inlined
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
-SECTIONS = ["run", "accuracy", "weak", "faults", "network", "all-sites", "all-cells", "repeat"]
+SECTIONS = [
+    *("verdict", "weak", "faults", "accuracy", "network"),
+    *("all-sites", "all-cells", "run", "repeat"),
+]
 
 
 class Page(HTMLParser):
@@ -107,7 +109,8 @@ def test_figures_are_named_and_follow_the_scheme_of_the_page(text: str) -> None:
     page = Page(text)
 
     figures = page.of("svg")
-    assert [figure["role"] for figure in figures] == ["img", "img", "img", "group"]
+    # One for wide and one for narrow screens; the network is narrow anyway.
+    assert [figure["role"] for figure in figures] == [*["img"] * 6, "group"]
     assert len(page.of("figcaption")) == 4
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert "#000000" not in drawn
@@ -190,7 +193,7 @@ def test_a_store_of_an_earlier_version_has_a_page_without_a_drawing(tmp_path: Pa
 
     text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
 
-    assert len(Page(text).of("svg")) == 3
+    assert len(Page(text).of("svg")) == 6
     assert "made by a version that did not note the network" in text
     assert [row[:4] for row in rows_of(text, "sites")[1:]] == [
         [name, str(index), "-", "-"] for index, name in enumerate(SITES[1:])
@@ -205,7 +208,7 @@ def test_sites_struck_together_have_no_ranking_on_the_page(tmp_path: Path) -> No
 
     headings = [heading["id"] for heading in Page(text).of("h2")]
     assert headings == [name for name in SECTIONS if name not in ("weak", "faults")]
-    assert len(Page(text).of("svg")) == 2
+    assert len(Page(text).of("svg")) == 3
 
 
 def test_faults_that_strike_together_and_counted_ones_have_a_page(tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_faults_that_strike_together_and_counted_ones_have_a_page(tmp_path: Path
     counted = page_of(tmp_path / "k.sqlite", tmp_path / "k.html")
     together = page_of(tmp_path / "s.sqlite", tmp_path / "s.html")
 
-    assert "Faults per sample" in counted
+    assert "Accuracy lost (percentage points) at 3 faults per sample" in counted
     assert [row[2] for row in rows_of(counted, "cells")[1:]] == ["k = 3"] * 3
     assert rows_of(together, "cells")[1][:3] == ["all", "both", "-"]
     assert len(Page(together).of("svg")) == 1
@@ -315,7 +318,7 @@ def test_a_picture_on_a_page_has_ids_of_its_own_and_no_foreign_parts() -> None:
     text = inlined(svg, "f", "Title", "More", scheme={"#0072b2": "#ffffff"}, links=links)
 
     assert text == (
-        '<svg width="96" height="48" viewBox="0 0 72 36" style="min-width: 77px" role="group" '
+        '<svg width="96" height="48" viewBox="0 0 72 36" style="min-width: 72px" role="group" '
         'aria-labelledby="f-title f-desc"><title id="f-title">Title</title>'
         '<desc id="f-desc">More</desc><defs><path id="f-m" /></defs>'
         '<a href="#row" class="site"><title>a &lt; b</title><g id="f-part">'
@@ -340,12 +343,12 @@ def test_a_learned_width_is_told_of(tmp_path: Path) -> None:
     [
         (
             (0.0,) * 4,
-            "None of the 3 sites lost accuracy when it was struck alone",
+            "No fault changed a prediction in any of 16 cells: an SDC rate of 0.00 [0.00, 0.",
             "No site lost accuracy",
         ),
         (
             (0.0, 0.1, 0.02, 0.1),
-            "Of 3 sites 2 are tied for weakest: body.0.act, head.act. Faults in each alone cost",
+            "Of 3 sites, the weakest is body.0.act or one of head.act, which cannot be told apart",
             "Tied for weakest: body.0.act, head.act",
         ),
     ],
@@ -364,8 +367,8 @@ def test_a_tie_has_no_single_weakest_site(
     text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
 
     assert headline in text
-    assert "The weakest of" not in text
-    assert title in text.partition('id="figure-ranking-title"')[2]  # Drawn above the bars.
+    assert " is the weakest: faults" not in text
+    assert (title in text.partition('id="figure-ranking-title"')[2]) is any(weakness)
     assert f"{title}.\n" in capsys.readouterr().out
     ranks = {row[0]: row[1:3] for row in rows_of(text, "ranking")[1:]}
     assert ranks["body.0.act"] == ranks["head.act"]
@@ -409,7 +412,7 @@ def test_a_network_that_guesses_and_sites_that_are_never_called_are_named(
 
     out = capsys.readouterr().out
     doubt = "olden accuracy 96.0% is no better than chance (1 class): wrong weights, labels or"
-    assert f"G{doubt}" in text
+    assert f"No verdict: g{doubt}" in text
     assert f"Note: g{doubt}" in out
     named = f"Never called in this evaluation: {SITES[0]}"
     assert f"{named}." in text
@@ -417,8 +420,16 @@ def test_a_network_that_guesses_and_sites_that_are_never_called_are_named(
     assert f"{SITES[0]}: 4 bits, never called in this evaluation" in text
 
 
-def test_a_small_loss_does_not_look_like_nothing() -> None:
-    site = RankedSite("stem", 1, 1, 2, 0.004, -0.001, 0.009, 0.0, 10)
-    text = campaign_page._about_the_weakest([site, dataclasses.replace(site, rank=2, fall=0.0)])
-    assert "cost less than 0.01 points" in text
-    assert "That may be nothing: the interval contains 0." in text
+def test_a_page_begins_with_title_verdict_and_notes(tmp_path: Path) -> None:
+    labels = {"name": "first", "title": "Where is it weak?", "notes": "One.\n\n<Two>."}
+    write_store(tmp_path / "s.sqlite", residual(), **labels)
+
+    text = page_of(tmp_path / "s.sqlite", tmp_path / "r.html")
+
+    assert "<h1>Fault study: Where is it weak?</h1>" in text
+    main = text.partition("<main")[2]
+    for earlier, later in pairwise(["Protect first: body.0.act", "&lt;Two&gt;.", "<svg"]):
+        assert 0 < main.index(earlier) < main.index(later)
+    loose = page_of(tmp_path / "s.sqlite", tmp_path / "l.html", "--tolerance", "90")
+    assert "the loss is at most 90 points" in loose
+    assert "the loss is at most 1 point " in text

@@ -14,6 +14,7 @@ import yaml
 
 from fxfault.campaign import Cell, StopRule, Study, bundled_studies
 from fxfault.campaign.estimates.stopping import is_sure, trials_wanted
+from fxfault.campaign.records import fingerprint
 from fxfault.campaign.studies.axes import Axes
 from fxfault.campaign.studies.stop_rule import look_points
 from fxfault.errors import ConfigError, InvalidConfigError, SiteError
@@ -583,3 +584,25 @@ def test_axes_are_plain_values() -> None:
     assert isinstance(axes, Axes)
     assert axes.layers == (("stem.act", 1), "each")
     assert axes.probability == (2.0,)
+
+
+# -- labels ---------------------------------------------------------------------------------
+
+
+def test_a_study_has_a_name_a_title_and_notes() -> None:
+    made = study(name="first", title="Where is it weak?", notes="Two lines,\nof which this is one.")
+
+    assert (made.labels.name, made.title) == ("first", "Where is it weak?")
+    assert made.labels.notes == "Two lines,\nof which this is one."
+    assert round_trips(made)
+    assert study().title == "quant_digits on digits"
+    assert not set(study().to_dict()) & {"name", "title", "notes"}
+    assert fingerprint.of_study(made) == fingerprint.of_study(study())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", ""), ("name", "a\nb"), ("title", 3), ("title", "x" * 201)]
+)
+def test_a_label_that_is_no_line_is_refused(key: str, value: Any) -> None:
+    (problem,) = problems_of(**{key: value})
+    assert problem.startswith(f"{key}: got ")

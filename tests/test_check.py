@@ -308,7 +308,8 @@ def test_evaluation_with_faults_for_training_only_says_so_once(
         faulty(X)
         faulty(X)
         assert [record.message for record in caplog.records] == [
-            "no fault strikes in this evaluation: apply_during is train, the model is in eval mode"
+            "no fault strikes in this evaluation: apply_during is train, the model is in eval "
+            "mode; for faults here, transform the network with `apply_during: both`, or `eval`"
         ]
         caplog.clear()
         trained: Any = fxfault.transform(model, {**CONFIG, "apply_during": "train"})

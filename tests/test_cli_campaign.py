@@ -365,13 +365,13 @@ def test_the_estimate_is_cut_to_the_width_of_the_terminal(
 def test_the_report_has_estimates_ranking_and_heat_map(command: Callable[..., Run]) -> None:
     rows = write_store()
 
-    run = command("report", "--store", "study.sqlite")
+    run = command("report", "--store", "study.sqlite", "--cells")
 
     assert (run.status, run.err) == (0, "")
     assert "Cells: 12, trials: 144, 36.0 s of computing" in run.out
     assert "Golden accuracy: 96.00% (a.pt)" in run.out
     assert "Intervals: 95%, for other draws of faults on the same data" in run.out
-    cells, ranking, heat = tables(run.out)
+    ranking, heat, drawn, cells = tables(run.out)
     assert len(cells) == 13
     first = dict(zip(cells[0], cells[1], strict=True))
     mine = [row for row in rows if row.cell == rows[0].cell]
@@ -384,14 +384,18 @@ def test_the_report_has_estimates_ranking_and_heat_map(command: Callable[..., Ru
     assert [row[1] for row in ranking[1:]] == ["1-1", "2-2", "3-3"]
     assert heat[0] == ["Site", "random", "msb_flip"]
     assert all(float(row[2]) > float(row[1]) for row in heat[1:])
+    assert drawn[0][:2] == ["Struck", "Fault"]
+    short = command("report", "--store", "study.sqlite").out
+    assert tables(short) == [ranking, heat, drawn]
+    assert "All 12 cells with their intervals: report --cells, or export." in short
 
 
 def test_another_confidence_gives_wider_intervals(command: Callable[..., Run]) -> None:
     write_store()
 
     def widths(*options: str) -> list[float]:
-        run = command("report", "--store", "study.sqlite", *options)
-        entries = [row[4] for row in tables(run.out)[0][1:]]
+        run = command("report", "--store", "study.sqlite", "--cells", *options)
+        entries = [row[4] for row in tables(run.out)[-1][1:]]
         ends = [entry[entry.index("[") + 1 : -1].split(", ") for entry in entries]
         return [float(high) - float(low) for low, high in ends]
 
@@ -404,9 +408,9 @@ def test_the_report_says_which_cells_stopped_early_and_which_never_got_there(
     stop = {"margin": 1.0, "min_trials": 2, "max_trials": 12}
     write_store(stop=stop)
 
-    run = command("report", "--store", "study.sqlite")
+    run = command("report", "--store", "study.sqlite", "--cells")
 
-    states = [row[-1] for row in tables(run.out)[0][1:]]
+    states = [row[-1] for row in tables(run.out)[-1][1:]]
     assert set(states) == {"done", "not sure"}
     unsure = states.count("not sure")
     assert "Stop rule (±1 points at 95%, 2 to 12 trials): 0 of 12 cells stopped early." in run.out
@@ -418,14 +422,14 @@ def test_the_report_says_which_cells_stopped_early_and_which_never_got_there(
 
 def test_cells_of_one_trial_say_that_they_have_no_interval(command: Callable[..., Run]) -> None:
     write_store(trials=1)
-    out = command("report", "--store", "study.sqlite").out
+    out = command("report", "--store", "study.sqlite", "--cells").out
     assert "12 cells of one trial: no interval of the accuracy." in out
 
 
 def test_checkpoints_have_a_column_where_there_are_several(command: Callable[..., Run]) -> None:
     write_store(checkpoints=("a.pt", "b.pt"))
 
-    cells = tables(command("report", "--store", "study.sqlite").out)[0]
+    cells = tables(command("report", "--store", "study.sqlite", "--cells").out)[-1]
 
     assert cells[0][3] == "Checkpoint"
     assert {row[3] for row in cells[1:]} == {"a.pt", "b.pt"}
@@ -466,7 +470,7 @@ def test_pictures_are_written_and_the_same_each_time(command: Callable[..., Run]
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == pictures
     assert pictures["accuracy.png"].startswith(b"\x89PNG")
     for name, words in {
-        "accuracy": ("random", "msb_flip", "golden, no faults", "each site struck alone"),
+        "accuracy": ("random", "msb_flip", "golden, no faults", "each site alone, mean"),
         "ranking": ("body.act", "rank 1", "95% interval"),
         "heat_map": ("stem.act", "msb_flip", "SDC rate (%)"),
     }.items():
@@ -561,7 +565,7 @@ def test_fewer_than_five_classes_have_no_top_five(command: Callable[..., Run]) -
 
     document = json.loads(Path("t.json").read_text(encoding="utf-8"))
     assert [row["top5"] for row in document["rows"]] == [None, None]
-    assert "Top 5" not in command("report", "--store", "study.sqlite").out
+    assert "Top 5" not in command("report", "--store", "study.sqlite", "--cells").out
 
 
 def test_parquet_without_pyarrow_is_one_clear_line(
@@ -582,8 +586,13 @@ def test_parquet_without_pyarrow_is_one_clear_line(
     assert not Path("t.csv").exists()
 
 
-def test_parquet_holds_the_same_as_json(command: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("at_once", [100_000, 1])
+def test_parquet_holds_the_same_as_json(
+    command: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """However many rows are put into columns at once."""
     parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(campaign_export, "_AT_ONCE", at_once)
     write_store()
 
     command("export", "--store", "study.sqlite", "--parquet", "t.parquet", "--json", "t.json")

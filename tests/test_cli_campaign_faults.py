@@ -55,7 +55,7 @@ def test_a_study_of_numbers_of_faults(command: Callable[..., str]) -> None:
     assert "  all: " in command("plan", file)
     command("run", file, "--store", "s.sqlite", "--no-progress")
     assert "24 of 24" in command("status", "--store", "s.sqlite")
-    report = command("report", "--store", "s.sqlite", "--figures", "pictures")
+    report = command("report", "--store", "s.sqlite", "--figures", "pictures", "--cells")
     (row,) = lines_with(report, "all ", " msb_flip ", "| k = 8 |")
     assert "done" in row
     assert "(mean over the rates k = 1, k = 8):" in report
@@ -75,7 +75,7 @@ def test_a_study_of_several_faults(command: Callable[..., str]) -> None:
     file = written("named.yaml", NAMED)
     assert "features.*" in command("plan", file)
     command("run", file, "--store", "s.sqlite", "--no-progress")
-    report = command("report", "--store", "s.sqlite", "--figures", "pictures")
+    report = command("report", "--store", "s.sqlite", "--figures", "pictures", "--cells")
     assert lines_with(report, "all ", "| both ", "| -")
     assert lines_with(report, "features.* ", "| first only ", "| -")
     assert "Layer ranking" not in report

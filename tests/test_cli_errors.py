@@ -16,10 +16,10 @@ import yaml
 from torch import nn
 
 from fxfault.cli import evaluate
-from fxfault.cli.terminal import outputs
 from fxfault.errors import ConfigError
 from fxfault.experiment import load_experiment
 from fxfault.experiment import parts as experiment_parts
+from fxfault.results import outputs
 
 Fails = Callable[..., str]
 

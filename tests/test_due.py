@@ -302,7 +302,7 @@ def store_rows(path: Path) -> list[TrialRow]:
 def reports(path: Path, folder: Path) -> list[str]:
     """What a user sees of a store: the terminal, the page, and two exports."""
     findings = read_findings(path)
-    texts = ["\n".join(report_lines(findings)), page_of(path, folder / "page.html")]
+    texts = ["\n".join(report_lines(findings, cells=True)), page_of(path, folder / "page.html")]
     for what in ("trials", "cells"):
         content = exported(findings, what, "json")
         assert isinstance(content, str)

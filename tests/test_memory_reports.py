@@ -17,11 +17,14 @@ from commands import Run
 
 from fxfault.campaign import Cell, Study
 from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map
+from fxfault.campaign.estimates.repeats import Distinct
 from fxfault.campaign.records.background import Background
 from fxfault.cli import campaign, evaluate, inspect
 from fxfault.evaluation.rows import TrialRow
 from fxfault.results.pictures.campaign_network_picture import network_picture
-from fxfault.results.pictures.campaign_plots import curves_picture, heat_picture, ranking_picture
+from fxfault.results.pictures.curves import curves_picture
+from fxfault.results.pictures.heat_map import heat_picture
+from fxfault.results.pictures.ranking import ranking_picture
 from fxfault.results.reports.campaign_findings import Findings, read_findings
 from fxfault.results.reports.campaign_plan import Measured, plan_lines
 from fxfault.results.reports.campaign_report import ranking_lines, report_lines
@@ -192,8 +195,8 @@ def test_each_memory_has_its_own_curves_and_a_column(findings: Findings) -> None
         ("all", ("activations",), 1),
     ]
     titles = texts_of(curves_picture(drawn, {None: 10.0, "bundled:digits": 10.0}, "svg"))
-    assert {"weights: each site struck alone, mean", "all weights"} <= set(titles)
-    assert "activations: all sites struck together" in titles
+    assert {"weights: each site alone, mean", "all weights"} <= set(titles)
+    assert "activations: all sites together" in titles
     text = "\n".join(report_lines(findings))
     assert "| Memory      | Fault" in text
     assert "| Memory" in "\n".join(ranking_lines(findings.ranked, 95.0, findings.memories))
@@ -201,11 +204,15 @@ def test_each_memory_has_its_own_curves_and_a_column(findings: Findings) -> None
 
 def test_counts_of_faults_in_weights_have_their_own_axis(findings: Findings) -> None:
     (first, *_) = curves(findings.summary)
-    counted = dataclasses.replace(first, counted=True)
+    single = dataclasses.replace(first, counted=True, rates=(2.0,))
+    ends = {name: getattr(first, name).repeat(2) for name in ("values", "low", "high")}
+    counted = dataclasses.replace(single, rates=(1.0, 2.0), **ends)
     golden = {None: 10.0, "bundled:digits": 10.0}
     assert "Faults per trial (logarithmic)" in texts_of(curves_picture([counted], golden, "svg"))
     samples = dataclasses.replace(counted, memories=("activations",))
     assert "Faults per sample (logarithmic)" in texts_of(curves_picture([samples], golden, "svg"))
+    texts = texts_of(curves_picture([single], golden, "svg"))
+    assert "Accuracy lost (percentage points) at 2 faults per trial" in texts
 
 
 def texts_of(picture: bytes) -> list[str]:
@@ -239,12 +246,17 @@ def test_the_heat_map_groups_the_sites_by_memory(findings: Findings) -> None:
     )
     mixed = dataclasses.replace(mixed, values=found.values[: len(mixed.sites)])
     memories = findings.memories
-    sites = [text for text in texts_of(heat_picture(mixed, "svg", memories)) if text in memories]
+    sites = [
+        text
+        for text in texts_of(heat_picture(Distinct(mixed, {}), "svg", memories))
+        if text in memories
+    ]
     kinds = [memories[site] for site in sites]
     assert kinds == sorted(kinds)
     assert set(kinds) == {"activations", "weights"}
-    assert heat_picture(mixed, "svg", dict.fromkeys(mixed.sites, "weights")) == heat_picture(
-        mixed, "svg"
+    shown = Distinct(mixed, {})
+    assert heat_picture(shown, "svg", dict.fromkeys(mixed.sites, "weights")) == heat_picture(
+        shown, "svg"
     )
 
 

@@ -218,7 +218,7 @@ def test_reports_name_the_metric_and_not_the_accuracy(store: Path) -> None:
     assert "Golden l2: 0 (bundled:digits)" in text
     drawn = pictures(findings, "svg")
     assert set(drawn) == {"curves", "ranking", "heat_map", "network"}
-    shown = page(findings, drawn)
+    shown = page(findings)
     for part in (text, shown, *(picture.decode() for picture in drawn.values())):
         assert "ccuracy" not in part
         assert "l2" in part or part == drawn["heat_map"].decode()

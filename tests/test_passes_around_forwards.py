@@ -218,6 +218,13 @@ GRADIENTS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def test_a_forward_that_calls_an_autograd_function_is_kept_and_says_so() -> None:
+    apply = torch.autograd.Function.__dict__["apply"]
+    faulty = fxfault.transform(built(GRADIENTS["autograd function"]), ALL_HIT)
+    assert "its forward calls an autograd Function" in str(fxfault.inspect(faulty))
+    assert torch.autograd.Function.__dict__["apply"] is apply
+
+
 @pytest.mark.parametrize("around", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_gradients_are_those_of_the_eager_model_wherever_it_was_transformed(

@@ -24,9 +24,9 @@ import fxfault
 from fxfault.data import build_dataset
 from fxfault.errors import ConfigError, DataError, TrainingError
 from fxfault.experiment import ExperimentConfig, load_experiment
-from fxfault.experiment.sections import SchedulerConfig, TrainingConfig
+from fxfault.experiment.training_sections import SchedulerConfig, TrainingConfig
 from fxfault.models.checkpoints import load_checkpoint
-from fxfault.training import Classifier, TrainingBatches, callbacks, train
+from fxfault.training import Learner, TrainingBatches, callbacks, train
 from fxfault.training.batches import (
     Augmented,
     EpochOrder,
@@ -38,9 +38,10 @@ from fxfault.training.batches import (
 )
 from fxfault.training.calibration import calibration_state, restore_calibration
 from fxfault.training.callbacks import AtomicCheckpointIO
+from fxfault.training.checks import check_trainable
 from fxfault.training.lightning_import import Callback, Trainer
 from fxfault.training.optimizers import build_optimizer, build_scheduler, learning_rate, rate_factor
-from fxfault.training.run import Interrupted, calibrate, check_trainable, load_initial_weights
+from fxfault.training.run import Interrupted, calibrate, load_initial_weights
 from fxfault.training.run_folder import BEST, CALIBRATED, LAST, METRICS, RunFolder
 
 read_checkpoint = partial(callbacks.read_checkpoint, most=2**25)
@@ -308,7 +309,7 @@ def test_validation_has_the_same_faults_in_each_epoch_of_a_curriculum() -> None:
     assert 4 < second["fault_rate"] < 6
     # Every value is replaced, which leaves guessing.
     assert all(row["faulty_val_accuracy"] < 30 for row in result.rows)
-    assert result.faulty_test_accuracy < 30 < 50 < result.test_accuracy
+    assert result.faulty_test_value < 30 < 50 < result.test_value
 
 
 def test_faults_strike_in_the_steps_that_are_counted(straight: Path) -> None:
@@ -324,14 +325,14 @@ def test_without_faults_in_training_no_step_is_noisy() -> None:
     result = run(config(**{"fault_injection.apply_during": "eval", "training.epochs": 1}))
     assert result.rows[0]["noisy_steps"] == 0
     assert result.rows[0]["probability"] == 0
-    assert result.faulty_test_accuracy is not None
+    assert result.faulty_test_value is not None
 
 
 def test_without_faults_at_all_nothing_is_said_of_them() -> None:
     result = run(config(**{"fault_injection.enabled": False, "training.epochs": 1}))
     assert "fault_rate" not in result.rows[0]
     assert "faulty_val_accuracy" not in result.rows[0]
-    assert result.faulty_test_accuracy is None
+    assert result.faulty_test_value is None
 
 
 def test_last_weights_are_kept_where_no_best_is_wanted(tmp_path: Path) -> None:
@@ -372,8 +373,11 @@ def test_best_by_faulty_looks_at_the_accuracy_under_faults(tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"training.validation_fraction": 0}, "checkpoint.save_best"),
-        ({"metric": "top1"}, "metric: training is that of a classifier"),
-        ({"dataset.batch": "mine:take"}, r"dataset\.batch: training is that of a classifier"),
+        ({"metric": "rmse"}, r"training\.shift: it moves images and not their targets.* rmse"),
+        (
+            {"training.loss": "mse", "training.label_smoothing": 0.1},
+            r"training\.label_smoothing: only `cross_entropy` .* mse",
+        ),
         (
             {"checkpoint.best_by": "faulty", "fault_injection.apply_during": "train"},
             "checkpoint.best_by",
@@ -505,7 +509,7 @@ def test_data_that_fails_is_quoted_in_one_line(workers: int) -> None:
 
 def test_a_classifier_works_with_a_trainer_of_ones_own(tmp_path: Path) -> None:
     experiment = config(**{"fault_injection.enabled": False})
-    module = Classifier(Net(), experiment)
+    module = Learner(Net(), experiment)
     trainer = Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
@@ -530,7 +534,7 @@ def test_a_classifier_logs_what_callbacks_of_ones_own_look_for(tmp_path: Path) -
         enable_model_summary=False, use_distributed_sampler=False, accelerator="cpu",
     )  # fmt: skip
     experiment = config(**{"fault_injection.enabled": False})
-    module = Classifier(Net(), experiment)
+    module = Learner(Net(), experiment)
     batches = TrainingBatches(experiment, digits("train"), digits("test", 100))
     with quiet_lightning():
         trainer.fit(module, datamodule=batches)

@@ -109,6 +109,7 @@ def _number(
 
 percentage = _number(float, lambda x: 0 <= x <= 100, "a number from 0 to 100 (percent)")
 margin = _number(float, lambda x: 0 < x <= 50, "a number above 0 and up to 50 (percentage points)")
+tolerance = _number(float, lambda x: 0 < x < float("inf"), "a finite number above 0")
 confidence = _number(float, lambda x: 50 <= x <= 99.999, "a number from 50 to 99.999 (percent)")
 seconds = _number(float, lambda x: 0 < x <= 1e7, "a number of seconds above 0, up to 10000000")
 gpus = _number(float, lambda x: 0 <= x <= 1024, "a number from 0 to 1024")
@@ -150,6 +151,43 @@ def _several(text: str, read: Callable[[str], _Number]) -> tuple[_Number, ...]:
 
 percentages = partial(_several, read=percentage)
 fault_counts = partial(_several, read=_fault_count)
+
+
+def figure_size(text: str) -> tuple[float, float]:
+    """Read the width and height of pictures, in inches.
+
+    >>> figure_size("3.5x2.4")
+    (3.5, 2.4)
+    >>> figure_size("900x600")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: '900x600' is not a width and a height in inches, each from 1.5 to \
+40, such as 3.5x2.4
+    """
+    parts = text.lower().split("x")
+    with suppress(ValueError):
+        size = tuple(map(float, parts))
+        if len(size) == 2 and all(1.5 <= side <= 40 for side in size):
+            return size
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a width and a height in inches, each from 1.5 to 40, such as 3.5x2.4"
+    )
+
+
+def add_look(group: argparse._ActionsContainer) -> None:
+    """Add the options of how pictures look."""
+    from fxfault.results.pictures.drawing import STYLES
+
+    text = (
+        "screen, or paper: one column (3.5 inches), 8-point serif type, vectors only "
+        "(default: screen)"
+    )
+    group.add_argument("--style", choices=STYLES, default="screen", help=text)
+    text = (
+        "width and height of each picture in inches, such as 7x3 (default: what suits its "
+        "content); a drawing of the network takes only the width"
+    )
+    group.add_argument("--figure-size", type=figure_size, metavar="WxH", help=text)
 
 
 def memory(text: str) -> int:

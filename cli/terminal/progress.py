@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from fxfault.cli.terminal.colours import coloured
+from fxfault.results.calls.bar import can_show_bar, new_bar
 
 
 class Progress:
-    """Prints lines, and a bar below them if stderr is a terminal.
+    """Prints lines, and a bar below them on a terminal or in a notebook.
 
     Attributes:
         visible: whether a bar is wanted and can be shown.
@@ -20,20 +21,14 @@ class Progress:
     """
 
     def __init__(self, wanted: bool, is_silent: bool = False) -> None:
-        self.visible = wanted and not is_silent and sys.stderr.isatty()
+        self.visible = wanted and not is_silent and can_show_bar()
         self.is_silent = is_silent
         self._bar: Any = None
 
     def start(self, total: int, unit: str = " samples") -> None:
         """Show the bar of so many units; the name of the unit has a space in front."""
-        if not self.visible:
-            return
-        try:
-            from tqdm import tqdm
-        except ImportError:  # Without the extra `cli` there is no bar.
-            return
-        scaled = unit == " samples"
-        self._bar = tqdm(total=total, unit=unit, unit_scale=scaled, leave=False, dynamic_ncols=True)
+        if self.visible:
+            self._bar = new_bar(total, unit)
 
     def advance(self, units: int) -> None:
         """Move the bar, for instance by the samples of a batch."""

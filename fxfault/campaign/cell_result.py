@@ -9,11 +9,12 @@ from statistics import fmean, stdev
 from fxfault.campaign.estimates.crossed import Changes
 from fxfault.campaign.studies.cell import Cell
 from fxfault.evaluation.rows import TrialRow
+from fxfault.messages import counted
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.sites.statistics import FaultStatistics
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CellResult:
     """The result of the trials of one cell, in the unit of the metric; rates are in percent.
 
@@ -48,6 +49,11 @@ class CellResult:
     shared: bool = False
     metric: MetricFacts = ACCURACY
     changes: Changes | None = field(default=None, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        cell, metric, trials = self.cell, self.metric, counted(len(self.rows), "trial")
+        where = f"{cell.place} {cell.fault} {cell.rate_text}"
+        return f"CellResult({where}: {metric.name} {metric.shown(self.mean)}, {trials})"
 
     @property
     def runs(self) -> tuple[float, ...]:

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from fxfault.campaign.records import fingerprint
-from fxfault.campaign.records.store import Store, is_new
+from fxfault.campaign.records.connection import is_new
+from fxfault.campaign.records.store import Store
 from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.labels import LABELS
 from fxfault.campaign.studies.study import Study
 from fxfault.campaign.trial_queue import TrialQueue
 from fxfault.campaign.workers.engine import Engine
@@ -109,7 +111,8 @@ def run_study(
 
     Args:
         study: what to measure. If it differs from the study of the store only in numbers of
-            trials or in more values on its axes, it replaces that study and keeps all trials.
+            trials, in more values on its axes or in its labels, it replaces that study and keeps
+            all trials.
         store_path: the store's file; created if it does not exist.
         engine: `local`, `processes` or `ray`, or an engine of `make_engine`, which is closed.
         workers: see `make_engine`; only if `engine` is a name.
@@ -211,6 +214,8 @@ def _extend(store: Store, study: Study, now: Mapping[str, Any], on_note: OnNote)
         store.extend(study.to_dict(), now)
         text = fingerprint.refusal(lines)
         on_note(f"{store.path} goes on with another study, {text}; all of its trials are kept")
+    elif any(store.study.get(key) != getattr(study.labels, key) for key in LABELS):
+        store.extend(study.to_dict(), store.fingerprint)
 
 
 class _Run:
@@ -230,7 +235,10 @@ class _Run:
         self.metric = ACCURACY if facts is None else MetricFacts.from_dict(facts)
         self.engine, self.on_progress = engine, on_progress
         store.register(cell.key for cell in self.cells)
-        self.queue = TrialQueue(study, self.cells, store.rows)
+        there = store.counts()
+        self.queue = TrialQueue(
+            study, self.cells, lambda key: store.each(key) if there[key] else ()
+        )
         self.earlier = self.queue.trials
         self.began = self.written = time.perf_counter()
         self.pace = _BATCH  # Seconds per trial; the first batches have one trial each.
@@ -242,7 +250,7 @@ class _Run:
         try:
             while not self.queue.done:
                 self._hand_out()
-                self._take(self.engine.receive())
+                self._take(self.engine.receive(self._time_to_write()))
         finally:
             # Also if the run is interrupted.
             self._write()
@@ -266,6 +274,12 @@ class _Run:
                 self.pace += (max(row.seconds, 1e-6) - self.pace) / 8
         if time.perf_counter() - self.written >= _WRITE_EVERY or self.queue.done:
             self._write()
+
+    def _time_to_write(self) -> float | None:
+        """Seconds until finished rows are to be written; None if there are none."""
+        if not self.unwritten:
+            return None
+        return max(0.0, self.written + _WRITE_EVERY - time.perf_counter())
 
     def _write(self) -> None:
         if self.unwritten:

@@ -290,6 +290,7 @@ def _cell_of(config: FaultInjectionConfig, faults: FaultSites, alone: FaultSite 
         probability=entry.probability,
         num_faults=entry.num_faults,
         bit=entry.bit,
+        memory=config.memory,
         layers=layers,
     )
 

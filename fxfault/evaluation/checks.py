@@ -1,9 +1,9 @@
-"""Check on the first data that a network takes it, and that a transform kept its outputs."""
+"""Transform a network, and check on the first data that it takes them and keeps its outputs."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +13,45 @@ from fxfault.errors import FOREIGN, DataError, FxFaultError
 from fxfault.evaluation.full.predictions import check_dense
 from fxfault.messages import quote_error
 from fxfault.passes.checking import check
+from fxfault.passes.transform import transform
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxfault.data.batches import Batch
+    from fxfault.config.fault_injection import FaultInjectionConfig
+    from fxfault.evaluation.full.predictions import OnNote
     from fxfault.metrics.metric import Metric
+
+
+def insert_faults(
+    model: nn.Module,
+    config: FaultInjectionConfig,
+    batches: Iterable[Any],
+    device: torch.device,
+    metric: Metric | None = None,
+    *,
+    on_note: OnNote,
+    on_work: Callable[[int], None] = lambda operations: None,
+) -> nn.Module:
+    """Try a network on a batch, transform it, and compare the two on that batch.
+
+    Args:
+        model: the network, in eval mode and on `device`.
+        config: the faults.
+        batches: batches, see `fxfault.data.batches`.
+        device: the device of the model.
+        metric: what is measured; by default the accuracy of a classifier.
+        on_note: called with notes for the user, a sentence each.
+        on_work: called with what `try_model` returns.
+
+    Raises:
+        FxFaultError: as `try_model`, `fxfault.transform` and `check_model`.
+    """
+    on_work(try_model(model, batches, device, metric))
+    faulty = transform(model, config)
+    for note in check_model(faulty, model, batches, device, most=1):
+        on_note(note)
+    return faulty
 
 
 def try_model(
@@ -57,8 +90,9 @@ def try_model(
     except FxFaultError:
         raise
     except FOREIGN as error:  # a network may fail in any way
+        shapes = shapes_of(batch.inputs, batch.keywords)
         raise DataError(
-            f"the model fails on a batch of the data set, {_shapes(batch)}: {quote_error(error)}"
+            f"the model fails on a batch of the data set, {shapes}: {quote_error(error)}"
         ) from error
     finally:
         for hook in hooks:
@@ -66,11 +100,19 @@ def try_model(
     return sum(work)
 
 
-def _shapes(batch: Batch) -> str:
-    """The shapes of the inputs of a batch."""
-    inputs = [("", x) for x in batch.inputs]
-    inputs += [(f"{name}: ", x) for name, x in batch.keywords.items()]
-    shapes = [f"{name}{tuple(getattr(x, 'shape', ()))}" for name, x in inputs]
+def shapes_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+    """Write the shapes of what a network gets, for a message.
+
+    >>> shapes_of([torch.zeros(4, 3)], {"mask": torch.zeros(4)})
+    'shapes (4, 3), mask: (4,)'
+
+    Args:
+        inputs: the arguments of the forward by position.
+        keywords: those by name.
+    """
+    named = [("", x) for x in inputs]
+    named += [(f"{name}: ", x) for name, x in keywords.items()]
+    shapes = [f"{name}{tuple(getattr(x, 'shape', ()))}" for name, x in named]
     return f"shape{'' if len(shapes) == 1 else 's'} {', '.join(shapes)}"
 
 

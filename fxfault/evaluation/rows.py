@@ -221,6 +221,44 @@ def _of_classes(golden: Predictions, faulty: Predictions) -> dict[str, Any]:
     }
 
 
+def value_under_faults(golden: Measured, faulty: Measured) -> float:
+    """The metric over all data under faults; NaN if it has no finite value.
+
+    A mean over samples or batches is that of those which have a value under faults: their change is
+    added to the golden value, so that the lost ones do not move it.
+
+    Args:
+        golden: the result without faults.
+        faulty: that under faults, for the same samples in the same order.
+    """
+    import numpy as np
+
+    if golden.facts.each in (DATA, BOTH):
+        return faulty.value if math.isfinite(faulty.value) else math.nan
+    assert golden.records is not None
+    assert faulty.records is not None
+    was, now = golden.records.numpy(), faulty.records.numpy()
+    there = np.isfinite(was) & np.isfinite(now)
+    value = faulty.value
+    if not there.all():
+        value = math.nan
+        if there.any():
+            change = now[there] - was[there]
+            weights = _weights(golden)[there]
+            value = golden.value + float(np.average(change, weights=weights))
+    return value if math.isfinite(value) else math.nan
+
+
+def _weights(golden: Measured) -> Any:
+    """How many samples each record stands for."""
+    import numpy as np
+
+    assert golden.records is not None
+    if golden.facts.each == BATCH:
+        return np.asarray(golden.sizes, np.float64)
+    return np.ones(len(golden.records))
+
+
 def _of_metric(golden: Measured, faulty: Measured) -> dict[str, Any]:
     """What a trial with a metric counts and measures."""
     import numpy as np
@@ -239,12 +277,8 @@ def _of_metric(golden: Measured, faulty: Measured) -> dict[str, Any]:
     known = np.isfinite(was)
     there = known & np.isfinite(now)
     change = np.where(there, now, 0.0) - np.where(there, was, 0.0)
-    weights = np.ones(len(now)) if each != BATCH else np.asarray(golden.sizes, np.float64)
-    value = faulty.value
-    if each != BOTH and not there.all():
-        value = math.nan
-        if there.any():
-            value = golden.value + float(np.average(change[there], weights=weights[there]))
+    weights = _weights(golden)
+    value = value_under_faults(golden, faulty)
     found["value"] = value if math.isfinite(value) else None
     found["due"] = int(weights[known & ~there].sum())
     if each == BATCH:

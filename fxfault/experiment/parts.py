@@ -136,31 +136,41 @@ class Batches:
             from targets (`fxfault.data.batches`); None if it is not known yet.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, taker: Any = None) -> None:
+    def __init__(
+        self, dataset: Any, batch_size: int | None, taker: Any = None, forward: Any = None
+    ) -> None:
         """Take a data set.
 
         Args:
             dataset: map-style data set, or a `DataLoader` with a sampler, a batch size and a
-                collate function of its own.
+                collate function of its own; without `batch_size`, an iterable of batches, which is
+                read once to count its samples.
             batch_size: number of samples in a batch; a loader has its own.
             taker: the user's function that takes a batch apart; see `fxfault.data.batches`.
+            forward: the forward of the network that the batches are for.
         """
         from torch.utils.data import DataLoader
 
-        self.forward: Any = None
+        self.forward = forward
         self._taker = taker
-        self._loader: DataLoader[Any]
-        if isinstance(dataset, DataLoader):
+        self._loader: Any
+        if batch_size is None:
+            self._loader = dataset
+            sizes = [batch.samples for batch in self._taken_apart()]
+            self.samples, self._number = sum(sizes), len(sizes)
+        elif isinstance(dataset, DataLoader):
             self.samples, self._loader = _samples_of_loader(dataset), dataset
         else:
             self.samples = samples_of(dataset)
             guarded: Any = Guarded(dataset)
             self._loader = DataLoader(guarded, batch_size=batch_size)
+        if batch_size is not None:
+            self._number = len(self._loader)
         self._kept: list[Batch] | None = None
         self._sums: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return self._number
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, taken apart.
@@ -172,12 +182,9 @@ class Batches:
         if self._kept is not None:
             yield from self._kept
             return
-        from fxfault.data.batches import take_apart  # imports torch
-
         kept = []
         seen = 0
-        for number, given in enumerate(self._read()):
-            batch = take_apart(given, forward=self.forward, taker=self._taker)
+        for number, batch in enumerate(self._taken_apart()):
             tensors = _tensors_of(batch)
             if number == 0:
                 is_small = sum(part.nbytes for part in tensors) * len(self) <= KEPT_BYTES
@@ -197,12 +204,18 @@ class Batches:
         """Check that a batch has not changed, as its golden predictions are computed only once."""
         checksum = 0
         for part in tensors:
-            checksum = zlib.crc32(part.contiguous().numpy(), checksum)
+            checksum = zlib.crc32(_bytes_of(part), checksum)
         if self._sums.setdefault(number, checksum) != checksum:
             raise DataError(
                 f"batch {number} of the data set is not what it was when it was first read: leave "
                 "its files alone while they are used, and draw no random numbers for test data"
             )
+
+    def _taken_apart(self) -> Iterator[Batch]:
+        from fxfault.data.batches import take_apart  # imports torch
+
+        for given in self._read():
+            yield take_apart(given, forward=self.forward, taker=self._taker)
 
     def _read(self) -> Iterator[Any]:
         try:
@@ -235,6 +248,13 @@ def _tensors_of(batch: Batch) -> list[Any]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
+def _bytes_of(tensor: Any) -> Any:
+    """The bytes of a tensor of any dtype, which may be on another device."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
 def batches_of(experiment: ExperimentConfig, dataset: Any) -> Batches:
     """The batches of a data set for the evaluation of an experiment.
 
@@ -242,10 +262,19 @@ def batches_of(experiment: ExperimentConfig, dataset: Any) -> Batches:
         DataError: the user's function for batches cannot be imported, or the data set has no
             length.
     """
-    section, taker = experiment.dataset, None
-    if section is not None and section.batch is not None:
-        taker = find_factory(section.batch, what="batch function")
-    return Batches(dataset, experiment.training.batch_size, taker)
+    return Batches(dataset, experiment.training.batch_size, load_taker(experiment))
+
+
+def load_taker(experiment: ExperimentConfig) -> Any:
+    """Import the user's function that takes batches apart; None if the rules do.
+
+    Raises:
+        DataError: it cannot be imported.
+    """
+    section = experiment.dataset
+    if section is None or section.batch is None:
+        return None
+    return find_factory(section.batch, what="batch function")
 
 
 def load_metric(experiment: ExperimentConfig) -> Metric | None:
@@ -305,7 +334,7 @@ def _open_data(experiment: ExperimentConfig, split: Split) -> Any:
     check_sections(experiment, ["dataset"], "the configuration")
     assert experiment.dataset is not None
     data = experiment.dataset
-    own_task = split == "test" and (experiment.metric is not None or data.batch is not None)
+    own_task = experiment.metric is not None or data.batch is not None
     return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs, any_items=own_task)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from fxfault.config.changes import with_changes
 from fxfault.config.fault_injection import SECTION, FaultInjectionConfig, contradictions
@@ -21,17 +21,15 @@ from fxfault.config.schema import (
     parse_section,
     section_reference,
     section_to_dict,
-    tuple_from_list,
     unknown_key,
 )
 from fxfault.config.yaml_files import load_named
 from fxfault.errors import InvalidConfigError
 from fxfault.experiment.names import name_problems
+from fxfault.experiment.training_sections import OptimizerConfig, SchedulerConfig, TrainingConfig
 
 _Name = Annotated[str, Field(min_length=1)]
-_Fraction = Annotated[float, Field(ge=0, le=1)]
 _BitWidth = Annotated[int, Field(ge=1, le=32)]
-_AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +62,8 @@ class DatasetConfig:
         _Name | None,
         Field(
             description="`package.module:function` from a batch to (arguments, keywords, targets) "
-            "of the network, for an evaluation; null takes tuples, dicts and dataclasses apart by "
-            "the rules of [your own task](your-own-task.md)."
+            "of the network; null takes tuples, dicts and dataclasses apart by the rules of "
+            "[your own task](your-own-task.md)."
         ),
     ] = None
 
@@ -82,7 +80,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricConfig:
-    """What an evaluation measures. `metric: NAME` stands for `metric: {name: NAME}`."""
+    """What evaluation and validation measure. `metric: NAME` stands for `metric: {name: NAME}`."""
 
     name: Annotated[
         _Name,
@@ -124,90 +122,6 @@ class QuantizationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Length of training, batches of training and evaluation, augmentation and calibration."""
-
-    batch_size: Annotated[_AtLeastOne, Field(description="Samples in a batch of each process.")] = (
-        64
-    )
-    epochs: Annotated[_AtLeastOne, Field(description="Passes over the training data.")] = 1
-    validation_fraction: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="Share of the training data, drawn by the seed, that is held out to "
-            "choose the best checkpoint.",
-        ),
-    ] = 0.1
-    label_smoothing: Annotated[
-        float,
-        Field(ge=0, lt=1, description="Share of each label that is spread over all classes."),
-    ] = 0.0
-    shift: Annotated[
-        int,
-        Field(ge=0, description="Largest shift of a training image in each direction, in pixels."),
-    ] = 0
-    flip: Annotated[
-        bool,
-        Field(description="Mirror each training image left to right with probability 0.5."),
-    ] = False
-    gradient_clip: Annotated[
-        Annotated[float, Field(gt=0)] | None,
-        Field(description="Largest norm of the gradients; null does not limit it."),
-    ] = None
-    num_workers: Annotated[
-        int,
-        Field(ge=0, description="Processes that load training data; 0 uses the main process."),
-    ] = 0
-    calibrate: Annotated[
-        Literal["none", "clean", "faulty"],
-        Field(
-            description="Recompute the statistics of batch norms after training, without faults "
-            "(`clean`) or under faults (`faulty`); `none` keeps those of training."
-        ),
-    ] = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimiser."""
-
-    name: Annotated[Literal["adam", "adamw", "sgd"], Field(description="Which optimiser.")] = "adam"
-    learning_rate: Annotated[float, Field(gt=0, description="Initial learning rate.")] = 0.001
-    weight_decay: Annotated[float, Field(ge=0, description="Weight decay.")] = 0.0
-    momentum: Annotated[_Fraction, Field(description="Momentum, used by `sgd` only.")] = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """How the learning rate changes from epoch to epoch."""
-
-    name: Annotated[
-        Literal["cosine", "step", "multistep", "none"], Field(description="Which schedule.")
-    ] = "none"
-    T_max: Annotated[
-        _AtLeastOne | None,
-        Field(
-            description="Half period of `cosine`, in epochs; null takes all epochs after the "
-            "warm-up."
-        ),
-    ] = None
-    step_size: Annotated[_AtLeastOne, Field(description="Epochs between two steps of `step`.")] = 30
-    gamma: Annotated[
-        float, Field(gt=0, le=1, description="Factor of each step of `step` and `multistep`.")
-    ] = 0.1
-    milestones: Annotated[
-        tuple[_AtLeastOne, ...],
-        Field(description="Epochs, in ascending order, at which `multistep` steps."),
-        BeforeValidator(tuple_from_list),
-    ] = ()
-    warmup_epochs: Annotated[
-        int, Field(ge=0, description="Epochs of linear warm-up before the schedule.")
-    ] = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """The checkpoints that training writes and the one that evaluation reads."""
 
@@ -216,12 +130,16 @@ class CheckpointConfig:
         "./experiments"
     )
     save_best: Annotated[
-        bool, Field(description="Also keep the checkpoint with the best validation accuracy.")
+        bool,
+        Field(
+            description="Also keep the checkpoint with the best validation accuracy, or the best "
+            "`metric`."
+        ),
     ] = True
     best_by: Annotated[
         Literal["clean", "faulty"],
         Field(
-            description="Which validation accuracy decides: without faults, or under the faults "
+            description="Which validation decides: that without faults, or that under the faults "
             "of `apply_during: eval` or `both`."
         ),
     ] = "clean"
@@ -323,6 +241,9 @@ allowed: non-empty text; training.epochs: got 0 (int), allowed: an integer of at
             del plain["metric"]
         if self.dataset is not None and self.dataset.batch is None:
             del plain["dataset"]["batch"]
+        for key, default in (("loss", TrainingConfig.loss), ("loss_kwargs", {})):
+            if plain["training"][key] == default:
+                del plain["training"][key]
         return {**plain, SECTION: self.fault_injection.to_dict()}
 
 

@@ -185,5 +185,5 @@ is another class with the highest score."""
 _TAKEN = frozenset(
     "accuracy fall sdc critical_sdc due masked fault_rate top5 trials golden seconds_per_trial "
     "state checkpoint injection_type faults hits memory layers layer bit probability num_faults "
-    "trial samples correct golden_correct elements struck seconds value squares".split()
+    "trial samples correct golden_correct elements struck seconds value squares loss".split()
 )

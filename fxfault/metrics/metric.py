@@ -75,6 +75,11 @@ class Metric:
             self._function = judge
 
     @property
+    def declared(self) -> MetricFacts:
+        """What is known of the metric before the first batch: all but `each`."""
+        return self._facts
+
+    @property
     def facts(self) -> MetricFacts:
         """What reports say about the metric; `each` is known after the first batch."""
         assert self._each is not None, "no batch was measured yet"

@@ -29,22 +29,33 @@ task', docs/your-own-task.md)
 
 
 def tensor_of(outputs: Any, output: Output = None, *, metric: str) -> Tensor:
-    """Take the tensor that counts out of the outputs of a network.
+    """Take the tensor that counts out of the outputs of a network, without its gradient.
 
-    A QuantTensor gives its values. Of a tuple, list, mapping, dataclass or `ModelOutput`, the first
-    tensor counts, unless `output` names an item; dots lead further in.
+    See `tensor_in`.
 
     >>> both = {"out": torch.zeros(2, 3), "aux": (torch.ones(2), torch.ones(4))}
     >>> tensor_of(both, metric="top1").shape, tensor_of(both, "aux.1", metric="top1").shape
     (torch.Size([2, 3]), torch.Size([4]))
 
+    Returns:
+        The tensor, detached.
+
+    Raises:
+        DataError: there is no such item, or no tensor in it.
+    """
+    return tensor_in(outputs, output, metric=metric).detach()
+
+
+def tensor_in(outputs: Any, output: Output = None, *, metric: str) -> Tensor:
+    """Take the tensor that counts out of the outputs of a network.
+
+    A QuantTensor gives its values. Of a tuple, list, mapping, dataclass or `ModelOutput`, the first
+    tensor counts, unless `output` names an item; dots lead further in.
+
     Args:
         outputs: what the network returns for a batch.
         output: the item that counts.
         metric: name of the metric, for messages.
-
-    Returns:
-        The tensor, detached.
 
     Raises:
         DataError: there is no such item, or no tensor in it.
@@ -56,7 +67,7 @@ def tensor_of(outputs: Any, output: Output = None, *, metric: str) -> Tensor:
     if found.layout != torch.strided or found.device.type == "meta":
         kind = f"a tensor of layout {found.layout} on {found.device}"
         raise refusal(metric, kind, "a dense one with values")
-    return found.detach()
+    return found
 
 
 def item_of(outputs: Any, output: str | int, *, metric: str) -> Any:

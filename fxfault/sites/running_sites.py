@@ -181,7 +181,11 @@ class RunningSites(SiteList):
             self.told_quiet = True
         elif not self.told_quiet and self.clock.enabled and self.clock.why_quiet is not None:
             self.told_quiet = True
-            logger.warning("no fault strikes in this evaluation: %s", self.clock.why_quiet)
+            logger.warning(
+                "no fault strikes in this evaluation: %s; for faults here, transform the network "
+                "with `apply_during: both`, or `eval`",
+                self.clock.why_quiet,
+            )
 
     def check_words(self) -> None:
         """Check that the words of the selected sites have the bits that faults strike.

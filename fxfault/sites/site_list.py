@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxfault.config.curriculum import config_at
 from fxfault.errors import SiteError
-from fxfault.messages import nearest
+from fxfault.messages import html_table, nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
 from fxfault.sites.site import OUTPUT, FaultSite, Stored
@@ -46,6 +46,19 @@ class SiteList(Sequence[FaultSite]):
             return self._sites[key]
         except IndexError:
             raise SiteError(f"no site {key}; {listed(self.names)}") from None
+
+    def _repr_html_(self) -> str:
+        """A table, for a notebook."""
+        head = ["#", "Site", "Memory", "Module", "Bits", "Faults", "State"]
+        rows = [
+            [
+                *(str(site.index), site.name, site.memory, site.module_type),
+                "learned" if site.bit_width is None else str(site.bit_width),
+                *("; ".join(map(str, site.faults)) or "-", site.why_unarmed or "armed"),
+            ]
+            for site in self
+        ]
+        return html_table(head, rows, repr(self))
 
     @property
     def names(self) -> tuple[str, ...]:

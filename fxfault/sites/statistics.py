@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fxfault.errors import FxFaultError
 from fxfault.files.access import write_atomically
+from fxfault.messages import counted, html_table
 
 _SUMS = ("injected", "rmse", "rmse_forwards", "cosine", "nonfinite")
 _ENTRY = (
@@ -42,7 +43,9 @@ class LayerStatistics:
     name: str = ""
     total_activations: int = 0
     sample_count: int = 0
-    _sums: Tensor = field(default_factory=lambda: torch.zeros(len(_SUMS), dtype=torch.float64))
+    _sums: Tensor = field(
+        default_factory=lambda: torch.zeros(len(_SUMS), dtype=torch.float64), repr=False
+    )
 
     def _sum(self, name: str) -> float:
         return float(self._sums[_SUMS.index(name)])
@@ -328,12 +331,33 @@ class FaultStatistics:
 
     @staticmethod
     def _row(layer: LayerStatistics) -> str:
-        cosine = 100 * layer.avg_cosine_similarity
         return (
             f"{layer.layer_id:<8} {layer.injected_count:<12} {layer.total_activations:<14} "
             f"{_percent(layer.injection_rate):<12} {layer.avg_rmse:<12.4f} "
-            f"{'-' if math.isnan(cosine) else format(cosine, '.4f'):<12}{layer.name}"
+            f"{_cosine_text(layer):<12}{layer.name}"
         )
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def __repr__(self) -> str:
+        hits = f"{self.total_injections:,} of {self.total_activations:,} elements hit"
+        return f"FaultStatistics({counted(len(self.layer_stats), 'site')}, {hits})"
+
+    def _repr_html_(self) -> str:
+        """A table, for a notebook."""
+        head = ["Layer", "Site", "Injected", "Total", "Rate (%)", "RMSE", "Cos Sim (%)"]
+        rows = [
+            [
+                *(str(layer.layer_id), layer.name),
+                *(f"{layer.injected_count:,}", f"{layer.total_activations:,}"),
+                *(_percent(layer.injection_rate), f"{layer.avg_rmse:.4f}", _cosine_text(layer)),
+            ]
+            for layer in self.layer_stats.values()
+        ]
+        rate = _percent(self.overall_injection_rate)
+        total = f"{self.total_injections:,} of {self.total_activations:,} elements hit ({rate} %)"
+        return html_table(head, rows, f"Fault injection statistics: {total}")
 
     def print_report(self) -> None:
         """Print `report()`, as the specification asks."""
@@ -345,6 +369,11 @@ def _cosine(clean_square: Tensor, faulty_square: Tensor, product: Tensor) -> Ten
     lengths = (clean_square * faulty_square).sqrt()
     both_zero = (clean_square == 0) & (faulty_square == 0)
     return torch.where(lengths > 0, product / lengths, both_zero.double())
+
+
+def _cosine_text(layer: LayerStatistics) -> str:
+    cosine = 100 * layer.avg_cosine_similarity
+    return "-" if math.isnan(cosine) else f"{cosine:.4f}"
 
 
 def _rate(hits: int, elements: int) -> float:

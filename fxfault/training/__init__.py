@@ -8,13 +8,13 @@ from fxfault.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from fxfault.training.batch_norm import calibrate_batch_norm
-    from fxfault.training.classifier import Classifier, TrainingBatches
     from fxfault.training.fault_aware import FaultAwareTraining
+    from fxfault.training.learner import Learner, TrainingBatches
     from fxfault.training.run import train
 
 __all__ = [
-    "Classifier",
     "FaultAwareTraining",
+    "Learner",
     "TrainingBatches",
     "calibrate_batch_norm",
     "train",
@@ -24,8 +24,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "fxfault.training.batch_norm": ["calibrate_batch_norm"],
-        "fxfault.training.classifier": ["Classifier", "TrainingBatches"],
         "fxfault.training.fault_aware": ["FaultAwareTraining"],
+        "fxfault.training.learner": ["Learner", "TrainingBatches"],
         "fxfault.training.run": ["train"],
     },
 )

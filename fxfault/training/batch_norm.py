@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxfault.data.batches import Batch
 from fxfault.errors import ConfigError, DataError, SiteError
 from fxfault.faults.random_numbers import stream_key
 from fxfault.sites.fault_sites import ATTRIBUTE_NAMES, FaultSites
@@ -69,8 +70,9 @@ def calibrate_batch_norm(
 
     Args:
         model: any network, or one from `fxfault.transform`.
-        batches: inputs of the network, or lists and tuples that start with them; batches as large
-            as those of training, in random order.
+        batches: inputs of the network, or lists and tuples that start with them, or what
+            `fxfault.data.batches.take_apart` returns; batches as large as those of training, in
+            random order.
         faults: `clean` runs without faults; `faulty` lets them strike at every selected site in
             every batch, whatever `apply_during`, `epoch_interval` and `step_interval` say. Their
             seed is derived from that of the sites.
@@ -112,9 +114,12 @@ def _run(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -
     is_empty = True
     for batch in batches:
         is_empty = False
-        inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-        with quoting_model("the calibration of batch norms", inputs):
-            model(inputs.to(device))
+        if not isinstance(batch, Batch):
+            inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+            batch = Batch((inputs,), {}, None, len(inputs))
+        batch = batch.to(device)
+        with quoting_model("the calibration of batch norms", batch.inputs, batch.keywords):
+            model(*batch.inputs, **batch.keywords)
     if is_empty:
         raise DataError("there is no batch to calibrate batch norms with")
 

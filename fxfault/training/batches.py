@@ -7,20 +7,32 @@ processes, therefore sees the same batches as an uninterrupted one in one proces
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
 
 from fxfault.data.guarded import Guarded, samples_of
 from fxfault.errors import DataError
-from fxfault.experiment.sections import TrainingConfig
+from fxfault.experiment.training_sections import TrainingConfig
 from fxfault.faults.random_numbers import stream_key
+from fxfault.messages import described
 
 _Place = tuple[int, int]  # epoch and index of a training sample
+
+Collate = Callable[[list[Any]], Any]
+"""Joins samples to a batch."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,39 @@ class Shard:
 
     rank: int = 0
     world_size: int = 1
+
+
+def samples_and_collate(data: Any) -> tuple[Dataset[Any], Collate | None]:
+    """The samples of a data set or of a user's data loader, and what joins them to batches.
+
+    Order and size of the batches are those of the training, so of a loader only its data set and
+    its collate function count.
+
+    Args:
+        data: map-style data set, or a `DataLoader`.
+
+    Returns:
+        The data set, and the collate function of a loader; None for that of torch.
+
+    Raises:
+        DataError: the loader chooses its samples by a sampler of its own, which training would
+            not follow.
+    """
+    if not isinstance(data, DataLoader):
+        return data, None
+    sampler, batches = data.sampler, data.batch_sampler
+    known = type(sampler) in (SequentialSampler, RandomSampler) and type(batches) is BatchSampler
+    if (
+        not known
+        or getattr(sampler, "replacement", False)
+        or samples_of(sampler) != samples_of(data.dataset)
+    ):
+        kind = type(sampler if type(batches) is BatchSampler else batches).__name__
+        raise DataError(
+            f"training data: the data loader chooses its samples by a {kind}; training draws them "
+            "by `seed`, each once in an epoch: give a loader without a sampler, or its data set"
+        )
+    return data.dataset, data.collate_fn
 
 
 def split_validation(
@@ -70,10 +115,11 @@ def split_validation(
     return Subset(dataset, sorted(order[held_out:])), Subset(dataset, sorted(order[:held_out]))
 
 
-class Augmented(Dataset[tuple[Tensor, int]]):
+class Augmented(Dataset[Any]):
     """A data set whose item (epoch, index) is sample `index`, augmented for that epoch.
 
-    The samples of `dataset` are pairs of an image, shape (C, H, W), and a label.
+    With `shift` or `flip`, the samples of `dataset` are pairs of an image, shape (C, H, W), and a
+    class. Else they may be anything.
     """
 
     def __init__(self, dataset: Dataset[Any], config: TrainingConfig, seed: int) -> None:
@@ -83,11 +129,12 @@ class Augmented(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: _Place) -> tuple[Tensor, int]:
+    def __getitem__(self, place: _Place) -> Any:
         epoch, index = place
-        image, label = self.dataset[index]
+        item = self.dataset[index]
         if not self.shift and not self.flip:
-            return image, label
+            return item
+        image, label = _image_and_label(item)
         # The lowest bit decides the mirroring, the others the shifts.
         bits = stream_key(self.seed, "augmentation", epoch, index)
         bits, mirrored = divmod(bits, 2)
@@ -96,6 +143,20 @@ class Augmented(Dataset[tuple[Tensor, int]]):
         if self.flip and mirrored:
             image = image.flip(-1)
         return shifted(image, down - self.shift, right - self.shift), label
+
+
+def _image_and_label(item: Any) -> tuple[Tensor, Any]:
+    """The parts of a sample that may be moved without moving its target."""
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        image, label = item
+        shape = tuple(getattr(label, "shape", () if isinstance(label, (int, float)) else (0,)))
+        if isinstance(image, Tensor) and image.dim() == 3 and shape in ((), (1,)):
+            return image, label
+    raise DataError(
+        f"training.shift, training.flip: a sample is {described(item)}; they move images, shape "
+        "(C, H, W), of pairs with a class, and no other targets: set both to 0 and false, and "
+        "augment in your data set"
+    )
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:
@@ -170,7 +231,12 @@ class TrainingLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self, dataset: Dataset[Any], config: TrainingConfig, seed: int, shard: Shard
+        self,
+        dataset: Dataset[Any],
+        config: TrainingConfig,
+        seed: int,
+        shard: Shard,
+        collate: Collate | None = None,
     ) -> None:
         samples, size = samples_of(dataset), config.batch_size
         self.order = EpochOrder(samples=samples, batch_size=size, seed=seed, shard=shard)
@@ -178,6 +244,7 @@ class TrainingLoader(DataLoader[Any]):
         super().__init__(
             Augmented(dataset, config, seed),
             batch_sampler=self.order,
+            collate_fn=collate,
             num_workers=config.num_workers,
             # A loader without its own generator draws a number from torch's global one.
             generator=torch.Generator(),
@@ -201,7 +268,9 @@ class TrainingLoader(DataLoader[Any]):
         self.order.first_batch = state["batches"]
 
 
-def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> DataLoader[Any]:
+def evaluation_loader(
+    dataset: Dataset[Any], batch_size: int, shard: Shard, collate: Collate | None = None
+) -> DataLoader[Any]:
     """Load one process's part of a data set, in order.
 
     Each process gets an equal slice, `batch_size` samples, of every joined batch, as
@@ -229,7 +298,9 @@ def evaluation_loader(dataset: Dataset[Any], batch_size: int, shard: Shard) -> D
         own += [list(joined[shard.rank * part :][:part]), list(rest[shard.rank :][:1])]
     batches = [batch for batch in own if batch]
     guarded: Any = Guarded(dataset)
-    return DataLoader(guarded, batch_sampler=batches, generator=torch.Generator())
+    return DataLoader(
+        guarded, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()
+    )
 
 
 def _generator(*parts: object) -> torch.Generator:

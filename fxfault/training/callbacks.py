@@ -32,7 +32,8 @@ from fxfault.training.optimizers import learning_rate
 from fxfault.training.run_folder import BEST, LAST, METRICS, RunFolder
 
 if TYPE_CHECKING:
-    from fxfault.training.classifier import Classifier
+    from fxfault.training.learner import Learner
+    from fxfault.training.objective import Objective
 
 _KEY = "fxfault"
 
@@ -133,7 +134,7 @@ class Record(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:  # type: ignore[override]
         epoch = trainer.current_epoch
         row: Row = {"epoch": epoch, "learning_rate": learning_rate(self.config, epoch)}
         row.update(pl_module.epoch_metrics())
@@ -154,7 +155,7 @@ class Record(Callback):
             self.folder.write(METRICS, to_csv(self.rows))
 
     def on_save_checkpoint(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: Learner, checkpoint: dict[str, Any]
     ) -> None:
         calibration = calibration_state(pl_module)
         weights = checkpoint["state_dict"]
@@ -172,7 +173,7 @@ class Record(Callback):
         }
 
     def on_load_checkpoint(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: Learner, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint[_KEY]
         self.rows = copy.deepcopy(state["rows"])
@@ -185,8 +186,8 @@ class Record(Callback):
 class Checkpoints(Checkpoint):
     """Saves `last.ckpt` before the first epoch and after each, and `best.ckpt` after the best.
 
-    The best epoch has the highest validation accuracy and, among equals, the lowest validation
-    loss.
+    The best epoch has the highest validation accuracy, or the best value of the metric, and among
+    equals the lowest validation loss.
 
     Attributes:
         config: the experiment.
@@ -220,11 +221,14 @@ class Checkpoints(Checkpoint):
             self._save(trainer, LAST)
             raise Interrupted(trainer.current_epoch)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:  # type: ignore[override]
         row = self.record.rows[-1]
         # Save the best first: `last.ckpt` names the best epoch, whose file must then exist.
         wanted = self.config.checkpoint.save_best
-        if wanted and (self.best is None or self._rank(row) > self._rank(self.best)):
+        objective = pl_module.objective
+        if wanted and (
+            self.best is None or self._rank(row, objective) > self._rank(self.best, objective)
+        ):
             self.best = row
             if self.folder is None:
                 self.best_weights = copy.deepcopy(pl_module.network.state_dict())
@@ -243,9 +247,9 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"]
         self.best_content = state_dict.get("best_content")
 
-    def _rank(self, row: Row) -> tuple[float, float]:
+    def _rank(self, row: Row, objective: Objective) -> tuple[float, float]:
         prefix = "faulty_val" if self.config.checkpoint.best_by == "faulty" else "val"
-        return row[f"{prefix}_accuracy"], -row[f"{prefix}_loss"]
+        return objective.rank(row[f"{prefix}_{objective.facts.column}"]), -row[f"{prefix}_loss"]
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is not None:

@@ -12,6 +12,7 @@ If torchvision was built for another torch than the one installed, import this m
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxfault.config.fault_injection import FaultInjectionConfig
+from fxfault.config.given import read_config
 from fxfault.errors import ConfigError, FxFaultError, SiteError
 from fxfault.messages import got
 from fxfault.passes.injector import FaultInjector
@@ -30,8 +32,10 @@ from fxfault.sites.clock import FaultClock
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.statistics import FaultStatistics
 from fxfault.training.lightning_import import Callback, LightningModule, Trainer
+from fxfault.training.log_names import loggable
 from fxfault.training.network_slot import NetworkSlot, find_network
 
+_LOGGER = logging.getLogger(__name__)
 # Keys of a clock's state that hold settings of the configuration, not a place in the schedule.
 _SETTINGS = ("enabled", "apply_during", "epoch_interval", "step_interval", "seed")
 
@@ -54,7 +58,8 @@ class FaultAwareTraining(Callback):
     the forwards in which faults struck. With `apply_during` of `eval` or `both`, `val_fault_rate`
     and `test_fault_rate` are logged too. `log_statistics` adds values for each site:
     `faults/<site>/rate` and, once faults struck there, `faults/<site>/rmse` and
-    `faults/<site>/cosine`.
+    `faults/<site>/cosine`. Every logger of the Trainer gets them; characters of a site's name that
+    some loggers refuse, such as the @ of `relu@2`, become a dash.
 
     Several processes (`ddp`) hit their samples with the faults that one process draws for the
     joined batch, which is their batches one after the other, in the order of their ranks. The
@@ -107,7 +112,7 @@ allowed: a number from 0 to 100
         super().__init__()
         if network is not None and not isinstance(network, str):
             raise ConfigError(f"network: got {got(network)}, allowed: the path of a module or null")
-        self.config = _read(cfg)
+        self.config = read_config(cfg, "cfg")
         self.network = network
         self.log_statistics = log_statistics
         self.example_inputs = example_inputs
@@ -137,6 +142,11 @@ allowed: a number from 0 to 100
                 have layers that faults can strike.
             SiteError: no layer can be struck.
         """
+        if not self.config.enabled and trainer.is_global_zero:
+            _LOGGER.warning(
+                "FaultAwareTraining injects no fault, as `enabled` of its configuration is false; "
+                "set `enabled: true`, or leave the callback out"
+            )
         try:
             self._ensure(trainer, pl_module)
         except FxFaultError:
@@ -337,26 +347,16 @@ allowed: a number from 0 to 100
     def _log(self, pl_module: LightningModule, prefix: str, recorded: FaultStatistics) -> None:
         values = {"fault_rate": recorded.overall_injection_rate}
         if self.log_statistics:
-            for layer in recorded.layer_stats.values():
-                values[f"faults/{layer.name}/rate"] = layer.injection_rate
+            layers = recorded.layer_stats.values()
+            names = loggable([layer.name for layer in layers])
+            for name, layer in zip(names, layers, strict=True):
+                values[f"faults/{name}/rate"] = layer.injection_rate
                 if layer.sample_count:
-                    values[f"faults/{layer.name}/rmse"] = layer.avg_rmse
-                    values[f"faults/{layer.name}/cosine"] = layer.avg_cosine_similarity
+                    values[f"faults/{name}/rmse"] = layer.avg_rmse
+                    values[f"faults/{name}/cosine"] = layer.avg_cosine_similarity
         for name, value in values.items():
             # All processes have the same value; `sync_dist` only avoids a warning of Lightning.
             pl_module.log(prefix + name, value, on_step=False, on_epoch=True, sync_dist=True)
-
-
-def _read(cfg: Any) -> FaultInjectionConfig:
-    if isinstance(cfg, (str, os.PathLike)):
-        return FaultInjectionConfig.from_yaml(cfg)
-    if isinstance(cfg, Mapping):
-        return FaultInjectionConfig.from_dict(cfg)
-    if not isinstance(cfg, FaultInjectionConfig):
-        allowed = "a FaultInjectionConfig, its mapping, or the path of a YAML file"
-        raise ConfigError(f"cfg: got {got(cfg)}, allowed: {allowed}")
-    cfg.validate()
-    return cfg
 
 
 def is_noisy(faults: FaultSites | None) -> bool:

@@ -16,12 +16,12 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from fxfault.errors import DataError, FxFaultError
 from fxfault.foreign import told
-from fxfault.training.classifier import Classifier, TrainingBatches
 from fxfault.training.generators import preserved_generators
+from fxfault.training.learner import Learner, TrainingBatches
 
 
 def fit(
-    module: Classifier,
+    module: Learner,
     batches: TrainingBatches,
     last: Path | None,
     *,

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from fxfault.experiment.sections import ExperimentConfig, OptimizerConfig, SchedulerConfig
+from fxfault.experiment.sections import ExperimentConfig
+from fxfault.experiment.training_sections import OptimizerConfig, SchedulerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def build_scheduler(
 def learning_rate(config: ExperimentConfig, epoch: int) -> float:
     """Learning rate of an epoch, counted from 0.
 
-    >>> from fxfault.experiment.sections import TrainingConfig
+    >>> from fxfault.experiment.training_sections import TrainingConfig
     >>> config = ExperimentConfig(
     ...     training=TrainingConfig(epochs=4),
     ...     optimizer=OptimizerConfig(learning_rate=0.1),

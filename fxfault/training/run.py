@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import itertools
 import time
@@ -14,18 +15,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fxfault.bundled.files import BUNDLED
+from fxfault.data.guarded import Guarded, samples_of
 from fxfault.errors import ConfigError, DataError
-from fxfault.evaluation.full.predictions import accuracy
+from fxfault.evaluation.full.predictions import predict
+from fxfault.evaluation.rows import value_under_faults
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.files.access import expanded
 from fxfault.files.sources import TRAINING, Sources
+from fxfault.metrics.facts import MetricFacts
 from fxfault.models.checkpoints import CheckpointInfo, load_checkpoint, most_bytes
 from fxfault.passes.transform import transform
-from fxfault.training.batch_norm import batch_norms, calibrate_batch_norm
-from fxfault.training.batches import Shard, TrainingLoader, evaluation_loader, split_validation
+from fxfault.training.batch_norm import calibrate_batch_norm
+from fxfault.training.batches import (
+    Shard,
+    TrainingLoader,
+    evaluation_loader,
+    samples_and_collate,
+    split_validation,
+)
 from fxfault.training.calibration import restore_calibration
 from fxfault.training.callbacks import (
     AtomicCheckpointIO,
@@ -35,12 +45,14 @@ from fxfault.training.callbacks import (
     read_checkpoint,
 )
 from fxfault.training.callbacks import Interrupted as Interrupted
-from fxfault.training.classifier import Classifier, TrainingBatches
+from fxfault.training.checks import check_network, check_trainable
 from fxfault.training.event_file import EventFile
 from fxfault.training.fault_aware import FaultAwareTraining
 from fxfault.training.generators import preserved_generators
+from fxfault.training.learner import Learner, TrainingBatches
 from fxfault.training.lightning_fit import fit
 from fxfault.training.lightning_import import Callback
+from fxfault.training.objective import Objective, Taken, check_processes
 from fxfault.training.run_folder import BEST, CALIBRATED, EVENTS, LAST, RunFolder
 
 # Number of samples on which the faulty network is compared with the given one before training.
@@ -57,9 +69,10 @@ class TrainingResult:
         rows: measurements of each epoch.
         best: row of the best epoch; None if the best is not kept.
         calibrated: number of batch norms whose statistics were recomputed at the end.
-        test_accuracy: accuracy without faults, in percent.
-        faulty_test_accuracy: accuracy under the faults of the configuration, in percent; None if
-            they do not strike during evaluation.
+        metric: what validation and test measure.
+        test_value: its value for the test data without faults, such as the accuracy in percent.
+        faulty_test_value: that under the faults of the configuration, NaN if they leave none; None
+            if they do not strike during evaluation.
         seconds: duration of this session, without sessions before a stop.
     """
 
@@ -67,56 +80,10 @@ class TrainingResult:
     rows: list[Row]
     best: Row | None
     calibrated: int
-    test_accuracy: float
-    faulty_test_accuracy: float | None
+    metric: MetricFacts
+    test_value: float
+    faulty_test_value: float | None
     seconds: float
-
-
-def check_trainable(config: ExperimentConfig) -> None:
-    """Check that the sections of an experiment agree for training.
-
-    >>> from fxfault.experiment import load_experiment
-    >>> check_trainable(load_experiment("digits", {"training.validation_fraction": 0}))
-    Traceback (most recent call last):
-    ...
-    fxfault.errors.ConfigError: checkpoint.save_best: the best is chosen by validation, but \
-training.validation_fraction is 0; raise it, or set save_best to false
-
-    Raises:
-        ConfigError: sections contradict each other.
-    """
-    batch = None if config.dataset is None else config.dataset.batch
-    for key, given in (("metric", config.metric), ("dataset.batch", batch)):
-        if given is not None:
-            raise ConfigError(
-                f"{key}: training is that of a classifier on pairs of an image and a class, and "
-                "measures its accuracy; leave it out here, and give it to an evaluation or a study"
-            )
-    kept = config.checkpoint
-    if kept.save_best and config.training.validation_fraction == 0:
-        raise ConfigError(
-            "checkpoint.save_best: the best is chosen by validation, but "
-            "training.validation_fraction is 0; raise it, or set save_best to false"
-        )
-    if kept.best_by == "faulty" and not config.needs_faulty_validation:
-        raise ConfigError(
-            "checkpoint.best_by: `faulty` needs faults while evaluating; set "
-            "fault_injection.enabled to true and apply_during to both (or eval)"
-        )
-    if config.training.calibrate == "faulty" and not config.fault_injection.enabled:
-        raise ConfigError(
-            "training.calibrate: `faulty` needs faults; set fault_injection.enabled to true, or "
-            "calibrate to clean"
-        )
-
-
-def check_network(config: ExperimentConfig, network: nn.Module) -> None:
-    """Raise a `ConfigError` if `training.calibrate` finds no batch norm in a network."""
-    if config.training.calibrate != "none" and not batch_norms(network):
-        raise ConfigError(
-            f"training.calibrate: {type(network).__name__} has no batch norm with running "
-            "statistics; set it to none"
-        )
 
 
 def load_initial_weights(
@@ -189,9 +156,11 @@ def train(
 
     Args:
         config: the experiment; the sections `dataset`, `model` and `quantization` are not read.
-        network: network that gives class scores, trained in place.
-        training_data: map-style data set of (image, label).
-        test_data: map-style data set of (image, label).
+        network: the network, trained in place; it gives class scores, unless `metric` and
+            `training.loss` name another task.
+        training_data: map-style data set, or a data loader for its samples and collate function;
+            samples are (image, label), or what `fxfault.data.batches` takes apart.
+        test_data: the same for the test; a loader gives its own batches.
         folder: folder of checkpoints, metrics and events; None writes nothing.
         resume: whether to continue from the folder's `last.ckpt`.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -221,8 +190,13 @@ def train(
         sources.note(info.path, info.sha256)
     started = time.perf_counter()
     fraction = config.training.validation_fraction
-    training, validation = split_validation(training_data, fraction, config.seed.value)
-    faulty = _make_faulty(config, test_data) if config.fault_injection.enabled else None
+    samples, collate = samples_and_collate(training_data)
+    training, validation = split_validation(samples, fraction, config.seed.value)
+    objective = Objective.of(config, network)
+    check_processes(objective, devices)
+    faulty = None
+    if config.fault_injection.enabled:
+        faulty = _make_faulty(config, test_data, objective)
     files, record = AtomicCheckpointIO(most_bytes(network)), Record(config, folder)
     kept = folder if config.checkpoint.enabled else None
     saved = Checkpoints(config, record, kept, stop, files, sources)
@@ -235,8 +209,8 @@ def train(
         kept.remove(CALIBRATED)  # Its weights are not those that this run will end with.
     with explaining:
         trainer = fit(
-            Classifier(network, config, faulty),
-            TrainingBatches(config, training, validation),
+            Learner(network, config, faulty),
+            TrainingBatches(config, training, validation, collate),
             last,
             device=device,
             devices=devices,
@@ -257,23 +231,42 @@ def train(
         content = io.BytesIO()
         torch.save({"state_dict": network.state_dict()}, content)
         kept.write(CALIBRATED, content.getvalue())
-    tests = evaluation_loader(test_data, config.training.batch_size, Shard())
-    tested: Any = [next(iter(tests))] if one_batch else tests
-    faulty_accuracy = None
-    test_accuracy = accuracy(network, tested, device)
-    if config.needs_faulty_validation:
-        faulty_accuracy = accuracy(_with_faults(config, network), tested, device)
+    clean, under_faults = _test(config, network, test_data, objective, device, one_batch)
     result = TrainingResult(
         network=network,
         rows=record.rows,
         best=saved.best,
         calibrated=norms,
-        test_accuracy=test_accuracy,
-        faulty_test_accuracy=faulty_accuracy,
+        metric=clean.facts,
+        test_value=clean.value,
+        faulty_test_value=under_faults,
         seconds=time.perf_counter() - started,
     )
     sources.check()  # for changes since the last checkpoint
     return result
+
+
+def _test(
+    config: ExperimentConfig,
+    network: nn.Module,
+    test_data: Any,
+    objective: Objective,
+    device: torch.device,
+    one_batch: bool,
+) -> tuple[Any, float | None]:
+    """The result of the test without faults, and the value under faults, if they strike there."""
+    loader: Any = test_data
+    if not isinstance(test_data, DataLoader):
+        loader = evaluation_loader(test_data, config.training.batch_size, Shard())
+    tested: Any = [next(iter(loader))] if one_batch else loader
+    tested, judge = Taken(tested, objective), objective.judge
+    clean = predict(network, tested, device, judge=judge)
+    if not config.needs_faulty_validation:
+        return clean, None
+    faulty = predict(_with_faults(config, network), tested, device, judge=judge, golden=clean)
+    if judge.metric is None:
+        return clean, faulty.value
+    return clean, value_under_faults(clean, faulty)
 
 
 def calibrate(
@@ -305,10 +298,12 @@ def calibrate(
     settings, seed = config.training, config.seed.value
     if settings.calibrate == "none":
         return 0
-    training, _ = split_validation(training_data, settings.validation_fraction, seed)
-    batches = TrainingLoader(training, settings, seed, Shard())
+    samples, collate = samples_and_collate(training_data)
+    training, _ = split_validation(samples, settings.validation_fraction, seed)
+    batches = TrainingLoader(training, settings, seed, Shard(), collate)
     batches.order.set_epoch(settings.epochs)
     some: Any = itertools.islice(batches, 1) if one_batch else batches
+    some = Taken(some, Objective.of(config, network))
     if settings.calibrate == "clean":
         return calibrate_batch_norm(network, some, faults="clean")
     return calibrate_batch_norm(_with_faults(config, network), some, faults="faulty")
@@ -322,18 +317,37 @@ def _with_faults(config: ExperimentConfig, network: nn.Module) -> nn.Module:
     return transform(network, faults)
 
 
-def _make_faulty(config: ExperimentConfig, test_data: Dataset[Any]) -> FaultAwareTraining:
-    # Test images, as reading the training data may draw the random numbers of training.
-    some = range(min(len(test_data), _EXAMPLES))  # type: ignore[arg-type]
-    with preserved_generators():
-        images = [test_data[number][0] for number in some]
+def _make_faulty(
+    config: ExperimentConfig, test_data: Any, objective: Objective
+) -> FaultAwareTraining:
     faults = config.fault_injection
     return FaultAwareTraining(
         faults,
         network="network",
         log_statistics=faults.track_statistics,
-        example_inputs=torch.stack(images) if images else None,
+        example_inputs=_examples(test_data, objective),
     )
+
+
+def _examples(test_data: Any, objective: Objective) -> tuple[Any, ...] | None:
+    """The arguments of a forward for some samples; None if some can be given by name only."""
+    # Of the test data, as reading the training data may draw the random numbers of training.
+    with preserved_generators():
+        if isinstance(test_data, DataLoader):
+            given = next(iter(test_data))
+        else:
+            some = range(min(samples_of(test_data), _EXAMPLES))
+            if not some:
+                return None
+            given = default_collate([Guarded(test_data)[number] for number in some])
+    batch = objective.take(given)
+    if not batch.keywords:
+        return batch.inputs
+    try:
+        found = inspect.signature(objective.forward).bind(*batch.inputs, **batch.keywords)
+    except (TypeError, ValueError):
+        return None
+    return None if found.kwargs else found.args
 
 
 def checkpoint_to_resume(

@@ -81,6 +81,7 @@ class ModelTracer(Tracer):
                 with (
                     self._training_flags(root),
                     self._factories_recorded(),
+                    self._autograd_functions_refused(),
                     self.calls.watching(root),
                 ):
                     graph = super().trace(root, concrete_args)
@@ -299,6 +300,23 @@ class ModelTracer(Tracer):
         finally:
             for name, original in originals.items():
                 setattr(torch, name, original)
+
+    @contextlib.contextmanager
+    def _autograd_functions_refused(self) -> Iterator[None]:
+        """Refuse a symbolic value as argument of an autograd Function; torch 2.15 would crash."""
+        functions: Any = torch.autograd.Function
+        original = functions.__dict__["apply"]
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(value, Proxy) for value in (*args, *kwargs.values())):
+                raise TraceError("its forward calls an autograd Function")
+            return original.__get__(None, cls)(*args, **kwargs)
+
+        try:
+            functions.apply = classmethod(apply)
+            yield
+        finally:
+            functions.apply = original
 
 
 def is_training(module: nn.Module) -> bool:

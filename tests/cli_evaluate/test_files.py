@@ -17,11 +17,13 @@ from commands import Run
 
 from fxfault.campaign import Cell, FaultEvaluation
 from fxfault.campaign.cell_result import CellResult
+from fxfault.campaign.fault_evaluation import rank
 from fxfault.cli import evaluate
 from fxfault.evaluation.rows import TrialRow
 from fxfault.experiment import load_experiment
 from fxfault.experiment import parts as experiment_parts
 from fxfault.results.pictures import plots
+from fxfault.results.pictures.ranking import ranking_picture
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -215,7 +217,7 @@ def test_a_full_disk_leaves_no_empty_file(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fxfault.cli.terminal.outputs.write_atomically", full)
+    monkeypatch.setattr("fxfault.results.outputs.write_atomically", full)
     run = command(*FAST, "--probability", "1")
     assert (run.status, "No space left" in run.err) == (2, True)
     assert os.listdir() == []
@@ -295,18 +297,17 @@ def layer_results(number: int, **rate: Any) -> list[CellResult]:
 
 
 def test_a_ranking_of_many_sites_shows_the_worst_and_says_so() -> None:
-    text = svg_text(plots.ranking_picture(layer_results(100), "svg"))
-    assert "the 40 most vulnerable of 100" in text
+    text = svg_text(ranking_picture(rank(layer_results(100)), 95.0, "svg"))
+    assert "the 40 weakest of 100" in text
     assert "block.99" in text
     assert "block.59" not in text
-    few = svg_text(plots.ranking_picture(layer_results(40), "svg"))
-    assert "most vulnerable" not in few
+    few = svg_text(ranking_picture(rank(layer_results(40)), 95.0, "svg"))
+    assert "weakest of" not in few
     assert "block.0" in few
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "scale"),
-    [((0, 1, 50), True), ((0.001, 1), True), ((0, 5, 10), False), ((5,), False), ((0,), False)],
+    ("probabilities", "scale"), [((0, 1, 50), True), ((0.001, 1), True), ((0, 5, 10), False)]
 )
 def test_probabilities_far_apart_are_drawn_on_a_logarithmic_axis(
     probabilities: tuple[float, ...], scale: bool
@@ -316,14 +317,25 @@ def test_probabilities_far_apart_are_drawn_on_a_logarithmic_axis(
     assert ("logarithmic" in text) is scale
     assert all(format(p, "g") in text.split() for p in probabilities)
     assert "golden, no faults (90.00%)" in text
-    assert "mean ± std of 2 runs" in text
+    assert "mean of 2 runs, 95% interval" in text
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_single_rate_is_drawn_as_bars_with_its_interval(runs: int) -> None:
+    result = result_of({"probability": 5.0}, *[80.0, 82.0][:runs])
+    text = svg_text(plots.sweep_picture([result], "random", None, "svg"))
+    assert "golden, no faults (90.00%)" in text
+    assert f"random at 5% fault probability ({result.mean:.2f}%)" in text
+    said = "mean of 2 runs, 95% interval" if runs == 2 else "one run, so no interval"
+    assert said in text
 
 
 @pytest.mark.parametrize(("mean", "shown"), [(20.0, True), (85.0, False)])
 def test_the_chance_level_is_drawn_where_accuracy_comes_near_it(mean: float, shown: bool) -> None:
     result = result_of({"probability": 5.0}, mean)
-    text = svg_text(plots.sweep_picture([result], "random", 10.0, "svg"))
-    assert ("chance (10%)" in text) is shown
+    for results in ([result], [result, result_of({"probability": 1.0}, 85.0)]):
+        text = svg_text(plots.sweep_picture(results, "random", 10.0, "svg"))
+        assert ("chance (10%)" in text) is shown
 
 
 def test_ties_share_a_rank_and_one_run_says_that_it_has_no_interval(

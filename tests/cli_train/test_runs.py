@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from fxfault.cli.training_run import resume_command
 from fxfault.errors import ConfigError
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import load_model
+from fxfault.metrics import ACCURACY
 from fxfault.results.pictures.plots import training_picture
 from fxfault.training.run_folder import RunFolder
 
@@ -333,8 +335,8 @@ def test_a_network_that_is_better_under_faults_is_pointed_out(
     settings: list[str],
     said: bool,
 ) -> None:
-    measured = iter([50.0, faulty])
-    monkeypatch.setattr("fxfault.training.run.accuracy", lambda *arguments: next(measured))
+    measured = iter(SimpleNamespace(value=value, facts=ACCURACY) for value in (50.0, faulty))
+    monkeypatch.setattr("fxfault.training.run.predict", lambda *_, **__: next(measured))
     trained.copied_to("run")
     run = command("--resume", *settings, "--out", "run")  # It is through, and only tested.
     mend = "fxfault train --resume --out run --set training.calibrate=clean\n"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fxfault.campaign.studies.stop_rule import StopRule
     from fxfault.campaign.studies.study import Study
 
+JUDGED = ("measure", "sdc")
+"""The estimates that a stop rule judges."""
+
 # States of a cell; see `states`.
 EARLY, DONE, UNSURE, UNFINISHED = "stopped early", "done", "not sure", "unfinished"
 
@@ -39,7 +42,8 @@ def states(
     if study.stop is None:
         return [DONE if number >= study.max_trials else UNFINISHED for number in trials]
     rule = study.stop
-    sure = is_within(summarise(table, cells, shared, rule.confidence, metric), rule)
+    summary = summarise(table, cells, shared, rule.confidence, metric, JUDGED)
+    sure = is_within(summary, rule)
     whole = trials >= rule.max_trials
     stopped = sure & np.isin(trials, look_points(rule))
     rest = ~whole & ~stopped & (trials > rule.min_trials)
@@ -68,7 +72,7 @@ def _stopped_before(
     for look in looks:
         first = part["trial"] < look
         seen = {name: column[first] for name, column in part.items()}
-        summary = summarise(seen, cells, shared, rule.confidence, metric)
+        summary = summarise(seen, cells, shared, rule.confidence, metric, JUDGED)
         stopped |= is_within(summary, rule) & (summary.trials == look)
     return stopped
 

@@ -65,7 +65,7 @@ def site_cells(summary: Summary) -> dict[Setting, dict[str, int]]:
     """
     found: dict[Setting, dict[str, int]] = {}
     for index, cell in enumerate(summary.cells):
-        if cell.single_site is not None and _was_struck(summary, index):
+        if cell.single_site is not None and was_struck(summary, index):
             found.setdefault(setting_of(cell), {})[cell.single_site] = index
     return found
 
@@ -76,11 +76,12 @@ def never_called(summary: Summary) -> list[str]:
     for index, cell in enumerate(summary.cells):
         name = cell.single_site
         if name is not None and summary.trials[index]:
-            struck[name] = struck.get(name, False) or _was_struck(summary, index)
+            struck[name] = struck.get(name, False) or was_struck(summary, index)
     return [name for name, hit in struck.items() if not hit]
 
 
-def _was_struck(summary: Summary, index: int) -> bool:
+def was_struck(summary: Summary, index: int) -> bool:
+    """Whether a cell has trials that exposed anything; those of a site never called do not."""
     return bool(summary.trials[index] and summary["fault_rate"].n[index])
 
 
@@ -182,6 +183,22 @@ def _least_variances(table: Table, columns: Integers, summary: Summary) -> list[
     gained = table["correct"] - table["golden_correct"] + lost
     events = np.bincount(table["cell"], weights=lost + gained, minlength=cells)
     return [(100.0 / samples[row]) ** 2 * (events[row] + 1 / len(columns)) for row in columns]
+
+
+def left_out(summary: Summary) -> list[str]:
+    """Faults with their bits that no ranking takes, as not all sites struck alone have them."""
+    by_setting = site_cells(summary)
+    every = {name for sites in by_setting.values() for name in sites}
+    used = {fault for (fault, _, _), sites in by_setting.items() if len(sites) == len(every)}
+    return [f for f in dict.fromkeys(fault for fault, _, _ in by_setting) if f not in used]
+
+
+def may_be_weakest(ranked: Sequence[RankedSite]) -> list[RankedSite]:
+    """The sites of which each may be the weakest: the interval of its rank begins at 1.
+
+    The list is empty if no site lost anything.
+    """
+    return [site for site in ranked if site.rank_low == 1] if weakest(ranked) else []
 
 
 def weakest(ranked: Sequence[RankedSite]) -> list[RankedSite]:
@@ -288,7 +305,8 @@ class Curve:
     """The metric against how often faults strike.
 
     Attributes:
-        place: `all`, names of the struck sites, or `each` for the mean over sites struck alone.
+        place: `all`, names of the struck sites, `each` for the mean over all sites struck alone,
+            or the names of those of them that have this fault, if not all have it.
         fault: fault model with its bit.
         checkpoint: the weights.
         rates: probabilities in percent, or numbers of faults in each sample (for weights in each
@@ -298,6 +316,7 @@ class Curve:
         high: upper ends of the intervals.
         counted: whether the rates are numbers of faults.
         sites: number of sites struck alone and averaged; 1 if sites were struck together.
+        partial: whether only some of the sites have this fault, such as a bit of wide words.
         memories: what is struck, such as `activations`.
     """
 
@@ -311,30 +330,43 @@ class Curve:
     counted: bool = False
     sites: int = 1
     memories: tuple[str, ...] = ("activations",)
+    partial: bool = False
 
 
 def curves(summary: Summary) -> list[Curve]:
     """Return a curve for each fault and each group of sites that was struck together.
 
-    Sites of one memory that were struck alone make one curve, their mean; rates that not all of
-    them have are left out.
-    Cells of several faults, each with its own rate, are on no curve.
+    Sites of one memory that were struck alone make one curve, their mean. A fault that only some of
+    them have makes a curve of these sites, so that no mean over some stands for a mean over all.
+    Rates that not all sites of a curve have are left out. Cells of several faults, each with its
+    own rate, are on no curve.
     """
     groups: dict[_Key, dict[float, list[int]]] = {}
+    alone: dict[tuple[str | None, tuple[str, ...]], set[str]] = {}
     for index, cell in enumerate(summary.cells):
-        if _was_struck(summary, index) and cell.rate is not None:
+        if was_struck(summary, index) and cell.rate is not None:
             place = cell.place if cell.single_site is None else "each"
             key = place, cell.fault, cell.checkpoint, cell.memories
             groups.setdefault(key, {}).setdefault(cell.rate, []).append(index)
-    return [_curve(key, found, summary) for key, found in groups.items()]
+            if cell.single_site is not None:
+                alone.setdefault(key[2:], set()).add(cell.single_site)
+    return [_curve(key, found, summary, alone) for key, found in groups.items()]
 
 
-def _curve(key: _Key, found: Mapping[float, Sequence[int]], summary: Summary) -> Curve:
+def _curve(
+    key: _Key,
+    found: Mapping[float, Sequence[int]],
+    summary: Summary,
+    alone: Mapping[tuple[str | None, tuple[str, ...]], set[str]],
+) -> Curve:
     most = max(map(len, found.values()))
     points = sorted((rate, cells) for rate, cells in found.items() if len(cells) == most)
     cells = np.array([cells for _, cells in points]).T  # A column for each rate.
     rates = tuple(rate for rate, _ in points)
     counted = summary.cells[cells.flat[0]].num_faults is not None
     place, fault, checkpoint, memories = key
+    partial = place == "each" and len(cells) < len(alone[checkpoint, memories])
+    if partial:
+        place = ", ".join(summary.cells[index].place for index in cells[:, 0])
     means = mean_of_cells(summary["measure"], cells)
-    return Curve(place, fault, checkpoint, rates, *means, counted, len(cells), memories)
+    return Curve(place, fault, checkpoint, rates, *means, counted, len(cells), memories, partial)

@@ -57,7 +57,7 @@ def is_sure(study: Study, rows: Sequence[TrialRow]) -> bool:
         study: a study with a stop rule.
         rows: trials of one cell, at least one.
     """
-    from fxfault.campaign.estimates.cell_states import is_within
+    from fxfault.campaign.estimates.cell_states import JUDGED, is_within
     from fxfault.campaign.estimates.summary import summarise, table_of
 
     assert study.stop is not None
@@ -67,5 +67,6 @@ def is_sure(study: Study, rows: Sequence[TrialRow]) -> bool:
     if study.experiment.metric is not None:  # How wide an interval is does not depend on the rest.
         each = DATA if rows[0].sdc is None else SAMPLE
         metric = MetricFacts(study.experiment.metric.name, each=each)
-    summary = summarise(table_of(rows, [cell]), [cell], shared, study.stop.confidence, metric)
+    table, confidence = table_of(rows, [cell]), study.stop.confidence
+    summary = summarise(table, [cell], shared, confidence, metric, JUDGED)
     return bool(is_within(summary, study.stop)[0])

@@ -11,7 +11,7 @@ same samples, so that what makes samples differ from each other cancels out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,8 +148,9 @@ def summarise(
     shared: Sequence[bool] | None = None,
     confidence: float = 95.0,
     metric: MetricFacts = ACCURACY,
+    names: Collection[str] = ESTIMATES,
 ) -> Summary:
-    """Estimate all measures of all cells.
+    """Estimate the measures of all cells.
 
     Args:
         table: the rows.
@@ -158,6 +159,8 @@ def summarise(
             a stuck bit); default: False for all.
         confidence: confidence of the intervals, in percent.
         metric: what the metric is.
+        names: the estimates to make, of `ESTIMATES`; `measure` and `fall` are always there. The
+            stop rule needs two of them, thousands of times.
     """
     sums = _Sums(table, len(cells))
     chosen = np.zeros(len(cells), bool) if shared is None else np.asarray(shared, bool)
@@ -170,14 +173,15 @@ def summarise(
         "masked": ("masked", "struck"),
         "fault_rate": ("faults", "elements"),
     }
-    found = {name: _rates(sums, *parts, chosen, confidence) for name, parts in rates.items()}
-    measure, fall, golden = _measured(sums, chosen, confidence, metric)
-    estimates = {
-        "measure": measure,
-        "fall": fall,
-        **found,
-        "top5": _means(sums, "top5", confidence),
+    found = {
+        name: _rates(sums, *parts, chosen, confidence)
+        for name, parts in rates.items()
+        if name in names
     }
+    if "top5" in names:
+        found["top5"] = _means(sums, "top5", confidence)
+    measure, fall, golden = _measured(sums, chosen, confidence, metric)
+    estimates = {"measure": measure, "fall": fall, **found}
     _check_possible(
         {**estimates, "golden": Estimate(golden, golden, golden, sums.trials)}, cells, metric
     )

@@ -160,6 +160,29 @@ class WriterLock:
         self._name.close()
 
 
+def is_new(path: str | Path) -> bool:
+    """Whether a path has no store yet; an empty file is one whose creation was interrupted.
+
+    Raises:
+        StoreError: the path cannot be written, or another process is writing.
+    """
+    target = checked_path(path)
+    lock = WriterLock(target)
+    try:
+        if target.exists():
+            lock.hold()
+        if target.exists() and target.stat().st_size:
+            # Rolls back what a killed process had begun, which may leave an empty file.
+            with (
+                contextlib.suppress(sqlite3.Error),
+                contextlib.closing(connect(target, "rw")) as connection,
+            ):
+                connection.execute("PRAGMA user_version").fetchone()
+        return not (target.exists() and target.stat().st_size)
+    finally:
+        lock.release()
+
+
 def open_checked(path: Path, write: bool) -> sqlite3.Connection:
     """Open a store, or say why it cannot be opened."""
     if lacks_its_log(file_of(path)):

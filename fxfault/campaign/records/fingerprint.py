@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fxfault.campaign.studies.labels import LABELS
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.messages import flat
 
@@ -41,7 +42,7 @@ WHOLE_BYTES = 2**28
 SPOT_CHECKS = 256  # samples
 
 # Settings that an evaluation does not read, or that change no count.
-_FREE_SECTIONS = ("seed", "optimizer", "scheduler")
+_FREE_SECTIONS = ("seed", "optimizer", "scheduler", *LABELS)
 _FREE_KEYS = {
     "dataset": ("root",),
     "fault_injection": ("verbose", "track_statistics", "gradient_mode", "persist"),
@@ -127,7 +128,8 @@ def of_data(dataset: Any, batches: Iterable[Batch], golden: Any) -> dict[str, An
     those of the hashed inputs are.
 
     Args:
-        dataset: map-style dataset of (input, label), or with a metric of any items.
+        dataset: map-style dataset of (input, label), or with a metric of any items; None if there
+            are only batches, all of which are hashed then.
         batches: the same samples in batches.
         golden: `Predictions` with the labels of all samples; or `Measured`.
     """
@@ -135,8 +137,7 @@ def of_data(dataset: Any, batches: Iterable[Batch], golden: Any) -> dict[str, An
     inputs, targets = hashlib.sha256(), hashlib.sha256()
     labels = golden.labels.cpu() if golden.facts.is_accuracy else None
     step = 1
-    first = dataset[0][0] if labels is not None else dataset[0]
-    if sum(map(len, _all_bytes(first))) * samples <= WHOLE_BYTES:
+    if dataset is None or _size_of(dataset, labels is not None) * samples <= WHOLE_BYTES:
         for batch in batches:
             for part in _all_bytes([*batch.inputs, *batch.keywords.values()]):
                 inputs.update(part)
@@ -155,6 +156,12 @@ def of_data(dataset: Any, batches: Iterable[Batch], golden: Any) -> dict[str, An
         "inputs": inputs.hexdigest(),
         "inputs_hashed": "all" if step == 1 else f"1 of {step}",
     }
+
+
+def _size_of(dataset: Any, is_labelled: bool) -> int:
+    """Bytes of the first sample."""
+    first = dataset[0][0] if is_labelled else dataset[0]
+    return sum(map(len, _all_bytes(first)))
 
 
 def _all_bytes(value: Any) -> Iterator[bytes]:

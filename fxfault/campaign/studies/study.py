@@ -15,7 +15,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from fxfault.campaign.studies.axes import (
     with_base,
 )
 from fxfault.campaign.studies.cell import Cell
+from fxfault.campaign.studies.labels import LABELS, Labels, labels_of
 from fxfault.campaign.studies.sharing import samples_share_faults
 from fxfault.campaign.studies.stop_rule import (
     MOST_TRIALS,
@@ -65,12 +66,14 @@ class Study:
         axes: the values to cross.
         trials: number of trials of each cell; None if a stop rule decides.
         stop: the stop rule, or None.
+        labels: name, title and notes, which reports show.
     """
 
     experiment: ExperimentConfig
     axes: Axes
     trials: int | None
     stop: StopRule | None
+    labels: Labels = field(default_factory=Labels)
 
     @classmethod
     def from_yaml(cls, path_or_bundled_name: str | os.PathLike[str]) -> Study:
@@ -100,9 +103,9 @@ model: missing, add for instance `model: {name: quant_digits}`; \
 checkpoint.path: missing, name the weights here or in axes.checkpoint
 
         Args:
-            content: sections of an experiment, `axes`, and `trials` or `stop`. An integer as
-                `seed` stands for `seed: {value: N}`; it is the seed of the faults unless there is
-                a `fault_injection.seed`.
+            content: sections of an experiment, `axes`, and `trials` or `stop`; perhaps `name`,
+                `title` and `notes`. An integer as `seed` stands for `seed: {value: N}`; it is the
+                seed of the faults unless there is a `fault_injection.seed`.
             source: name of the file in errors, if there is one.
 
         Raises:
@@ -116,6 +119,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         experiment = _experiment(sections, problems)
         given = given_axes(own.get("axes"), problems)
         trials, stop = _length(own, problems)
+        labels = labels_of(own, problems)
         problems += _missing_sections(sections, given)
         if experiment is not None:
             problems += margin_problems(stop, experiment.metric is not None)
@@ -124,7 +128,7 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         if problems:
             raise InvalidConfigError(problems, source)
         assert experiment is not None
-        return cls(experiment=experiment, axes=axes, trials=trials, stop=stop)
+        return cls(experiment=experiment, axes=axes, trials=trials, stop=stop, labels=labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved study as plain values that YAML and JSON can hold.
@@ -134,7 +138,20 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
         True
         """
         end = {"trials": self.trials} if self.stop is None else {"stop": rule_to_dict(self.stop)}
-        return {**self.experiment.to_dict(), "axes": self.axes.to_dict(), **end}
+        labels = {key: value for key, value in asdict(self.labels).items() if value is not None}
+        return {**labels, **self.experiment.to_dict(), "axes": self.axes.to_dict(), **end}
+
+    @property
+    def title(self) -> str:
+        """The title of its reports: its own, or else network and data.
+
+        >>> Study.from_yaml("digits_study").title
+        'Layers and fault models of the digits network'
+        """
+        model, dataset = self.experiment.model, self.experiment.dataset
+        assert model is not None
+        assert dataset is not None
+        return self.labels.title or f"{model.name} on {dataset.name}"
 
     @property
     def seed(self) -> int:
@@ -256,7 +273,7 @@ def bundled_studies() -> tuple[str, ...]:
 
 # -- checking -------------------------------------------------------------------------------
 
-_OWN = ("axes", "trials", "stop")
+_OWN = ("axes", "trials", "stop", *LABELS)
 
 
 def _split(

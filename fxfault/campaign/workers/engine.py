@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from fxfault.evaluation.full.predictions import OnNote
 from fxfault.evaluation.rows import TrialRow
 
 if TYPE_CHECKING:
     from fxfault.campaign.workers.facts import Facts
     from fxfault.campaign.workers.plan import Plan
-from dataclasses import dataclass
-
-from fxfault.evaluation.full.predictions import OnNote
 
 
 class Engine(Protocol):
@@ -37,8 +36,12 @@ class Engine(Protocol):
     def submit(self, batch: Batch) -> None:
         """Queue a batch for the next free worker."""
 
-    def receive(self) -> list[TrialRow]:
+    def receive(self, within: float | None = None) -> list[TrialRow]:
         """Wait until at least one submitted trial is done, and return the new rows.
+
+        Args:
+            within: longest time to wait, in seconds, after which there may be no row; None for no
+                limit. An engine that runs trials itself waits for the trial in any case.
 
         Raises:
             FxFaultError: a trial cannot be run

@@ -20,6 +20,7 @@ from fxfault.messages import nearest
 if TYPE_CHECKING:
     from fxfault.campaign.studies.cell import Cell
     from fxfault.campaign.workers.facts import Facts
+    from fxfault.campaign.workers.given import Given
     from fxfault.campaign.workers.plan import Plan
     from fxfault.campaign.workers.trial_runner import TrialRunner
 
@@ -27,11 +28,15 @@ ENGINES = ("local", "processes", "ray")
 
 
 class LocalEngine:
-    """Runs trials in this process, one after the other."""
+    """Runs trials in this process, one after the other.
+
+    It alone can run a network that is an object of this process (`given`).
+    """
 
     slots = 1
 
-    def __init__(self) -> None:
+    def __init__(self, given: Given | None = None) -> None:
+        self._given = given
         self._trial_runner: TrialRunner | None = None
         self._watch: Watch | None = None
         self._waiting: deque[tuple[Cell, int]] = deque()
@@ -42,7 +47,7 @@ class LocalEngine:
 
         self._watch = Watch(on_note)
         with self._watch.at("while it was set up"):
-            self._trial_runner = TrialRunner(plan, on_note=on_note)
+            self._trial_runner = TrialRunner(plan, on_note=on_note, given=self._given)
             return self._trial_runner.facts()
 
     def submit(self, batch: Batch) -> None:
@@ -52,7 +57,7 @@ class LocalEngine:
         cell = Cell.from_key(batch.cell)
         self._waiting.extend((cell, trial) for trial in batch.trials)
 
-    def receive(self) -> list[TrialRow]:
+    def receive(self, within: float | None = None) -> list[TrialRow]:
         """See `Engine.receive`."""
         assert self._trial_runner is not None
         assert self._watch is not None

@@ -122,8 +122,8 @@ class ProcessEngine(WorkerEngine[_Process]):
         with suppress(OSError):  # If the worker is dead, `_listen` hands its batches out again.
             worker.connection.send_bytes(message)
 
-    def _listen(self) -> list[TrialRow]:
-        messages = self._read_inbox()
+    def _listen(self, longest: float) -> list[TrialRow]:
+        messages = self._read_inbox(longest)
         now, rows = self._clock.look(), list[TrialRow]()
         for worker, message in messages:
             if worker not in self._workers:
@@ -138,11 +138,11 @@ class ProcessEngine(WorkerEngine[_Process]):
                 self._replace(worker, self._bury(worker))
         return rows
 
-    def _read_inbox(self) -> list[tuple[_Process, bytes | None]]:
-        """Wait up to `TICK` for a message, and take all that are there."""
+    def _read_inbox(self, longest: float) -> list[tuple[_Process, bytes | None]]:
+        """Wait so many seconds for a message, and take all that are there."""
         messages = []
         with suppress(Empty):
-            messages.append(self._inbox.get(timeout=TICK))
+            messages.append(self._inbox.get(timeout=longest))
             while True:
                 messages.append(self._inbox.get_nowait())
         return messages

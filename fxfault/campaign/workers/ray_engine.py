@@ -17,7 +17,6 @@ from ray.exceptions import (  # type: ignore[import-not-found]
     RayActorError,
 )
 
-from fxfault.campaign.workers.patience import TICK
 from fxfault.campaign.workers.worker import plain_error, set_up
 from fxfault.campaign.workers.worker_engine import Worker, WorkerEngine
 from fxfault.errors import EngineError
@@ -35,6 +34,10 @@ class _Trials:
         self._plan = plan
         self._trial_runner: TrialRunner | None = None
         self._messages: list[tuple[str, Any]] = []
+
+    def placed(self) -> str:
+        """Tell that a machine has room for the worker."""
+        return json.dumps([("placed", None)])
 
     def facts(self) -> str:
         """Set up the worker, and return its messages."""
@@ -78,7 +81,8 @@ class RayEngine(WorkerEngine[_Actor]):
     """Runs trials on a Ray cluster.
 
     If an actor or its machine dies, its batch is lost and runs again: trials of about a quarter of
-    a second, or a single longer one.
+    a second, or a single longer one. The actor that takes its place waits, for as long as it
+    takes, until a machine has room for it.
     """
 
     tells_all = False
@@ -164,21 +168,27 @@ class RayEngine(WorkerEngine[_Actor]):
         assert self._plan is not None
         options = {"num_cpus": self._cores, "num_gpus": self._gpus}
         actor = ray.remote(_Trials).options(**options).remote(self._plan.to_json())
-        worker = _Actor(number, actor=actor)
+        worker = _Actor(number, placed=False, actor=actor)
+        self._calls[actor.placed.remote()] = worker
         self._calls[actor.facts.remote()] = worker
         return worker
 
     def _give(self, worker: _Actor, cell: str, trials: list[int]) -> None:
         self._calls[worker.actor.run.remote(cell, trials)] = worker
 
-    def _listen(self) -> list[TrialRow]:
-        """Wait for one call to return, and handle its messages."""
-        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
+    def _listen(self, longest: float) -> list[TrialRow]:
+        """Wait for a call to return, and handle the messages of all that have."""
+        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=longest)
+        if done:  # To wait for each of a thousand calls would be slow: take all that are there.
+            done, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         self._clock.look()
-        if not done:
+        return [row for call in done for row in self._answer(call)]
+
+    def _answer(self, call: Any) -> list[TrialRow]:
+        """Handle the messages of a call that has returned, or failed."""
+        worker = self._calls.pop(call, None)
+        if worker is None:  # Another of its calls failed just now.
             return []
-        (call,) = done
-        worker = self._calls.pop(call)
         try:
             messages = json.loads(ray.get(call))
         except (RayActorError, OutOfMemoryError) as error:

@@ -17,11 +17,12 @@ from fxfault.campaign.records import fingerprint
 from fxfault.campaign.studies.cell import Cell, words_of
 from fxfault.campaign.studies.study import Study
 from fxfault.campaign.workers.facts import Facts, strikes_nothing
+from fxfault.campaign.workers.given import Given, refuse_objects
 from fxfault.campaign.workers.outline import background_of
 from fxfault.campaign.workers.plan import Plan
 from fxfault.errors import DataError
 from fxfault.evaluation.chance import doubt_of
-from fxfault.evaluation.checks import check_model, try_model
+from fxfault.evaluation.checks import insert_faults
 from fxfault.evaluation.rows import TrialRow
 from fxfault.evaluation.runners import make_runner, run_golden
 from fxfault.evaluation.trials import Trials
@@ -36,10 +37,11 @@ from fxfault.experiment.parts import (
 )
 from fxfault.files.sources import refuse_other
 from fxfault.passes.freeze import freeze
-from fxfault.passes.transform import transform
 from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fxfault.evaluation.full.predictions import OnBatch, OnNote
     from fxfault.metrics.metric import Metric
     from fxfault.sites.fault_list import FaultList
@@ -51,13 +53,20 @@ class TrialRunner:
     It holds one network at a time, with the checkpoint of the last cell.
     """
 
-    def __init__(self, plan: Plan, worker: int = 0, on_note: OnNote = lambda text: None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        worker: int = 0,
+        on_note: OnNote = lambda text: None,
+        given: Given | None = None,
+    ) -> None:
         """Open the data. The network is built when it is needed.
 
         Args:
             plan: the study, and how to run it
             worker: the worker's number on its machine, 0 and up
             on_note: a function that shows the user a note
+            given: network and data, if the study does not name them
 
         Raises:
             FxFaultError: the data cannot be read, or there is no such device
@@ -68,9 +77,15 @@ class TrialRunner:
         self._said: set[str] = set()
         self.study = Study.from_dict(plan.study)
         self.device = _device(plan.device, worker)
-        self._data = open_test_data(self.study.experiment)
-        self._batches = batches_of(self.study.experiment, self._data.dataset)
-        self._metric = load_metric(self.study.experiment)
+        self._given, self._data = given, EvaluationData(None, None)
+        if given is not None:
+            self._batches, self._metric = given.batches, given.metric
+        else:
+            experiment = self.study.experiment
+            refuse_objects(experiment)
+            self._data = open_test_data(experiment)
+            self._batches = batches_of(experiment, self._data.dataset)
+            self._metric = load_metric(experiment)
         self._network: _Network | None = None
 
     @property
@@ -165,8 +180,24 @@ class TrialRunner:
     def _network_of(self, checkpoint: str | None) -> _Network:
         if self._network is None or self._network.checkpoint != checkpoint:
             self._network = None  # The next one needs its memory.
-            self._network = _Network(self, checkpoint, self._data, self._batches, self._metric)
+            self._network = _Network(self, checkpoint, self._batches, self._metric)
         return self._network
+
+    def build(self, checkpoint: str | None) -> tuple[nn.Module, str | None]:
+        """Build the network.
+
+        Returns:
+            The network, and the hash of the checkpoint; None without one.
+
+        Raises:
+            FxFaultError: the network cannot be built, or the checkpoint was replaced meanwhile
+        """
+        if self._given is not None:
+            return self._given.model, None
+        model, info = load_model(self.study.experiment, checkpoint, self._data.facts, self.folder)
+        file = None if info is None else info.sha256
+        self.note_file(checkpoint, file)
+        return model, file
 
 
 class _Network:
@@ -176,21 +207,16 @@ class _Network:
         self,
         owner: TrialRunner,
         checkpoint: str | None,
-        data: EvaluationData,
         batches: Batches,
         metric: Metric | None,
     ) -> None:
         plan, study, device = owner.plan, owner.study, owner.device
         self.checkpoint = checkpoint
-        model, info = load_model(study.experiment, checkpoint, data.facts, owner.folder)
-        self.file = None if info is None else info.sha256
-        owner.note_file(checkpoint, self.file)
+        model, self.file = owner.build(checkpoint)
         self.state = fingerprint.of_state(model)
         batches.forward = model.forward
-        try_model(model.to(device), batches, device, metric)
-        given, model = model, transform(model, study.open_config())
-        for note in check_model(model, given, batches, device, most=1):
-            owner.on_note(note)
+        everything = model.to(device), study.open_config(), batches, device, metric
+        model = insert_faults(*everything, on_note=owner.on_note)
         self.model = (freeze(model) if plan.freeze else model).eval()
         self.faults = faults_of(self.model)
         self.structure = fingerprint.of_structure(model, self.faults)

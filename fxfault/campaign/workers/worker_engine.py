@@ -5,13 +5,15 @@ It replaces a dead worker at once, and one that stands still after a time limit.
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fxfault.campaign.workers.engine import Batch
-from fxfault.campaign.workers.patience import SAY_AFTER, Clock, Patience
+from fxfault.campaign.workers.patience import SAY_AFTER, TICK, Clock, Patience
 from fxfault.campaign.workers.worker import retold
 from fxfault.campaign.workers.worker_history import MOST_TIMEOUTS, WorkerHistory
 from fxfault.errors import EngineError
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 # One batch runs and one waits, so that no worker waits for the driver.
 BATCHES_EACH = 2
 
+# To look after a thousand workers each time that one of them answers would take all the time.
+_LOOK_EVERY = TICK / 4  # seconds
+
 
 @dataclass(eq=False)
 class Worker:
@@ -32,6 +37,7 @@ class Worker:
 
     Attributes:
         number: the worker's number, 0 and up; a replacement has the same one
+        placed: whether it has a machine; a cluster may have no room for it now
         ready: whether it is set up
         batches: the cells' keys, each with the trials that are not done
         since: the time at which its trial or set-up began, in seconds of the engine's clock
@@ -40,6 +46,7 @@ class Worker:
     """
 
     number: int
+    placed: bool = True
     ready: bool = False
     batches: deque[tuple[str, deque[int]]] = field(default_factory=deque)
     since: float = 0.0
@@ -58,7 +65,8 @@ W = TypeVar("W", bound=Worker)
 class WorkerEngine(ABC, Generic[W]):
     """An engine whose workers answer with messages: a kind and plain values.
 
-    The kinds are `facts` (it is ready), `note` (for the user), `row`, `alive` and `error`.
+    The kinds are `placed` (it has a machine, where this is not sure from the start), `facts` (it is
+    ready), `note` (for the user), `row`, `alive` and `error`.
 
     Attributes:
         workers: the number of workers
@@ -78,6 +86,9 @@ class WorkerEngine(ABC, Generic[W]):
         self._history = WorkerHistory()
         self._workers: list[W] = []
         self._waiting: deque[tuple[str, deque[int]]] = deque()
+        # The workers that have so many batches and can take another, in the order of their wait.
+        self._room: tuple[dict[W, None], ...] = tuple({} for _ in range(BATCHES_EACH))
+        self._looked = 0.0
 
     def start(self, plan: Plan, on_note: OnNote) -> Facts:
         """See `Engine.start`; returns as soon as one worker is ready."""
@@ -95,7 +106,7 @@ class WorkerEngine(ABC, Generic[W]):
                 f"{error.strerror or error}; try fewer workers"
             ) from error
         while self._history.facts is None:
-            self._hear_all()
+            self._hear_all(TICK)
         return Facts(**self._history.facts)
 
     def submit(self, batch: Batch) -> None:
@@ -103,19 +114,23 @@ class WorkerEngine(ABC, Generic[W]):
         self._waiting.append((batch.cell, deque(batch.trials)))
         self._hand_out()
 
-    def receive(self) -> list[TrialRow]:
+    def receive(self, within: float | None = None) -> list[TrialRow]:
         """See `Engine.receive`."""
+        until = math.inf if within is None else time.monotonic() + within
         while True:
-            rows = self._hear_all()
+            left = until - time.monotonic()
+            rows = self._hear_all(min(max(left, 0.0), TICK))
             self._hand_out()
-            if rows:
+            if rows or left <= 0:
                 return rows
 
-    def _hear_all(self) -> list[TrialRow]:
-        rows = self._listen()
+    def _hear_all(self, longest: float) -> list[TrialRow]:
+        rows = self._listen(longest)
         now = self._clock.look()
-        for worker in list(self._workers):
-            self._look_after(worker, now)
+        if now - self._looked >= _LOOK_EVERY:
+            self._looked = now
+            for worker in list(self._workers):
+                self._look_after(worker, now)
         return rows
 
     # -- what each engine defines -------------------------------------------------------
@@ -133,8 +148,8 @@ class WorkerEngine(ABC, Generic[W]):
         """Send a batch to a worker, which may be dead."""
 
     @abstractmethod
-    def _listen(self) -> list[TrialRow]:
-        """Wait about `TICK` for messages and deaths, and handle them; return the rows."""
+    def _listen(self, longest: float) -> list[TrialRow]:
+        """Wait so many seconds for messages and deaths, and handle them; return the rows."""
 
     @abstractmethod
     def _end(self, worker: W) -> None:
@@ -143,19 +158,32 @@ class WorkerEngine(ABC, Generic[W]):
     # -- what all engines share -----------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        for depth in range(BATCHES_EACH):
-            for worker in self._workers:
-                if self._waiting and worker.ready and len(worker.batches) <= depth:
-                    cell, trials = self._waiting.popleft()
-                    if not worker.batches:
-                        self._restart_time(worker)
-                    worker.batches.append((cell, trials))
-                    self._give(worker, cell, list(trials))
+        """Give what waits to workers, first to those that have nothing."""
+        for room in self._room:
+            while self._waiting and room:
+                worker = next(iter(room))
+                cell, trials = self._waiting.popleft()
+                if not worker.batches:
+                    self._restart_time(worker)
+                worker.batches.append((cell, trials))
+                self._find_room(worker)
+                self._give(worker, cell, list(trials))
+
+    def _find_room(self, worker: W) -> None:
+        """Note how many more batches a worker can take, now that this has changed."""
+        for room in self._room:
+            room.pop(worker, None)
+        if worker.ready and len(worker.batches) < BATCHES_EACH:
+            self._room[len(worker.batches)][worker] = None
 
     def _handle(self, worker: W, kind: str, content: Any) -> list[TrialRow]:
         """Handle a worker's message, and return its row, if it has one."""
         worker.heard = self._clock.now
         if kind == "alive":
+            return []
+        if kind == "placed":
+            worker.placed = True
+            self._restart_time(worker)
             return []
         if kind == "error":
             raise retold(content, f"worker {worker.number}")
@@ -166,6 +194,7 @@ class WorkerEngine(ABC, Generic[W]):
             worker.ready = True
             self._patience.set_up(self._clock.now - worker.since)
             self._restart_time(worker)
+            self._find_room(worker)
         else:
             self._history.note(content)
         return []
@@ -183,6 +212,7 @@ class WorkerEngine(ABC, Generic[W]):
         self._restart_time(worker)
         if not trials:
             worker.batches.popleft()
+            self._find_room(worker)
         return row
 
     def _start_worker(self, number: int) -> W:
@@ -202,6 +232,14 @@ class WorkerEngine(ABC, Generic[W]):
             worker.since = now
             return
         still, mute = now - worker.since, now - worker.heard
+        if not worker.placed:  # It does nothing yet, so that it cannot stand still.
+            if still >= SAY_AFTER and not worker.is_told_of:
+                worker.is_told_of = True
+                self._history.note(
+                    f"worker {worker.number}: it has no machine for {still:.0f} s, as there is no "
+                    "room or Python still starts; others run its trials until it has one"
+                )
+            return
         silent = self.tells_all and mute >= min(SAY_AFTER, still)
         again = self._history.deaths(trial)
         limit = self._patience.limit(at_trial=trial is not None, silent=silent, again=again)
@@ -233,6 +271,8 @@ class WorkerEngine(ABC, Generic[W]):
         """
         place = self._workers.index(worker)
         del self._workers[place]
+        for room in self._room:
+            room.pop(worker, None)
         if worker.batches or not worker.ready:
             self._history.lose(worker.trial, how, most)
         self._waiting.extendleft(reversed(worker.batches))

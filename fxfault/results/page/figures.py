@@ -13,7 +13,7 @@ _FONT = re.compile(r"font-family:[^;]*;?")
 # Pixels of the page for each point of a picture.
 _PIXELS = 96 / 72
 # The smallest width of a picture on the page, as a share of its own width.
-_SMALLEST = 0.8
+_SMALLEST = 0.75
 
 
 def inlined(
@@ -67,6 +67,11 @@ def inlined(
         note.text = text
         svg.insert(place, note)
     return ElementTree.tostring(svg, encoding="unicode")
+
+
+def width_of(picture: bytes) -> float:
+    """The width of a matplotlib SVG, in points."""
+    return float(ElementTree.fromstring(picture).attrib["width"].removesuffix("pt"))
 
 
 def variable(colour: str) -> str:

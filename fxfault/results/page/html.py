@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fxfault.campaign.estimates.ranking import RankedSite, curves, heat_map, weakest
+from fxfault.campaign.estimates.ranking import curves
 from fxfault.campaign.estimates.summary import Summary
 from fxfault.campaign.records.background import SiteNote
 from fxfault.experiment.applied_settings import applied, is_own
-from fxfault.messages import and_more, counted, flat
-from fxfault.metrics.facts import ACCURACY, MetricFacts
-from fxfault.results.page.figures import inlined, variable
-from fxfault.results.pictures.campaign_plots import dark_scheme
+from fxfault.messages import counted, flat
+from fxfault.metrics.facts import MetricFacts
+from fxfault.results.page.figures import inlined, variable, width_of
+from fxfault.results.pictures.campaign_plots import DARK, not_drawn, pictures
+from fxfault.results.pictures.drawing import SCREEN, Look
 from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.results.reports.campaign_report import state_lines
 from fxfault.results.reports.campaign_tables import (
@@ -44,6 +45,7 @@ from fxfault.results.reports.text import duration, figure, with_interval
 _TEMPLATES = resources.files("fxfault.results.page").joinpath("templates")
 # A page with more rows than this would open slowly.
 MOST_ROWS = 10_000
+_COLUMN = 260.0  # Points; a picture of this width fits a phone.
 
 
 def _titles(metric: MetricFacts) -> dict[str, str]:
@@ -59,16 +61,20 @@ def _titles(metric: MetricFacts) -> dict[str, str]:
     }
 
 
-def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
-    """Give the page of a store with trials, with SVG pictures of `campaign_plots.pictures`."""
+def page(findings: Findings, tolerance: float | None = None) -> str:
+    """Give the page of a store with trials.
+
+    `tolerance` is for the verdict, in the unit of the metric (of accuracy in percentage points).
+    """
     import jinja2
 
+    drawn = {look.style: pictures(findings, "svg", look) for look in (SCREEN, Look("phone"))}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     script = _text("page.js")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest())
-    colours = dark_scheme(findings.summary)
+    colours, titles = DARK, _titles(findings.summary.metric)
     template = environment.from_string(_text("page.html"))
     return template.render(
         style=_text("page.css"),
@@ -76,7 +82,12 @@ def page(findings: Findings, drawn: Mapping[str, bytes]) -> str:
         script_hash=script_hash.decode(),  # The page's policy allows no other script.
         colours=[(variable(light), light, dark) for light, dark in colours.items()],
         figures=_figures(findings, drawn, colours),
-        title=_title(findings),
+        repeats=findings.heat_map.note if findings.ranked else "",
+        quiet=[titles[name] for name in not_drawn(findings)],
+        title=findings.study.title,
+        about=_about(findings),
+        verdict=findings.verdict(tolerance).sentences,
+        notes=(findings.study.labels.notes or "").strip(),
         brief=list(_brief(findings)),
         metric=findings.summary.metric,
         has_sdc=findings.summary.has_sdc,
@@ -101,13 +112,22 @@ def _text(name: str) -> str:
 # -- what was run ---------------------------------------------------------------------------
 
 
-def _title(findings: Findings) -> str:
-    plain = findings.study.to_dict()
-    return f"{plain['model']['name']} on {plain['dataset']['name']}"
+def _about(findings: Findings) -> str:
+    """What the verdict is about, in one line."""
+    plain, summary = findings.study.to_dict(), findings.summary
+    samples = counted(int(findings.table["samples"][0]), "sample")
+    parts = [f"{plain['model']['name']} on {samples} of {plain['dataset']['name']}"]
+    parts += [counted(findings.trials, "trial") + f" in {counted(len(summary.cells), 'cell')}"]
+    golden = set(golden_by_checkpoint(summary).values())
+    if len(golden) == 1:
+        parts.append(f"golden {summary.metric.name} {summary.metric.shown(golden.pop())}")
+    if findings.study.labels.name:
+        parts.insert(0, findings.study.labels.name)
+    return "; ".join(parts)
 
 
 def _brief(findings: Findings) -> Iterator[str]:
-    """The results in a few sentences."""
+    """More results in a few sentences."""
     summary = findings.summary
     golden = golden_by_checkpoint(summary)
     metric = summary.metric
@@ -119,53 +139,13 @@ def _brief(findings: Findings) -> Iterator[str]:
             yield f"Without faults, the {metric.name} is {metric.shown(value)}{several}."
     if not metric.is_accuracy:
         yield f"Metric: {metric.sentence}."
-    for doubt in findings.doubts:
-        yield f"{doubt[0].upper()}{doubt[1:]}"
     if findings.never_called:
         yield f"Never called in this evaluation: {', '.join(findings.never_called)}."
-    if findings.ranked:
-        yield _about_the_weakest(findings.ranked, metric)
     sdc = summary["sdc"]
     if not np.isnan(sdc.value).all():
         yield _about_changes(summary)
         if summary.has_due:
             yield _about_losses(summary)
-
-
-def _about_the_weakest(ranked: Sequence[RankedSite], metric: MetricFacts = ACCURACY) -> str:
-    found, lost = weakest(ranked), f"{metric.difference_unit} of {metric.name}"
-    if not found:
-        return (
-            f"None of the {len(ranked)} sites lost {metric.name} when it was struck alone, "
-            "averaged over all settings that all sites have."
-        )
-    if len(found) > 1:
-        return (
-            f"Of {len(ranked)} sites {len(found)} are tied for weakest: "
-            f"{and_more([site.name for site in found])}. Faults in each alone cost "
-            f"{_cost(found[0].fall, metric)}{lost}, averaged over all settings that all "
-            "sites have."
-        )
-    first = found[0]
-    cost = metric.with_interval(first.fall, first.fall_low, first.fall_high)
-    if cost.startswith("0.00") and metric.unit == "%":
-        cost = _cost(first.fall, metric)
-    text = (
-        f"The weakest of {len(ranked)} sites is {first.name}: faults in it alone cost {cost}"
-        f"{lost}, averaged over all settings that all sites have."
-    )
-    if first.fall_low <= 0:
-        text += " That may be nothing: the interval contains 0."
-    if first.rank_high > 1:
-        text += f" Its rank is not certain; the interval is {first.rank_low} to {first.rank_high}."
-    return text
-
-
-def _cost(fall: float, metric: MetricFacts) -> str:
-    """Write a small loss so that it does not look like none."""
-    if metric.unit != "%":
-        return metric.number(fall)
-    return figure(fall) if fall >= 0.005 else "less than 0.01"
 
 
 def _about_changes(summary: Summary) -> str:
@@ -264,20 +244,28 @@ def _in_words(value: Any) -> str:
 
 
 def _figures(
-    findings: Findings, drawn: Mapping[str, bytes], colours: Mapping[str, str]
-) -> dict[str, str]:
+    findings: Findings, drawn: Mapping[str, Mapping[str, bytes]], colours: Mapping[str, str]
+) -> dict[str, list[tuple[str, str]]]:
+    """The pictures of each figure: one for all screens, or one for wide and one for narrow ones."""
     about, titles = _descriptions(findings), _titles(findings.summary.metric)
-    return {
-        name: inlined(
-            picture,
-            f"figure-{name.replace('_', '-')}",
-            titles[name],
-            about[name],
-            scheme=colours,
-            links=_site_links(findings) if name == "network" else None,
-        )
-        for name, picture in drawn.items()
-    }
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, picture in drawn["screen"].items():
+        narrow = drawn["phone"][name]
+        forms = {"wide": picture, "narrow": narrow}
+        if width_of(picture) <= _COLUMN:
+            forms = {"any": picture}
+        for form, content in forms.items():
+            ids = f"figure-{name.replace('_', '-')}"
+            svg = inlined(
+                content,
+                f"{ids}-narrow" if form == "narrow" else ids,
+                titles[name],
+                about[name],
+                scheme=colours,
+                links=_site_links(findings) if name == "network" else None,
+            )
+            found.setdefault(name, []).append((form, svg))
+    return found
 
 
 def _descriptions(findings: Findings) -> dict[str, str]:
@@ -339,7 +327,7 @@ def _tables(findings: Findings) -> dict[str, Table]:
         memories = findings.memories if findings.has_several_memories else None
         confidence, metric = findings.summary.confidence, findings.summary.metric
         tables["ranking"] = ranking_table(findings.ranked, confidence, memories, metric)
-        tables["heat_map"] = heat_table(heat_map(findings.summary))
+        tables["heat_map"] = heat_table(findings.heat_map.map)
     return tables
 
 

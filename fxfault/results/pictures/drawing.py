@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxfault.errors import ConfigError
@@ -31,7 +32,6 @@ WEAKNESS = "YlOrRd"
 _LONGEST_NAME = 36
 _LONGEST_TITLE = 80
 _SETTINGS = {
-    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "savefig.dpi": 150,
@@ -39,6 +39,58 @@ _SETTINGS = {
     "text.parse_math": False,  # The $ in a name is no formula.
     "svg.hashsalt": "fxfault",  # So that the same picture has the same bytes.
 }
+# A column of a paper is 3.5 inches wide (IEEE, ACM), and so is a phone.
+_COLUMN = 3.5
+_STYLES: dict[str, dict[str, Any]] = {
+    "screen": {"font.size": 10},
+    "phone": {"font.size": 9},
+    "paper": {
+        "font.size": 8,
+        "font.family": "STIXGeneral",  # Like Times; it comes with matplotlib.
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.1,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "pdf.fonttype": 42,  # Publishers refuse Type 3.
+        "svg.fonttype": "path",
+    },
+}
+STYLES = ("screen", "paper")
+
+
+@dataclass(frozen=True)
+class Look:
+    """For what pictures are drawn, and how large.
+
+    >>> Look().of(6.6, 4.0), Look("paper").of(6.6, 4.0), Look("paper", (7.0, 3.0)).of(6.6, 4.0)
+    ((6.6, 4.0), (3.5, 4.0), (7.0, 3.0))
+
+    Attributes:
+        style: `screen`, `paper` (one column, fonts like its text), or `phone` for the page.
+        size: width and height of each picture, in inches; None for what suits its content.
+    """
+
+    style: str = "screen"
+    size: tuple[float, float] | None = None
+
+    def of(self, width: float, height: float) -> tuple[float, float]:
+        """The size of a picture that would be so wide and high on a wide screen, in inches."""
+        if self.size is not None:
+            return self.size
+        return width if self.style == "screen" else min(width, _COLUMN), height
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a picture has the width of one column."""
+        return (self.size[0] if self.size else 9.0 if self.style == "screen" else _COLUMN) < 5.0
+
+    @property
+    def small(self) -> float:
+        """The size of fonts in legends and notes, in points."""
+        return 0.86 * float(_STYLES[self.style]["font.size"])
+
+
+SCREEN = Look()
 
 
 def check_matplotlib(flag: str) -> None:
@@ -60,11 +112,11 @@ def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
     return f"{name[:head]}…{name[-(longest - head - 1) :]}"
 
 
-def plot_settings() -> Any:
-    """A context in which matplotlib draws with our fonts and sizes."""
+def plot_settings(look: Look = SCREEN) -> Any:
+    """A context in which matplotlib draws with the fonts and sizes of a look."""
     import matplotlib
 
-    return matplotlib.rc_context(_SETTINGS)
+    return matplotlib.rc_context({**_SETTINGS, **_STYLES[look.style]})
 
 
 def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
@@ -91,35 +143,48 @@ def memories_of(memories: Mapping[str, str], names: Iterable[str]) -> list[str]:
     return [kind for kind in MEMORY_COLOURS if kind in found]
 
 
-def name_memories(figure: Figure, shown: Sequence[str], alpha: float = 1.0) -> None:
+def name_memories(figure: Figure, shown: Sequence[str], look: Look = SCREEN) -> None:
     """Add a legend of the colours of some memories above everything else."""
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=MEMORY_COLOURS[kind], alpha=alpha, label=kind) for kind in shown]
-    look = {"frameon": False, "fontsize": 8.5, "handlelength": 1.2}
-    figure.legend(handles=patches, loc="outside upper left", ncols=len(shown), **look)
+    patches = [Patch(color=MEMORY_COLOURS[kind], label=kind) for kind in shown]
+    style = {"frameon": False, "fontsize": look.small, "handlelength": 1.2}
+    figure.legend(handles=patches, loc="outside upper left", ncols=len(shown), **style)
 
 
-def draw_bars(names: Sequence[str], lengths: Sequence[float], room: float, **look: Any) -> Any:
-    """Make a figure with a horizontal bar for each name, the first at the top, and its axes.
-
-    `room` is the height of a bar with its gap, in inches; `look` is for `Axes.barh`.
-    """
-    width, height = 4.6 + 0.08 * max(map(len, names)), max(2.4, 1.3 + room * len(names))
-    figure, axes = new_figure(width, height)
-    axes.barh(range(len(names)), lengths, height=0.7, **{"color": BLUE, **look})
+def draw_bars(axes: Any, names: Sequence[str], lengths: Sequence[float], **style: Any) -> None:
+    """Draw a horizontal bar for each name, the first at the top; `style` is for `Axes.barh`."""
+    axes.barh(range(len(names)), lengths, height=0.7, **{"color": BLUE, **style})
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
-    return figure, axes
+
+
+def draw_whiskers(
+    axes: Any, values: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> None:
+    """Draw the intervals of horizontal bars; a NaN draws none."""
+    below = [value - end for value, end in zip(values, low, strict=True)]
+    above = [end - value for value, end in zip(values, high, strict=True)]
+    axes.errorbar(
+        values, range(len(values)), xerr=[below, above], fmt="none",
+        ecolor=INK, elinewidth=1.2, capsize=3,
+    )  # fmt: skip
+
+
+def size_of_bars(names: Sequence[str], look: Look) -> tuple[float, float]:
+    """The size of a figure with a bar for each name, in inches."""
+    room = 0.28 if look.style == "screen" else 0.24
+    width = 5.4 + 0.08 * max(map(len, names))
+    return look.of(width, max(1.7, 1.2 + room * len(names)))
 
 
 def set_headline(axes: Any, text: str) -> None:
     """Write a line above the axes, shortened to fit."""
-    axes.set_title(shortened(text, _LONGEST_TITLE), fontsize=10, loc="left")
+    axes.set_title(shortened(text, _LONGEST_TITLE), fontsize="medium", loc="left")
 
 
 def scale_rates(axes: Any, rates: Sequence[float], widest: float) -> bool:

@@ -5,35 +5,42 @@ Lines differ in their colours and in their dashes. Importing this module does no
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fxfault.campaign.fault_evaluation import estimate
 from fxfault.errors import ConfigError
 from fxfault.messages import counted
+from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.results.pictures.drawing import (
     BLUE,
     FORMATS,
     GREEN,
     GREY,
     GRID,
-    MOST_BARS,
     MOST_TICKS,
     ORANGE,
+    SCREEN,
+    Look,
     check_matplotlib,
     draw_bars,
+    draw_whiskers,
     new_figure,
     plot_settings,
     rendered,
     scale_rates,
-    set_headline,
-    shortened,
 )
-from fxfault.results.reports.campaign_report import standing_lines
+from fxfault.results.pictures.ranking import draw_ranking, ranking_picture
+from fxfault.results.reports.evaluation_report import CONFIDENCE
 from fxfault.results.reports.text import per_each, percent, rate_words
 
 if TYPE_CHECKING:
     from fxfault.campaign.cell_result import CellResult
+    from fxfault.campaign.estimates.ranking import RankedSite
+    from fxfault.metrics.facts import MetricFacts
     from fxfault.results.reports.evaluation_report import Findings, Setting
 
 # Probabilities with this ratio or more are drawn on a logarithmic axis.
@@ -61,86 +68,147 @@ def check_plot(path: Path) -> None:
     check_matplotlib("--plot")
 
 
-def evaluation_picture(setting: Setting, findings: Findings, file_format: str) -> bytes:
+def evaluation_picture(
+    setting: Setting, findings: Findings, file_format: str, look: Look = SCREEN
+) -> bytes:
     """Draw the results of `fxfault eval`: the sweep, or with `--per-layer` the ranking."""
     if not setting.per_layer:
         fault_model = findings.results[0].cell.fault
-        chance = setting.chance if findings.metric.is_accuracy else None
-        return sweep_picture(findings.results, fault_model, chance, file_format)
-    headline = " ".join(standing_lines([s for s, _ in findings.ranked], findings.metric)).rstrip(
-        "."
-    )
-    return ranking_picture([result for _, result in findings.ranked], file_format, headline)
+        return sweep_picture(findings.results, fault_model, findings.chance, file_format, look)
+    named, words = _ranked(findings)
+    return ranking_picture(named, CONFIDENCE, file_format, look=look, **words)
+
+
+def draw_evaluation(
+    axes: Any, setting: Setting, findings: Findings, label: str | None = None
+) -> None:
+    """Draw what `evaluation_picture` draws on some axes.
+
+    Args:
+        axes: where to draw.
+        setting: what was evaluated.
+        findings: the results, at least one.
+        label: what the legend calls the curve of a sweep; None takes the fault model.
+    """
+    if setting.per_layer:
+        named, words = _ranked(findings)
+        draw_ranking(axes, named, CONFIDENCE, **words)
+        return
+    name = label or findings.results[0].cell.fault
+    if len(findings.results) == 1:
+        draw_single(axes, findings.results[0], name, findings.chance)
+    else:
+        draw_sweep(axes, findings.results, name, findings.chance)
+    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if lines:  # A level that two results share has one entry.
+        axes.legend(lines.values(), lines.keys(), **_LEGEND)
+
+
+def _ranked(findings: Findings) -> tuple[list[RankedSite], dict[str, Any]]:
+    """The ranked sites with their numbers, and what a picture says of them."""
+    named = [
+        dataclasses.replace(site, name=f"{result.index}  {site.name}")
+        for site, result in findings.ranked
+    ]
+    at = f"at {_rate_of(findings.results[0])}"
+    return named, {"metric": findings.metric, "setting": at}
 
 
 def sweep_picture(
-    results: Sequence[CellResult], fault_model: str, chance: float | None, file_format: str
+    results: Sequence[CellResult],
+    fault_model: str,
+    chance: float | None,
+    file_format: str,
+    look: Look = SCREEN,
 ) -> bytes:
-    """Draw the metric against how often faults strike.
+    """Draw the metric against how often faults strike; a single rate is a bar.
 
     `chance` is the accuracy of guessing in percent, None if unknown.
     """
-    ordered = sorted(results, key=_place)
-    with plot_settings():
-        figure, axes = new_figure(6.6, 4.0)
-        _draw_means(axes, ordered, fault_model)
-        _draw_levels(axes, ordered, chance)
-        scale = _scale(axes, list(map(_place, ordered)))
-        axes.set_xlabel(_rate_label(ordered[0], scale))
-        if ordered[0].cell.rate is None:
-            axes.set_xticks([])
-        metric = ordered[0].metric
-        axes.set_ylabel(
-            "Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}"
-        )
-        axes.grid(axis="y", color=GRID)
+    with plot_settings(look):
+        if len(results) == 1:
+            figure, axes = new_figure(*look.of(6.6, 2.0))
+            draw_single(axes, results[0], fault_model, chance)
+        else:
+            figure, axes = new_figure(*look.of(6.6, 4.0 if not look.is_narrow else 2.8))
+            draw_sweep(axes, results, fault_model, chance)
+        handles, labels = axes.get_legend_handles_labels()
+        style = {**_LEGEND, "fontsize": look.small}
         # Outside, as a curve may be anywhere inside.
-        length = sum(len(text) for text in axes.get_legend_handles_labels()[1])
-        columns = 3 if length < _LEGEND_LINE else 1
-        figure.legend(loc="outside upper left", ncols=columns, **_LEGEND)
+        columns = 3 if sum(map(len, labels)) < _LEGEND_LINE and not look.is_narrow else 1
+        if handles:
+            figure.legend(loc="outside upper left", ncols=columns, **style)
         return rendered(figure, file_format)
 
 
-def ranking_picture(results: Sequence[CellResult], file_format: str, headline: str = "") -> bytes:
-    """Draw what faults at each site alone cost, the most vulnerable at the top.
-
-    Of more than `MOST_BARS` sites, only the first are drawn, and the picture says so.
+def draw_sweep(
+    axes: Any, results: Sequence[CellResult], fault_model: str, chance: float | None = None
+) -> None:
+    """Draw the metric at each rate on some axes, with a band for its 95 % interval.
 
     Args:
-        results: results of sites struck alone, the most vulnerable first.
-        headline: text above the bars, such as a tie.
-        file_format: one of `FORMATS`.
+        axes: where to draw.
+        results: a result for each rate.
+        fault_model: what the line is called.
+        chance: accuracy of guessing in percent; drawn only if the line comes near it.
     """
-    shown = results[:MOST_BARS]
-    runs = len(shown[0].runs)
-    with plot_settings():
-        names = [f"{result.index}  {shortened(result.cell.place)}" for result in shown]
-        figure, axes = draw_bars(
-            names,
-            [result.degradation for result in shown],
-            0.24,
-            xerr=[result.std for result in shown] if runs > 1 else None,
-            error_kw={"ecolor": "black", "elinewidth": 1, "capsize": 2},
-        )
-        axes.set_xlabel(_cost_label(shown[0]))
-        if headline:
-            set_headline(axes, headline)
-        if len(shown) < len(results):
-            axes.set_ylabel(f"Site (the {len(shown)} most vulnerable of {len(results)})")
-        else:
-            axes.set_ylabel("Site struck alone")
-        return rendered(figure, file_format)
+    ordered = sorted(results, key=_place)
+    _draw_means(axes, ordered, fault_model)
+    _draw_levels(axes, ordered, chance)
+    scale = _scale(axes, list(map(_place, ordered)))
+    axes.set_xlabel(_rate_label(ordered[0], scale))
+    axes.set_ylabel(_measured(ordered[0].metric))
+    axes.grid(axis="y", color=GRID)
+
+
+def draw_single(
+    axes: Any, result: CellResult, fault_model: str, chance: float | None = None
+) -> None:
+    """Draw the metric with and without the faults of one rate as two bars on some axes."""
+    measure = estimate([result], CONFIDENCE)["measure"]
+    at = "" if result.cell.rate is None else f" at {_rate_of(result)}"
+    golden = f"golden, no faults ({result.metric.shown(result.baseline)})"
+    faulty = f"{fault_model}{at} ({result.metric.shown(result.mean)})"
+    draw_bars(axes, [golden, faulty], [result.baseline, result.mean])
+    low, high = float(measure.low[0]), float(measure.high[0])
+    draw_whiskers(axes, [result.baseline, result.mean], [math.nan, low], [math.nan, high])
+    known = _interval_words(result) or ", one run, so no interval"
+    axes.set_xlabel(f"{_measured(result.metric)}{known.replace(' (', ', ').rstrip(')')}")
+    if chance is not None and result.mean < (result.baseline + chance) / 2:
+        label = f"chance ({percent(round(chance, 2), 0)})"
+        axes.axvline(chance, color=GREY, linestyle=":", linewidth=1.2, label=label)
+
+
+def _measured(metric: MetricFacts) -> str:
+    return "Test accuracy (%)" if metric.is_accuracy else f"{metric.name}{metric.in_unit}"
+
+
+def _rate_of(result: CellResult) -> str:
+    """How often faults struck, for a label."""
+    if result.cell.num_faults is not None:
+        return f"{counted(result.cell.num_faults, 'fault')} {per_each(result.cell.memories)}"
+    return f"{rate_words(result, 0)} fault probability"
+
+
+def _interval_words(result: CellResult) -> str:
+    """Which interval is drawn; empty for a single run."""
+    runs = len(result.runs)
+    return f" (mean of {runs} runs, {CONFIDENCE:g}% interval)" if runs > 1 else ""
 
 
 def training_picture(
-    rows: Sequence[Mapping[str, float]], test_accuracy: float | None, file_format: str
+    rows: Sequence[Mapping[str, float]],
+    test_value: float | None,
+    file_format: str,
+    metric: MetricFacts = ACCURACY,
 ) -> bytes:
-    """Draw the loss and the accuracy of each epoch of a training, and the faults if there are any.
+    """Draw the loss and the metric of each epoch of a training, and the faults if there are any.
 
     Args:
         rows: rows of metrics.csv.
-        test_accuracy: accuracy of the final weights, in percent; None before the end.
+        test_value: the metric for the test data with the final weights; None before the end.
         file_format: one of `FORMATS`.
+        metric: what validation measures.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -153,24 +221,29 @@ def training_picture(
             if noisy
             else new_figure(6.6, 5.0, nrows=2, sharex=True)
         )
-        losses, accuracies = panels[:2]
-        for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
+        losses, values_of_metric = panels[:2]
+        for axes, measure in ((losses, "loss"), (values_of_metric, metric.column)):
             for source, (label, style) in _CURVES.items():
                 values = [row.get(f"{source}_{measure}") for row in rows]
                 if any(value is not None for value in values):
                     axes.plot(epochs, values, label=label, marker=marker, markersize=3, **style)
             axes.grid(axis="y", color=GRID)
         losses.set_ylabel("Loss")
-        accuracies.set_ylabel("Accuracy (%)")
-        if test_accuracy is not None:
-            label = f"test, at the end ({test_accuracy:.2f}%)"
-            accuracies.axhline(test_accuracy, color=GREY, linestyle=":", label=label)
+        values_of_metric.set_ylabel(f"{metric.title}{metric.in_unit}")
+        if test_value is not None:
+            label = f"test, at the end ({metric.shown(test_value)})"
+            values_of_metric.axhline(test_value, color=GREY, linestyle=":", label=label)
         if noisy:
             _draw_schedule(panels[2], epochs, rows, marker)
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set_xlabel("Epoch")
         panels[-1].set_xlim(-0.5, max(epochs) + 0.5)
-        handles, labels = accuracies.get_legend_handles_labels()
+        handles, labels = values_of_metric.get_legend_handles_labels()
+        if not metric.is_accuracy:  # Training measures the loss alone.
+            known = dict(zip(labels, handles, strict=True))
+            losses_handles, losses_labels = losses.get_legend_handles_labels()
+            both = {**dict(zip(losses_labels, losses_handles, strict=True)), **known}
+            handles, labels = list(both.values()), list(both)
         figure.legend(handles, labels, loc="outside upper left", ncols=2, **_LEGEND)
         return rendered(figure, file_format)
 
@@ -207,31 +280,13 @@ def _rate_label(result: CellResult, scale: str) -> str:
     return f"Fault probability of each {what} (%{f', {scale}' if scale else ''})"
 
 
-def _cost_label(result: CellResult) -> str:
-    runs, number = len(result.runs), result.cell.num_faults
-    rate = f"{rate_words(result, 0)} fault probability"
-    if number is not None:
-        rate = f"{counted(number, 'fault')} {per_each(result.cell.memories)}"
-    metric = result.metric
-    label = f"{metric.title} lost{metric.in_points}\nat {rate}"
-    return f"{label}, mean ± std of {runs} runs" if runs > 1 else label
-
-
 def _draw_means(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
     places = list(map(_place, ordered))
     means = [result.mean for result in ordered]
-    runs = len(ordered[0].runs)
-    label = f"{fault_model} faults" + (f" (mean ± std of {runs} runs)" if runs > 1 else "")
+    label = f"{fault_model} faults{_interval_words(ordered[0])}"
     axes.plot(places, means, color=BLUE, marker="o", markersize=4, label=label, zorder=3)
-    if runs > 1:
-        low = [result.mean - result.std for result in ordered]
-        high = [result.mean + result.std for result in ordered]
-        if ordered[0].metric.is_accuracy:
-            low, high = [max(0.0, value) for value in low], [min(100.0, value) for value in high]
-        if len(ordered) > 1:
-            axes.fill_between(places, low, high, color=BLUE, alpha=0.25, linewidth=0)
-        else:
-            axes.errorbar(places, means, [ordered[0].std], color=BLUE, capsize=3)
+    measure = estimate(ordered, CONFIDENCE)["measure"]
+    axes.fill_between(places, measure.low, measure.high, color=BLUE, alpha=0.25, linewidth=0)
 
 
 def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None) -> None:
@@ -243,7 +298,7 @@ def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None)
         linewidth=1.2,
         label=f"golden, no faults ({ordered[0].metric.shown(baseline)})",
     )
-    lowest = min(result.mean - result.std for result in ordered)
+    lowest = min(result.mean for result in ordered)
     if chance is not None and lowest < (baseline + chance) / 2:
         label = f"chance ({percent(round(chance, 2), 0)})"
         axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label=label)

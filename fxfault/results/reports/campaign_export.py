@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -33,12 +35,17 @@ def check_format(file_format: str) -> None:
 
 def exported(findings: Findings, what: str, file_format: str) -> str | bytes:
     """Give the content of an exported file: a row for each trial, or for each cell."""
-    rows = _trial_rows(findings) if what == "trials" else _cell_rows(findings)
+    rows = rows_of(findings, what)
     if file_format == "csv":
         return csv_text(rows)
     if file_format == "json":
         return _json(findings, what, rows)
     return _parquet(rows)
+
+
+def rows_of(findings: Findings, what: str) -> Iterator[Row]:
+    """Give a row for each trial (`what` is `trials`), or for each cell."""
+    return _trial_rows(findings) if what == "trials" else _cell_rows(findings)
 
 
 def _trial_rows(findings: Findings) -> Iterator[Row]:
@@ -87,15 +94,25 @@ def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
         "confidence": findings.summary.confidence,
         "study": applied(findings.study.to_dict()),
         "fingerprint": findings.fingerprint,
-        "rows": list(rows),
     }
-    return json.dumps(document, allow_nan=False) + "\n"
+    # Row by row: as Python objects, a million of them would take over a gigabyte.
+    text = io.StringIO()
+    text.write(json.dumps(document, allow_nan=False).removesuffix("}") + ', "rows": [')
+    for number, row in enumerate(rows):
+        text.write((", " if number else "") + json.dumps(row, allow_nan=False))
+    text.write("]}\n")
+    return text.getvalue()
 
 
 def _parquet(rows: Iterator[Row]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
+    parts = [pyarrow.Table.from_pylist(list(itertools.islice(rows, _AT_ONCE)))]
+    while part := list(itertools.islice(rows, _AT_ONCE)):
+        parts.append(pyarrow.Table.from_pylist(part))
+    # A column may have no value, or whole numbers only, in one part and others in the next.
+    table = pyarrow.concat_tables(parts, promote_options="permissive")
     target = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), target)
+    pyarrow.parquet.write_table(table, target)
     return target.getvalue().to_pybytes()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fxfault.campaign.estimates.cell_states import states
-from fxfault.campaign.estimates.ranking import RankedSite, never_called, rank_sites
+from fxfault.campaign.estimates.ranking import RankedSite, heat_map, never_called, rank_sites
+from fxfault.campaign.estimates.repeats import Distinct, without_repeats
 from fxfault.campaign.estimates.site_counts import SiteCounts, count_by_site
 from fxfault.campaign.estimates.summary import Summary, Table, summarise
 from fxfault.campaign.records.background import Background
@@ -20,6 +21,7 @@ from fxfault.campaign.records.store import Store
 from fxfault.campaign.studies.study import Study
 from fxfault.evaluation.chance import no_better_than_chance
 from fxfault.metrics.facts import ACCURACY, MetricFacts
+from fxfault.results.reports.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,22 @@ class Findings:
         """What each site is, by its name; empty if all sites of the study are activations."""
         found = {site.name: site.memory for site in self.background.sites}
         return found if set(found.values()) - {"activations"} else {}
+
+    @cached_property
+    def heat_map(self) -> Distinct:
+        """The map of the sites struck alone, without columns that show a fault twice."""
+        widths = {site.name: site.bit_width for site in self.background.sites}
+        return without_repeats(heat_map(self.summary), widths)
+
+    def verdict(self, tolerance: float | None = None) -> Verdict:
+        """The verdict; `tolerance` is in the unit of the metric (of accuracy in points)."""
+        return verdict(
+            self.summary,
+            self.ranked,
+            states=self.states,
+            doubts=self.doubts,
+            tolerance=tolerance,
+        )
 
     @property
     def has_several_memories(self) -> bool:

@@ -10,27 +10,83 @@ import numpy as np
 
 from fxfault.campaign.estimates.cell_states import EARLY, UNFINISHED, UNSURE
 from fxfault.campaign.estimates.comparison import Difference, overall
-from fxfault.campaign.estimates.ranking import RankedSite, heat_map, weakest
+from fxfault.campaign.estimates.ranking import Curve, RankedSite, curves, left_out, weakest
 from fxfault.campaign.estimates.summary import Summary
 from fxfault.messages import and_more, counted
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
-from fxfault.results.reports.campaign_tables import cell_table, heat_table
-from fxfault.results.reports.text import NOTHING, duration, figure, lined_up
+from fxfault.results.reports.campaign_tables import at_rates, cell_table, heat_table
+from fxfault.results.reports.text import NOTHING, bits_together, duration, figure, lined_up, listed
 
 
-def report_lines(findings: Findings) -> list[str]:
-    """The lines of the whole report."""
-    parts = [setting_lines(findings), cell_lines(findings), state_lines(findings)]
+def report_lines(
+    findings: Findings, tolerance: float | None = None, cells: bool = False
+) -> list[str]:
+    """The lines of the whole report: the verdict, then what it rests on.
+
+    The table of all cells comes last, if `cells` asks for it or nothing else was found.
+    """
+    summary, drawn = findings.summary, curves(findings.summary)
+    said = findings.verdict(tolerance).sentences
+    parts = [[findings.study.title, *listed(said)]]
+    parts.append(setting_lines(findings))
     if findings.ranked:
         memories = findings.memories if findings.has_several_memories else None
-        summary = findings.summary
         parts.append(ranking_lines(findings.ranked, summary.confidence, memories, summary.metric))
-        found = heat_map(summary)
-        rates = ", ".join(found.rates)
-        title = f"{found.title}, by layer and fault (mean over the rates {rates}):"
-        parts.append([title, *heat_table(found).lines(left=1)])
+        missing = left_out(summary)
+        if missing:
+            named = ", ".join(bits_together(missing))
+            parts[-1].append(f"Not in this mean, as not all sites have them: {named}.")
+        parts.append(heat_lines(findings))
+    if drawn:
+        parts.append(curve_lines(drawn, summary))
+    parts.append(state_lines(findings))
+    if cells or not (findings.ranked or drawn):
+        parts.append(cell_lines(findings))
+    else:
+        number = counted(len(summary.cells), "cell")
+        parts[-1].append(f"All {number} with their intervals: report --cells, or export.")
     return "\n\n".join("\n".join(part) for part in parts).split("\n")
+
+
+def heat_lines(findings: Findings) -> list[str]:
+    """The table of sites and faults."""
+    distinct = findings.heat_map
+    title = f"{distinct.map.title}, by layer and fault ({at_rates(distinct.map)}):"
+    note = [distinct.note] if distinct.note else []
+    return [title, *heat_table(distinct.map).lines(left=1), *note]
+
+
+def curve_lines(drawn: Sequence[Curve], summary: Summary) -> list[str]:
+    """The metric at each rate: a row for each fault, a table for all places."""
+    metric = summary.metric
+    places = {"each": "each site alone, mean", "all": "all sites together"}
+    several = len({curve.checkpoint for curve in drawn}) > 1
+    kinds = len({curve.memories for curve in drawn}) > 1
+    rates = sorted({rate for curve in drawn for rate in curve.rates})
+    unit = "" if drawn[0].counted else "%"
+    shown = [f"{'k = ' if drawn[0].counted else ''}{rate:g}{unit}" for rate in rates]
+    named = [
+        "Struck",
+        *(["Memory"] if kinds else []),
+        "Fault",
+        *(["Checkpoint"] if several else []),
+    ]
+    rows = []
+    for curve in drawn:
+        points = dict(
+            zip(curve.rates, zip(curve.values, curve.low, curve.high, strict=True), strict=True)
+        )
+        row = [places.get(curve.place, curve.place)]
+        row += [", ".join(curve.memories)] if kinds else []
+        row += [curve.fault, *([str(curve.checkpoint)] if several else [])]
+        for rate in rates:
+            value = points.get(rate)
+            row.append(NOTHING if value is None else metric.with_interval(*value))
+        rows.append(row)
+    what = f"{metric.title}{metric.in_unit} by fault and rate"
+    title = f"{what}, with {summary.confidence:g} % intervals:"
+    return [title, *lined_up([*named, *shown], rows, left=len(named))]
 
 
 def setting_lines(findings: Findings) -> list[str]:
@@ -41,8 +97,10 @@ def setting_lines(findings: Findings) -> list[str]:
     assert experiment.dataset is not None
     samples = findings.table["samples"]
     number = f", {int(samples[0])} samples" if len(samples) else ""
+    labels = study.labels
     lines = [
-        f"Study: {findings.path}",
+        f"Study: {findings.path}{f' ({labels.name})' if labels.name else ''}",
+        *(f"Notes: {line}" for line in (labels.notes or "").splitlines() if line.strip()),
         f"Network: {experiment.model.name}",
         f"Data: {experiment.dataset.name}{number}",
         f"Seed: {study.seed}",

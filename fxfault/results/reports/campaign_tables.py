@@ -200,6 +200,13 @@ def ranking_table(
     return Table("ranking", caption, columns, rows)
 
 
+def at_rates(found: HeatMap) -> str:
+    """Say at which rates the values of a map were measured."""
+    if len(found.rates) == 1:
+        return f"at {found.rates[0]}"
+    return f"mean over the rates {', '.join(found.rates)}"
+
+
 def heat_table(found: HeatMap) -> Table:
     """The SDC rate by site and fault, or what else the heat map shows."""
     rows = [
@@ -207,7 +214,7 @@ def heat_table(found: HeatMap) -> Table:
         for site, values in zip(found.sites, found.values, strict=True)
     ]
     columns = [Column("Site"), *(Column(fault, True) for fault in found.faults)]
-    caption = f"{found.label}, mean over the rates {', '.join(found.rates)}"
+    caption = f"{found.label}, {at_rates(found)}"
     return Table("heat-map", caption, columns, rows)
 
 

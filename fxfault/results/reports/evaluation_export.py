@@ -12,13 +12,15 @@ from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.estimates.summary import Estimate
 from fxfault.campaign.fault_evaluation import estimate
+from fxfault.config.fault_injection import SECTION
 from fxfault.experiment.applied_settings import applied
+from fxfault.metrics.facts import MetricFacts
 from fxfault.models.checkpoints import AS_MADE, CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.results.reports.environment import machine, versions
 from fxfault.results.reports.evaluation_report import CONFIDENCE, Findings, Setting
+from fxfault.results.reports.seen_sites import SeenSite
 from fxfault.results.reports.text import csv_text
-from fxfault.sites.site import FaultSite
 from fxfault.sites.statistics import FaultStatistics
 
 SCHEMA = "fxfault-eval/1"
@@ -31,26 +33,25 @@ def to_json(setting: Setting, findings: Findings) -> str:
 
 def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
     experiment, checkpoint = setting.experiment, setting.checkpoint
-    assert experiment.model is not None
-    assert experiment.dataset is not None
+    model, dataset = experiment.model, experiment.dataset
     metric = {} if findings.metric.is_accuracy else {"metric": findings.metric.to_dict()}
     return {
         "schema": SCHEMA,
         **metric,
         "complete": findings.complete,
         "command": setting.command,
-        "config": applied(experiment.to_dict()),
-        "model": {"name": experiment.model.name, "kwargs": dict(experiment.model.kwargs)},
+        "config": _config_entry(setting),
+        "model": {"name": setting.network, "kwargs": dict(model.kwargs) if model else {}},
         "dataset": {
-            "name": experiment.dataset.name,
-            "kwargs": dict(experiment.dataset.kwargs),
-            "split": "test",
-            "samples": setting.batches.samples,
-            "batches": len(setting.batches),
-            "batch_size": experiment.training.batch_size,
-            "num_classes": None if setting.facts is None else setting.facts.num_classes,
+            "name": setting.data,
+            "kwargs": dict(dataset.kwargs) if dataset else {},
+            "split": "test" if dataset else None,
+            "samples": setting.samples,
+            "batches": setting.batches,
+            "batch_size": experiment.training.batch_size if dataset else None,
+            "num_classes": setting.num_classes,
         },
-        "checkpoint": _checkpoint_entry(checkpoint),
+        "checkpoint": checkpoint and _checkpoint_entry(checkpoint),
         "seed": setting.faults.seed,
         **machine(setting.device),
         "versions": versions("torch", "brevitas", "numpy", "fxfault"),
@@ -69,6 +70,14 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
     }
 
 
+def _config_entry(setting: Setting) -> dict[str, Any]:
+    config = applied(setting.experiment.to_dict())
+    if setting.experiment.model is not None:
+        return config
+    # Of the other sections, a call from Python reads none.
+    return {SECTION: config[SECTION]}
+
+
 def _checkpoint_entry(checkpoint: CheckpointInfo) -> dict[str, Any]:
     made = {} if checkpoint.path else {"weights": AS_MADE}
     return {"path": checkpoint.path or None, "sha256": checkpoint.sha256, **made}
@@ -83,7 +92,7 @@ def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
     }
 
 
-def _site_entry(site: FaultSite) -> dict[str, Any]:
+def _site_entry(site: SeenSite) -> dict[str, Any]:
     return {
         "index": site.index,
         "name": site.name,
@@ -92,7 +101,7 @@ def _site_entry(site: FaultSite) -> dict[str, Any]:
         "module_type": site.module_type,
         "bit_width": site.bit_width,
         "signed": site.signed,
-        "narrow_range": site.quantiser.narrow_range,
+        "narrow_range": site.narrow_range,
         "elements": site.elements,
         "selected": site.selected,
     }
@@ -168,8 +177,51 @@ def _all_statistics(results: Sequence[CellResult]) -> dict[str, Any] | None:
 
 def to_csv(findings: Findings) -> str:
     """A row for each result, in percent; sites struck alone come last, ranked."""
-    results = [*findings.results, *(result for _, result in findings.ranked)]
-    return csv_text(_row(result, findings.has_due) for result in results)
+    runs = [{f"run_{k}": value for k, value in enumerate(r.runs)} for r in ordered(findings)]
+    return csv_text({**row, **more} for row, more in zip(cell_rows(findings), runs, strict=True))
+
+
+def ordered(findings: Findings) -> list[CellResult]:
+    """All results; sites struck alone come last, the most vulnerable first."""
+    return [*findings.results, *(result for _, result in findings.ranked)]
+
+
+def cell_rows(findings: Findings) -> list[dict[str, Any]]:
+    """A row for each result, in the order of `ordered`; None stands for what has no value."""
+    return [_row(result, findings.has_due) for result in ordered(findings)]
+
+
+def trial_rows(findings: Findings) -> list[dict[str, Any]]:
+    """A row for each trial, with its value, its counts, and what was struck."""
+    return [
+        {
+            **_place_entry(result),
+            "trial": row.trial,
+            "value": _number(row.measure),
+            "golden": result.baseline,
+            "degradation": _number(float(result.metric.loss(result.baseline, row.measure))),
+            **{name: getattr(row, name) for name in _counts(result.metric, findings.has_due)},
+        }
+        for result in ordered(findings)
+        for row in result.rows
+    ]
+
+
+def _counts(metric: MetricFacts, has_due: bool) -> list[str]:
+    """Names of the counts of a trial that mean something."""
+    names = ["samples"]
+    names += ["correct", "golden_correct", "critical_sdc"] if metric.is_accuracy else []
+    names += ["sdc", "masked"] if metric.has_sdc else []
+    return [*names, *(["due"] if has_due else []), "struck", "faults", "elements", "seconds"]
+
+
+def _place_entry(result: CellResult) -> dict[str, Any]:
+    return {
+        "layer": "all" if result.index is None else result.index,
+        "site": "" if result.index is None else result.cell.place,
+        "probability": result.cell.probability,
+        "num_faults": result.cell.num_faults,
+    }
 
 
 def _row(result: CellResult, has_due: bool) -> dict[str, Any]:
@@ -180,17 +232,13 @@ def _row(result: CellResult, has_due: bool) -> dict[str, Any]:
         else {}
     )
     return {
-        "layer": "all" if result.index is None else result.index,
-        "site": "" if result.index is None else result.cell.place,
-        "probability": entry["probability"],
-        "num_faults": entry["num_faults"],
+        **_place_entry(result),
         "baseline": result.baseline,
         **{key: entry[key] for key in ("mean", "std", "degradation", "sdc_rate")},
         **_ends("mean", entry["interval"]),
         **_ends("sdc_rate", entry["sdc_interval"]),
         **due,
         "injection_rate": entry["injection_rate"],
-        **{f"run_{number}": value for number, value in enumerate(entry["runs"])},
     }
 
 

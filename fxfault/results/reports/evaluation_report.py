@@ -11,14 +11,13 @@ from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.fault_evaluation import estimate, rank
 from fxfault.config.fault_injection import FaultInjectionConfig
-from fxfault.data import DatasetFacts
 from fxfault.experiment.sections import ExperimentConfig
-from fxfault.faults.fault_models import label_of
 from fxfault.messages import and_more, counted
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.models.checkpoints import CheckpointInfo
 from fxfault.passes import FrozenPart
 from fxfault.results.reports.campaign_report import standing_lines
+from fxfault.results.reports.seen_sites import SeenSite, SeenSites
 from fxfault.results.reports.text import (
     figure,
     lined_up,
@@ -28,13 +27,10 @@ from fxfault.results.reports.text import (
     rate_words,
     with_interval,
 )
-from fxfault.sites.fault_sites import FaultSites
-from fxfault.sites.site import FaultSite
 
 if TYPE_CHECKING:
     import torch
 
-    from fxfault.experiment.parts import Batches
 
 WIDE = "=" * 60
 CONFIDENCE = 95.0  # percent, of all intervals
@@ -48,22 +44,32 @@ class Setting:
     """What is evaluated, and how.
 
     Attributes:
-        command: the command line.
-        experiment: the configuration with the changes of the command line.
+        command: the command line; None for a call from Python.
+        experiment: the configuration with the changes of the command line. A call from Python has
+            objects in place of the sections `dataset` and `model`, which are None then.
+        network: name of the network.
+        data: name of the data set.
         faults: the sites of the transformed model.
+        checkpoint: the weights; None for a call from Python.
+        num_classes: number of classes; None if it is unknown.
+        samples: number of samples of each trial.
+        batches: number of batches of each trial.
         configs: the configuration with each of the rates, in the order of evaluation.
         num_runs: trials for each result.
-        sweep: whether the command line gave a list of rates, perhaps of one.
+        sweep: whether a list of rates was given, perhaps of one.
         per_layer: whether each site is also struck alone.
         frozen: the results of freezing; None if the model is not frozen.
     """
 
-    command: str
+    command: str | None
     experiment: ExperimentConfig
-    faults: FaultSites
-    checkpoint: CheckpointInfo
-    facts: DatasetFacts | None
-    batches: Batches
+    network: str
+    data: str
+    faults: SeenSites
+    checkpoint: CheckpointInfo | None
+    num_classes: int | None
+    samples: int
+    batches: int
     device: torch.device
     configs: tuple[FaultInjectionConfig, ...]
     num_runs: int
@@ -72,18 +78,13 @@ class Setting:
     frozen: Sequence[FrozenPart] | None
 
     @property
-    def selected(self) -> list[FaultSite]:
+    def selected(self) -> list[SeenSite]:
         """The sites that the configuration selects; a trial in mode `layer` strikes one."""
         return [site for site in self.faults if site.selected]
 
     def struck_alone(self, findings: Findings) -> int:
         """How many sites `--per-layer` strikes: the selected ones that are called."""
         return sum(site.name not in findings.never_called for site in self.selected)
-
-    @property
-    def chance(self) -> float | None:
-        """Accuracy of guessing if the classes are balanced, in percent; None if unknown."""
-        return None if self.facts is None else 100.0 / self.facts.num_classes
 
 
 @dataclass(kw_only=True)
@@ -93,6 +94,7 @@ class Findings:
     Attributes:
         baseline: the metric without faults; None before it is known.
         metric: what the metric is.
+        classes: number of classes that the network scores; None if unknown.
         doubt: why the baseline leaves little to measure; None if nothing is wrong with it.
         never_called: names of the sites that the evaluation never calls.
         results: one for each rate, in the order of evaluation.
@@ -102,11 +104,17 @@ class Findings:
 
     baseline: float | None = None
     metric: MetricFacts = ACCURACY
+    classes: int | None = None
     doubt: str | None = None
     never_called: tuple[str, ...] = ()
     results: list[CellResult] = field(default_factory=list)
     layers: list[CellResult] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of guessing if the classes are balanced, in percent; None if unknown."""
+        return 100.0 / self.classes if self.classes and self.metric.is_accuracy else None
 
     @property
     def has_due(self) -> bool:
@@ -198,7 +206,7 @@ def _fault_lines(setting: Setting) -> list[str]:
             for number, entry in enumerate(config.entries(), start=1)
         ]
     several, bits = len(setting.configs) > 1, config.rate_unit == "bit"
-    kind = [f"  Injection type: {label_of(setting.faults[0].fault_model)}"]
+    kind = [f"  Injection type: {setting.faults[0].fault}"]
     if kinds != ("activations",):
         kind.insert(0, f"  Memory: {', '.join(kinds)}")
     if config.num_faults is not None:

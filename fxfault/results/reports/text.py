@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,38 @@ def mean_and_std(result: CellResult) -> str:
     metric = result.metric
     spread = f" ± {metric.shown(result.std)}" if len(result.runs) > 1 else ""
     return f"{metric.shown(result.mean)}{spread}"
+
+
+def listed(sentences: Iterable[str], width: int = 100) -> list[str]:
+    """Write sentences as the items of a list, with lines of at most so many characters.
+
+    >>> listed(["One.", "A sentence of two lines."], width=20)
+    ['- One.', '- A sentence of two', '  lines.']
+    """
+    look: dict[str, Any] = {"initial_indent": "- ", "subsequent_indent": "  "}
+    look |= {"break_long_words": False, "break_on_hyphens": False}
+    return [line for text in sentences for line in textwrap.wrap(text, width, **look)]
+
+
+def bits_together(faults: Iterable[str]) -> list[str]:
+    """Name fault models briefly: neighbouring bits of one model as a range.
+
+    >>> bits_together(["random", "bit_flip 0", "bit_flip 1", "bit_flip 2", "bit_flip 7"])
+    ['random', 'bit_flip 0 to 2', 'bit_flip 7']
+    """
+    runs: list[tuple[str, list[int]]] = []
+    for fault in faults:
+        model, _, bit = fault.rpartition(" ")
+        if not (model and bit.isdecimal()):
+            runs.append((fault, []))
+        elif runs and runs[-1][0] == model and runs[-1][1][-1:] == [int(bit) - 1]:
+            runs[-1][1].append(int(bit))
+        else:
+            runs.append((model, [int(bit)]))
+    return [
+        f"{name} {bits[0]} to {bits[-1]}" if len(bits) > 1 else " ".join([name, *map(str, bits)])
+        for name, bits in runs
+    ]
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -61,9 +61,8 @@ if (cells.tBodies[0].rows.length > 10) {
   filter.hidden = false;
 }
 
-// The sites of the drawing: Tab reaches one of them, and arrow keys the others. A tip describes the
+// The sites of a drawing: Tab reaches one of them, and arrow keys the others. A tip describes the
 // site under the pointer or with the focus.
-const sites = Array.from(document.querySelectorAll("svg a.site"));
 const tip = document.querySelector(".tip");
 
 function showTip(site) {
@@ -79,14 +78,18 @@ function hideTip() {
   tip.hidden = true;
 }
 
-function goTo(number) {
+function goTo(sites, number) {
   const site = sites[Math.max(0, Math.min(sites.length - 1, number))];
   for (const other of sites) other.setAttribute("tabindex", other === site ? "0" : "-1");
   site.focus();
 }
 
 const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
-sites.forEach((site, number) => {
+function connect(sites) {
+  sites.forEach((site, number) => listen(sites, site, number));
+}
+
+function listen(sites, site, number) {
   // A title would show a second tip; a label names the link too.
   const title = site.querySelector("title");
   site.setAttribute("aria-label", title.textContent);
@@ -100,10 +103,15 @@ sites.forEach((site, number) => {
     if (event.key === "Escape") hideTip();
     if (!(event.key in steps)) return;
     event.preventDefault();
-    goTo(number + steps[event.key]);
+    goTo(sites, number + steps[event.key]);
   });
-});
-for (const note of document.querySelectorAll(".for-keys")) note.hidden = !sites.length;
+}
+
+// There may be one drawing for wide and one for narrow screens.
+const drawings = Array.from(document.querySelectorAll("svg"), (svg) => svg.querySelectorAll("a.site"));
+for (const sites of drawings) connect(Array.from(sites));
+const hasSites = drawings.some((sites) => sites.length);
+for (const note of document.querySelectorAll(".for-keys")) note.hidden = !hasSites;
 
 // On paper, everything is unfolded.
 let folded = [];

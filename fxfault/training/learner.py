@@ -1,12 +1,10 @@
-"""The LightningModule that trains a classifier, and the LightningDataModule with its batches."""
+"""The LightningModule that trains a network, and the LightningDataModule with its batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,51 +13,34 @@ from fxfault.training.lightning_import import LightningModule  # isort: skip
 from lightning.pytorch import LightningDataModule
 
 from fxfault.errors import SiteError, TrainingError
-from fxfault.evaluation.full.labels import labels_of
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.settings import Setting
 from fxfault.sites.site import FaultSite
-from fxfault.training.batches import Shard, TrainingLoader, evaluation_loader
+from fxfault.training.batches import Collate, Shard, TrainingLoader, evaluation_loader
 from fxfault.training.fault_aware import FaultAwareTraining, is_noisy
 from fxfault.training.model_errors import quoting_model
+from fxfault.training.objective import Objective, Totals, ValidationPass
 from fxfault.training.optimizers import build_optimizer, build_scheduler
 
 
-class Totals:
-    """Sums over the batches of an epoch, which a checkpoint saves.
+class Learner(LightningModule):
+    """Trains a network as an experiment says.
 
-    Attributes:
-        sums: float64 tensor of shape (5,): loss times samples, correct samples, samples, steps,
-            noisy steps.
-    """
-
-    def __init__(self) -> None:
-        self.sums = torch.zeros(5, dtype=torch.float64)
-
-    def add(self, loss: Tensor, hits: Tensor, samples: int, noisy: bool = False) -> None:
-        """Add a batch without copying anything from the device."""
-        batch = self.sums.new_tensor([0, 0, samples, 1, noisy], device=loss.device)
-        batch[0], batch[1] = loss.detach().double() * samples, hits
-        self.sums = self.sums.to(loss.device) + batch
-
-
-class Classifier(LightningModule):
-    """Trains a network that gives class scores, as an experiment says.
-
-    Each epoch logs `train_loss`, `train_accuracy` (percent), `noisy_steps`, and `val_loss` and
-    `val_accuracy` of each validation loader, with the prefix `faulty_` for the second. Faults
-    strike only in the second, if `apply_during` says so, with the probability and type of the
-    configuration itself rather than those of a curriculum. A callback gets the training values from
-    `epoch_metrics`, as its hook runs earlier.
+    Each epoch logs `train_loss`, `noisy_steps`, `train_accuracy` (percent) if there is no `metric`,
+    and `val_loss` and `val_accuracy` or `val_METRIC` of each validation loader, with the prefix
+    `faulty_` for the second. Faults strike only in the second, if `apply_during` says so, with the
+    probability and type of the configuration itself rather than those of a curriculum. A callback
+    gets the training values from `epoch_metrics`, as its hook runs earlier.
 
     Args:
-        network: network that gives scores of shape (N, classes), as a tensor, a QuantTensor, or the
-            first item of a tuple.
-        config: experiment with sections `training`, `optimizer` and `scheduler`.
+        network: the network.
+        config: experiment with sections `training`, `optimizer` and `scheduler`, and `metric` and
+            `dataset.batch` for another task than classification.
         faulty: the callback that injects faults, if any.
 
     Attributes:
+        objective: the loss and the measure.
         totals: sums over the training steps of the epoch.
         last_loss: loss of the last training step.
         last_step_noisy: whether faults could strike in that step.
@@ -69,24 +50,26 @@ class Classifier(LightningModule):
         self, network: nn.Module, config: ExperimentConfig, faulty: FaultAwareTraining | None = None
     ) -> None:
         super().__init__()
+        self.objective = Objective.of(config, network)
         self.network = network
         self.config = config
         self.faulty = faulty
         self.totals = Totals()
         self.last_loss = 0.0
         self.last_step_noisy = False
-        self._validation: list[Totals] = []
+        self._validation: list[ValidationPass] = []
         self._schedule: list[tuple[FaultSite, Setting]] = []
         self._metrics: dict[str, float] = {}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores, shape (N, classes).
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """Outputs of the network.
 
         Raises:
             DataError: the network fails; its error is quoted.
         """
-        with quoting_model("a training step" if self.training else "an evaluation", images):
-            return _scores(self.network(images))
+        during = "a training step" if self.training else "an evaluation"
+        with quoting_model(during, inputs, keywords):
+            return self.network(*inputs, **keywords)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.config.optimizer, self.parameters())
@@ -95,27 +78,27 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         self.totals = Totals()
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, given: Any, batch_idx: int) -> Tensor:
         """Loss of a batch.
 
         Raises:
-            DataError: the network fails; its error is quoted.
+            DataError: the network, the loss or the data fails.
             TrainingError: the loss is not finite; no parameter was updated.
         """
-        images, labels = batch
-        smoothing = self.config.training.label_smoothing
-        unsound: SiteError | None = None
+        objective, unsound = self.objective, None
+        batch = objective.take(given)
         try:
-            with quoting_model("a training step", images):
-                scores = self(images)
-                labels = labels_of(labels, classes=scores.shape[-1])
-                loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+            with quoting_model("a training step", batch.inputs, batch.keywords):
+                output = self(*batch.inputs, **batch.keywords)
+                loss = objective.loss(output, batch.targets, smoothing=objective.smoothing)
+                objective.loss.check_gradient(loss)
                 self.last_loss = float(loss.detach())
         except SiteError as error:  # NaN reached a site, which means a NaN loss in a noisy step.
             self.last_loss, unsound = math.nan, error
         self.last_step_noisy = is_noisy(self._sites)
         self._check_finite(batch_idx, unsound)
-        self.totals.add(loss, _hits(scores, labels), len(labels), self.last_step_noisy)
+        hits = objective.hits(output, batch)
+        self.totals.add(loss, hits, batch.samples, self.last_step_noisy)
         return loss
 
     @property
@@ -139,31 +122,32 @@ class Classifier(LightningModule):
         ) from unsound
 
     def on_validation_epoch_start(self) -> None:
-        self._validation = [Totals(), Totals()]
+        self._validation = []
         sites = self._sites
         self._schedule = [(site, site.setting) for site in sites or ()]
         if sites is not None:
             # Not the curriculum's faults of this epoch: epochs must be comparable.
             sites.set_faults(self.config.fault_injection)
 
-    def validation_step(
-        self, batch: Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        images, labels = batch
+    def validation_step(self, given: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if self._sites is not None:
             self._sites.enabled = dataloader_idx == 1
-        scores = self(images)
-        labels = labels_of(labels, classes=scores.shape[-1])
-        loss = nn.functional.cross_entropy(scores, labels)
-        self._validation[dataloader_idx].add(loss, _hits(scores, labels), len(labels))
+        if dataloader_idx == len(self._validation):
+            self._validation.append(ValidationPass(self.objective, *self._validation))
+        batch = self.objective.take(given)
+        output = self(*batch.inputs, **batch.keywords)
+        self._validation[dataloader_idx].add(output, batch)
 
     def on_validation_epoch_end(self) -> None:
         if self._sites is not None:
             self._sites.enabled = True
         for site, setting in self._schedule:
             site.setting = setting
-        clean, faulty = self._validation
-        self._metrics = {**self._means(clean, "val"), **self._means(faulty, "faulty_val")}
+        self._metrics = {}
+        for prefix, found in zip(("val", "faulty_val"), self._validation, strict=False):
+            self._metrics.update(self._means(found.totals, prefix))
+            if self.objective.judge.metric is not None:
+                self._metrics[f"{prefix}_{self.objective.facts.column}"] = found.metric_value()
         self._log(self._metrics)
 
     def on_train_epoch_end(self) -> None:
@@ -185,7 +169,10 @@ class Classifier(LightningModule):
         loss, hits, samples, *_ = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if samples == 0:
             return {}
-        return {f"{prefix}_loss": loss / samples, f"{prefix}_accuracy": 100 * hits / samples}
+        found = {f"{prefix}_loss": loss / samples}
+        if self.objective.judge.metric is None:
+            found[f"{prefix}_accuracy"] = 100 * hits / samples
+        return found
 
 
 class TrainingBatches(LightningDataModule):
@@ -195,19 +182,25 @@ class TrainingBatches(LightningDataModule):
         config: experiment with sections `training`, `seed` and `fault_injection`.
         training: samples to train on.
         validation: samples held out; None needs a Trainer with `limit_val_batches=0`.
+        collate: joins samples to a batch; default: that of torch.
     """
 
     def __init__(
-        self, config: ExperimentConfig, training: Dataset[Any], validation: Dataset[Any] | None
+        self,
+        config: ExperimentConfig,
+        training: Dataset[Any],
+        validation: Dataset[Any] | None,
+        collate: Collate | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.training = training
         self.validation = validation
+        self.collate = collate
 
     def train_dataloader(self) -> TrainingLoader:
         seed = self.config.seed.value
-        return TrainingLoader(self.training, self.config.training, seed, self._shard)
+        return TrainingLoader(self.training, self.config.training, seed, self._shard, self.collate)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The validation samples without faults, and again with faults if they are enabled."""
@@ -215,21 +208,12 @@ class TrainingBatches(LightningDataModule):
             return []
         passes = 2 if self.config.needs_faulty_validation else 1
         size = self.config.training.batch_size
-        return [evaluation_loader(self.validation, size, self._shard) for _ in range(passes)]
+        return [
+            evaluation_loader(self.validation, size, self._shard, self.collate)
+            for _ in range(passes)
+        ]
 
     @property
     def _shard(self) -> Shard:
         assert self.trainer is not None
         return Shard(self.trainer.global_rank, self.trainer.world_size)
-
-
-def _scores(output: Any) -> Tensor:
-    # A QuantTensor is a tuple too, with its values under `value`.
-    scores = getattr(output, "value", output)
-    if isinstance(scores, (tuple, list)):
-        scores = getattr(scores[0], "value", scores[0])
-    return scores
-
-
-def _hits(scores: Tensor, labels: Tensor) -> Tensor:
-    return (scores.detach().argmax(1) == labels).sum()
