@@ -34,10 +34,10 @@ examples:
   fxfault campaign report --store study.sqlite --figures pictures
   fxfault campaign compare plain.sqlite hardened.sqlite
 
-`COMMAND --help` explains the options of a command.
+`fxfault campaign COMMAND --help` explains the options of a command.
 
-exit status: 0 done; 2 something in the input is wrong;
-130 interrupted, the finished trials are kept."""
+exit status: 0 done; 2 something in the input is wrong; 130 interrupted, and the finished trials are
+kept."""
 
 
 class Command(NamedTuple):
@@ -69,13 +69,8 @@ def add_options(parser: types.OneLineParser) -> None:
 
 def _end_without_command(name: str, program: str) -> NoReturn:
     """Print the help or an error, and end the program."""
-    usages = [_make_parser(command, program).format_usage() for command in COMMANDS]
-    lines = [" ".join(usage.split()).removeprefix("usage: ") for usage in usages]
-    listed = "\n".join(f"  {line}" for line in lines)
-    parser = types.OneLineParser(
-        prog=program, description=DESCRIPTION, epilog=f"commands:\n{listed}\n\n{EXAMPLES}"
-    )
-    parser.usage = f"{program} COMMAND ..."
+    parser = types.OneLineParser(prog=program)
+    add_options(parser)
     if name in ("-h", "--help"):
         parser.parse_args(["--help"])
     hint = nearest(name, COMMANDS)

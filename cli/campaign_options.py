@@ -63,8 +63,8 @@ def add_faults(parser: OneLineParser) -> None:
     """Add the options of `faults`."""
     add_store(parser, "; it is only read")
     text = (
-        "cell of the trial: its number from 1 in the order of the report, or its site, fault and "
-        'rate as there, such as "classifier.2 random 5%%" (default: the only one)'
+        "the cell: its number in the report, from 1, or its site, fault and rate, such as "
+        '"classifier.2 random 5%%" (default: the only one)'
     )
     parser.add_argument("--cell", metavar="CELL", help=text)
     text = "number of the trial (default: 0)"
@@ -128,8 +128,8 @@ def _add_engine_options(parser: OneLineParser) -> None:
     text = "local: in this process; processes: in several; ray: on a cluster (default: local)"
     group.add_argument("--engine", choices=_ENGINES, default="local", help=text)
     text = (
-        "number of workers: of processes (default: one for each core) or ray (default: what "
-        "the cluster has)"
+        "number of workers (default: with processes one for each core, with ray what the cluster "
+        "has)"
     )
     group.add_argument("--workers", type=types.count, metavar="N", help=text)
     group.add_argument(
@@ -138,8 +138,8 @@ def _add_engine_options(parser: OneLineParser) -> None:
     text = "GPUs that each worker of ray reserves, such as 1 or 0.5 (default: 1 if there is one)"
     group.add_argument("--gpus-per-trial", type=types.gpus, metavar="N", help=text)
     text = (
-        "with processes or ray, the longest time of a trial: after it another worker gets the "
-        "trial, and after a second time the study ends (default: at least 90 s, and much more than "
+        "longest time of a trial, with processes or ray; another worker then runs it again, and if "
+        "that takes too long as well, the study ends (default: at least 90 s, and much more than "
         "trials took so far)"
     )
     group.add_argument("--trial-timeout", type=types.seconds, metavar="SECONDS", help=text)

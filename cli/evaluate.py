@@ -12,9 +12,8 @@ from fxfault.cli.terminal.console import run
 from fxfault.cli.terminal.process_setup import let_threads_sleep
 
 DESCRIPTION = """\
-Measure how the accuracy of a quantised network falls when faults strike its activations, or with
-`--memory` its weights, biases or parameters. Faults are injected during the evaluation, even if
-the configuration says `apply_during: train`."""
+Measure how faults change the accuracy of a quantised network. They strike its activations, or what
+`--memory` names, and they do so during the evaluation, whatever `apply_during` says."""
 
 EPILOG = """\
 examples:
@@ -23,9 +22,9 @@ examples:
   fxfault eval digits --memory weights --sweep 0.1,1,10 --num-runs 10
   fxfault eval my.yaml --checkpoint best.pth --probability 10 --injection-type msb_flip
 
-exit status: 0 done; 2 something in the input is wrong, nothing was written (if the checkpoint
-was replaced meanwhile, the results of the old one were written);
-130 interrupted, the finished results are written and marked as incomplete."""
+exit status: 0 done; 2 something in the input is wrong, and nothing was written; 130 interrupted,
+and the finished results are written and marked as incomplete. If somebody replaced the checkpoint
+during the run, the status is 2, and the results of the old one are written."""
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -62,28 +61,28 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     text = "several probabilities, evaluated one after the other"
     chosen.add_argument("--sweep", type=types.percentages, metavar="P,P,...", help=text)
     text = (
-        "number of hits in each sample, or in weights, biases and parameters in each trial, "
-        "spread over all selected sites, in place of a probability; several numbers are evaluated "
-        "one after the other"
+        "exact number of hits, in place of a probability: in each sample, or in the weights, "
+        "biases and parameters of each trial; they are spread over all selected sites; several "
+        "numbers are evaluated one after the other"
     )
     chosen.add_argument("--num-faults", type=types.fault_counts, metavar="K,K,...", help=text)
     group.add_argument("--injection-type", metavar="NAME", help="fault model, such as msb_flip")
     types.add_bit(group)
     text = (
-        "strike all selected sites, or one of them: `injection_layer` of the configuration, "
-        "or one drawn for each run"
+        "full_model: strike all selected sites; layer: strike one of them, which "
+        "`injection_layer` names or else each run draws"
     )
     group.add_argument("--mode", choices=("full_model", "layer"), help=text)
     types.add_memory(group)
-    types.add_layers(group, "; with --mode layer, one of them is drawn for each run")
+    types.add_layers(group, "; with --mode layer, each run draws one of them")
     text = (
-        "also strike each selected site alone, and rank the sites; needs a single probability "
-        "or number of faults, so not --sweep"
+        "also strike each selected site alone, and rank the sites; give one probability or number "
+        "of faults for it, and no --sweep"
     )
     group.add_argument("--per-layer", action="store_true", help=text)
     text = (
-        "strike exactly the faults of a list: of `fxfault campaign faults`, or with the columns "
-        "Injection, Layer, TensorIndex and Bit; CSV or Parquet"
+        "strike exactly the faults of a list, CSV or Parquet: one that `fxfault campaign faults` "
+        "wrote, or one with the columns Injection, Layer, TensorIndex and Bit"
     )
     group.add_argument("--replay", type=types.file, metavar="FILE", help=text)
     text = "seed of the faults; the same seed gives the same faults"
@@ -93,11 +92,11 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     text = (
-        "trials for each probability, each with its own faults (default: 1, or with a list of "
-        "several injections one for each)"
+        "trials for each probability, each with faults of its own (default: 1; with --replay, one "
+        "for each injection of the list)"
     )
     group.add_argument("--num-runs", type=types.count, metavar="N", help=text)
-    text = "samples in a batch (default: training.batch_size); the faults do not depend on it"
+    text = "samples in a batch (default: training.batch_size); it does not change the faults"
     group.add_argument("--batch-size", type=types.count, metavar="N", help=text)
     types.add_device(group)
     types.add_no_progress(group)

@@ -29,7 +29,7 @@ examples:
   fxfault init my_package.nets:build --data my_package.data:test_set
   fxfault init my_package.nets:build --set model.kwargs.width=32 --output small.yaml
 
-exit status: 0 done; 2 something in the input is wrong, nothing was written."""
+exit status: 0 done; 2 something in the input is wrong, and nothing was written."""
 
 # What the file says of the faults, apart from their memory.
 _FAULTS = {

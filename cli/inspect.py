@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 SCHEMA = "fxfault-inspect/1"
 
 DESCRIPTION = """\
-Show where the faults of a configuration strike: a table of all sites of the network, and how
-each of its modules was handled. One sample of zeros is run without faults to measure the sites,
-and a few samples of random numbers to see which elements belong to which sample."""
+Show where the faults of a configuration strike: all sites of the network in a table, and how each
+of its modules was handled. To measure the sites, one sample of zeros is run without faults, and a
+few of random numbers, which show which elements belong to which sample."""
 
 EPILOG = """\
 examples:
@@ -35,7 +35,7 @@ examples:
   fxfault inspect digits --memory weights,activations
   fxfault inspect my.yaml --layers 'layer1.*' --svg sites.svg --json sites.json
 
-exit status: 0 done; 2 something in the input is wrong, nothing was written."""
+exit status: 0 done; 2 something in the input is wrong, and nothing was written."""
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:

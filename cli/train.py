@@ -13,10 +13,9 @@ from fxfault.cli.terminal.process_setup import let_threads_sleep
 from fxfault.cli.terminal.progress import Progress
 
 DESCRIPTION = """\
-Train a quantised network as a configuration file says; if it asks for faults in training, they
-strike the activations, or what `fault_injection.memory` names (fault-aware training). Each run
-writes a folder: configuration, checkpoints, metrics, TensorBoard events, a picture of the curves,
-and all that repeats the run."""
+Train a quantised network as a configuration says, without faults or under them (fault-aware
+training). Each run writes a folder: its configuration, checkpoints, metrics, TensorBoard events, a
+picture of the curves, and a record that tells how to repeat it."""
 
 EPILOG = """\
 examples:
@@ -26,8 +25,8 @@ examples:
   fxfault train my.yaml --dry-run
   fxfault train --resume --out runs/five
 
-exit status: 0 done; 2 something in the input is wrong, the training failed, or its files cannot
-be written; 130 interrupted, what was trained is saved and can be resumed."""
+exit status: 0 done; 2 something in the input is wrong, the training failed, or its files cannot be
+written; 130 interrupted, and what was trained is saved and can be resumed."""
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -49,12 +48,11 @@ def add_options(parser: types.OneLineParser) -> None:
     """Add all options, with the texts around them."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    what = f"{types.EXPERIMENT}; with --resume --out, the default is that of the run"
+    what = f"{types.EXPERIMENT}; with --resume --out it may be left out"
     types.add_config(parser, what, required=False)
     text = (
-        "fine-tune: start from these weights, a file or bundled:NAME (default: "
-        "checkpoint.init_from of the configuration, or else random weights); a configuration of "
-        "yours must not have checkpoint.path, which is for fxfault eval"
+        "weights to start from, a file or bundled:NAME (default: checkpoint.init_from of the "
+        "configuration, or else random ones); not checkpoint.path, which `fxfault eval` loads"
     )
     add("--init", type=types.checkpoint, metavar="FILE", help=text)
     text = "folder of the run (default: NAME-001, NAME-002 and so on in checkpoint.dir)"
@@ -63,8 +61,8 @@ def add_options(parser: types.OneLineParser) -> None:
     add("--resume", action="store_true", help=text)
     types.add_device(parser)
     text = (
-        "number of processes that train together, each on its own GPU or on the CPU (default: "
-        "1); each takes batches of training.batch_size"
+        "processes that train together, each on a GPU of its own or on the CPU (default: 1); each "
+        "takes batches of training.batch_size"
     )
     add("--devices", type=types.count, default=1, metavar="N", help=text)
     types.add_no_progress(parser)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fxfault.bundled.files import bundled_names
+from fxfault.cli import campaign
 from fxfault.cli.main import COMMANDS
 from fxfault.config import config_reference
 from fxfault.experiment import experiment_reference
@@ -23,7 +24,7 @@ MODULES = sorted(
     ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
     for folder, package in FOLDERS.items()
     for path in (ROOT / folder).rglob("*.py")
-    if path.name not in ("__init__.py", "__main__.py")
+    if path.name != "__init__.py"
 )
 # Modules that import what no extra for tests installs.
 NEEDS = {"fxfault.campaign.workers.ray_engine": "ray"}
@@ -105,6 +106,7 @@ def test_commands_in_the_documentation_have_the_options_that_they_use() -> None:
     lines = re.findall(rf"{start}((?:{names}) .*)$", text, re.MULTILINE)
     assert {line.split()[0] for line in lines} == set(COMMANDS)
     helps = {name: _help_of(command.main) for name, command in COMMANDS.items()}
+    helps["campaign"] += "".join(_help_of(campaign.main, name) for name in campaign.COMMANDS)
     for line in lines:
         name, *words = shlex.split(line.split("|")[0])
         for word in words:
@@ -112,11 +114,11 @@ def test_commands_in_the_documentation_have_the_options_that_they_use() -> None:
                 assert word.partition("=")[0] in helps[name], line
 
 
-def _help_of(main) -> str:  # type: ignore[no-untyped-def]
+def _help_of(main, *words: str) -> str:  # type: ignore[no-untyped-def]
     import contextlib
     import io
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
-        main(["--help"], "fxfault")
+        main([*words, "--help"], "fxfault")
     return out.getvalue()

@@ -345,28 +345,25 @@ def _with_config(parser: OneLineParser, options: argparse.Namespace) -> argparse
 
 def add_bit(group: argparse._ActionsContainer) -> None:
     """Add `--bit`."""
-    text = "bit that bit_flip, stuck_at_0 or stuck_at_1 strikes, 0 the lowest, or random"
+    text = "bit that bit_flip, stuck_at_0 and stuck_at_1 strike: a number, 0 the lowest, or random"
     group.add_argument("--bit", type=bit, metavar="N", help=text)
 
 
 def add_layers(group: argparse._ActionsContainer, more: str = "") -> None:
     """Add `--layers`, with more text at the end of its help."""
-    text = "sites to strike: indices, names or patterns such as 'layer1.*', with commas" + more
+    text = "sites to strike, with commas: numbers, names, or patterns such as 'layer1.*'" + more
     group.add_argument("--layers", type=layers, action="extend", metavar="SITE,...", help=text)
 
 
 def add_memory(group: argparse._ActionsContainer) -> None:
     """Add `--memory`."""
-    text = (
-        "what faults strike: activations, weights, biases or parameters, or several of them, in "
-        "place of `memory` of the configuration"
-    )
+    text = "what faults strike: activations, weights, biases or parameters, or several with commas"
     group.add_argument("--memory", type=memories, metavar="NAME,...", help=text)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
     """Add `--device`."""
-    text = "auto, cpu, cuda or cuda:N (default: auto, which takes CUDA if there is a GPU)"
+    text = "auto, cpu, cuda or cuda:N (default: auto, which is CUDA if there is a GPU)"
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help=text)
 
 
@@ -379,21 +376,20 @@ def add_speed_options(group: argparse._ActionsContainer) -> None:
     """Add the options that make trials faster or slower and leave their results the same."""
     add = group.add_argument
     text = (
-        "memory of a machine for activations of the fault-free run, such as 512M or 2G; "
-        "trials start from them, or from the data if SIZE is 0 (default: a quarter of the free "
-        "memory)"
+        "memory for the activations of the fault-free run, from which trials start, such as 512M "
+        "or 2G; with 0, trials start from the data (default: a quarter of the free memory)"
     )
     add("--cache-memory", type=memory, metavar="SIZE", help=text)
     text = "quantise the weights again in each batch (slower)"
     add("--no-freeze", dest="freeze", action="store_false", help=text)
     text = (
-        "use torch.compile for trials that change nearly everything, if it and a C++ compiler "
-        "work and the outputs are the same bit for bit; compiling takes up to a minute"
+        "use torch.compile for trials that change nearly everything; it takes up to a minute, and "
+        "is left out without a C++ compiler or if any output differs"
     )
     add("--compile", action="store_true", help=text)
     text = (
-        "run this share of the batches again, in full and without compiled code, and stop if "
-        "predictions differ; 0 for none (default: one batch with struck samples in the first trial "
-        "of each cell, or in a later one if it would take more than 2%% of the time so far)"
+        "share of the batches to run again, in full and without compiled code; if predictions "
+        "differ, the command stops; 0 for none (default: one batch in the first trial of each "
+        "cell, or in a later one where that would take more than 2%% of the time so far)"
     )
     add("--verify", type=percentage, metavar="PERCENT", help=text)
