@@ -61,7 +61,7 @@ from fxfault.results.reports.evaluation_report import (
     summary_lines,
     sweep_lines,
 )
-from fxfault.results.reports.text import mean_and_std
+from fxfault.results.reports.text import listed, mean_and_std
 from fxfault.sites.fault_sites import faults_of
 
 Outputs = dict[str, OutputFile]
@@ -75,7 +75,7 @@ def evaluate(options: argparse.Namespace) -> int:
     with progress.showing_logs(experiment.fault_injection.verbose):
         sources = Sources(Path.cwd(), {}, EVALUATION)  # The user's code may change the folder.
         setting, evaluation = _prepare(options, experiment, notes, sources, progress)
-        findings = Findings()
+        findings = Findings(tolerance=options.tolerance)
         passes = 1 + setting.num_runs * len(setting.configs)
         passes += setting.num_runs * len(setting.selected) if setting.per_layer else 0
         progress.start(passes * setting.batches.samples)
@@ -370,6 +370,7 @@ def _finish(
         progress.say("\n" + "\n".join([WIDE, *summary_lines(findings.results)]))
     if findings.layers:
         progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings)]))
+    progress.say("\n" + "\n".join(["Verdict:", *listed(findings.verdict.sentences)]))
     progress.say()
     _write(setting, findings, outputs, progress, look)
     if findings.complete:

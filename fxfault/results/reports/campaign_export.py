@@ -87,6 +87,7 @@ def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
         "confidence": findings.summary.confidence,
         "study": applied(findings.study.to_dict()),
         "fingerprint": findings.fingerprint,
+        "verdict": findings.verdict().to_dict(),
         "rows": list(rows),
     }
     return json.dumps(document, allow_nan=False) + "\n"
