@@ -353,7 +353,7 @@ def _reservations(summary: Summary, states: Sequence[str], tolerance: float | No
             f"{unsure} of {cells} never became as precise as the stop rule asks: their intervals "
             "are wide"
         )
-    single = int((summary.trials == 1).sum())
+    single = int(((summary.trials == 1) & np.isnan(summary["measure"].low)).sum())
     if single:
         found.append(
             f"{single} of {cells} {'has' if single == 1 else 'have'} one trial and no interval of "
