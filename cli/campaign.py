@@ -174,8 +174,13 @@ def _report(options: argparse.Namespace) -> int:
         make_folder(options.figures)
     page_file = None if options.html is None else claim_page(options.html, options.store)
     findings = _findings_with_trials(options.store, options.confidence)
-    lines = report_lines(findings, options.tolerance, options.cells)
-    print(coloured("\n".join(lines)))
+    if options.methods:
+        from fxfault.results.reports.methods import methods_text
+
+        print(methods_text(findings))
+    else:
+        lines = report_lines(findings, options.tolerance, options.cells)
+        print(coloured("\n".join(lines)))
     if options.figures is None and page_file is None:
         return 0
     from fxfault.results.pictures.campaign_plots import not_drawn, pictures

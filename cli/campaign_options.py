@@ -29,11 +29,9 @@ def add_report(parser: OneLineParser) -> None:
     add_store(parser)
     text = "also print the table of all cells"
     parser.add_argument("--cells", action="store_true", help=text)
-    text = (
-        "the largest cost that the verdict calls tolerable, in percentage points of accuracy or in "
-        "the unit of the metric (default: 1 point, or 1 %% of the golden value)"
-    )
-    parser.add_argument("--tolerance", type=types.tolerance, metavar="AMOUNT", help=text)
+    text = "print a paragraph on the methods for a paper, in place of the report"
+    parser.add_argument("--methods", action="store_true", help=text)
+    types.add_tolerance(parser)
     text = "folder for all pictures as PNG and SVG, with --style paper as PDF and SVG"
     parser.add_argument("--figures", type=types.folder, metavar="DIR", help=text)
     types.add_look(parser)

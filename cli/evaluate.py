@@ -119,6 +119,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--plot", type=types.file, metavar="FILE", help=text)
     types.add_look(group)
+    types.add_tolerance(group)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ from fxfault.results.reports.evaluation_report import (
     sweep_lines,
 )
 from fxfault.results.reports.seen_sites import SeenSites
-from fxfault.results.reports.text import mean_and_std
+from fxfault.results.reports.text import listed, mean_and_std
 from fxfault.sites.fault_sites import faults_of
 
 Outputs = dict[str, OutputFile]
@@ -80,7 +80,7 @@ def evaluate(options: argparse.Namespace) -> int:
     with progress.showing_logs(experiment.fault_injection.verbose):
         sources = Sources(Path.cwd(), {}, EVALUATION)  # The user's code may change the folder.
         setting, evaluation = _prepare(options, experiment, notes, sources, progress)
-        findings = Findings()
+        findings = Findings(tolerance=options.tolerance)
         progress.start(number_of_samples(setting))
         try:
             with raising():
@@ -332,6 +332,7 @@ def _finish(
         progress.say("\n" + "\n".join([WIDE, *summary_lines(findings.results)]))
     if findings.layers:
         progress.say("\n" + "\n".join([WIDE, *ranking_lines(findings)]))
+    progress.say("\n" + "\n".join(["Verdict:", *listed(findings.verdict.sentences)]))
     progress.say()
     _write(setting, findings, outputs, progress, look)
     if findings.complete:

@@ -64,7 +64,7 @@ def write_store(
             "injection_type": ["random", "msb_flip"],
             "probability": [1, 5],
         },
-        "trials": trials,
+        "trials": None if "stop" in changes else trials,
         **changes,
     }
     study = Study.from_dict(content)

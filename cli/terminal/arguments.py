@@ -174,6 +174,15 @@ def figure_size(text: str) -> tuple[float, float]:
     )
 
 
+def add_tolerance(group: argparse._ActionsContainer) -> None:
+    """Add `--tolerance`."""
+    text = (
+        "the largest cost that the verdict calls tolerable, in percentage points of accuracy or in "
+        "the unit of the metric (default: 1 point, or 1 %% of the golden value)"
+    )
+    group.add_argument("--tolerance", type=tolerance, metavar="AMOUNT", help=text)
+
+
 def add_look(group: argparse._ActionsContainer) -> None:
     """Add the options of how pictures look."""
     from fxfault.results.pictures.drawing import STYLES

@@ -62,6 +62,9 @@ Layer    Injected     Total          Rate \(%\)     RMSE         Cos Sim \(%\) S
 TOTAL    \d+ +1856000 +[\d.]+
 ={90}
 
+Verdict:
+- The costliest cell(?s:.*?)more trials would give one\.
+
 Results saved to: fault_eval_random\.json
 """
     assert re.fullmatch(expected.replace("ONE", ONE_RUN), run.out), run.out
@@ -88,6 +91,11 @@ Sweep Summary:
 -{48}
         0\.0% \|     99\.\d\d% \|                \+0\.00
         2\.5% \|     \d\d\.\d\d% \|               \+1\d\.\d\d
+
+Verdict:
+- The costliest cell is random at 2\.5% in all sites together: its faults cost 1\d\.\d\d .no interval.
+(?s:.*?)
+- 1 of 2 cells has one trial and no interval of the accuracy: more trials would give one\.
 
 Results saved to: fault_eval_random\.json
 """

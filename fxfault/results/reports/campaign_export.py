@@ -94,6 +94,7 @@ def _json(findings: Findings, what: str, rows: Iterator[Row]) -> str:
         "confidence": findings.summary.confidence,
         "study": applied(findings.study.to_dict()),
         "fingerprint": findings.fingerprint,
+        "verdict": findings.verdict().to_dict(),
     }
     # Row by row: as Python objects, a million of them would take over a gigabyte.
     text = io.StringIO()

@@ -62,6 +62,7 @@ def _document(setting: Setting, findings: Findings) -> dict[str, Any]:
         "never_called": list(findings.never_called),
         "baseline": findings.baseline,
         "baseline_doubt": findings.doubt,
+        "verdict": findings.verdict.to_dict(),
         "results": [_result_entry(result, findings.has_due) for result in findings.results],
         "per_layer": [_layer_entry(*ranked, findings.has_due) for ranked in findings.ranked]
         if setting.per_layer

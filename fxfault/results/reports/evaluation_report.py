@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.cell_result import CellResult
+from fxfault.campaign.estimates.cell_states import UNFINISHED
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.fault_evaluation import estimate, rank
 from fxfault.config.fault_injection import FaultInjectionConfig
@@ -27,6 +28,7 @@ from fxfault.results.reports.text import (
     rate_words,
     with_interval,
 )
+from fxfault.results.reports.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +102,8 @@ class Findings:
         results: one for each rate, in the order of evaluation.
         layers: one for each site struck alone, in the order of execution.
         complete: whether no result is missing.
+        tolerance: the largest cost that the verdict calls tolerable, in the unit of the metric;
+            None for the usual one.
     """
 
     baseline: float | None = None
@@ -110,6 +114,18 @@ class Findings:
     results: list[CellResult] = field(default_factory=list)
     layers: list[CellResult] = field(default_factory=list)
     complete: bool = False
+    tolerance: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the results say so far."""
+        # A site that is struck alone may be all that the configuration selects.
+        different = {result.cell.key: result for result in (*self.layers, *self.results)}
+        doubts = [] if self.doubt is None else [self.doubt]
+        ranked = [site for site, _ in self.ranked]
+        states = [] if self.complete else [UNFINISHED]
+        summary = estimate(list(different.values()), CONFIDENCE)
+        return verdict(summary, ranked, states=states, doubts=doubts, tolerance=self.tolerance)
 
     @property
     def chance(self) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,25 @@ class Verdict:
     tolerable: tuple[Tolerable, ...]
     weakest: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        tolerable = [
+            {
+                "place": found.place,
+                "fault": found.fault,
+                "checkpoint": found.checkpoint,
+                "rate": found.rate,
+                "is_highest": found.is_highest,
+            }
+            for found in self.tolerable
+        ]
+        return {
+            "sentences": list(self.sentences),
+            "tolerance": self.tolerance,
+            "tolerable": tolerable,
+            "weakest": list(self.weakest),
+        }
+
 
 def verdict(
     summary: Summary,
@@ -60,7 +80,8 @@ def verdict(
     Args:
         summary: the estimates of all cells.
         ranked: the sites that were struck alone, the weakest first.
-        states: the state of each cell of a study; none for results that are in memory.
+        states: the state of each cell of a study; of results in memory none, or a single
+            `UNFINISHED` if some are missing.
         doubts: why the results without faults leave little to measure.
         tolerance: the largest cost that is accepted, in the unit of the metric; by default
             `usual_tolerance`.
@@ -179,6 +200,8 @@ def _costliest(summary: Summary) -> str:
 
 def _place(place: str) -> str:
     """The struck sites in words."""
+    if place.count(" ") > _MOST_NAMED and not place.startswith("all "):
+        return f"{place.count(' ') + 1} sites together"
     if place == "all":
         return "all sites together"
     return f"all {place.removeprefix('all ')} together" if place.startswith("all ") else place
@@ -233,7 +256,8 @@ def _about_tolerance(
         kinds = f" of {' and '.join(memories)}" if mixed else ""
         where = f"each site{kinds} struck alone"
         if place != "each":
-            where = f"{_place(place)} struck" if place.startswith("all") else f"{place} struck"
+            where = f"{_place(place).removesuffix(' together')} struck"
+            where += " together" if _place(place).endswith(" together") else ""
         where += f" ({checkpoint})" if several else ""
         head = f"With {where}, the loss is at most {amount(summary.metric, tolerance)} "
         head += f"(upper end of the {summary.confidence:g} % interval of every cell)"
@@ -320,13 +344,16 @@ def _reservations(summary: Summary, states: Sequence[str], tolerance: float | No
     unfinished, unsure = states.count(UNFINISHED), states.count(UNSURE)
     cells = counted(len(summary.cells), "cell")
     if unfinished:
-        found.append(f"Not finished: {unfinished} of {cells} lack trials, so this may change")
+        what = f"{unfinished} of {cells} lack trials"
+        if len(states) != len(summary.cells):
+            what = "results are missing"
+        found.append(f"Not finished: {what}, so this may change")
     if unsure:
         found.append(
             f"{unsure} of {cells} never became as precise as the stop rule asks: their intervals "
             "are wide"
         )
-    single = int((summary.trials == 1).sum())
+    single = int(((summary.trials == 1) & np.isnan(summary["measure"].low)).sum())
     if single:
         found.append(
             f"{single} of {cells} {'has' if single == 1 else 'have'} one trial and no interval of "
