@@ -18,6 +18,7 @@ from fxfault.errors import DataError
 
 X, X2, Y = torch.zeros(4, 3), torch.ones(4, 2), torch.arange(4)
 Y2, BOXES = torch.arange(2), torch.zeros(2, 4)
+BINARY, TOKENS = X > 0, torch.arange(28).reshape(4, 7)
 IDS, MASK = torch.ones(4, 7, dtype=torch.int64), torch.ones(4, 7, dtype=torch.bool)
 
 
@@ -87,6 +88,9 @@ TAKEN: dict[str, tuple[Any, Any, tuple[Any, ...], dict[str, Any], Any]] = {
     "pair": ((X, Y), None, (X,), {}, Y),
     "list, as a loader gives it": ([X, Y], one, (X,), {}, Y),
     "triple": ((X, X2, Y), None, (X, X2), {}, Y),
+    "mask before labels of tokens": ((TOKENS, MASK, IDS), None, (TOKENS, MASK), {}, IDS),
+    "mask before binary labels of tokens": ((TOKENS, MASK, MASK), None, (TOKENS, MASK), {}, MASK),
+    "a picture of zeros and ones": ((X, X2, BINARY), None, (X, X2), {}, BINARY),
     "triple of two inputs": ((X, X2, Y), two, (X, X2), {}, Y),
     "pair that a forward needs": ((X, X2), two, (X, X2), {}, None),
     "pair of anything": ((X, Y), anything, (X,), {}, Y),
@@ -165,6 +169,10 @@ def test_a_batch_is_taken_apart(name: str) -> None:
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "an index beside the label": ((X, Y, Y), one, "the forward takes (x, scale=...)"),
+    "labels before a mask": ((IDS, Y, MASK), two, "item 2 of 1 to 3 like the targets"),
+    "labels before a mask, forward unknown": ((IDS, Y, MASK.float()), None, "item 2 of 1 to 3"),
+    "labels in a column": ((IDS, Y[:, None], MASK.bool()), anything, "item 2 of 1 to 3 like"),
+    "labels of tokens before a mask": ((TOKENS, TOKENS, MASK), None, "item 2 of 1 to 3 like"),
     "an optional input": ((IDS, MASK, Y), text, "the forward takes (input_ids, attention_mask"),
     "three of four inputs": ((X, X, X, Y), two, "the forward takes (left, right)"),
     "two kinds of targets": ({"x": X, "label": Y, "target": Y}, one, "label, target may all be"),

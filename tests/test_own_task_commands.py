@@ -141,7 +141,7 @@ def test_dicts_triples_and_loaders_of_tokens_give_the_same_results(
     status, text, first = evaluated(capsys, **content("tokens", error))
     assert status == 0, text
     assert "Metric: error (%), lower is better, SDC if a sample moves by more than 0" in text
-    assert "every run is a full one: its batches have several inputs" in text
+    assert "batches are run whole: its batches have several inputs" in text
     assert first["metric"]["higher_is_better"] is False
     (result,) = first["results"]
     assert result["sdc_rate"] > 0

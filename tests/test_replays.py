@@ -16,6 +16,7 @@ from brevitas.quant import Int8ActPerTensorFloat
 from torch import Tensor, nn
 
 import fxfault
+from fxfault.data.batches import Batch, take_apart
 from fxfault.evaluation import FullRunner, IncrementalRunner
 from fxfault.evaluation.full.model_state import disabled
 from fxfault.evaluation.incremental.call_values import Arguments, KeptValue, NotKept
@@ -250,7 +251,7 @@ def strike(faults: FaultSites, percent: float, fault_model: str, site: int | Non
         candidate.selected = site is None or candidate.index == site
 
 
-def assert_same(model: Any, data: Batches, runner: IncrementalRunner) -> None:
+def assert_same(model: Any, data: Any, runner: IncrementalRunner) -> None:
     expected, found = FullRunner(model, data).run(), runner.run()
     assert torch.equal(found.top, expected.top)
     assert torch.equal(found.labels, expected.labels)
@@ -265,21 +266,22 @@ def replays_of(runner: IncrementalRunner) -> ReplayRun:
     return runner._golden
 
 
-def scores(model: Any, data: Batches) -> list[Tensor]:
+def scores(model: Any, data: Any) -> list[Tensor]:
     """The outputs of full runs; predictions alone would hide small differences."""
-    found = []
+    found, first = [], 0
     with torch.no_grad():
-        for number, (inputs, _) in enumerate(data):
-            first = sum(len(part) for part, _ in data[:number])
-            with model.faults.samples(torch.arange(first, first + len(inputs))):
-                found.append(model(inputs.clone()))
+        for given in data:
+            batch = take_apart(given, forward=model.forward).mapped(torch.clone)
+            with model.faults.samples(torch.arange(first, first + batch.samples)):
+                found.append(model(*batch.inputs, **batch.keywords))
+            first += batch.samples
     return found
 
 
 # -- the law: incremental is full -----------------------------------------------------------
 
 
-def assert_law(model: Any, data: Batches, memory: int | None) -> ReplayRun | None:
+def assert_law(model: Any, data: Any, memory: int | None) -> ReplayRun | None:
     """Each site alone, and all of them, at several rates: outputs are those of full runs."""
     runner = IncrementalRunner(model, data, cache_memory=memory)
     runner.golden()
@@ -290,8 +292,8 @@ def assert_law(model: Any, data: Batches, memory: int | None) -> ReplayRun | Non
     outputs: dict[int, Tensor] = {}
     plain = kept._forward
 
-    def noted(model: Any, inputs: Tensor, batch: int, start: int) -> Any:
-        outputs[batch] = plain(model, inputs, batch, start)
+    def noted(model: Any, given: Batch, batch: int, start: int) -> Any:
+        outputs[batch] = plain(model, given, batch, start)
         return outputs[batch]
 
     kept._forward = noted  # type: ignore[method-assign]
@@ -320,6 +322,91 @@ def test_random_networks(seed: int) -> None:
     kept = assert_law(model, data, memory=1500 if seed % 4 == 3 else None)
     assert kept is not None
     assert any(call.kept is not None for log in kept.logs if log for call in log.calls)
+
+
+class Mixed(nn.Module):
+    """A block with two inputs, one of them by name."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.act = block, act()
+
+    @decorated
+    def forward(self, x: Tensor, *, other: Tensor) -> Tensor:
+        return self.block(x) + 0.5 * self.act(other)
+
+
+class Two(nn.Module):
+    """Two inputs, which meet in the first block and in a later one."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        body = drawn_network(seed)
+        self.first, self.body, self.last = Mixed(Leaf()), body, Mixed(body.blocks[0])
+        self.head = nn.Linear(WIDTH, 4)
+
+    @decorated
+    def forward(self, left: Tensor, right: Tensor | None = None) -> Tensor:
+        right = left.neg() if right is None else right
+        x = self.first(left, other=right)
+        for block in self.body.blocks:
+            x = block(x)
+        return self.head(self.last(x, other=left))
+
+
+class OfOne(Two):
+    """Takes both in one dict, and changes it: its own, as batches are copied."""
+
+    @decorated
+    def forward(self, both: dict[str, Tensor]) -> Tensor:
+        right = both.pop("right")
+        return Two.forward(self, both["left"], right)
+
+
+class Traced(nn.Module):
+    """The same without code that stays: a graph with two inputs."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.left, self.right, self.head = Leaf(), Leaf(), nn.Linear(WIDTH, 4)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.head(self.left(left) * self.right(right))
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "tuple": lambda x, z, y: Batch((x, z), {}, y, len(x)),
+    "keywords": lambda x, z, y: {"left": x, "right": z, "label": y},
+    "both": lambda x, z, y: Batch((x,), {"right": z}, y, len(x)),
+    "nested": lambda x, z, y: ({"left": x, "right": z}, y),
+    "one dict": lambda x, z, y: Batch(({"left": x, "right": z},), {}, y, len(x)),
+    "traced": lambda x, z, y: Batch((x, z), {}, y, len(x)),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", FORMS)
+def test_networks_with_several_inputs(form: str, seed: int) -> None:
+    kind = {"one dict": OfOne, "traced": Traced}.get(form, Two)
+    network = kind(seed)
+    data = [
+        FORMS[form](x, z, y)
+        for (x, y), (z, _) in zip(batches_of(11, 4), batches_of(11, 4, seed=8), strict=True)
+    ]
+    with torch.no_grad():
+        for given in data:
+            batch = take_apart(given, forward=network.forward).mapped(torch.clone)
+            network.train()(*batch.inputs, **batch.keywords)  # Scales.
+    settings = {"enabled": True, "probability": 1.0, "apply_during": "eval", "seed": 4}
+    has_words = seed % 2 and form != "traced"  # of weights, which `Weights` has
+    memory = ["activations", "weights"] if has_words else ["activations"]
+    model = fxfault.transform(network.eval(), {**settings, "unsupported": "skip", "memory": memory})
+    kept = assert_law(model, data, memory=1500 if seed == 2 else None)
+    assert kept is not None
+    assert any(call.kept is not None for log in kept.logs if log for call in log.calls)
+    told = "several inputs" if form != "one dict" else "several inputs (dict)"
+    assert told in kept.why_whole
 
 
 @pytest.mark.parametrize("name", ["cosine", "l2", "perplexity"])

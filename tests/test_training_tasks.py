@@ -215,8 +215,6 @@ def test_a_task_is_trained_and_its_metric_chooses_the_best_epoch(
     assert record["metric"]["name"] == column
     assert Path("run/curve.png").read_bytes().startswith(b"\x89PNG")
 
-    if sections is LANGUAGE:
-        return
     # The number of the test is that of an evaluation of the same weights.
     argv = [
         "--config",

@@ -5,7 +5,8 @@ The rules, for a batch of a data loader:
 - A tensor is the only input.
 - Of a tuple or list, the last item is the targets, and those before it are the inputs. If the
   network's forward needs as many arguments as there are items, and all are tensors, there are no
-  targets.
+  targets. A last item that is like the first one, behind one that is like targets, is refused:
+  `(ids, labels, mask)`.
 - Of a mapping, a dataclass or a named tuple, the item called `labels`, `label`, `targets`,
   `target` or `y` is the targets, unless the forward needs an argument of this name. The other items
   go to the forward by their names; a single one goes first, whatever its name, unless it is one of
@@ -65,9 +66,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with all tensors on a device; no dtype changes."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self.mapped(lambda tensor: tensor.to(device))
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with all tensors changed by a function."""
         inputs, keywords, targets = (
             _map_tensors(part, change) for part in (self.inputs, self.keywords, self.targets)
         )
@@ -138,7 +140,41 @@ def _parts(batch: Any, signature: Signature) -> tuple[tuple[Any, ...], dict[str,
         return *_inputs(inputs[0], signature, batch), targets
     if not signature.needs(len(inputs)):
         raise _unclear(batch, f"the forward takes {signature}, so not the first {len(inputs)}")
+    place = _like_targets(inputs, targets)
+    if place is not None:
+        raise _unclear(
+            batch,
+            f"the last item would be the targets, but it is like an input, and item {place} of 1 "
+            f"to {len(batch)} like the targets",
+        )
     return tuple(inputs), {}, targets
+
+
+def _like_targets(inputs: list[Any], targets: Any) -> int | None:
+    """The place, from 1, of an input that looks like the targets while the last item does not.
+
+    In `(ids, labels, mask)` the last item has the shape of the first. The labels have an integer
+    for each sample; or they have the same shape, too, and then the mask is known by its zeros and
+    ones.
+    """
+    first = inputs[0]
+    if not isinstance(targets, Tensor) or not isinstance(first, Tensor):
+        return None
+    if targets.dim() < 2 or targets.shape != first.shape:
+        return None
+    for place, item in enumerate(inputs[1:], start=2):
+        if not isinstance(item, Tensor) or item.is_floating_point() or item.is_complex():
+            continue
+        if item.shape in (first.shape[:1], (*first.shape[:1], 1)) and item.dtype != torch.bool:
+            return place
+        if item.shape == first.shape and _is_mask(targets) and not _is_mask(item):
+            return place
+    return None
+
+
+def _is_mask(values: Tensor) -> bool:
+    """Whether a tensor has zeros and ones alone."""
+    return values.dtype == torch.bool or bool(((values == 0) | (values == 1)).all())
 
 
 def _named_parts(

@@ -30,7 +30,8 @@ from fxfault.errors import ConfigError
 from fxfault.evaluation.full.judging import NoRowsError
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode
 from fxfault.evaluation.full.predictions import OnBatch, sample_numbers
-from fxfault.evaluation.full.runner import FullRunner, Result, Runner, samples_hit_by_site
+from fxfault.evaluation.full.runner import FullRunner, Result, Runner
+from fxfault.evaluation.full.struck import samples_hit_by_site
 from fxfault.evaluation.full.verification import Verification
 from fxfault.passes.compilation import Compilation, compile
 from fxfault.passes.freeze import freeze
@@ -112,6 +113,11 @@ class CompiledRunner:
         """See `Runner.why_full`; the other runner's reason."""
         return self.runner.why_full
 
+    @property
+    def samples_alike(self) -> bool:
+        """See `Runner.samples_alike`."""
+        return self.runner.samples_alike
+
     def golden(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.golden`; the first call compiles."""
         golden = self.runner.golden(on_batch)
@@ -146,6 +152,8 @@ class CompiledRunner:
 
     def _try(self, samples: int) -> str | None:
         """Compile, once, and return why the code is not used, as a sentence; None if it is."""
+        if not self.samples_alike:
+            return f"{UNUSED}: the inputs of its samples differ in shape from batch to batch"
         first = self.judge.take(next(iter(self.loader)), 0).to(self.device)
         if first.keywords:
             return f"{UNUSED}: the network has inputs by keyword ({', '.join(first.keywords)})"

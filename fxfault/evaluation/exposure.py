@@ -35,6 +35,7 @@ class Exposure:
         first: Batch,
         samples: int,
         others: Iterable[Batch] = (),
+        alike: bool = True,
     ) -> None:
         """Measure how many elements each site has, and whether it is called at all.
 
@@ -43,6 +44,8 @@ class Exposure:
             first: a batch, on the device of the model.
             samples: number of samples of all data.
             others: the other batches, which run until each site was called.
+            alike: whether all samples have the shape of those in the first batch; if not, what is
+                exposed is counted while trials run.
         """
         self.faults, self.samples = faults, samples
         faults.measure_extents(*first.inputs, **first.keywords)
@@ -50,7 +53,10 @@ class Exposure:
         # None if the activation does not belong to samples, or a container may call the site
         # several times.
         self.elements = {
-            site.name: site.elements if _is_regular(site, seen[site.index], first.samples) else None
+            site.name: site.elements
+            if (alike or site.stored is not None)
+            and _is_regular(site, seen[site.index], first.samples)
+            else None
             for site in faults
         }
         quiet = {site.name for site in faults if not seen[site.index]}

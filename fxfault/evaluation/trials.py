@@ -54,7 +54,9 @@ class Trials:
         self.faults = faults_of(runner.model)
         self.golden = runner.golden()  # Kept, as each call looks at all parameters.
         batches = (runner.judge.take(given, 0).to(runner.device) for given in runner.loader)
-        self.exposure = Exposure(self.faults, next(batches), self.golden.samples, batches)
+        self.exposure = Exposure(
+            self.faults, next(batches), self.golden.samples, batches, runner.samples_alike
+        )
         self.last: Result | None = None
         self._sites: frozenset[str] | None = None
 

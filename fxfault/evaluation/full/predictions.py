@@ -15,7 +15,6 @@ from fxfault.data.batches import Batch, take_apart
 from fxfault.errors import DataError
 from fxfault.evaluation.full.labels import labels_of
 from fxfault.evaluation.full.model_state import in_eval_mode
-from fxfault.messages import OWN_TASK
 from fxfault.metrics.decisions import top_classes
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 from fxfault.sites.clock import FaultClock
@@ -178,9 +177,10 @@ def predict(
     device: torch.device | str = "cpu",
     on_batch: OnBatch | None = None,
     faults: FaultSites | None = None,
-    forward: Callable[[int, Tensor], Any] | None = None,
+    forward: Callable[[int, Batch], Any] | None = None,
     judge: Judge = CLASSES,
     golden: Any = None,
+    shapes: InputShapes | None = None,
 ) -> Any:
     """Run a network over a data set.
 
@@ -193,31 +193,34 @@ def predict(
         device: the device of the model.
         on_batch: called after each batch.
         faults: sites that number their samples from 0 in this pass; by default they count on.
-        forward: runs the batch of a given number, with one input, in place of `model`.
+        forward: runs the batch of a given number in place of `model`.
         judge: what is kept of the outputs; by default their ranked classes.
         golden: the result without faults, for a judge that compares with it.
+        shapes: compares the batches, if given.
 
     Returns:
         `Predictions`, or what else the judge makes.
 
     Raises:
         DataError: there is no sample, or the judge cannot use the outputs or the targets.
+        ShapesDifferError: `shapes` is strict, and batches differ.
     """
-    tally, sizes, done, shapes = judge.tally(golden), [], 0, None
+    tally, sizes, done = judge.tally(golden), [], 0
     # Under no_grad: inference_mode breaks some quantised layers (Xilinx/brevitas#1245).
     with in_eval_mode(model), torch.no_grad():
         for number, given in enumerate(loader):
             batch = judge.take(given, done)
             numbered: AbstractContextManager[None] = nullcontext()
+            if shapes is not None:
+                shapes.note(batch)
             if faults is not None:
-                shapes = same_shapes(batch, shapes)
                 numbered = faults.samples(sample_numbers(faults.clock, [batch.samples], done))
             moved = batch.to(device)
             with numbered:
                 if forward is None:
                     output = model(*moved.inputs, **moved.keywords)
                 else:
-                    output = forward(number, moved.inputs[0])
+                    output = forward(number, moved)
             tally.add(output, moved)
             sizes.append(batch.samples)
             done += batch.samples
@@ -229,32 +232,31 @@ def predict(
     return tally.result(tuple(sizes))
 
 
-Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
+class ShapesDifferError(ValueError):
+    """The inputs of the samples differ in shape from batch to batch."""
 
 
-def same_shapes(batch: Batch, before: Shapes | None) -> Shapes:
-    """Check that the samples of a batch have the shapes of those before.
+class InputShapes:
+    """Compares the shapes of samples over the batches of a pass.
 
-    Which samples a fault strikes is counted by the number of elements of one sample.
-
-    Args:
-        batch: the batch.
-        before: what this function returned for the batch before; None for the first.
-
-    Raises:
-        DataError: they have other shapes.
+    Attributes:
+        alike: whether the inputs of all samples so far have the same types and shapes.
     """
-    leaves = pytree.tree_leaves([batch.inputs, batch.keywords])
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    shapes = [(leaf.dtype, tuple(leaf.shape[1:])) for leaf in tensors]
-    if before is not None and shapes != before:
-        was, now = (", ".join(str(shape) for _, shape in found) for found in (before, shapes))
-        raise DataError(
-            f"batch: the inputs of its samples have the shapes {now}, and those of earlier batches "
-            f"{was}; pad or resize all samples to one shape, as struck samples are counted by the "
-            f"number of elements of one ({OWN_TASK})"
-        )
-    return shapes
+
+    def __init__(self, strict: bool = False) -> None:
+        """Start a comparison; `strict` raises a `ShapesDifferError` at the first difference."""
+        self.alike, self._strict = True, strict
+        self._first: Any = None
+
+    def note(self, batch: Batch) -> None:
+        """Compare a batch with the first one."""
+        leaves = pytree.tree_leaves([batch.inputs, batch.keywords])
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        shapes = [(leaf.dtype, tuple(leaf.shape[1:])) for leaf in tensors]
+        self._first = shapes if self._first is None else self._first
+        self.alike &= shapes == self._first
+        if self._strict and not self.alike:
+            raise ShapesDifferError
 
 
 def sample_numbers(clock: FaultClock, sizes: Sequence[int], done: int = 0) -> Tensor:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxfault.evaluation.full.judging import Judge, MetricJudge, taken
-from fxfault.evaluation.full.model_state import disabled, in_eval_mode, state_of
-from fxfault.evaluation.full.predictions import CLASSES, OnBatch, predict, sample_numbers
-from fxfault.faults.layouts import Layout
+from fxfault.evaluation.full.model_state import disabled, state_of
+from fxfault.evaluation.full.predictions import (
+    CLASSES,
+    InputShapes,
+    OnBatch,
+    predict,
+    sample_numbers,
+)
+from fxfault.evaluation.full.seen_by_batch import SeenByBatch
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.sample_layouts import measure_on
-from fxfault.sites.site import FaultSite
-from fxfault.strike.draws import samples_hit
 
 if TYPE_CHECKING:
+    import torch
+
     from fxfault.metrics.metric import Metric
 
 Result = Any
@@ -57,6 +62,10 @@ class Runner(Protocol):
             DataError: there is no sample, or the model returns no scores, or nothing that the
                 metric can use.
         """
+
+    @property
+    def samples_alike(self) -> bool:
+        """Whether the inputs of all samples have one shape; known after `golden`."""
 
     def run(self, on_batch: OnBatch | None = None) -> Result:
         """Evaluate under the faults that `model.faults` is set to.
@@ -123,6 +132,7 @@ class FullRunner:
         self._golden: Result | None = None
         self._state: list[Any] = []
         self._measured = False
+        self._shapes = InputShapes()
 
     def golden(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.golden`."""
@@ -140,80 +150,24 @@ class FullRunner:
         golden = None if self.judge.metric is None else self.golden()
         if not self._measured:
             self._measure()
-        made = self._pass(on_batch, golden)
+        seen = SeenByBatch(self.model)
+        with seen.noting(on_batch) as noted:
+            made = self._pass(noted, golden)
         self.faults.check()
         numbers = sample_numbers(self.faults.clock, made.sizes)
-        return made.with_struck(samples_hit_anywhere(self.model, numbers, made.sizes))
+        return made.with_struck(seen.samples_hit(numbers, made.sizes))
+
+    @property
+    def samples_alike(self) -> bool:
+        """See `Runner.samples_alike`."""
+        return self._shapes.alike
 
     def _pass(self, on_batch: OnBatch | None, golden: Result | None = None) -> Result:
         everything = self.model, self.loader, self.device, on_batch, self.faults
-        return predict(*everything, judge=self.judge, golden=golden)
+        self._shapes = InputShapes()
+        return predict(*everything, judge=self.judge, golden=golden, shapes=self._shapes)
 
     def _measure(self) -> None:
         """See which elements of each activation belong to which sample."""
         measure_on(self.faults, taken(self.judge, self.loader), self.device)
         self._measured = True
-
-
-def samples_hit_anywhere(model: nn.Module, numbers: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Which samples any site hits; see `samples_hit_by_site`. Bool, shape (samples,)."""
-    hit = torch.zeros(len(numbers), dtype=torch.bool)
-    for _, by_site in samples_hit_by_site(model, numbers, sizes):
-        hit |= by_site
-    return hit
-
-
-def samples_hit_by_site(
-    model: nn.Module, numbers: Tensor, sizes: Sequence[int]
-) -> Iterator[tuple[FaultSite, Tensor]]:
-    """Which samples each site hits in an evaluation, as the sites are set now.
-
-    The model must have run, so that the sites know their numbers of elements. If the faults of a
-    site belong to the batch, a hit anywhere in a batch hits all of its samples.
-
-    Args:
-        model: the evaluated model.
-        numbers: numbers of the samples, int64, shape (samples,).
-        sizes: number of samples in each batch.
-
-    Yields:
-        Each site that strikes, and its hits: bool, shape (samples,).
-    """
-    with in_eval_mode(model):
-        for site in faults_of(model):
-            if not (site.armed and site.strikes and site.elements):
-                continue
-            lies = site.seen.arrangement
-            if site.stored is not None:
-                yield site, samples_hit(site, numbers, site.stored.layout)
-            elif lies is not None and lies.why_batch is not None:
-                yield site, _hit_by_batch(site, site.elements, numbers, sizes)
-            else:
-                yield site, _hit(site, site.elements, numbers)
-
-
-def _hit_by_batch(site: FaultSite, last: int, numbers: Tensor, sizes: Sequence[int]) -> Tensor:
-    """`_hit` for faults that belong to batches, each drawn with the number of its first sample.
-
-    `last` is the number of elements in the last batch; others have as many for each sample.
-    """
-    hits = []
-    for part in numbers.split(list(sizes)):
-        elements = last
-        if len(part) != sizes[-1] and last % sizes[-1] == 0:
-            elements = last // sizes[-1] * len(part)
-        hits.append(_hit(site, elements, part[:1]).expand(len(part)))
-    return torch.cat(hits)
-
-
-def _hit(site: FaultSite, elements: int, numbers: Tensor) -> Tensor:
-    layout = Layout(1, 1, (elements,))
-    if not site.counts_calls:
-        return samples_hit(site, numbers, layout)
-    if site.setting.hw_units is not None:
-        return torch.ones(len(numbers), dtype=torch.bool)
-    hit = torch.zeros(len(numbers), dtype=torch.bool)
-    for call in range(1, site._calls[1] + 1):  # Each call of the last forward, as in `stream`.
-        key = site.clock.stream(site.name if call == 1 else f"{site.name}#{call}")
-        hit |= samples_hit(site, numbers, layout, key, call)
-    return hit

@@ -21,7 +21,7 @@ from fxfault.data.batches import Batch
 from fxfault.errors import DataError
 from fxfault.evaluation.full.judging import Judge, NoRowsError, taken
 from fxfault.evaluation.full.model_state import modules_of, own_forwards, state_of
-from fxfault.evaluation.full.predictions import OnBatch, predict
+from fxfault.evaluation.full.predictions import InputShapes, OnBatch, predict
 from fxfault.evaluation.incremental.batch_independence import (
     Independence,
     independence,
@@ -49,6 +49,7 @@ KEPT = "the forward of {} keeps its own code, which may ask about several sample
 OWN_FORWARD = "its graph is not what runs: {}"
 MEET = "its samples are not independent at {}: {}"
 SHARED = "what the samples of a batch share at {} changes from batch to batch"
+SHAPES = "the inputs of its samples differ in shape from batch to batch"
 NO_MEMORY = "there is no memory to try it on batches of other sizes"
 NO_ROWS = (
     "its outputs are not tensors with a row for each sample, which could be put together again"
@@ -106,8 +107,8 @@ def why_never_incremental(model: nn.Module) -> str | None:
     return HOOKS if any(hooks) else None
 
 
-def first_batch(judge: Judge, loader: Iterable[Any], device: torch.device | str) -> Batch | str:
-    """The first batch on a device, with one tensor as input; or why it has another one.
+def first_batch(judge: Judge, loader: Iterable[Any], device: torch.device | str) -> Batch:
+    """The first batch on a device.
 
     Raises:
         DataError: there is no sample.
@@ -116,10 +117,15 @@ def first_batch(judge: Judge, loader: Iterable[Any], device: torch.device | str)
     if first is None:
         what = "accuracy" if judge.metric is None else judge.metric.name
         raise DataError(f"{what}: the data has no sample")
-    if first.keywords or len(first.inputs) != 1 or not isinstance(first.inputs[0], Tensor):
-        what = ", ".join([type(x).__name__ for x in first.inputs] + list(first.keywords))
-        return NOT_ONE.format(f"several inputs ({what})")
     return first
+
+
+def why_not_one(batch: Batch) -> str | None:
+    """Why the states of a batch cannot be kept and packed, as it has not one tensor as input."""
+    if len(batch.inputs) == 1 and not batch.keywords and isinstance(batch.inputs[0], Tensor):
+        return None
+    what = ", ".join([type(x).__name__ for x in batch.inputs] + list(batch.keywords))
+    return NOT_ONE.format(f"several inputs ({what})")
 
 
 def memory_left(
@@ -152,6 +158,8 @@ def record(
 ) -> GoldenRun | str:
     """Run a model without faults, and keep the states that later runs start from.
 
+    The batches have one tensor as input; see `why_not_one`.
+
     Args:
         model: the transformed model, in eval mode with its sites disabled, under `no_grad`.
         loader: batches of (inputs, labels), the same in each pass.
@@ -168,8 +176,6 @@ def record(
     """
     started = time.perf_counter()
     first = first_batch(judge, loader, device)
-    if isinstance(first, str):
-        return first
     inputs = first.inputs[0]
     loading = time.perf_counter() - started
     segments, faults = split_at_sites(model), faults_of(model)
@@ -220,7 +226,7 @@ def count_batches(loader: Any) -> int:
 
 def _bytes_of_outputs(model: nn.Module, batch: Batch, judge: Judge) -> int:
     """Size of the outputs and targets of a batch."""
-    outputs = judge.rows(model(batch.inputs[0]), batch.samples)
+    outputs = judge.rows(model(*batch.inputs, **batch.keywords), batch.samples)
     return bytes_of([*outputs, *pytree.tree_leaves(batch.targets)])
 
 
@@ -276,8 +282,8 @@ def _go_through(
     """Run all batches, and note their results and states."""
     agree: dict[int, bool] = {}
 
-    def forward(number: int, inputs: Tensor) -> Any:
-        size = len(inputs)
+    def forward(number: int, batch: Batch) -> Any:
+        inputs, size = batch.inputs[0], batch.samples
         if size not in agree:
             agree[size] = not agree or _agrees(model, inputs, golden, len(agree))
         if not agree[size]:
@@ -285,7 +291,7 @@ def _go_through(
         return _golden_batch(model, inputs, number, golden)
 
     everything = model, loader, device, on_batch, faults_of(model), forward, judge
-    golden.result = predict(*everything)
+    golden.result = predict(*everything, shapes=InputShapes(strict=True))
 
 
 def _agrees(model: Any, inputs: Tensor, golden: GoldenRun, seen: int) -> bool:

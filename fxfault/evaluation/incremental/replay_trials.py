@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 
+from fxfault.data.batches import Batch
 from fxfault.evaluation.full.judging import Judge, NoRowsError, taken
 from fxfault.evaluation.full.model_state import state_of
-from fxfault.evaluation.full.predictions import OnBatch, predict
+from fxfault.evaluation.full.predictions import InputShapes, OnBatch, predict
 from fxfault.evaluation.incremental.call_choice import Key, choose_calls
 from fxfault.evaluation.incremental.call_log import (
     Call,
@@ -39,6 +40,7 @@ from fxfault.evaluation.incremental.golden_run import (
     count_batches,
     first_batch,
     memory_left,
+    why_not_one,
 )
 from fxfault.evaluation.incremental.replays import WHOLE, Replay, ReplayRun
 from fxfault.faults.bits import same_bits
@@ -81,34 +83,39 @@ def record_replays(
         DataError: there is no sample, or the judge cannot use the outputs.
         NoReplays: results may not stand for calls.
     """
-    first = _required(first_batch(judge, loader, device))
-    inputs = first.inputs[0]
+    first = first_batch(judge, loader, device)
     if has_hooks(model):
         raise NoReplays(HOOKED)
     sites = faults_of(model)
     measure_on(sites, taken(judge, loader), device)
     before = state_of(model)
-    with sites.samples(torch.arange(len(inputs))):
-        expected = _rows_of(model(inputs.clone()), len(inputs), judge)
+    with sites.samples(torch.arange(first.samples)):
+        expected = _rows_of(_run(model, first), first.samples, judge)
         budget = _required(memory_left(model, first, judge, count_batches(loader), budget))
-        chosen = _survey(model, sites, inputs, count_batches(loader), budget)
+        chosen = _survey(model, sites, first, count_batches(loader), budget)
         watched = {path for path, _ in chosen}
         modules = {path: m for path, m in modules_to_watch(model).items() if path in watched}
         recorder = Recorder(sites, modules, lambda path, call: (path, call) in chosen)
         snapshot = Snapshot(model)
-        again, log = _first(model, recorder, inputs, budget, judge)
+        again, log = _first(model, recorder, first, budget, judge)
         if not _same(again, expected) or state_of(model) != before:
             raise NoReplays(CHANGES)
         _check_unchanged(snapshot)
-        _try(model, modules, log, inputs, expected, judge)
+        _try(model, modules, log, first, expected, judge)
         del log
     logs, result = _record(model, loader, device, recorder, budget, on_batch, judge)
     if state_of(model) != before or snapshot.changed_attribute() is not None:
         raise NoReplays(CHANGES)
-    last, first = logs[-1], logs[0].order
-    alike = [log if log.order == first else None for log in logs]
-    why_whole = WHOLE.format(_kept_forward(model))
-    return ReplayRun(modules, alike, last, result, why_whole, snapshot)
+    order = logs[0].order
+    alike = [log if log.order == order else None for log in logs]
+    why_whole = why_not_one(first) or WHOLE.format(_kept_forward(model))
+    return ReplayRun(modules, alike, logs[-1], result, why_whole, snapshot)
+
+
+def _run(model: nn.Module, batch: Batch) -> Any:
+    """The output for a copy of a batch, as a forward may write into what it gets."""
+    copy = batch.mapped(torch.clone)
+    return model(*copy.inputs, **copy.keywords)
 
 
 def _required(found: Any) -> Any:
@@ -138,13 +145,13 @@ def _check_unchanged(snapshot: Snapshot) -> None:
 
 
 def _survey(
-    model: nn.Module, sites: FaultSites, inputs: Tensor, batches: int, budget: int
+    model: nn.Module, sites: FaultSites, batch: Batch, batches: int, budget: int
 ) -> set[Key]:
     """Run the first batch, and choose the calls to keep."""
     recorder = Recorder(sites, modules_to_watch(model), lambda path, call: True)
-    with recorder.watching(), sites.samples(torch.arange(len(inputs))):
+    with recorder.watching(), sites.samples(torch.arange(batch.samples)):
         log = recorder.begin()
-        model(inputs.clone())
+        _run(model, batch)
     if recorder.why_not is not None:
         raise NoReplays(recorder.why_not)
     chosen = choose_calls(log, batches, budget)
@@ -154,14 +161,14 @@ def _survey(
 
 
 def _first(
-    model: nn.Module, recorder: Recorder, inputs: Tensor, budget: int, judge: Judge
+    model: nn.Module, recorder: Recorder, batch: Batch, budget: int, judge: Judge
 ) -> tuple[list[Tensor], Log]:
     """Run the first batch, and keep results; returns its outputs and its log."""
     with recorder.watching():
         log = recorder.begin()
         recorder.room = budget
-        with recorder.sites.samples(torch.arange(len(inputs))):
-            return _rows_of(model(inputs.clone()), len(inputs), judge), log
+        with recorder.sites.samples(torch.arange(batch.samples)):
+            return _rows_of(_run(model, batch), batch.samples, judge), log
 
 
 def _record(
@@ -177,15 +184,18 @@ def _record(
     sites, logs = recorder.sites, list[Log]()
     recorder.room = budget
 
-    def forward(number: int, inputs: Tensor) -> Any:
+    def forward(number: int, batch: Batch) -> Any:
         log = recorder.begin()
-        output = model(inputs)
+        output = model(*batch.inputs, **batch.keywords)
         log.before = [(site, dict(site.before)) for site in sites]
         logs.append(log)
         return output
 
     with recorder.watching():
-        result = predict(model, loader, device, on_batch, sites, forward, judge)
+        result = predict(
+            *(model, loader, device, on_batch, sites, forward, judge),
+            shapes=InputShapes(strict=True),
+        )
     if recorder.why_not is not None:
         raise NoReplays(recorder.why_not)
     return logs, result
@@ -195,7 +205,7 @@ def _try(
     model: nn.Module,
     modules: dict[str, nn.Module],
     log: Log,
-    inputs: Tensor,
+    batch: Batch,
     expected: list[Tensor],
     judge: Judge,
 ) -> None:
@@ -205,7 +215,7 @@ def _try(
         NoReplays: a later call, or the output, has another result.
     """
     sites = faults_of(model)
-    _run_others(model, inputs)
+    _run_others(model, batch)
     tried: set[frozenset[int]] = set()
     # Backwards: a call that was replaced has then not run since the other samples.
     for strike in reversed(log.strikes):
@@ -226,7 +236,7 @@ def _try(
         replay.compare(compare)
         try:
             with replay.watch(modules):
-                output = _rows_of(model(inputs.clone()), len(inputs), judge)
+                output = _rows_of(_run(model, batch), batch.samples, judge)
             alike = replay.finish() and same[0] and _same(output, expected)
         # A model's code may raise anything if a value that it keeps is of other samples.
         except Exception as error:
@@ -237,16 +247,22 @@ def _try(
             raise NoReplays(HIDDEN.format(strike.site.name))
 
 
-def _run_others(model: nn.Module, inputs: Tensor) -> None:
+def _run_others(model: nn.Module, batch: Batch) -> None:
     """Run other samples of the same shape, so that whatever the model keeps is of these.
 
     Raises:
         NoReplays: it fails on them.
     """
-    turned = inputs.flip(0)
-    for other in (turned.roll(1, -1) if inputs.dim() > 1 else turned, turned):
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.flip(0) if tensor.dim() else tensor
+
+    def rolled(tensor: Tensor) -> Tensor:
+        return turned(tensor).roll(1, -1) if tensor.dim() > 1 else turned(tensor)
+
+    for change in (rolled, turned):
         try:
-            model(other)
+            _run(model, batch.mapped(change))
             return
         # A model's code may raise anything for samples that are not from the data.
         except Exception as error:

@@ -36,6 +36,7 @@ from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import samples_hit
 
 if TYPE_CHECKING:
+    from fxfault.data.batches import Batch
     from fxfault.evaluation.incremental.runner import IncrementalRunner
 
 WHOLE = "the forward of {} keeps its own code, which may ask about several samples at once"
@@ -179,7 +180,7 @@ class ReplayRun:
             if batch == last:
                 self._show_last(starts[batch])
             with sites.samples(parts[batch]):
-                output = self._forward(runner.model, given.inputs[0], batch, starts[batch])
+                output = self._forward(runner.model, given, batch, starts[batch])
             revision.put(places[batch], output, size)
             if on_batch is not None:
                 on_batch(size)
@@ -187,18 +188,18 @@ class ReplayRun:
             self._show_last(None)
         return revision
 
-    def _forward(self, model: nn.Module, inputs: Tensor, batch: int, start: int) -> Any:
+    def _forward(self, model: nn.Module, given: Batch, batch: int, start: int) -> Any:
         log = self.logs[batch]
         if log is None:
-            return model(inputs)
+            return model(*given.inputs, **given.keywords)
         log.show_sources()
         replay = Replay(log, start, faults_of(model))
         with replay.watch(self.modules):
-            output = model(inputs)
+            output = model(*given.inputs, **given.keywords)
         if replay.finish():
             return output
         self.logs[batch] = None  # From now on, too: it does not do the same each time.
-        return model(inputs)
+        return model(*given.inputs, **given.keywords)
 
     def _show_last(self, start: int | None) -> None:
         """Let sites show what a full run would show of them in the last batch.

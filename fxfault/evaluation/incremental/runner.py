@@ -23,15 +23,24 @@ from torch import nn
 from fxfault.errors import ConfigError
 from fxfault.evaluation.full.judging import Judge, MetricJudge
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode, state_of
-from fxfault.evaluation.full.predictions import CLASSES, OnBatch, sample_numbers
-from fxfault.evaluation.full.runner import FullRunner, Result, samples_hit_anywhere
+from fxfault.evaluation.full.predictions import (
+    CLASSES,
+    OnBatch,
+    ShapesDifferError,
+    sample_numbers,
+)
+from fxfault.evaluation.full.runner import FullRunner, Result
+from fxfault.evaluation.full.struck import samples_hit_anywhere
 from fxfault.evaluation.full.verification import Verification
 from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.evaluation.incremental.golden_run import (
     NO_GRAPH,
+    SHAPES,
     GoldenRun,
+    first_batch,
     record,
     why_never_incremental,
+    why_not_one,
 )
 from fxfault.evaluation.incremental.packs import Evaluation, find_strikes
 from fxfault.evaluation.incremental.replay_trials import NoReplays, record_replays
@@ -130,6 +139,11 @@ class IncrementalRunner:
             return self._why_of_batches()
         return None
 
+    @property
+    def samples_alike(self) -> bool:
+        """See `Runner.samples_alike`."""
+        return self._golden is not None or self._full.samples_alike
+
     def _why_of_batches(self) -> str | None:
         """Which selected sites have faults that belong to batches, and why."""
         sites = {
@@ -202,13 +216,17 @@ class IncrementalRunner:
         """The fault-free run that trials start from, or None and why they cannot."""
         budget = free_memory(self.device) // 4 if self._memory is None else self._memory
         given = (self.model, self.loader, self.device, budget, on_batch, self.judge)
-        if self._why_never is not None or self._is_mostly_python():
-            try:
-                return record_replays(*given), None
-            except NoReplays as error:
-                if self._why_never is not None:
-                    return None, str(error)
-        found = record(*given)
+        several = why_not_one(first_batch(self.judge, self.loader, self.device)) is not None
+        try:
+            if self._why_never is not None or several or self._is_mostly_python():
+                try:
+                    return record_replays(*given), None
+                except NoReplays as error:
+                    if self._why_never is not None or several:
+                        return None, str(error)
+            found = record(*given)
+        except ShapesDifferError:
+            return None, SHAPES
         return (None, found) if isinstance(found, str) else (found, None)
 
     def _is_mostly_python(self) -> bool:
