@@ -457,12 +457,21 @@ def test_a_study_of_objects_may_have_a_metric_of_ones_own(tmp_path: Path) -> Non
         ({"device": 5}, "device: got 5"),
         ({"compile": True, "freeze": False}, "compile: only a frozen network is compiled"),
         ({"cache_memory": -1}, "cache_memory: got -1"),
+        ({"cache_memory": "5"}, r"cache_memory: got '5' \(str\)"),
+        ({"verify": "5"}, r"verify: got '5' \(str\)"),
+        ({"verify": 101}, "verify: got 101"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     given = {"model": Net(), "loader": batches(), "config": FAULTS, **change}
     with pytest.raises(ConfigError, match=message):
         fxfault.evaluate(**given)
+
+
+@pytest.mark.parametrize("loader", [[], [(torch.zeros(0, 12), torch.zeros(0).long())]])
+def test_data_without_a_sample_are_refused(loader: Any) -> None:
+    with pytest.raises(DataError, match="loader: list gives no sample"):
+        fxfault.evaluate(Net(), loader, FAULTS)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +481,7 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None
         ({"rates": [1], "num_faults": [1]}, "rates, num_faults: got both"),
         ({"rates": 5}, r"rates: got 5 \(int\), allowed: a list such as \[1, 5, 10\]"),
         ({"rates": []}, "rates: got an empty list"),
-        ({"rates": [1, 101]}, "rates: got 101, allowed: numbers from 0 to 100"),
+        ({"rates": [1, 101]}, r"rates: got 101 \(int\), allowed: a number from 0 to 100"),
         ({"rates": [True]}, "rates: got True"),
         ({"num_faults": [0.5]}, "num_faults: got 0.5"),
     ],

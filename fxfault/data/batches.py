@@ -43,8 +43,8 @@ Taker = Callable[[Any], Any]
 """A user's function from a batch to (arguments, keywords, targets)."""
 
 _SAY = (
-    "say it with `dataset: {batch: package.module:function}`, a function from a batch to "
-    f"(arguments, keywords, targets); {OWN_TASK}"
+    "say it with `dataset: {batch: package.module:function}` (in Python: `batch=function`), a "
+    f"function from a batch to (arguments, keywords, targets); {OWN_TASK}"
 )
 
 

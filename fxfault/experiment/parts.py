@@ -182,7 +182,7 @@ class Batches:
         if self._kept is not None:
             yield from self._kept
             return
-        kept = []
+        kept, is_small = [], True
         seen = 0
         for number, batch in enumerate(self._taken_apart()):
             tensors = _tensors_of(batch)
@@ -338,11 +338,12 @@ def _open_data(experiment: ExperimentConfig, split: Split) -> Any:
     return build_dataset(data.name, split, root=data.root, kwargs=data.kwargs, any_items=own_task)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, what: str = "--device") -> torch.device:
     """Find the device that the user named.
 
     Args:
         name: `auto` (CUDA if it is available), `cpu`, `cuda` or `cuda:N`.
+        what: what errors call the option or argument.
 
     Raises:
         ConfigError: the CUDA device does not exist.
@@ -353,11 +354,11 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"--device {name}: torch {torch.__version__} finds no CUDA device; use --device cpu"
+            f"{what} {name}: torch {torch.__version__} finds no CUDA device; use {what} cpu"
         )
     number = re.search("[0-9]+$", name)
     index = int(number.group()) if number else torch.cuda.current_device()
     if index >= torch.cuda.device_count():
         found = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-        raise ConfigError(f"--device {name}: there is no such device; there are: {found}")
+        raise ConfigError(f"{what} {name}: there is no such device; there are: {found}")
     return torch.device("cuda", index)

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from fxfault.campaign.estimates.intervals import wilson
@@ -32,6 +31,7 @@ from fxfault.results.calls.given import (
     name_of_data,
     on_device,
     plain_model,
+    share_of,
 )
 from fxfault.results.calls.measuring import Follower, measure, number_of_samples, seen_again
 from fxfault.results.evaluation import EvaluationResult, LayerRanking, SweepResult
@@ -170,7 +170,8 @@ def sweep(
     def each_rate(faults: FaultInjectionConfig) -> _Variants:
         _refuse_own_rates(faults, "a sweep sets one rate for all of them")
         if rates is not None:
-            found = [_with_rate(faults, value) for value in listed(rates, "rates", "[1, 5, 10]")]
+            values = listed(rates, "rates", "[1, 5, 10]")
+            found = [with_probability(faults, share_of(value, "rates")) for value in values]
         else:
             counts = listed(num_faults, "num_faults", "[1, 10]")
             found = [with_num_faults(faults, count_of(k, "num_faults", least=0)) for k in counts]
@@ -259,6 +260,10 @@ class _Speed:
     def __post_init__(self) -> None:
         if self.compile and not self.freeze:
             raise ConfigError("compile: only a frozen network is compiled; leave freeze=False out")
+        if self.cache_memory is not None:
+            count_of(self.cache_memory, "cache_memory", least=0)
+        if self.verify is not None:
+            share_of(self.verify, "verify")
 
 
 @dataclass(frozen=True)
@@ -374,10 +379,3 @@ def _refuse_own_rates(faults: FaultInjectionConfig, why: str) -> None:
             f"config: it has `faults`, each with its own rate, memory and layers, so that {why}; "
             "use fxfault.evaluate, or give one fault"
         )
-
-
-def _with_rate(faults: FaultInjectionConfig, value: Any) -> FaultInjectionConfig:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= float(value) <= 100:
-        raise ConfigError(f"rates: got {value!r}, allowed: numbers from 0 to 100, in percent")
-    return with_probability(faults, float(value))

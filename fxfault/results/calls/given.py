@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import (
 from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.config.given import read_config
 from fxfault.data.batches import Taker
-from fxfault.errors import ConfigError
+from fxfault.errors import ConfigError, DataError
 from fxfault.experiment.parts import Batches, load_metric, pick_device
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import got
@@ -85,7 +85,7 @@ def on_device(model: nn.Module, name: Any) -> tuple[nn.Module, torch.device]:
         allowed = "'auto', 'cpu', 'cuda' or 'cuda:1'"
         raise ConfigError(f"device: got {got(name)}, allowed: {allowed}") from error
     if name == "auto" or device.type == "cuda":
-        device = pick_device(str(name))
+        device = pick_device(str(name), "device")
     if all(tensor.device == device for tensor in tensors):
         return model, device
     return copy.deepcopy(model).to(device), device
@@ -117,7 +117,7 @@ def batches_of(loader: Any, model: nn.Module, taker: Taker | None) -> Batches:
                 f"loader: got {type(loader).__name__}, which can be read only once; {_BATCHES}: "
                 "give list(loader)"
             )
-        return Batches(loader, None, taker, model.forward)
+        return _counted(loader, model, taker)
     sampler = getattr(loader.batch_sampler, "sampler", None) or loader.sampler
     if isinstance(sampler, _RANDOM):
         raise ConfigError(
@@ -126,8 +126,16 @@ def batches_of(loader: Any, model: nn.Module, taker: Taker | None) -> Batches:
         )
     counted = isinstance(loader.dataset, IterableDataset) or loader.drop_last
     if counted and loader.batch_sampler is not None:
-        return Batches(loader, None, taker, model.forward)
+        return _counted(loader, model, taker)
     return Batches(loader, 1, taker, model.forward)
+
+
+def _counted(loader: Any, model: nn.Module, taker: Taker | None) -> Batches:
+    """The batches of something that does not tell its number of samples."""
+    found = Batches(loader, None, taker, model.forward)
+    if not found.samples:
+        raise DataError(f"loader: {type(loader).__name__} gives no sample")
+    return found
 
 
 def name_of_data(loader: Any) -> str:
@@ -177,6 +185,20 @@ def count_of(value: Any, name: str, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{name}: got {got(value)}, allowed: an integer of at least {least}")
     return int(value)
+
+
+def share_of(value: Any, name: str) -> float:
+    """Check a share in percent.
+
+    >>> share_of("5", "verify")
+    Traceback (most recent call last):
+    ...
+    fxfault.errors.ConfigError: verify: got '5' (str), allowed: a number from 0 to 100, in percent
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= float(value) <= 100:
+        raise ConfigError(f"{name}: got {got(value)}, allowed: a number from 0 to 100, in percent")
+    return float(value)
 
 
 def listed(values: Any, name: str, example: str) -> list[Any]:

@@ -13,10 +13,21 @@ from fxfault.campaign.estimates.intervals import wilson
 from fxfault.campaign.studies.study import Study
 from fxfault.campaign.workers.engine import Engine
 from fxfault.campaign.workers.engines import LocalEngine, make_engine
+from fxfault.campaign.workers.given import OBJECT, Given
 from fxfault.config.yaml_files import load_named
 from fxfault.errors import ConfigError
+from fxfault.evaluation.full.model_state import in_eval_mode
 from fxfault.messages import got
 from fxfault.results.calls.bar import new_bar
+from fxfault.results.calls.given import (
+    batches_of,
+    count_of,
+    metric_of,
+    name_of_data,
+    on_device,
+    plain_model,
+    share_of,
+)
 from fxfault.results.reports.campaign_findings import read_findings
 from fxfault.results.study import StudyResult
 
@@ -98,6 +109,12 @@ def run_study(
     path = Path(
         os.path.abspath(os.path.expanduser(store))
     )  # The user's code may change the folder.
+    if cache_memory is not None:
+        count_of(cache_memory, "cache_memory", least=0)
+    if verify is not None:
+        share_of(verify, "verify")
+    if workers is not None:
+        count_of(workers, "workers")
     settings: dict[str, Any] = {
         "threads": threads,
         "incremental": incremental,
@@ -177,16 +194,6 @@ def _of_objects(
     during: ExitStack,
 ) -> tuple[Study, Engine, str]:
     """Make the study of a network and data that are objects, its engine, and its device."""
-    from fxfault.campaign.workers.given import OBJECT, Given
-    from fxfault.evaluation.full.model_state import in_eval_mode
-    from fxfault.results.calls.given import (
-        batches_of,
-        metric_of,
-        name_of_data,
-        on_device,
-        plain_model,
-    )
-
     if loader is None:
         raise ConfigError("loader: missing; with `model`, give the batches as well")
     sections, source = content
