@@ -93,7 +93,7 @@ Sweep Summary:
         2\.5% \|     \d\d\.\d\d% \|               \+1\d\.\d\d
 
 Verdict:
-- The costliest cell is random at 2\.5% in all sites together: its faults cost 1\d\.\d\d .no interval.
+- The costliest cell is random at 2\.5% in all sites together: (?s:.*?) \(no interval\)
 (?s:.*?)
 - 1 of 2 cells has one trial and no interval of the accuracy: more trials would give one\.
 
