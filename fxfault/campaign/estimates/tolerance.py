@@ -65,6 +65,20 @@ def usual_tolerance(summary: Summary) -> float | None:
 def tolerable_rates(summary: Summary, tolerance: float) -> list[Tolerable]:
     """Find the highest tolerable rate of each fault and place.
 
+    >>> from fxfault.campaign.estimates.summary import summarise, table_of
+    >>> from fxfault.campaign.studies.cell import Cell
+    >>> from fxfault.evaluation.rows import TrialRow
+    >>> cells = [Cell.of(injection_type="random", probability=rate) for rate in (1.0, 5.0)]
+    >>> counts = {"samples": 500, "golden_correct": 490, "top5": None, "faults": 9}
+    >>> counts |= {"elements": 90, "struck": 400, "masked": 300, "seconds": 0.1}
+    >>> rows = [
+    ...     TrialRow(cell=cell.key, trial=k, correct=490 - n, sdc=n, critical_sdc=n, **counts)
+    ...     for cell, lost in zip(cells, [(0, 1, 1), (90, 95, 99)]) for k, n in enumerate(lost)
+    ... ]
+    >>> (found,) = tolerable_rates(summarise(table_of(rows, cells), cells), tolerance=1.0)
+    >>> found.rate_text, found.is_highest, cells[found.beyond].rate_text
+    ('1%', False, '5%')
+
     Args:
         summary: the estimates of all cells; those of sites that are never called are left out.
         tolerance: the largest cost that is accepted, in the unit of the metric (of accuracy in

@@ -23,6 +23,7 @@ from fxfault.campaign.estimates.ranking import (
 )
 from fxfault.campaign.estimates.summary import Summary, mean_of_cells
 from fxfault.campaign.estimates.tolerance import Tolerable, tolerable_rates, usual_tolerance
+from fxfault.campaign.studies.cell import Cell
 from fxfault.messages import and_more, counted
 from fxfault.metrics.facts import MetricFacts
 from fxfault.results.reports.text import bits_together, with_interval
@@ -185,17 +186,22 @@ def _costliest(summary: Summary) -> str:
         return f"On average over its trials, no cell lost {metric.name}"
     cell = summary.cells[index]
     several = len({cell.checkpoint for cell in summary.cells}) > 1
-    where = f"{cell.fault} at {cell.rate_text} in {_place(cell.place)}"
-    where += f" ({cell.checkpoint})" if several else ""
+    where = _named(cell, several)
     cost = _interval(metric, most, fall.low[index], fall.high[index])
     golden = metric.shown(summary.golden[index])
     text = f"The costliest cell is {where}: its faults {_cost(metric, cost)} (golden {golden})"
     tied = [i for i in np.flatnonzero(fall.value == most) if i != index]
     if tied:
-        same = [summary.cells[i] for i in tied]
-        names = [f"{cell.fault} at {cell.rate_text} in {_place(cell.place)}" for cell in same]
+        names = [_named(summary.cells[i], several) for i in tied]
         text += f"; the same for {and_more(names, 2)}"
     return text
+
+
+def _named(cell: Cell, several: bool) -> str:
+    """A cell in words, with its checkpoint if there are several."""
+    rate = "" if cell.rate is None else f" at {cell.rate_text}"
+    text = f"{cell.fault}{rate} in {_place(cell.place)}"
+    return f"{text} ({cell.checkpoint})" if several else text
 
 
 def _place(place: str) -> str:
@@ -204,7 +210,10 @@ def _place(place: str) -> str:
         return f"{place.count(' ') + 1} sites together"
     if place == "all":
         return "all sites together"
-    return f"all {place.removeprefix('all ')} together" if place.startswith("all ") else place
+    if " " not in place:
+        return place
+    text = place if place.startswith("all ") else place.replace(" ", ", ")
+    return f"{text} together"
 
 
 def _about_the_weakest(summary: Summary, ranked: Sequence[RankedSite]) -> str:
