@@ -185,3 +185,12 @@ def test_names_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(sys, "argv", [typed])
         assert (arguments.root_program(), arguments.program("eval")) == (root, own)
+
+
+def test_a_number_that_is_the_name_of_a_site_is_explained() -> None:
+    from fxfault.errors import SiteError
+    from fxfault.sites.site_names import indices_of
+
+    assert indices_of([1], ["0", "3"]) == [1]  # A number counts; the name has another one.
+    with pytest.raises(SiteError, match=r"the site named '3' is number 1\); the 2 sites"):
+        indices_of([3], ["0", "3"])

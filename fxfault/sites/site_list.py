@@ -12,7 +12,7 @@ from fxfault.messages import html_table, nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
 from fxfault.sites.site import OUTPUT, FaultSite, Stored
-from fxfault.sites.site_names import indices_of, listed
+from fxfault.sites.site_names import indices_of, listed, same_name
 
 if TYPE_CHECKING:
     from fxfault.config.entries import FaultEntry
@@ -45,7 +45,8 @@ class SiteList(Sequence[FaultSite]):
         try:
             return self._sites[key]
         except IndexError:
-            raise SiteError(f"no site {key}; {listed(self.names)}") from None
+            hint = same_name(key, self.names)
+            raise SiteError(f"no site {key}{hint}; {listed(self.names)}") from None
 
     def _repr_html_(self) -> str:
         """A table, for a notebook."""

@@ -39,10 +39,22 @@ def indices_of(
         else:
             found = [i for i in places if fnmatch.fnmatchcase(names[i], item)]
         if not found:
-            hint = nearest(str(item), [*words, *names])
+            hint = same_name(item, names) or nearest(str(item), [*words, *names])
             raise SiteError(f"{where}: {item!r} matches no site{hint}; {listed(names)}")
         chosen.update(found)
     return sorted(chosen)
+
+
+def same_name(key: str | int, names: Sequence[str]) -> str:
+    """Say that a number is no name, if a site has it as its name; else empty.
+
+    >>> same_name(3, ["0", "3"]), same_name(3, ["stem", "head"])
+    (" (a number counts sites from 0; the site named '3' is number 1)", '')
+    """
+    if not isinstance(key, int) or str(key) not in names:
+        return ""
+    place = list(names).index(str(key))
+    return f" (a number counts sites from 0; the site named '{key}' is number {place})"
 
 
 def listed(names: Sequence[str]) -> str:

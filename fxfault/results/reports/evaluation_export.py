@@ -80,8 +80,8 @@ def _config_entry(setting: Setting) -> dict[str, Any]:
 
 
 def _checkpoint_entry(checkpoint: CheckpointInfo) -> dict[str, Any]:
-    made = {} if checkpoint.path else {"weights": AS_MADE}
-    return {"path": checkpoint.path or None, "sha256": checkpoint.sha256, **made}
+    made = None if checkpoint.path else AS_MADE
+    return {"path": checkpoint.path or None, "sha256": checkpoint.sha256, "weights": made}
 
 
 def _frozen_entry(parts: Sequence[FrozenPart]) -> dict[str, Any]:
