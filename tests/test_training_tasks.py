@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,6 +65,11 @@ def take_stereo(batch: Any) -> Any:
 
 def lost(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).flatten(1).sum(1) * torch.nan
+
+
+def size_of_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A value that does not depend on the network, but on the sample."""
+    return targets.double().abs().flatten(1).mean(1)
 
 
 def pair_of_numbers(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -397,6 +405,33 @@ def test_several_processes_cannot_share_a_metric_of_all_data(command: Callable[.
     assert run.status == 2
     assert "devices: got 2, but metric 'mean_iou' gives one number for all data" in run.err
     assert not Path("run").exists()
+
+
+def test_several_processes_measure_every_sample_once() -> None:
+    """259 samples are held out: three batches of both processes, the last one of 1 sample."""
+    from fxfault.training.batches import split_validation
+
+    module = "tests.test_training_tasks"
+    changes: dict[str, Any] = {"metric": {"name": f"{module}:size_of_targets"}}
+    write(STEREO, **changes, model={"name": f"{module}:new_stereo_net"}, training={"epochs": 1})
+    root = Path(__file__).parent.parent
+    argv = [sys.executable, "-m", "fxfault.cli.train", "--config", "task.yaml", "--out", "run"]
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    run = subprocess.run(
+        [*argv, "--devices", "2", "--set", "training.batch_size=43", "--no-progress"],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    _, held_out = split_validation(tasks.stereo("train"), 0.2, seed=5)
+    assert held_out is not None
+    sizes = [abs(float(held_out[number][2])) for number in range(len(held_out))]  # type: ignore[arg-type]
+    (row,) = rows_of("run")
+    assert len(sizes) == 259
+    for column in ("val_size_of_targets", "faulty_val_size_of_targets"):
+        assert row[column] == pytest.approx(sum(sizes) / len(sizes), rel=1e-12)
 
 
 def test_a_loader_that_chooses_its_samples_is_refused() -> None:
