@@ -35,6 +35,7 @@ nb_execution_mode = "cache" if os.environ.get("FXFAULT_DRAFT") else "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove"  # Progress bars, which a page would show line below line.
 
 default_role = "code"
 autodoc_member_order = "bysource"
