@@ -310,7 +310,7 @@ def test_out_of_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr("fxfault.evaluation.full.runner.predict", full)
-    assert "lower --batch-size" in fails("--config", "digits")
+    assert "use smaller batches (--batch-size" in fails("--config", "digits")
 
 
 # -- outputs, found out before the evaluation -----------------------------------------------

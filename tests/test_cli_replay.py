@@ -169,4 +169,4 @@ def test_a_missing_list_is_one_line(command: Callable[..., Run]) -> None:
     run = command(*FAST, "--replay", "missing.csv")
     assert (run.status, run.out) == (2, "")
     assert run.err.startswith("error: replay: ")
-    assert run.err.endswith("missing.csv: No such file or directory; check the path\n")
+    assert run.err.endswith("missing.csv: there is no such file; check the path\n")

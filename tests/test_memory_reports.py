@@ -59,7 +59,7 @@ def test_a_memory_that_is_none_is_one_line(
     ("options", "said"),
     [
         (("--memory", "biases"), "no fault can strike its biases: classifier.3.bias"),
-        (("--memory", "weights,activations", "--num-faults", "2"), "num_faults: got 2"),
+        (("--memory", "weights,activations", "--num-faults", "2"), "--num-faults: got 2"),
         (("--memory", "weights", "--layers", "features.2"), "features.2"),
     ],
 )

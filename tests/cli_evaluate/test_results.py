@@ -158,7 +158,7 @@ def test_verbose_logs_to_stderr(command: Callable[..., Run]) -> None:
 
 
 def test_selected_layers_are_named(command: Callable[..., Run]) -> None:
-    run = command(*FAST, "--layer", "0,features.5", "--layer", "class*", "--probability", "1")
+    run = command(*FAST, "--layers", "0,features.5", "--layers", "class*", "--probability", "1")
     assert "Injection layers: 3 of 5 (input_quant, features.5, classifier.2)" in run.out
     selected = [layer["selected"] for layer in document()["injection_layers"]]
     assert selected == [True, False, True, False, True]
@@ -186,7 +186,7 @@ def test_layer_flag_limits_what_layer_mode_draws_from(command: Callable[..., Run
     config = write_config(fault_injection={"mode": "layer", "injection_layer": 0})
     assert command("--config", config, "--batch-size", "250").status == 0
     assert document()["results"][0]["run_layers"] == [0]
-    assert command("--config", config, "--batch-size", "250", "--layer", "3").status == 0
+    assert command("--config", config, "--batch-size", "250", "--layers", "3").status == 0
     assert document("fault_eval_random_2.json")["results"][0]["run_layers"] == [3]
 
 
@@ -232,7 +232,7 @@ def test_another_seed_draws_other_faults_and_the_batch_size_does_not(
 
 def test_per_layer_ranks_each_site_and_gives_all_together_too(command: Callable[..., Run]) -> None:
     run = command(
-        *FAST, "--per-layer", "--probability", "20", "--layer", "features.*", "--csv", "l.csv"
+        *FAST, "--per-layer", "--probability", "20", "--layers", "features.*", "--csv", "l.csv"
     )
     found = document()
     assert len(found["results"]) == 1

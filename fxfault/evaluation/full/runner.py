@@ -83,7 +83,7 @@ class Runner(Protocol):
 class FullRunner:
     """Runs every sample through the whole model.
 
-    >>> import fxfault
+    >>> import fxfault, torch
     >>> from brevitas.nn import QuantReLU
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> data = TensorDataset(torch.eye(8), torch.arange(8))
