@@ -21,8 +21,10 @@ from fxfault.results.pictures.drawing import (
     GREEN,
     GREY,
     GRID,
+    INK,
     MOST_TICKS,
     ORANGE,
+    PINK,
     SCREEN,
     Look,
     check_matplotlib,
@@ -58,6 +60,8 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "val": ("validation", {"color": ORANGE, "linestyle": "--"}),
     "faulty_val": ("validation under faults", {"color": GREEN, "linestyle": "-."}),
 }
+# Of the sweeps that are drawn on one pair of axes.
+_SWEEPS = (BLUE, GREEN, PINK, INK)
 
 
 def check_plot(path: Path) -> None:
@@ -94,11 +98,11 @@ def draw_evaluation(
         named, words = _ranked(findings)
         draw_ranking(axes, named, CONFIDENCE, **words)
         return
-    name = label or findings.results[0].cell.fault
+    fault_model = findings.results[0].cell.fault
     if len(findings.results) == 1:
-        draw_single(axes, findings.results[0], name, findings.chance)
+        draw_single(axes, findings.results[0], label or fault_model, findings.chance)
     else:
-        draw_sweep(axes, findings.results, name, findings.chance)
+        draw_sweep(axes, findings.results, label or f"{fault_model} faults", findings.chance)
     lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if lines:  # A level that two results share has one entry.
         axes.legend(lines.values(), lines.keys(), **_LEGEND)
@@ -131,7 +135,7 @@ def sweep_picture(
             draw_single(axes, results[0], fault_model, chance)
         else:
             figure, axes = new_figure(*look.of(6.6, 4.0 if not look.is_narrow else 2.8))
-            draw_sweep(axes, results, fault_model, chance)
+            draw_sweep(axes, results, f"{fault_model} faults", chance)
         handles, labels = axes.get_legend_handles_labels()
         style = {**_LEGEND, "fontsize": look.small}
         # Outside, as a curve may be anywhere inside.
@@ -142,19 +146,20 @@ def sweep_picture(
 
 
 def draw_sweep(
-    axes: Any, results: Sequence[CellResult], fault_model: str, chance: float | None = None
+    axes: Any, results: Sequence[CellResult], name: str, chance: float | None = None
 ) -> None:
     """Draw the metric at each rate on some axes, with a band for its 95 % interval.
 
     Args:
         axes: where to draw.
         results: a result for each rate.
-        fault_model: what the line is called.
+        name: what the line is called.
         chance: accuracy of guessing in percent; drawn only if the line comes near it.
     """
     ordered = sorted(results, key=_place)
-    _draw_means(axes, ordered, fault_model)
-    _draw_levels(axes, ordered, chance)
+    colour = _SWEEPS[len(axes.collections) % len(_SWEEPS)]  # Each curve has a band.
+    _draw_means(axes, ordered, name, colour)
+    _draw_levels(axes, ordered, chance, ORANGE if colour == BLUE else colour)
     scale = _scale(axes, list(map(_place, ordered)))
     axes.set_xlabel(_rate_label(ordered[0], scale))
     axes.set_ylabel(_measured(ordered[0].metric))
@@ -280,24 +285,22 @@ def _rate_label(result: CellResult, scale: str) -> str:
     return f"Fault probability of each {what} (%{f', {scale}' if scale else ''})"
 
 
-def _draw_means(axes: Any, ordered: Sequence[CellResult], fault_model: str) -> None:
+def _draw_means(axes: Any, ordered: Sequence[CellResult], name: str, colour: str) -> None:
     places = list(map(_place, ordered))
     means = [result.mean for result in ordered]
-    label = f"{fault_model} faults{_interval_words(ordered[0])}"
-    axes.plot(places, means, color=BLUE, marker="o", markersize=4, label=label, zorder=3)
+    label = f"{name}{_interval_words(ordered[0])}"
+    axes.plot(places, means, color=colour, marker="o", markersize=4, label=label, zorder=3)
     measure = estimate(ordered, CONFIDENCE)["measure"]
-    axes.fill_between(places, measure.low, measure.high, color=BLUE, alpha=0.25, linewidth=0)
+    axes.fill_between(places, measure.low, measure.high, color=colour, alpha=0.25, linewidth=0)
 
 
-def _draw_levels(axes: Any, ordered: Sequence[CellResult], chance: float | None) -> None:
+def _draw_levels(
+    axes: Any, ordered: Sequence[CellResult], chance: float | None, colour: str
+) -> None:
     baseline = ordered[0].baseline
-    axes.axhline(
-        baseline,
-        color=ORANGE,
-        linestyle="--",
-        linewidth=1.2,
-        label=f"golden, no faults ({ordered[0].metric.shown(baseline)})",
-    )
+    golden = f"golden, no faults ({ordered[0].metric.shown(baseline)})"
+    if golden not in axes.get_legend_handles_labels()[1]:
+        axes.axhline(baseline, color=colour, linestyle="--", linewidth=1.2, label=golden)
     lowest = min(result.mean for result in ordered)
     if chance is not None and lowest < (baseline + chance) / 2:
         label = f"chance ({percent(round(chance, 2), 0)})"
