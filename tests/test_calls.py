@@ -325,6 +325,18 @@ def test_a_plot_gives_axes_and_changes_nothing_else(found: Any, ranking: Any, st
     assert dict(matplotlib.rcParams) == before
 
 
+def test_sweeps_on_one_pair_of_axes_can_be_told_apart() -> None:
+    swept = fxfault.sweep(Net(), batches(), FAULTS, rates=[1, 50], runs=2)
+    axes = swept.plot(label="one")
+    assert swept.plot(ax=axes, label="two") is axes
+    names = [text.get_text().split(" (")[0] for text in axes.get_legend().get_texts()]
+    assert [name for name in names if name in ("one", "two")] == ["one", "two"]
+    assert sum(name.startswith("golden") for name in names) == 1
+    assert len({line.get_color() for line in axes.lines if line.get_marker() == "o"}) == 2
+    with pytest.raises(ConfigError, match="label: got"):
+        fxfault.rank_layers(Net(), batches(), FAULTS).plot(label="one")
+
+
 def test_notebooks_get_escaped_tables(found: Any, ranking: Any, study: Any) -> None:
     from html.parser import HTMLParser
 
