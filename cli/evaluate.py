@@ -30,16 +30,9 @@ during the run, the status is 2, and the results of the old one are written."""
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
     program = program or types.program("eval")
-    options = make_parser(program).parse(argv)
+    options = types.OneLineParser.of(program, add_options).parse(argv)
     options.command = f"{program} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     return run(_evaluate, options)
-
-
-def make_parser(program: str) -> types.OneLineParser:
-    """Make the parser of the command line."""
-    parser = types.OneLineParser(prog=program)
-    add_options(parser)
-    return parser
 
 
 def add_options(parser: types.OneLineParser) -> None:

@@ -41,14 +41,7 @@ exit status: 0 done; 2 something in the input is wrong, and nothing was written.
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
     program = program or types.program("inspect")
-    return run(_inspect, make_parser(program).parse(argv))
-
-
-def make_parser(program: str) -> types.OneLineParser:
-    """Make the parser of the command line."""
-    parser = types.OneLineParser(prog=program)
-    add_options(parser)
-    return parser
+    return run(_inspect, types.OneLineParser.of(program, add_options).parse(argv))
 
 
 def add_options(parser: types.OneLineParser) -> None:

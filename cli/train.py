@@ -32,16 +32,9 @@ written; 130 interrupted, and what was trained is saved and can be resumed."""
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command, by default with the arguments of the process; returns its status."""
     program = program or types.program("train")
-    options = make_parser(program).parse(argv)
+    options = types.OneLineParser.of(program, add_options).parse(argv)
     options.command = f"{program} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     return run(_train, options)
-
-
-def make_parser(program: str) -> types.OneLineParser:
-    """Make the parser of the command line."""
-    parser = types.OneLineParser(prog=program)
-    add_options(parser)
-    return parser
 
 
 def add_options(parser: types.OneLineParser) -> None:

@@ -5,7 +5,6 @@ Pages are Markdown (MyST), and read well without the site. Notebooks run while t
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version as version_of
 
 project = "fxfault"
@@ -25,13 +24,12 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"fxfault {version}"
-html_theme_options = {"source_repository": "", "navigation_with_keys": True}
+html_theme_options = {"navigation_with_keys": True}
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.xref_missing"] if os.environ.get("FXFAULT_DRAFT") else []
 
-nb_execution_mode = "cache" if os.environ.get("FXFAULT_DRAFT") else "force"
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

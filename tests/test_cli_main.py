@@ -114,7 +114,7 @@ def test_bad_command_lines(command: Command, argv: list[str], parts: list[str]) 
 def test_a_configuration_may_stand_anywhere(argv: list[str]) -> None:
     from fxfault.cli import inspect
 
-    options = inspect.make_parser("fxfault inspect").parse(argv)
+    options = arguments.OneLineParser.of("fxfault inspect", inspect.add_options).parse(argv)
     assert options.config == "digits"
     assert not hasattr(options, "file")
 

@@ -41,6 +41,13 @@ class OneLineParser(argparse.ArgumentParser):
         )
         self.add_argument("--traceback", action="store_true", help=text)
 
+    @classmethod
+    def of(cls, program: str, add_options: Callable[[OneLineParser], None]) -> OneLineParser:
+        """Make the parser of a command, whose usage names the program."""
+        parser = cls(prog=program)
+        add_options(parser)
+        return parser
+
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line, or end the program with status 2."""
         known = re.findall(r"--[a-z][a-z-]*", self.format_help())

@@ -22,6 +22,7 @@ import fxfault
 from fxfault import passes
 from fxfault.cli import evaluate
 from fxfault.cli.terminal import process_setup, progress
+from fxfault.cli.terminal.arguments import OneLineParser
 from fxfault.errors import DataError
 from fxfault.evaluation.incremental import runner as incremental
 from fxfault.experiment import parts as experiment_parts
@@ -400,7 +401,7 @@ def test_help_and_a_bad_flag_do_not_import_what_is_slow(argv: list[str], status:
 
 
 def test_help_names_every_option_of_the_specification() -> None:
-    text = evaluate.make_parser("fxfault eval").format_help()
+    text = OneLineParser.of("fxfault eval", evaluate.add_options).format_help()
     for flag in "config checkpoint probability injection-type mode sweep num-runs output".split():
         assert f"--{flag}" in text
     assert "--no-progress" in text
