@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WIDE = "=" * 60
 CONFIDENCE = 95.0  # percent, of all intervals
-_ONE_RUN = "one run: no interval; give --num-runs 2 or more"
+_ONE_RUN = "one run: no interval; two runs or more have one"
 _NOT_MOVED = "no interval: fewer than two runs moved it or have a value"
 _MOST_NAMED = 5
 
