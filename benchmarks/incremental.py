@@ -3,7 +3,7 @@
     python -m benchmarks.incremental [--turns N] [--threads N] [--json FILE]
 
 The network is quant_cnv with 2-bit weights and activations, frozen, on 256 random images of
-32 x 32 in batches of 64. Both studies strike each of its nine sites alone, one evaluation each:
+32 x 32 in batches of 64. Both studies strike each of its nine sites alone, one trial each:
 
 - per-layer sensitivity: `random` faults in 1 % of a site's elements, which hit every image;
 - single bit upsets: the highest bit flips in one of a million elements, which hits few images.
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 import fxfault
 from benchmarks.measuring import compare_in_turns, run_benchmark, verdict
 from benchmarks.networks import BATCH, quant_cnv, transformed
+from fxfault.config.fault_injection import FaultInjectionConfig
 from fxfault.evaluation import FullRunner, IncrementalRunner
-from fxfault.evaluation.full.runner import Runner
-from fxfault.sites.fault_sites import FaultSites, faults_of
+from fxfault.evaluation.trials import Trials
+from fxfault.sites.fault_sites import faults_of
 
 IMAGES = 256
 
@@ -50,15 +51,14 @@ class Study:
     percent: float
     bound: float
 
-    def run(self, runner: Runner, faults: FaultSites) -> list[Tensor]:
-        """Evaluate with each site struck alone; return the predicted classes for each site."""
-        faults.set_fault_model(self.fault_model)
-        faults.set_probability(self.percent)
+    def run(self, trials: Trials) -> list[Tensor]:
+        """Run a trial with each site struck alone; return the predicted classes for each site."""
+        config = FaultInjectionConfig(injection_type=self.fault_model, probability=self.percent)
         predicted = []
-        for chosen in faults:
-            for site in faults:
-                site.selected = site is chosen
-            predicted.append(runner.run().top)
+        for name in trials.faults.names:
+            trials.set(config, [name])
+            trials.run("", 0)
+            predicted.append(trials.last.top)  # type: ignore[union-attr]
         return predicted
 
 
@@ -94,23 +94,24 @@ def compare_studies(
         whole: whether incremental runs may run whole batches.
     """
     faults = faults_of(model)
-    full, incremental = FullRunner(model, data), IncrementalRunner(model, data)
+    runner = IncrementalRunner(model, data)
     started = time.perf_counter()
-    incremental.golden()
+    runner.golden()
     golden = time.perf_counter() - started
-    why = incremental.why_full
+    why = runner.why_full
     if why is not None and not (whole and why.startswith("batches are run whole")):
         raise SystemExit(f"nothing to compare, {why}")
+    full, incremental = Trials(FullRunner(model, data)), Trials(runner)
     print(f"\n{title}; fault-free run {golden:.2f} s, once")
     print(f"{'full / incremental':<30}{'median':>8}{'quartiles':>16}   bound")
     studies: dict[str, Any] = {}
     for study in compared:
-        pairs = zip(study.run(full, faults), study.run(incremental, faults), strict=True)
+        pairs = zip(study.run(full), study.run(incremental), strict=True)
         if not all(torch.equal(a, b) for a, b in pairs):
             raise SystemExit(f"{study.name}: predictions differ, so the times mean nothing")
         case = compare_in_turns(
-            functools.partial(study.run, incremental, faults),
-            {"full": functools.partial(study.run, full, faults)},
+            functools.partial(study.run, incremental),
+            {"full": functools.partial(study.run, full)},
             turns,
         )["full"]
         ratio = case.ratio

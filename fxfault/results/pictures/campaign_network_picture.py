@@ -147,7 +147,9 @@ class _Picture:
         fall = self.falls.get(name)
         if fall is None:
             return "–" if self.falls else ""
-        return f"{fall + 0.0:.2f}" if self.metric.is_accuracy else self.metric.number(fall)
+        return (
+            f"{round(fall, 2) + 0.0:.2f}" if self.metric.is_accuracy else self.metric.number(fall)
+        )
 
     def _name(self, node: Node) -> str:
         name = node.site or (node.name if node.kind == CONTAINER else node.label)
