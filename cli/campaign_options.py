@@ -102,7 +102,11 @@ def add_plan(parser: OneLineParser) -> None:
 
 
 def _add_file(parser: OneLineParser) -> None:
-    types.add_config(parser, "study file, or the name of a bundled one: digits_study")
+    types.add_config(parser, "study file, or the name of a bundled one, such as digits_study")
+    group = parser.add_argument_group("faults", "these replace the values of the study")
+    types.add_bit(group, ", or each")
+    more = "; axes.layers still says whether they are struck together or each alone"
+    types.add_layers(group, more)
 
 
 def add_store(parser: OneLineParser, more: str = "") -> None:

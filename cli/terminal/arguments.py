@@ -228,24 +228,27 @@ def memory(text: str) -> int:
 def layers(text: str) -> list[str | int]:
     """Read sites, separated by commas: a number is an index, anything else a name or a pattern.
 
-    >>> layers("0,features.*")
-    [0, 'features.*']
+    As in YAML, quotes make a name of a number.
+
+    >>> layers("0,features.*,'3'")
+    [0, 'features.*', '3']
     """
     items = [item.strip() for item in text.split(",")]
-    if "" in items:
+    bare = [re.sub(r"^(['\"])(.*)\1$", r"\2", item) for item in items]
+    if "" in bare:
         raise argparse.ArgumentTypeError(f"{text!r} has an empty item")
-    return [int(item) if item.isdecimal() else item for item in items]
+    return [int(item) if item.isdecimal() else name for item, name in zip(items, bare, strict=True)]
 
 
-def bit(text: str) -> int | str:
-    """Read a bit of the word, or `random`.
+def bit(text: str, more: str = "") -> int | str:
+    """Read a bit of the word, or `random`, or in a study `each`.
 
     >>> bit("3"), bit("random")
     (3, 'random')
     """
-    if text in ("random", "each"):  # The configuration refuses `each`, and says what it is for.
+    if text in ("random", "each"):  # An experiment refuses `each`, and says what it is for.
         return text
-    return _number(int, lambda x: 0 <= x <= 31, "a bit from 0 to 31, or random")(text)
+    return _number(int, lambda x: 0 <= x <= 31, f"a bit from 0 to 31, or random{more}")(text)
 
 
 def memories(text: str) -> tuple[str, ...]:
@@ -359,15 +362,21 @@ def _with_config(parser: OneLineParser, options: argparse.Namespace) -> argparse
     return options
 
 
-def add_bit(group: argparse._ActionsContainer) -> None:
-    """Add `--bit`."""
-    text = "bit that bit_flip, stuck_at_0 and stuck_at_1 strike: a number, 0 the lowest, or random"
-    group.add_argument("--bit", type=bit, metavar="N", help=text)
+def add_bit(group: argparse._ActionsContainer, more: str = "") -> None:
+    """Add `--bit`; `more` is what else is allowed."""
+    text = (
+        "bit that bit_flip, stuck_at_0 and stuck_at_1 strike: a number, 0 the lowest, or "
+        f"random{more}"
+    )
+    group.add_argument("--bit", type=partial(bit, more=more), metavar="N", help=text)
 
 
 def add_layers(group: argparse._ActionsContainer, more: str = "") -> None:
     """Add `--layers`, with more text at the end of its help."""
-    text = "sites to strike, with commas: numbers, names, or patterns such as 'layer1.*'" + more
+    text = (
+        "sites to strike, with commas: names, patterns such as 'layer1.*', or numbers, which count "
+        f"sites from 0 as `fxfault inspect` does; quotes make a name of a number: \"'1'\"{more}"
+    )
     group.add_argument("--layers", type=layers, action="extend", metavar="SITE,...", help=text)
 
 

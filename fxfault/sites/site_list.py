@@ -12,7 +12,7 @@ from fxfault.messages import html_table, nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
 from fxfault.sites.site import OUTPUT, FaultSite, Stored
-from fxfault.sites.site_names import indices_of, listed, same_name
+from fxfault.sites.site_names import indices_of, listed, number_notes, same_name
 
 if TYPE_CHECKING:
     from fxfault.config.entries import FaultEntry
@@ -78,6 +78,11 @@ class SiteList(Sequence[FaultSite]):
             wanted = [layers] if isinstance(layers, (str, int)) else layers
             layers = [self[item].index if isinstance(item, int) else item for item in wanted]
         return indices_of(layers, self.names, where)
+
+    def number_notes(self) -> list[str]:
+        """Say which sites numbers in the configuration select, where names could mislead."""
+        chosen = [self.config.layers, *(entry.layers for entry in self.config.entries())]
+        return list(dict.fromkeys(number_notes(chosen, self.names)))
 
     def struck_by(self, entry: FaultEntry, where: str | None) -> list[int]:
         """The indices of the sites that an entry strikes; `where` names one that has layers."""

@@ -262,6 +262,12 @@ def places_of(
     return places
 
 
+def names_in(memory: Any, names: Sequence[str], memories: Mapping[str, str]) -> list[str]:
+    """The names of the sites in a memory, or in several."""
+    kinds = (memory,) if isinstance(memory, str) else memory
+    return [name for name in names if memories.get(name, "activations") in kinds]
+
+
 def bits_of(
     axis: Sequence[int | str | None], sites: Sequence[str], widths: Mapping[str, int] | None
 ) -> list[int | str | None]:

@@ -268,12 +268,15 @@ def _about_tolerance(
             where = f"{_place(place).removesuffix(' together')} struck"
             where += " together" if _place(place).endswith(" together") else ""
         where += f" ({checkpoint})" if several else ""
-        head = f"With {where}, the loss is at most {amount(summary.metric, tolerance)} "
-        head += f"(upper end of the {summary.confidence:g} % interval of every cell)"
-        lines.append(f"{head}: {_rates(members)}{_beyond(summary, members)}")
+        lines.append(
+            f"With {where}, faults are tolerable {_rates(members)}{_beyond(summary, members)}"
+        )
     if len(groups) > _MOST_NAMED:
         lines.append(f"{len(groups) - _MOST_NAMED} more groups of sites are in the tables")
-    return lines
+    meaning = (
+        f"Tolerable means a loss of at most {amount(summary.metric, tolerance)}, by the upper "
+    )
+    return [*lines, f"{meaning}end of the {summary.confidence:g} % interval of every cell"]
 
 
 def _rates(members: Sequence[Tolerable]) -> str:
@@ -308,7 +311,8 @@ def _beyond(summary: Summary, members: Sequence[Tolerable]) -> str:
     cost = _interval(metric, fall.value[index], fall.low[index], fall.high[index])
     where = f" in {cell.place}" if cell.single_site is not None else ""
     return (
-        f"; not shown for {cell.fault} at {cell.rate_text}{where}, {cost}{metric.difference_unit}"
+        f". Not shown to be tolerable: {cell.fault} at {cell.rate_text}{where}, a loss of "
+        f"{cost}{metric.difference_unit}"
     )
 
 
