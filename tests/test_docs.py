@@ -8,6 +8,7 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -91,11 +92,70 @@ def test_reference_of_the_configuration_is_current() -> None:
     assert all(f"`{name}`" in page for name in bundled_names("experiments"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# -- links ------------------------------------------------------------------------------------
+
+LINKED = [*PAGES, *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]
+TEXTS = [
+    *LINKED,
+    *(ROOT / name for name in ("CITATION.cff", "setup.cfg", "pyproject.toml")),
+    *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))),
+    *sorted((ROOT / "examples").glob("*.py")),
+]
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its code, in which brackets mean other things."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,4} (.*)$", text, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        again = sum(
+            name == slug or re.fullmatch(rf"{slug}-\d+", name) is not None for name in found
+        )
+        found.add(f"{slug}-{again}" if again else slug)
+    return found
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    links = re.findall(r"\]\(([^)\s]*)\)", prose(page))
+    assert len(links) == prose(page).count("]("), "a link has a space or no end"
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if "://" not in link:
+            other = page.parent / target if target else page
+            assert other.exists(), link
+            assert not anchor or anchor in anchors(other), link
+
+
+def test_what_texts_name_is_there() -> None:
+    """Pages that code and messages name exist; outside links have a scheme and a host.
+
+    Whether an outside link leads anywhere is asked before a release only (`RELEASING.md`): it
+    depends on a network and on others.
+    """
+    outside = 0
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        for named in re.findall(r"docs/[\w-]+\.md", text):
+            assert (ROOT / named).exists(), f"{path} names {named}"
+        for link in re.findall(r"https?:[^\s<>\"'`)\]]+", text):
+            host = urlsplit(link).hostname or ""
+            assert re.fullmatch(r"([a-z\d-]+\.)+[a-z]{2,}", host), f"{path} links to {link}"
+            outside += 1
+    assert outside > 5
+
+
+def test_anchors_are_those_of_github(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# `A_b` & c, d-e\n## Two\n```\n# no\n```\n## Two\n", encoding="utf-8")
+    assert anchors(page) == {"a_b--c-d-e", "two", "two-1"}
 
 
 def test_commands_in_the_documentation_have_the_options_that_they_use() -> None:
