@@ -188,5 +188,15 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str 
     return f"<table>{title}<thead>{_html_row(head, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
+def html_list(title: str, sentences: Iterable[str]) -> str:
+    """Write sentences as a list in HTML for a notebook; all texts are escaped. Nothing for none.
+
+    >>> html_list("Notes", ["a<b."]), html_list("Notes", [])
+    ('<p><b>Notes</b></p><ul><li>a&lt;b.</li></ul>', '')
+    """
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<p><b>{html.escape(title)}</b></p><ul>{items}</ul>" if items else ""
+
+
 def _html_row(cells: Sequence[str], tag: str) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

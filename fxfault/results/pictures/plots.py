@@ -5,7 +5,6 @@ Lines differ in their colours and in their dashes. Importing this module does no
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,13 +108,9 @@ def draw_evaluation(
 
 
 def _ranked(findings: Findings) -> tuple[list[RankedSite], dict[str, Any]]:
-    """The ranked sites with their numbers, and what a picture says of them."""
-    named = [
-        dataclasses.replace(site, name=f"{result.index}  {site.name}")
-        for site, result in findings.ranked
-    ]
+    """The ranked sites, and what a picture says of them."""
     at = f"at {_rate_of(findings.results[0])}"
-    return named, {"metric": findings.metric, "setting": at}
+    return [site for site, _ in findings.ranked], {"metric": findings.metric, "setting": at}
 
 
 def sweep_picture(
