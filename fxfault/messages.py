@@ -29,7 +29,7 @@ def _nearest(text: str, names: Sequence[str]) -> str:
     """The most similar name, or the only one that begins with the text; empty without one.
 
     >>> names = ["msb_flip", "lsb_flip", "stuck_at_0", "stuck_at_1"]
-    >>> _nearest("mbs_flip", names), _nearest("msb", names), _nearest("stuck", names)
+    >>> _nearest("mbs_flip", names), _nearest("msb", names), _nearest("st", names)
     ('msb_flip', 'msb_flip', '')
     """
     close = difflib.get_close_matches(text, names, n=1)

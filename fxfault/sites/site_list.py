@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxfault.config.curriculum import config_at
 from fxfault.errors import SiteError
-from fxfault.messages import html_table, nearest
+from fxfault.messages import counted, html_table, nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
 from fxfault.sites.site import OUTPUT, FaultSite, Stored
@@ -47,6 +47,10 @@ class SiteList(Sequence[FaultSite]):
         except IndexError:
             hint = same_name(key, self.names)
             raise SiteError(f"no site {key}{hint}; {listed(self.names)}") from None
+
+    def __repr__(self) -> str:
+        armed = sum(site.armed for site in self)
+        return f"FaultSites({counted(len(self), 'site')}, {armed} armed, seed {self.clock.seed})"
 
     def _repr_html_(self) -> str:
         """A table, for a notebook."""
