@@ -11,12 +11,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from fxfault.bundled.files import bundled_names
+from fxfault.campaign import Study
 from fxfault.cli import campaign
 from fxfault.cli.main import COMMANDS
 from fxfault.config import config_reference
 from fxfault.experiment import experiment_reference
+from fxfault.experiment.sections import ExperimentConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -44,6 +47,57 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_examples_of_a_page_run(page: Path) -> None:
     result = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS)
     assert result.failed == 0
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    """The blocks of code of a kind on a page, without examples of a session."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = re.findall(rf"^ *```{kind}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in found if ">>>" not in block]
+
+
+# Those of the tutorial and of the sentence encoder have tests of their own.
+SCRIPTS = ["paper-figures.md", "recipes.md"]
+
+
+@pytest.mark.parametrize("page", SCRIPTS)
+def test_scripts_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from brevitas.nn import QuantReLU
+    from torch import nn
+
+    import fxfault
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    model = nn.Sequential(QuantReLU(bit_width=4), nn.Linear(6, 3)).eval()
+    loader = [(torch.rand(8, 6), torch.arange(8) % 3)]
+    given = {"fxfault": fxfault, "model": model, "lenet": model, "tfc": model, "loader": loader}
+    given |= {"config": {"seed": 1, "probability": 5.0}, "rates": [1, 10]}
+    scripts = blocks(page, "python")
+    for script in scripts:
+        exec(script, dict(given))
+    assert len(list(tmp_path.glob("*.pdf"))) == len(scripts) == 1
+
+
+def test_every_script_of_the_pages_is_run() -> None:
+    have = {
+        page.name for page in PAGES if page.parent.name == "docs" and blocks(page.name, "python")
+    }
+    assert have == {*SCRIPTS, "tutorial.md", "real-networks.md"}
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES if page.parent.name == "docs"])
+def test_configurations_of_a_page_are_valid(page: str) -> None:
+    base = {"dataset": {"name": "digits"}, "model": {"name": "quant_digits"}}
+    base |= {"checkpoint": {"path": "weights.pt"}}
+    for block in blocks(page, "yaml"):
+        content = {**base, **yaml.safe_load(block)}
+        if "axes" in content or "stop" in content:
+            rest = {} if "stop" in content else {"trials": 2}
+            Study.from_dict({"axes": {"probability": 1.0}, **rest, **content})
+        else:
+            ExperimentConfig.from_dict(content)
 
 
 @pytest.mark.parametrize("name", ["fxfault", *MODULES])
