@@ -212,3 +212,10 @@ def test_a_lower_better_metric_is_raised() -> None:
     text = " ".join(verdict(dataclasses.replace(summary, metric=error), ranked).sentences)
     assert "its faults raise the error by 20.12" in text
     assert ACCURACY.name not in text
+
+
+def test_sites_that_are_called_numbers_are_called_sites() -> None:
+    text = said({cell("3", 1.0): MUCH, cell("0", 1.0): LITTLE})
+    assert "Of 2 sites, site 3 is the weakest" in text
+    assert "random at 1% in site 3" in text
+    assert "Protect first: site 3." in text

@@ -211,9 +211,18 @@ def _place(place: str) -> str:
     if place == "all":
         return "all sites together"
     if " " not in place:
-        return place
+        return _site(place)
     text = place if place.startswith("all ") else place.replace(" ", ", ")
     return f"{text} together"
+
+
+def _site(name: str) -> str:
+    """A site in words: the names of `nn.Sequential` are numbers.
+
+    >>> _site("layer1.0"), _site("3")
+    ('layer1.0', 'site 3')
+    """
+    return f"site {name}" if name.isdecimal() else name
 
 
 def _about_the_weakest(summary: Summary, ranked: Sequence[RankedSite]) -> str:
@@ -222,21 +231,23 @@ def _about_the_weakest(summary: Summary, ranked: Sequence[RankedSite]) -> str:
     if not first:
         return f"None of the {sites} lost {metric.name} when struck alone"
     if len(ranked) == 1:
-        return f"Only {ranked[0].name} was struck alone, so that there is nothing to rank"
+        return f"Only {_site(ranked[0].name)} was struck alone, so that there is nothing to rank"
     best = first[0]
     settings = len({key for key, found in site_cells(summary).items() if len(found) >= len(ranked)})
     mean = f", averaged over {counted(settings, 'setting')}" if settings > 1 else ""
     lost = _interval(metric, best.fall, best.fall_low, best.fall_high)
     alone = f"faults there alone {_cost(metric, lost)}{mean}"
     if len(first) == 1:
-        text = f"Of {sites}, {best.name} is the weakest: {alone}"
+        text = f"Of {sites}, {_site(best.name)} is the weakest: {alone}"
     elif len(first) == len(ranked):
-        text = f"The {sites} cannot be told apart; the largest estimate is {best.name}: {alone}"
-    else:
-        others = and_more([site.name for site in first[1:]], _MOST_NAMED)
         text = (
-            f"Of {sites}, the weakest is {best.name} or one of {others}, which cannot be told "
-            f"apart; for {best.name}, {alone}"
+            f"The {sites} cannot be told apart; the largest estimate is {_site(best.name)}: {alone}"
+        )
+    else:
+        others = and_more([_site(site.name) for site in first[1:]], _MOST_NAMED)
+        text = (
+            f"Of {sites}, the weakest is {_site(best.name)} or one of {others}, which cannot be "
+            f"told apart; for {_site(best.name)}, {alone}"
         )
     if best.fall_low <= 0:
         text += ". That may be nothing: the interval contains 0"
@@ -309,7 +320,7 @@ def _beyond(summary: Summary, members: Sequence[Tolerable]) -> str:
     index = max(cells, key=lambda cell: float(fall.value[cell]))
     cell, metric = summary.cells[index], summary.metric
     cost = _interval(metric, fall.value[index], fall.low[index], fall.high[index])
-    where = f" in {cell.place}" if cell.single_site is not None else ""
+    where = f" in {_site(cell.place)}" if cell.single_site is not None else ""
     return (
         f". Not shown to be tolerable: {cell.fault} at {cell.rate_text}{where}, a loss of "
         f"{cost}{metric.difference_unit}"
@@ -321,7 +332,7 @@ def _beyond(summary: Summary, members: Sequence[Tolerable]) -> str:
 
 def _protect(summary: Summary, ranked: Sequence[RankedSite]) -> str:
     first = may_be_weakest(ranked)
-    names = [site.name + _worst_bit(summary, site.name) for site in first[:_MOST_NAMED]]
+    names = [_site(site.name) + _worst_bit(summary, site.name) for site in first[:_MOST_NAMED]]
     if len(first) > _MOST_NAMED:
         names.append(f"{len(first) - _MOST_NAMED} more")
     text = f"Protect first: {', '.join(names)}"
