@@ -17,7 +17,7 @@ from fxfault.cli import main as front
 from fxfault.cli.campaign_options import add_plan
 from fxfault.cli.configurations import read_study
 from fxfault.cli.terminal import arguments
-from fxfault.errors import ConfigError
+from fxfault.errors import ConfigError, SiteError
 
 Command = Callable[..., Run]
 
@@ -192,7 +192,6 @@ def test_names_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_number_that_is_the_name_of_a_site_is_explained() -> None:
-    from fxfault.errors import SiteError
     from fxfault.sites.site_names import indices_of
 
     assert indices_of([1], ["0", "3"]) == [1]  # A number counts; the name has another one.
@@ -265,6 +264,13 @@ def test_flags_change_a_study() -> None:
     assert {cell.layers for cell in both.cells(names, dict.fromkeys(names, 4))} == {
         ("site1", "site3")
     }
+
+
+def test_a_layer_that_is_not_there_is_told_by_its_key() -> None:
+    given = [("fault_injection.layers", "--layers=nope"), ("axes.layers", "--set=axes.layers=nope")]
+    for key, flag in given:
+        with pytest.raises(SiteError, match=f"^{key}: 'nope' matches no site"):
+            study_of("digits_study", flag).cells(["stem"], {"stem": 4})
 
 
 @pytest.mark.parametrize(
