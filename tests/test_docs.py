@@ -80,6 +80,17 @@ def test_scripts_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list(tmp_path.glob("*.pdf"))) == len(scripts) == 1
 
 
+def test_the_reference_has_every_public_name() -> None:
+    import fxfault
+
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"auto(?:function|class):: (?:fxfault\.errors\.)?(\w+)$", page, re.M))
+    errors = set(vars(importlib.import_module("fxfault.errors")))
+    public = {name for name in dir(fxfault) if callable(getattr(fxfault, name))}
+    models = {name for name in public if name.endswith("Strategy")} - {"InjectionStrategy"}
+    assert public - listed - errors <= models
+
+
 def test_every_script_of_the_pages_is_run() -> None:
     have = {
         page.name for page in PAGES if page.parent.name == "docs" and blocks(page.name, "python")

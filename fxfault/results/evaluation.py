@@ -191,7 +191,7 @@ class EvaluationResult(Evaluated):
 
     @property
     def statistics(self) -> FaultStatistics | None:
-        """What was hit at each site; None without `track_statistics: true`."""
+        """What was hit at each site; None unless `track_statistics` is true."""
         return self.result.statistics
 
     def _words(self) -> str:

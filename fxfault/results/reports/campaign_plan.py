@@ -44,7 +44,7 @@ def plan_lines(
     trials = [math.ceil(number / each) for number, each in zip(needed, draws, strict=True)]
     lines = [f"{counted(cells, 'cell')}, {counted(samples, 'sample')} in a trial", ""]
     lines += [f"For a rate within ±{margin:g} points at {confidence:g}% (Leveugle et al. 2009):"]
-    asked = {}  # The first and the last cell may strike the same sites.
+    asked: dict[str, None] = {}  # The first and the last cell may strike the same sites.
     for row, population, drawn, number in zip(
         measured.rows, populations, needed, trials, strict=True
     ):
