@@ -76,8 +76,21 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr, without the usage."""
-        say(error_line(message.removeprefix("argument ")))
+        say(error_line(_with_choices(message.removeprefix("argument "))))
         sys.exit(BAD_INPUT)
+
+
+def _with_choices(message: str) -> str:
+    """Write argparse's complaint on a choice as we do, with the nearest one.
+
+    >>> _with_choices("--mode: invalid choice: 'layr' (choose from 'full_model', 'layer')")
+    "--mode: 'layr' is none of full_model, layer (did you mean 'layer'?)"
+    """
+    found = re.fullmatch(r"(.*): invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    names = re.findall(r"[\w-]+", found[3])
+    return f"{found[1]}: {found[2]!r} is none of {', '.join(names)}{nearest(found[2], names)}"
 
 
 def root_program() -> str:
