@@ -209,6 +209,32 @@ def test_trials_that_change_nothing_still_leave_the_accuracy_a_width() -> None:
     assert (accuracy.low[0], accuracy.high[0]) == pytest.approx((96 - width, 96 + width))
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("trials", [2, 3])
+def test_few_trials_of_few_samples_that_are_often_equal_have_honest_intervals(
+    trials: int, rate: float
+) -> None:
+    """By Student's t alone, all that are equal would miss; 4,000 cells, 6 standard errors."""
+    samples, cells = 24, 4000
+    lost = np.random.default_rng(7).binomial(samples, rate, cells * trials)
+    table = table_of(
+        {
+            "cell": np.repeat(np.arange(cells), trials),
+            "samples": [samples] * cells * trials,
+            "golden_correct": [samples] * cells * trials,
+            "trial": np.tile(np.arange(trials), cells),
+            "correct": samples - lost,
+            **dict.fromkeys(("sdc", "critical_sdc"), lost),
+            "struck": [samples] * cells * trials,
+            "masked": samples - lost,
+        }
+    )
+    fall = summarise(table, [cell(f"site{n}") for n in range(cells)])["fall"]
+    covered = ((fall.low <= 100 * rate) & (100 * rate <= fall.high)).mean()
+    assert covered > 0.95 - 6 * math.sqrt(0.95 * 0.05 / cells)
+    assert (fall.high > fall.low).all()
+
+
 def test_intervals_stay_within_what_is_possible() -> None:
     table = table_of({"cell": [0, 0], "correct": [499, 480], "golden_correct": [500, 500]})
 

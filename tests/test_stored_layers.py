@@ -110,8 +110,13 @@ def msb_flipped(code: int, bits: int, signed: bool, binary: bool) -> int:
 
 def by_hand(net: nn.Module, faulty: Any) -> tuple[nn.Module, list[ByHand]]:
     """A copy of the network, whose quantisers give the words that the seed hits, flipped."""
-    new, stand_ins = copy.deepcopy(net), []
-    modules = dict(new.named_modules())
+    new = copy.deepcopy(net)
+    return new, stand_in(new, faulty)
+
+
+def stand_in(new: nn.Module, faulty: Any) -> list[ByHand]:
+    """Put quantisers that flip words by hand into a network, in place of such as it has."""
+    modules, stand_ins = dict(new.named_modules()), []
     for site in faulty.faults:
         path, _, parameter = site.name.rpartition(".")
         (quantiser,) = (q for p, q in KINDS.values() if p == parameter)
@@ -124,10 +129,9 @@ def by_hand(net: nn.Module, faulty: Any) -> tuple[nn.Module, list[ByHand]]:
         assert int(hit.sum()) == elements_hit(site, range(5), layout)
         for layer in modules.values():
             if layer._parameters.get(parameter) is tensor and quantiser in layer._modules:
-                stand_in = ByHand(layer._modules[quantiser], hit, site)
-                layer.__dict__[quantiser] = stand_in
-                stand_ins.append(stand_in)
-    return new, stand_ins
+                stand_ins.append(ByHand(layer._modules[quantiser], hit, site))
+                layer.__dict__[quantiser] = stand_ins[-1]
+    return stand_ins
 
 
 def run(model: Any, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -149,12 +153,16 @@ def verify(net: nn.Module, inputs: tuple[Any, ...], memory: str, sites: int | No
     """Assert every law of stored sites for one network; returns the transformed model."""
     net.eval()
     run(net, inputs)  # Some quantisers take their scale from the first forward.
-    before, clean = state_bytes(net), run(net, inputs)
+    before, clean, hand = state_bytes(net), run(net, inputs), copy.deepcopy(net)
+    faulty = struck(net, memory=memory)
+    assert sites is None or len(faulty.faults) == sites
+    assert {site.name for site in faulty.faults} <= set(net.state_dict())
+    frozen = fxfault.freeze(faulty)
     for probability in (0.0, 100.0, 40.0):
-        faulty = struck(net, memory=memory, probability=probability)
-        assert sites is None or len(faulty.faults) == sites
-        assert {site.name for site in faulty.faults} <= set(net.state_dict())
-        hand, stand_ins = by_hand(net, faulty)
+        for model in (faulty, frozen):
+            model.faults.set_probability(probability)
+            model.faults.reset()
+        stand_ins = stand_in(hand, faulty)
         expected = run(hand, inputs)
         assert all(stand_in.asked for stand_in in stand_ins)
         found = run(faulty, inputs)
@@ -163,7 +171,6 @@ def verify(net: nn.Module, inputs: tuple[Any, ...], memory: str, sites: int | No
         # A flip of a bias of 32 bits may be lost where an output is quantised.
         assert probability != 100.0 or not same(found, clean)
         assert state_bytes(faulty) == before
-        frozen = fxfault.freeze(faulty)
         for _ in range(2):
             assert same(run(frozen, inputs), expected)
         faulty.faults.reset(1)

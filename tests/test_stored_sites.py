@@ -107,8 +107,10 @@ def test_every_code_of_a_weight_against_plain_integers(
             ("stuck_at_0", bit, lambda pattern, bits, mask=mask: pattern & ~mask),
             ("stuck_at_1", bit, lambda pattern, bits, mask=mask: pattern | mask),
         ]
+    faulty = struck(net)
     for name, bit, oracle in cases:
-        faulty = struck(net, injection_type=name, bit=bit)
+        settings = {"memory": ["weights"], "injection_type": name, "bit": bit}
+        faulty.faults.set_faults(fxfault.FaultInjectionConfig(**settings, probability=100.0))
         words = words_in(faulty, faulty.get_submodule("0"), no_input)["weight"]
         expected = [
             [signed_of(oracle(code & ((1 << bits) - 1), bits), bits) for code in row]

@@ -86,14 +86,17 @@ class Exposure:
         """Run an evaluation and count.
 
         Args:
-            run: evaluates the model on all data with the present settings of its sites.
+            run: evaluates the model on all data with the present settings of its sites, and
+                returns a result with `hits`.
 
         Returns:
             The result, the number of hit elements, and the number of exposed elements.
         """
         exposed = [site for site in self.faults if site.armed and self.elements[site.name] != 0]
+        irregular = [site for site in exposed if self.elements[site.name] is None]
         statistics = self.faults.statistics
-        if statistics is None and any(self.elements[site.name] is None for site in exposed):
+        if statistics is None and not all(site.strikes for site in irregular):
+            # Nothing hits such a site, so an incremental evaluation may not come by.
             statistics = FaultStatistics(len(self.faults), self.faults.names, cosine=False)
         if statistics is not None:
             hits, elements = statistics.total_injections, statistics.total_activations
@@ -102,8 +105,11 @@ class Exposure:
             hits = statistics.total_injections - hits
             return result, hits, statistics.total_activations - elements
         result = run()
-        hits = sum(self._hits(site) for site in exposed)
-        return result, hits, sum(self._exposed(site) for site in exposed)
+        counts = [result.hits.of(site) for site in irregular]
+        counts += [
+            (self._hits(site), self._exposed(site)) for site in exposed if site not in irregular
+        ]
+        return result, sum(hits for hits, _ in counts), sum(elements for _, elements in counts)
 
     def _exposed(self, site: FaultSite) -> int:
         elements = self.elements[site.name] or 0

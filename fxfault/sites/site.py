@@ -107,6 +107,7 @@ class Observed:
         arrangement: how the samples of a batch lie in the activation; None if not measured.
         layout: samples and elements of the activation in the last armed forward.
         batch: samples of that forward.
+        calls: samples and elements of each armed call of that forward, by the call's number.
         shape: shape of the words of the last call, armed or not; known inside layers only.
     """
 
@@ -119,6 +120,7 @@ class Observed:
     arrangement: Arrangement | None = None
     layout: Layout | None = None
     batch: int | None = None
+    calls: dict[int, Layout] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
 
 

@@ -277,23 +277,28 @@ def samples_hit(
     return hit
 
 
-def elements_hit(site: FaultSite, numbers: Numbers, layout: Layout) -> int:
+def elements_hit(
+    site: FaultSite, numbers: Numbers, layout: Layout, key: int | None = None, call: int = 1
+) -> int:
     """Count the elements that the faults of a site hit in the next evaluation.
 
     Args:
-        site: a site that the graph itself calls, armed or not.
+        site: the site, armed or not.
         numbers: the sample numbers.
         layout: layout of the site's activation; its number of samples is ignored.
+        key: key of the site's random numbers; None: that of its first call in a forward.
+        call: which call of the site in its forward has that key.
 
     Raises:
         SiteError: the number of elements is not known yet.
     """
     if site.stored is not None:
         numbers, layout = range(1), site.stored.layout
+    key = site.first_stream() if key is None else key
     parts = [
         hits.index
-        for spread, key, own_numbers in sources(site, site.first_stream(), numbers, layout)
-        for hits in spread.hits(key, own_numbers, CPU)
+        for spread, own_key, own_numbers in sources(site, key, numbers, layout, call)
+        for hits in spread.hits(own_key, own_numbers, CPU)
     ]
     if len(site.faults) == 1:  # One fault hits no element twice.
         return sum(map(len, parts))

@@ -189,6 +189,10 @@ def _faulty(
         site.seen.elements = site.layout_of(tuple(clean.shape), batch).elements
         return None
     plan, scale, zero_point = plan_of(site, x, batch)
+    if moment.call == 1:
+        site.seen.calls = {1: plan.layout}
+    else:
+        site.seen.calls[moment.call] = plan.layout
     quantiser, samples = (scale, zero_point, plan.limit), plan.layout.samples
     # For a small tensor, a copy takes less time than the question who else refers to it.
     in_place = in_place or (

@@ -346,7 +346,7 @@ def test_ties_share_a_rank_and_one_run_says_that_it_has_no_interval(
         (1, 1, 5)
     }
     assert "No site lost accuracy.\n" in run.out
-    assert "; one run: no interval; give --num-runs 2 or more)" in run.out
+    assert "; one run: no interval; two runs or more have one)" in run.out
     picture = command(*FAST, "--per-layer", "--probability", "0", "--plot", "p.svg")
     assert picture.status == 0
     assert "No site lost accuracy" in svg_text(Path("p.svg").read_bytes())

@@ -19,7 +19,7 @@ from fxfault.experiment import parts as experiment_parts
 # -- what it prints -----------------------------------------------------------------------
 
 
-ONE_RUN = r"\(one run: no interval; give --num-runs 2 or more\)"
+ONE_RUN = r"\(one run: no interval; two runs or more have one\)"
 
 
 def test_one_probability_is_printed_in_the_form_of_the_specification(

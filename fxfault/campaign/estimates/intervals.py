@@ -124,8 +124,8 @@ def clustered_wilson(
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = rate * (1 - rate) / samples  # Variance of the mean of independent samples.
         effect = np.asarray(variance, np.float64) / number / expected
-        # Without any event there is no scatter to judge by: then each trial counts once.
-        effect = np.where(expected > 0, np.maximum(effect, 1.0), samples / number)
+        # Without any scatter there is none to judge by: then each trial counts once.
+        effect = np.where(effect > 0, np.maximum(effect, 1.0), samples / number)
         effective = samples / effect
     return _score_interval(rate * effective, effective, _student(confidence, number - 1))
 
@@ -140,8 +140,7 @@ def student_t(
 
     It is right if trials scatter about normally, as an accuracy over hundreds of samples does. One
     trial gives NaN. Equal trials give an interval without width, unlike `scipy.stats.t.interval`,
-    which gives NaN; a caller who counts rare events must allow for that (see
-    `fxfault.campaign.estimates.summary.is_within`).
+    which gives NaN; a caller must allow for that (see `fxfault.campaign.estimates.summary`).
 
     >>> low, high = student_t(mean=90.0, variance=4.0, trials=4)
     >>> round(float(low), 2), round(float(high), 2)

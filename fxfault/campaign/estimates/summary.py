@@ -179,7 +179,7 @@ def summarise(
         if name in names
     }
     if "top5" in names:
-        found["top5"] = _means(sums, "top5", confidence)
+        found["top5"] = _means(sums, "top5", chosen, confidence)
     measure, fall, golden = _measured(sums, chosen, confidence, metric)
     estimates = {"measure": measure, "fall": fall, **found}
     _check_possible(
@@ -193,8 +193,7 @@ def _measured(
 ) -> tuple[Estimate, Estimate, Floats]:
     """The metric, its fall, and the metric without faults."""
     if metric.is_accuracy:
-        accuracy = _means(sums, "correct", confidence)
-        measure = _with_width(accuracy, sums, shared, confidence)
+        measure = _means(sums, "correct", shared, confidence)
         with np.errstate(invalid="ignore"):
             golden = 100.0 * sums["golden_correct"] / sums["samples"]
         low, high = golden - measure.high, golden - measure.low
@@ -211,9 +210,9 @@ def _measured(
         rest = np.where(there, change - mean[sums.codes], 0.0)
         variance = sums.of(rest * rest) / np.where(number > 1, number - 1, np.nan)
     low, high = student_t(mean, variance, number, confidence)
-    # If no trial moved the metric, nothing tells by how much one might.
-    known = sums.of(np.where(there, np.abs(change), 0.0)) > 0
-    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+    # If all trials are equal, nothing tells by how much others might differ.
+    equal = sums.are_equal(values)
+    low, high = np.where(equal, np.nan, low), np.where(equal, np.nan, high)
     trials = number.astype(np.int64)
     measure = Estimate(golden + mean, golden + low, golden + high, trials)
     if metric.higher_is_better:
@@ -283,29 +282,39 @@ class _Sums:
             variance: Floats = spread / size**2
         return variance
 
+    def are_equal(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether all trials of a cell have the same value; those without one do not count."""
+        there = ~np.isnan(values)
+        codes, values = self.codes[there], values[there]
+        first = np.full(self.cells, np.nan)
+        first[codes[::-1]] = values[::-1]
+        others = np.bincount(codes, weights=values != first[codes], minlength=self.cells)
+        equal: NDArray[np.bool_] = others == 0
+        return equal
 
-def _means(sums: _Sums, name: str, confidence: float) -> Estimate:
-    """Percent of samples, as a mean over trials with Student's t."""
-    with np.errstate(invalid="ignore"):
-        value = 100.0 * sums[name] / sums["samples"]
-    variance = 100.0**2 * sums.variance(name, "samples")
-    low, high = student_t(value, variance, sums.trials, confidence)
-    return Estimate(value, np.maximum(low, 0.0), np.minimum(high, 100.0), sums.trials)
 
+def _means(sums: _Sums, name: str, shared: NDArray[np.bool_], confidence: float) -> Estimate:
+    """Percent of samples, as a mean over trials with Student's t.
 
-def _with_width(
-    accuracy: Estimate, sums: _Sums, shared: NDArray[np.bool_], confidence: float
-) -> Estimate:
-    """Widen the interval of the accuracy if no prediction ever changed or was lost.
-
-    Such trials are all equal, so that Student's t has no width; the accuracy takes that of the
-    SDC rate.
+    If all trials are equal, t has no width, and two trials of 24 samples are often equal by chance:
+    all of them wrong, say. Then the interval has the width of the rate of samples without their
+    golden prediction, by Wilson.
     """
-    quiet = (sums["sdc"] + sums["due"] == 0) & (sums.trials > 0)
-    highest = _rates(sums, "sdc", "samples", shared, confidence).high
-    low = np.where(quiet, np.maximum(accuracy.value - highest, 0.0), accuracy.low)
-    high = np.where(quiet, np.minimum(accuracy.value + highest, 100.0), accuracy.high)
-    return Estimate(accuracy.value, low, high, accuracy.n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = 100.0 * sums[name] / sums["samples"]
+        shares = sums.table[name] / sums.table["samples"]
+        rate = (sums["sdc"] + sums["due"]) / sums["samples"]
+    low, high = student_t(value, 100.0**2 * sums.variance(name, "samples"), sums.trials, confidence)
+    least = wilson(rate * sums["samples"], sums["samples"], confidence)
+    if shared.any():
+        none = np.zeros_like(rate)
+        wide = clustered_wilson(rate, sums["samples"], none, sums.trials, confidence)
+        least = np.where(shared, wide[0], least[0]), np.where(shared, wide[1], least[1])
+    half = 100.0 * np.maximum(least[1] - rate, rate - least[0])
+    # One trial has a width only if it changed nothing: else nothing tells how trials scatter.
+    equal = sums.are_equal(shares) & ((sums.trials > 1) | (rate == 0)) & (sums.trials > 0)
+    low, high = np.where(equal, value - half, low), np.where(equal, value + half, high)
+    return Estimate(value, np.maximum(low, 0.0), np.minimum(high, 100.0), sums.trials)
 
 
 def _rates(

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault.data.batches import Batch, take_apart
 from fxfault.errors import DataError, FxFaultError
+from fxfault.evaluation.full.hits import Hits
 from fxfault.faults.bits import same_bits
 from fxfault.metrics.facts import BATCH, SAMPLE, MetricFacts
 from fxfault.sites.live_values import SampleRows, equal_samples
@@ -94,7 +95,7 @@ class Measured:
         records: float64, a value for each sample or for each batch; None if the metric gives one
             number for all data.
         sizes: number of samples in each batch.
-        struck: as in `Predictions`.
+        struck, hits: as in `Predictions`.
         kept: outputs and targets of each batch, if they are kept.
         golden: the result without faults that a metric compared with; None if it did not.
     """
@@ -106,6 +107,7 @@ class Measured:
     struck: Tensor | None = None
     kept: list[_Kept] = field(default_factory=list)
     golden: Measured | None = None
+    hits: Hits | None = None
 
     @property
     def facts(self) -> MetricFacts:
@@ -127,9 +129,9 @@ class Measured:
             if isinstance(leaf, Tensor)
         )
 
-    def with_struck(self, struck: Tensor) -> Measured:
-        """The same result, with the samples that were struck."""
-        return replace(self, struck=struck)
+    def with_hits(self, hits: Hits) -> Measured:
+        """The same result, with what was hit."""
+        return replace(self, struck=hits.samples(), hits=hits)
 
     def differing(self, number: int, output: Any, batch: Batch) -> Tensor:
         """Which samples of a batch have another output or value than in this result; bool.

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxfault.data.batches import Batch, take_apart
 from fxfault.errors import DataError
+from fxfault.evaluation.full.hits import Hits
 from fxfault.evaluation.full.labels import labels_of
 from fxfault.evaluation.full.model_state import in_eval_mode
 from fxfault.metrics.decisions import top_classes
@@ -51,6 +52,7 @@ class Predictions:
             that a container calls by its own code.
         classes: number of classes that the model scores; None if unknown.
         sizes: number of samples in each batch.
+        hits: what was hit, as long as the sites are set as they were; None without faults.
     """
 
     top: Tensor
@@ -58,6 +60,7 @@ class Predictions:
     struck: Tensor | None = None
     classes: int | None = None
     sizes: tuple[int, ...] = ()
+    hits: Hits | None = None
 
     @property
     def correct(self) -> int:
@@ -89,9 +92,9 @@ class Predictions:
         """Number of samples."""
         return len(self.labels)
 
-    def with_struck(self, struck: Tensor) -> Predictions:
-        """The same predictions, with the samples that were struck."""
-        return replace(self, struck=struck)
+    def with_hits(self, hits: Hits) -> Predictions:
+        """The same predictions, with what was hit."""
+        return replace(self, struck=hits.samples(), hits=hits)
 
     def differing(self, number: int, output: Any, batch: Batch) -> Tensor:
         """Which samples of a batch another output predicts otherwise; bool, shape (samples,)."""

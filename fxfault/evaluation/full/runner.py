@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
+from fxfault.evaluation.full.hits_by_batch import HitsByBatch
 from fxfault.evaluation.full.judging import Judge, MetricJudge, taken
 from fxfault.evaluation.full.model_state import disabled, state_of
 from fxfault.evaluation.full.predictions import (
@@ -16,7 +17,6 @@ from fxfault.evaluation.full.predictions import (
     predict,
     sample_numbers,
 )
-from fxfault.evaluation.full.seen_by_batch import SeenByBatch
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.sample_layouts import measure_on
 
@@ -150,12 +150,11 @@ class FullRunner:
         golden = None if self.judge.metric is None else self.golden()
         if not self._measured:
             self._measure()
-        seen = SeenByBatch(self.model)
-        with seen.noting(on_batch) as noted:
-            made = self._pass(noted, golden)
+        hits = HitsByBatch(self.model)
+        made = self._pass(hits.following(on_batch), golden)
         self.faults.check()
         numbers = sample_numbers(self.faults.clock, made.sizes)
-        return made.with_struck(seen.samples_hit(numbers, made.sizes))
+        return made.with_hits(hits.close(numbers, made.sizes))
 
     @property
     def samples_alike(self) -> bool:

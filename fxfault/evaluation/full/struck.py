@@ -14,14 +14,6 @@ from fxfault.sites.site import FaultSite
 from fxfault.strike.draws import samples_hit
 
 
-def samples_hit_anywhere(model: nn.Module, numbers: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Which samples any site hits; see `samples_hit_by_site`. Bool, shape (samples,)."""
-    hit = torch.zeros(len(numbers), dtype=torch.bool)
-    for _, by_site in samples_hit_by_site(model, numbers, sizes):
-        hit |= by_site
-    return hit
-
-
 def samples_hit_by_site(
     model: nn.Module, numbers: Tensor, sizes: Sequence[int]
 ) -> Iterator[tuple[FaultSite, Tensor]]:

@@ -22,7 +22,7 @@ from fxfault.evaluation.incremental.call_values import Arguments, KeptValue, Not
 from fxfault.evaluation.incremental.golden_cache import is_out_of_memory
 from fxfault.faults.layouts import Layout
 from fxfault.passes.layer_outputs import LayerOutput, installed
-from fxfault.sites.edges import Sources
+from fxfault.sites.edges import Sources, is_struck_before
 from fxfault.sites.fault_sites import FaultSites
 from fxfault.sites.measuring import armed_at_zero
 from fxfault.sites.site import FaultSite
@@ -100,6 +100,20 @@ class Log:
         """Let the sites know where their words come from in this forward."""
         for site, before in self.before:
             site.before = dict(before)
+
+    def exposed(self, call: Call | None = None) -> Iterator[tuple[FaultSite, int]]:
+        """The elements of each strike, as the sites are set now; see `HitsByBatch.pass_over`.
+
+        The sites must know where their words come from (`show_sources`).
+
+        Args:
+            call: a call that ended: only strikes inside it count.
+        """
+        for strike in self.strikes:
+            site, layout = strike.site, strike.layout
+            inside = call is None or call.start < strike.time < (call.end or 0)
+            if inside and site.armed and not is_struck_before(site, strike.call - 1):
+                yield site, layout.samples * layout.elements
 
     @property
     def order(self) -> list[tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxfault.evaluation.full.hits_by_batch import HitsByBatch
 from fxfault.evaluation.full.predictions import OnBatch
 from fxfault.evaluation.full.runner import Runner
 from fxfault.evaluation.full.verification import some_batches
@@ -25,7 +26,8 @@ from fxfault.faults.bits import same_bits
 from fxfault.faults.layouts import Layout
 from fxfault.sites.fault_sites import faults_of
 from fxfault.sites.live_values import Role, SampleRows, equal_samples, leaves_of, with_leaves
-from fxfault.strike.draws import samples_hit
+from fxfault.sites.site import FaultSite
+from fxfault.strike.draws import elements_hit, samples_hit
 
 SMALL = 1 << 12  # Samples of up to so many elements are compared as a whole at once.
 
@@ -38,7 +40,8 @@ class Strikes:
         first: first segment in which each sample is struck; the number of segments if none.
         last: last segment in which each sample is struck; -1 if none.
         whole: whether batches are run whole.
-        known: whether all of that is certain; if not, samples count as struck.
+        known: whether all of that is certain; if not, every batch runs whole, from before the
+            first site of which it is not.
     """
 
     first: Tensor
@@ -79,6 +82,31 @@ def find_strikes(model: nn.Module, golden: GoldenRun, numbers: Tensor) -> Strike
 
 
 @dataclass(frozen=True)
+class KnownHits:
+    """The hits of an evaluation of which it is known ahead what strikes; see `Hits`.
+
+    Attributes:
+        strikes: where samples are struck.
+        layouts: layouts of the activations that are struck, by the name of the site.
+        numbers: numbers of all samples, int64.
+    """
+
+    strikes: Strikes
+    layouts: dict[str, Layout]
+    numbers: Tensor
+
+    def samples(self) -> Tensor:
+        """See `Hits.samples`."""
+        return self.strikes.last >= 0
+
+    def of(self, site: FaultSite) -> tuple[int, int]:
+        """See `Hits.of`."""
+        layout = self.layouts[site.name]
+        hits = elements_hit(site, self.numbers, layout)
+        return hits, layout.elements * len(self.numbers)
+
+
+@dataclass(frozen=True)
 class _Waiting:
     """Samples that wait at a cut with a changed state.
 
@@ -107,8 +135,19 @@ class Evaluation:
         numbers: Tensor,
         struck: Strikes,
         on_batch: OnBatch | None,
+        seen: HitsByBatch,
     ) -> None:
-        """Prepare to run the struck samples; `numbers` are those of all samples, int64."""
+        """Prepare to run the struck samples.
+
+        Args:
+            runner: the model and its data.
+            golden: the fault-free run.
+            numbers: numbers of all samples, int64.
+            struck: where they are struck.
+            on_batch: see `Runner.run`.
+            seen: told of each batch that runs whole.
+        """
+        self.seen = seen
         self.runner, self.model, self.faults = runner, runner.model, faults_of(runner.model)
         self.golden, self.numbers, self.struck = golden, numbers, struck
         self.revision = golden.result.revision()
@@ -178,6 +217,7 @@ class Evaluation:
         samples = torch.arange(self.offsets[batch], self.offsets[batch + 1])
         last = int(self.struck.last[samples].max())
         state = with_leaves(self.golden.cuts[start].structure, iter(leaves))
+        self.seen.clear()
         with self._numbered(samples, start):
             for place in range(start, self.end):
                 if place > last and self._is_golden(place, batch, state):
@@ -185,6 +225,7 @@ class Evaluation:
                 state = advance(self.model, self.golden.segments, place, state)
             else:
                 self.revision.put(samples, state, len(samples))
+        self.seen.note(batch)
         self._done(len(samples))
 
     def _is_golden(self, place: int, batch: int, state: Any) -> bool:

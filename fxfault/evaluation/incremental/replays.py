@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fxfault.errors import SiteError
+from fxfault.evaluation.full.hits_by_batch import HitsByBatch
 from fxfault.evaluation.full.predictions import OnBatch
 from fxfault.evaluation.full.verification import some_batches
 from fxfault.evaluation.incremental.call_log import (
@@ -48,12 +49,14 @@ class Replay:
     Attributes:
         diverged: whether the forward did something else than the fault-free one before the strike,
             so that its output is of no use.
+        replaced: the calls that were replaced so far.
     """
 
     def __init__(self, log: Log, strike: int, sites: FaultSites) -> None:
         """Prepare for a forward of the batch of a log; see `Strike.time` for the strike."""
         self.log, self.strike, self.sites = log, strike, sites
         self.diverged = False
+        self.replaced: list[Call] = []
         self._next: int | None = 0
         self._on_call: Callable[[Call, Any], None] | None = None
 
@@ -86,6 +89,7 @@ class Replay:
         if call.kept is not None and call.end is not None and call.end < self.strike:
             self._next = call.after
             call.pass_over()
+            self.replaced.append(call)
             return call.kept.give(args, kwargs)
         result = call_of(module, args, kwargs)
         if self._on_call is not None:
@@ -150,13 +154,20 @@ class ReplayRun:
         """
         return self._snapshot.changed_attribute() is None and not has_hooks(model)
 
-    def run(self, runner: IncrementalRunner, numbers: Tensor, on_batch: OnBatch | None) -> Any:
+    def run(
+        self,
+        runner: IncrementalRunner,
+        numbers: Tensor,
+        on_batch: OnBatch | None,
+        seen: HitsByBatch,
+    ) -> Any:
         """Evaluate under the faults that are set now.
 
         Args:
             runner: the model in eval mode, under `no_grad`, and its data.
             numbers: numbers of all samples, int64.
             on_batch: see `Runner.run`.
+            seen: told what each batch shows, and what is exposed where nothing runs.
 
         Returns:
             A revision of the result without faults.
@@ -174,13 +185,19 @@ class ReplayRun:
         masked = sum(len(part) for batch, part in enumerate(parts) if batch not in starts)
         if masked and on_batch is not None:
             on_batch(masked)
+        for log in (log for batch, log in enumerate(self.logs) if batch not in starts):
+            if log is not None:
+                log.show_sources()
+                seen.pass_over(log.exposed())
         chosen = some_batches(runner.loader, list(starts), runner.judge, runner.device)
         for batch, given in chosen:
             size = given.samples
             if batch == last:
                 self._show_last(starts[batch])
+            seen.clear()
             with sites.samples(parts[batch]):
-                output = self._forward(runner.model, given, batch, starts[batch])
+                output = self._forward(runner.model, given, batch, starts[batch], seen)
+            seen.note(batch)
             revision.put(places[batch], output, size)
             if on_batch is not None:
                 on_batch(size)
@@ -188,7 +205,9 @@ class ReplayRun:
             self._show_last(None)
         return revision
 
-    def _forward(self, model: nn.Module, given: Batch, batch: int, start: int) -> Any:
+    def _forward(
+        self, model: nn.Module, given: Batch, batch: int, start: int, seen: HitsByBatch
+    ) -> Any:
         log = self.logs[batch]
         if log is None:
             return model(*given.inputs, **given.keywords)
@@ -197,8 +216,11 @@ class ReplayRun:
         with replay.watch(self.modules):
             output = model(*given.inputs, **given.keywords)
         if replay.finish():
+            for call in replay.replaced:
+                seen.pass_over(log.exposed(call))
             return output
         self.logs[batch] = None  # From now on, too: it does not do the same each time.
+        seen.clear()
         return model(*given.inputs, **given.keywords)
 
     def _show_last(self, start: int | None) -> None:

@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from fxfault.errors import ConfigError
+from fxfault.evaluation.full.hits import Hits
+from fxfault.evaluation.full.hits_by_batch import HitsByBatch
 from fxfault.evaluation.full.judging import Judge, MetricJudge
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode, state_of
 from fxfault.evaluation.full.predictions import (
@@ -30,7 +32,6 @@ from fxfault.evaluation.full.predictions import (
     sample_numbers,
 )
 from fxfault.evaluation.full.runner import FullRunner, Result
-from fxfault.evaluation.full.struck import samples_hit_anywhere
 from fxfault.evaluation.full.verification import Verification
 from fxfault.evaluation.incremental.free_memory import free_memory
 from fxfault.evaluation.incremental.golden_run import (
@@ -42,7 +43,7 @@ from fxfault.evaluation.incremental.golden_run import (
     why_never_incremental,
     why_not_one,
 )
-from fxfault.evaluation.incremental.packs import Evaluation, find_strikes
+from fxfault.evaluation.incremental.packs import Evaluation, KnownHits, find_strikes
 from fxfault.evaluation.incremental.replay_trials import NoReplays, record_replays
 from fxfault.evaluation.incremental.replays import ReplayRun
 from fxfault.passes.segments import split_at_sites
@@ -178,17 +179,19 @@ class IncrementalRunner:
         sizes = golden.result.sizes
         numbers = sample_numbers(self.faults.clock, sizes)
         with in_eval_mode(self.model), torch.no_grad():
+            seen = HitsByBatch(self.model)
+            hits: Hits = seen
             if isinstance(golden, ReplayRun):
-                revision, hit = golden.run(self, numbers, on_batch), None
+                revision = golden.run(self, numbers, on_batch, seen)
             else:
                 struck = find_strikes(self.model, golden, numbers)
-                evaluation = Evaluation(self, golden, numbers, struck, on_batch)
+                evaluation = Evaluation(self, golden, numbers, struck, on_batch, seen)
                 evaluation.run()
-                revision, hit = evaluation.revision, struck.last >= 0 if struck.known else None
+                revision = evaluation.revision
+                hits = KnownHits(struck, golden.layouts, numbers) if struck.known else seen
             self.faults.check()
-            if hit is None:
-                hit = samples_hit_anywhere(self.model, numbers, sizes)
-            made = revision.result().with_struck(hit)
+            seen.close(numbers, sizes)
+            made = revision.result().with_hits(hits)
         self._verification.note(time.perf_counter() - started)
         self._verification.check(made, numbers)
         return made

@@ -135,8 +135,8 @@ def cell_lines(findings: Findings) -> list[str]:
     quiet = int((no_interval & (summary.trials > 1)).sum())
     if quiet:
         lines.append(
-            f"{counted(quiet, 'cell')} without an interval of the {name}: fewer than two trials "
-            "moved it or have a value."
+            f"{counted(quiet, 'cell')} without an interval of the {name}: all trials are "
+            "equal, or fewer than two have a value."
         )
     return lines
 

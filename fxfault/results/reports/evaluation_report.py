@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 WIDE = "=" * 60
 CONFIDENCE = 95.0  # percent, of all intervals
-_ONE_RUN = "one run: no interval; give --num-runs 2 or more"
-_NOT_MOVED = "no interval: fewer than two runs moved it or have a value"
+_ONE_RUN = "one run: no interval; two runs or more have one"
+_ALL_EQUAL = "no interval: all runs are equal, or fewer than two have a value"
 _MOST_NAMED = 5
 
 
@@ -254,7 +254,7 @@ def _interval_line(result: CellResult) -> str:
         value, low, high = (float(ends[0]) for ends in (part.value, part.low, part.high))
         missing = ""
         if math.isnan(low) and not math.isnan(value):
-            missing = f" ({_ONE_RUN if len(result.runs) < 2 else _NOT_MOVED})"
+            missing = f" ({_ONE_RUN if len(result.runs) < 2 else _ALL_EQUAL})"
         texts.append(f"{name} {written(value, low, high)}{missing}")
     return f"  With {CONFIDENCE:g}% intervals: {', '.join(texts)}"
 
