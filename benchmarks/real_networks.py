@@ -4,8 +4,8 @@
     python -m benchmarks.real_networks encoder --pictures docs/images
     python -m benchmarks.real_networks segmenter --pictures docs/images
 
-It prints a table and draws it. For `mnist`, `--run lfc=FOLDER` adds a network that `fxfault train
---config mnist_lfc` trained there.
+It prints a table of means, and draws them with 95 % intervals (Student's t over the trials). For
+`mnist`, `--run lfc=FOLDER` adds a network that `fxfault train --config mnist_lfc` trained there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,21 @@ import torch
 from torch import Tensor, nn
 
 import fxfault
+from fxfault.campaign.estimates.intervals import student_t
 from fxfault.data import build_dataset
 from fxfault.experiment import load_experiment
 from fxfault.experiment.parts import load_model
+from fxfault.results.pictures.drawing import (
+    BLUE,
+    GREEN,
+    GRID,
+    ORANGE,
+    PINK,
+    new_figure,
+    plot_settings,
+    rendered,
+    scale_rates,
+)
 
 SETTINGS = {
     "enabled": True,
@@ -74,7 +86,7 @@ def _mnist(runs: dict[str, str]) -> tuple[Curves, str]:
             curves[f"{name} ({bits} bit), {bit}"] = _swept(
                 "mnist", model, data.images, accuracy, bit
             )
-    return curves, "accuracy (%)"
+    return curves, "Accuracy (%)"
 
 
 def _encoder(runs: dict[str, str]) -> tuple[Curves, str]:
@@ -88,7 +100,7 @@ def _encoder(runs: dict[str, str]) -> tuple[Curves, str]:
     return {
         f"bit {bit}": _swept("encoder", model, tokens, distance, "bit_flip", bit)
         for bit in (7, 6, 5, 4)
-    }, "cosine distance to golden"
+    }, "Cosine distance to golden"
 
 
 def _segmenter(runs: dict[str, str]) -> tuple[Curves, str]:
@@ -108,7 +120,7 @@ def _segmenter(runs: dict[str, str]) -> tuple[Curves, str]:
     return {
         "accuracy on digits": _swept("segmenter", model, test.images, accuracy, "random"),
         "changed pixels": _swept("segmenter", model, test.images, changed, "random"),
-    }, "share of pixels (%)"
+    }, "Share of pixels (%)"
 
 
 _MEASURED: dict[str, Callable[[dict[str, str]], tuple[Curves, str]]] = {
@@ -154,20 +166,32 @@ def _print(curves: Curves, rates: tuple[float, ...]) -> None:
         print(f"{name:{width}}", *(f"{mean:10.4g}" for mean in means))
 
 
-def _draw(curves: Curves, rates: tuple[float, ...], unit: str, file: Path) -> None:
-    from matplotlib.figure import Figure
+# Curves of one network share a colour, those of one fault their dashes.
+_COLOURS = (BLUE, ORANGE, GREEN, PINK)
+_DASHES = ("-", "--")
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, values in curves.items():
-        means = [float(np.mean(trials)) for trials in values[1:]]
-        lows, highs = ([pick(trials) for trials in values[1:]] for pick in (min, max))
-        (line,) = axes.plot(rates, means, marker="o", markersize=3, label=name)
-        axes.fill_between(rates, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(xscale="log", xlabel="words struck (%)", ylabel=unit)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(file, dpi=100)
+
+def _draw(curves: Curves, rates: tuple[float, ...], unit: str, file: Path) -> None:
+    families = list(dict.fromkeys(name.partition(", ")[0] for name in curves))
+    faults = list(dict.fromkeys(name.partition(", ")[2] for name in curves))
+    with plot_settings():
+        figure, axes = new_figure(6.6, 3.8)
+        for name, values in curves.items():
+            family, _, fault = name.partition(", ")
+            look = {
+                "color": _COLOURS[families.index(family)],
+                "linestyle": _DASHES[faults.index(fault)],
+            }
+            trials = np.array(values[1:])
+            means = trials.mean(axis=1)
+            low, high = student_t(means, trials.var(axis=1, ddof=1), trials.shape[1])
+            axes.plot(rates, means, marker="o", markersize=3, label=name, **look)
+            axes.fill_between(rates, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        scale_rates(axes, rates, widest=10)
+        axes.set(xlabel="Words struck (%, logarithmic)", ylabel=unit)
+        axes.grid(axis="y", color=GRID)
+        axes.legend(frameon=False, fontsize="small")
+        file.write_bytes(rendered(figure, "png"))
 
 
 if __name__ == "__main__":

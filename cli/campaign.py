@@ -293,7 +293,10 @@ COMMANDS = {
         "Show how far a study is, even while it is running.", campaign_options.add_store, _status
     ),
     "resume": Command(
-        "Continue the study that a store holds.", campaign_options.add_resume, _resume
+        "Continue the study that a store holds. To change it, give `fxfault campaign run` the\n"
+        "changed file and this store; there, --set and the like work, too.",
+        campaign_options.add_resume,
+        _resume,
     ),
     "report": Command(
         "Print what a study found: the verdict, the ranking of layers, the map of layers and\n"

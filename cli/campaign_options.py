@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal import look
 from fxfault.cli.terminal.arguments import OneLineParser
 
 _ENGINES = ("local", "processes", "ray")
@@ -31,10 +32,10 @@ def add_report(parser: OneLineParser) -> None:
     parser.add_argument("--cells", action="store_true", help=text)
     text = "print a paragraph on the methods for a paper, in place of the report"
     parser.add_argument("--methods", action="store_true", help=text)
-    types.add_tolerance(parser)
+    look.add_tolerance(parser)
     text = "folder for all pictures as PNG and SVG, with --style paper as PDF and SVG"
     parser.add_argument("--figures", type=types.folder, metavar="DIR", help=text)
-    types.add_look(parser)
+    look.add_look(parser)
     text = "web page with all tables and pictures; it needs no network connection"
     parser.add_argument("--html", type=types.file, metavar="FILE", help=text)
     _add_confidence(parser)
@@ -102,7 +103,11 @@ def add_plan(parser: OneLineParser) -> None:
 
 
 def _add_file(parser: OneLineParser) -> None:
-    types.add_config(parser, "study file, or the name of a bundled one: digits_study")
+    types.add_config(parser, "study file, or the name of a bundled one, such as digits_study")
+    group = parser.add_argument_group("faults", "these replace the values of the study")
+    types.add_bit(group, ", or each")
+    more = "; axes.layers still says whether they are struck together or each alone"
+    types.add_layers(group, more)
 
 
 def add_store(parser: OneLineParser, more: str = "") -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from fxfault.cli.terminal import arguments as types
+from fxfault.cli.terminal import look
 from fxfault.cli.terminal.console import run
 from fxfault.cli.terminal.process_setup import let_threads_sleep
 
@@ -111,8 +112,8 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         "the ranking"
     )
     group.add_argument("--plot", type=types.file, metavar="FILE", help=text)
-    types.add_look(group)
-    types.add_tolerance(group)
+    look.add_look(group)
+    look.add_tolerance(group)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

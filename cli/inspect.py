@@ -53,6 +53,7 @@ def add_options(parser: types.OneLineParser) -> None:
         "untrained network is shown)"
     )
     parser.add_argument("--checkpoint", type=types.checkpoint, metavar="FILE", help=text)
+    types.add_bit(parser)
     types.add_memory(parser)
     types.add_layers(parser)
     text = "shape of one sample, such as 3,32,32 (default: that of the data set)"
@@ -177,6 +178,7 @@ def _make_faulty_model(
         notes.append("the network is untrained: scales and learned widths are initial ones")
     faulty = fxfault.transform(model, dataclasses.replace(config, enabled=True))
     faults_of(faulty).enabled = config.enabled
+    notes += faults_of(faulty).number_notes()
     return faulty, checkpoint
 
 

@@ -48,6 +48,8 @@ def add_options(parser: types.OneLineParser) -> None:
         "configuration, or else random ones); not checkpoint.path, which `fxfault eval` loads"
     )
     add("--init", type=types.checkpoint, metavar="FILE", help=text)
+    types.add_bit(parser)
+    types.add_layers(parser)
     text = "folder of the run (default: NAME-001, NAME-002 and so on in checkpoint.dir)"
     add("--out", type=types.folder, metavar="DIR", help=text)
     text = "continue the run in --out, or the newest run of the configuration"

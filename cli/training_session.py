@@ -112,7 +112,7 @@ class Session:
             return network, None
         # On test data, as reading the training data would draw random numbers of the training.
         notes = check_model(faulty, network, batches, self.device, most=1, modes=("eval", "train"))
-        for note in notes:
+        for note in [*faults_of(faulty).number_notes(), *notes]:
             self.progress.note(note)
         return network, faults_of(faulty)
 

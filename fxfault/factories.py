@@ -51,6 +51,8 @@ def call_factory(reference: str, *, what: str, kwargs: Mapping[str, Any]) -> Any
             # Not the factory raised it, but the call of it.
             is_of_call = isinstance(error, TypeError) and step is not None and not step.tb_next
             mend = f"; give its arguments in {section}.kwargs" if section and is_of_call else ""
+            if mend and "split" in kwargs and "unexpected keyword argument 'split'" in str(error):
+                mend = f"; write it as {name}(split), as it is called for 'train' and 'test'"
             raise DataError(f"{prefix}: {raised}{mend}") from error
 
 

@@ -21,8 +21,20 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     >>> nearest("vgg", ["quant_cnv", "quant_lenet"])
     ''
     """
-    close = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = _nearest(name, list(allowed))
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def _nearest(text: str, names: Sequence[str]) -> str:
+    """The most similar name, or the only one that begins with the text; empty without one.
+
+    >>> names = ["msb_flip", "lsb_flip", "stuck_at_0", "stuck_at_1"]
+    >>> _nearest("mbs_flip", names), _nearest("msb", names), _nearest("st", names)
+    ('msb_flip', 'msb_flip', '')
+    """
+    close = difflib.get_close_matches(text, names, n=1)
+    longer = [name for name in names if len(text) > 1 and name.startswith(text)]
+    return close[0] if close else longer[0] if len(longer) == 1 else ""
 
 
 def did_you_mean(keys: Iterable[object], names: list[str]) -> str:
@@ -30,9 +42,9 @@ def did_you_mean(keys: Iterable[object], names: list[str]) -> str:
     folded = {name.lower(): name for name in names}  # `t_max` matches `T_max`
     for key in keys:
         text = str(key).lower().replace("-", "_").replace(" ", "_")
-        near = difflib.get_close_matches(text, folded, n=1)
+        near = _nearest(text, list(folded))
         if near:
-            return f"; did you mean {folded[near[0]]!r}?"
+            return f"; did you mean {folded[near]!r}?"
     return ""
 
 
@@ -186,6 +198,16 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str 
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     body = "".join(_html_row(row, "td") for row in rows)
     return f"<table>{title}<thead>{_html_row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def html_list(title: str, sentences: Iterable[str]) -> str:
+    """Write sentences as a list in HTML for a notebook; all texts are escaped. Nothing for none.
+
+    >>> html_list("Notes", ["a<b."]), html_list("Notes", [])
+    ('<p><b>Notes</b></p><ul><li>a&lt;b.</li></ul>', '')
+    """
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<p><b>{html.escape(title)}</b></p><ul>{items}</ul>" if items else ""
 
 
 def _html_row(cells: Sequence[str], tag: str) -> str:

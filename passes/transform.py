@@ -48,7 +48,7 @@ def transform(
     >>> list(faulty.state_dict()) == list(model.state_dict())
     True
     >>> faulty.faults
-    FaultSites(1 sites, 1 armed, seed 1)
+    FaultSites(1 site, 1 armed, seed 1)
 
     Args:
         model: a network with Brevitas activation layers.

@@ -345,7 +345,13 @@ def test_notebooks_get_escaped_tables(found: Any, ranking: Any, study: Any) -> N
         parser = HTMLParser()
         parser.handle_starttag = lambda tag, attrs, tags=tags: tags.append(tag)  # type: ignore
         parser.feed(made._repr_html_())
-        assert set(tags) == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+        known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "p", "b", "ul", "li"}
+        assert set(tags) - {"details", "summary"} == known
+        assert "<b>Verdict</b>" in made._repr_html_()
+        assert (
+            str(made).splitlines()[1 if made is study else 0 : 2][0].startswith(("- ", "Verdict"))
+        )
+    assert study._repr_html_().index("Rank") < study._repr_html_().index("Rate")  # Cells are last.
     faulty = fxfault.transform(nn.Sequential(QuantReLU()), {"enabled": True, "seed": 1})
     statistics = faulty.faults.new_statistics()
     statistics.layer_stats[0].name = "<script>"

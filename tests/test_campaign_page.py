@@ -431,5 +431,5 @@ def test_a_page_begins_with_title_verdict_and_notes(tmp_path: Path) -> None:
     for earlier, later in pairwise(["Protect first: body.0.act", "&lt;Two&gt;.", "<svg"]):
         assert 0 < main.index(earlier) < main.index(later)
     loose = page_of(tmp_path / "s.sqlite", tmp_path / "l.html", "--tolerance", "90")
-    assert "the loss is at most 90 points" in loose
-    assert "the loss is at most 1 point " in text
+    assert "a loss of at most 90 points" in loose
+    assert "a loss of at most 1 point," in text

@@ -146,6 +146,12 @@ def test_a_configuration_that_is_not_there(fails: Fails) -> None:
     assert "no such file" in fails("--config", "configs/absent.yaml")
 
 
+def test_a_network_in_place_of_its_configuration(fails: Fails) -> None:
+    line = fails("my_nets.small:make")
+    assert "no such file" in line
+    assert "`fxfault init my_nets.small:make` writes" in line
+
+
 def test_a_configuration_without_data_and_model_tells_what_to_add(fails: Fails) -> None:
     line = fails("--config", "layer_analysis", "--checkpoint", "bundled:digits")
     assert "layer_analysis has no section `dataset` and no section `model`" in line

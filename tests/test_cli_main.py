@@ -12,8 +12,12 @@ import pytest
 import yaml
 from commands import Run
 
+from fxfault.campaign.studies.study import Study
 from fxfault.cli import main as front
+from fxfault.cli.campaign_options import add_plan
+from fxfault.cli.configurations import read_study
 from fxfault.cli.terminal import arguments
+from fxfault.errors import ConfigError, SiteError
 
 Command = Callable[..., Run]
 
@@ -188,9 +192,99 @@ def test_names_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_number_that_is_the_name_of_a_site_is_explained() -> None:
-    from fxfault.errors import SiteError
     from fxfault.sites.site_names import indices_of
 
     assert indices_of([1], ["0", "3"]) == [1]  # A number counts; the name has another one.
-    with pytest.raises(SiteError, match=r"the site named '3' is number 1\); the 2 sites"):
+    with pytest.raises(SiteError, match=r"in quotes is the name of number 1\); the 2 sites"):
         indices_of([3], ["0", "3"])
+
+
+def test_quotes_make_a_name_of_a_number() -> None:
+    from fxfault.sites.site_names import indices_of, number_notes
+
+    chosen = arguments.layers("1,'3'")
+    assert chosen == [1, "3"] == yaml.safe_load("[1, '3']")
+    assert indices_of(chosen, ["1", "2", "3"]) == [1, 2]
+    (note,) = number_notes(chosen, ["1", "2", "3"])
+    assert note.startswith("layers: 1 is the site '2', as a number counts sites from 0; in quotes")
+    assert number_notes([0, 1, 7, "1"], ["0", "stem"]) == []  # Nothing that could be misread.
+
+
+NUMBERED = """
+from brevitas.nn import QuantReLU
+from torch import nn
+def make():
+    return nn.Sequential(nn.Flatten(), QuantReLU(), QuantReLU(), nn.Linear(64, 10))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "site"), [("--layers=1", "2"), ("--layers='1'", "1"), ("--layers=2", "")]
+)
+def test_the_site_that_a_number_selects_is_said(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, site: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "numbered.py").write_text(NUMBERED, encoding="utf-8")
+    content: dict[str, object] = {"model": {"name": "numbered:make"}, "dataset": {"name": "digits"}}
+    content["fault_injection"] = {"enabled": True, "apply_during": "eval"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    run = command("inspect", str(tmp_path / "own.yaml"), given)
+    if not site:
+        assert "'2' in quotes is the name of number 1" in run.err
+        return
+    assert ("Note: layers: 1 is the site '2'" in run.out) == (given == "--layers=1")
+    assert [line.split()[1] for line in run.out.splitlines() if line.endswith("armed")] == [site]
+
+
+def test_options_agree() -> None:
+    """Every command that reads a configuration takes it, and changes it, in the same ways."""
+    from fxfault.cli import campaign, evaluate, inspect, train
+
+    read = [evaluate.add_options, inspect.add_options, train.add_options]
+    read += [campaign.COMMANDS[name].add_options for name in ("run", "plan")]
+    for add_options in read:
+        flags = arguments.OneLineParser.of("fxfault", add_options).format_help()
+        for flag in ("[FILE]", "--config FILE", "--set KEY=VALUE", "--bit N", "--layers SITE"):
+            assert flag in flags, (add_options.__module__, flag)
+
+
+def study_of(*argv: str) -> Study:
+    parser = arguments.OneLineParser.of("fxfault campaign plan", add_plan)
+    return read_study(parser.parse([*argv]))
+
+
+def test_flags_change_a_study() -> None:
+    names = [f"site{n}" for n in range(4)]
+    study = study_of("digits_study", "--layers", "1,site3", "--bit", "2")
+    cells = study.cells(names, dict.fromkeys(names, 4))
+    assert {cell.layers for cell in cells} == {("site1",), ("site3",)}
+    assert {cell.bit for cell in cells} == {None, 2}
+    both = study_of("digits_study", "--layers", "1,site3", "--set", "axes.layers=all")
+    assert {cell.layers for cell in both.cells(names, dict.fromkeys(names, 4))} == {
+        ("site1", "site3")
+    }
+
+
+def test_a_layer_that_is_not_there_is_told_by_its_key() -> None:
+    given = [("fault_injection.layers", "--layers=nope"), ("axes.layers", "--set=axes.layers=nope")]
+    for key, flag in given:
+        with pytest.raises(SiteError, match=f"^{key}: 'nope' matches no site"):
+            study_of("digits_study", flag).cells(["stem"], {"stem": 4})
+
+
+@pytest.mark.parametrize(
+    ("axes", "flag", "why"),
+    [
+        ("axes.layers=stem", "--layers=0", "--layers: axes.layers of digits_study names sites"),
+        ("axes={faults: {a: [{bit: 1}]}}", "--bit=0", "--bit: digits_study has `faults`"),
+    ],
+)
+def test_flags_that_a_study_would_not_follow_are_refused(axes: str, flag: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{why}"):
+        study_of("digits_study", "--set", axes, flag)
+
+
+def test_a_sweep_replaces_a_bad_rate(command: Command, bad_rate: str) -> None:
+    run = command("eval", bad_rate, "--sweep", "1,2", "--no-progress")
+    assert run.status == 0, run.err

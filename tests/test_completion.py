@@ -82,7 +82,7 @@ def test_without_shtab_it_says_what_to_install(
 def test_another_shell_is_refused(run_command: Callable[..., Run]) -> None:
     run = run_command(front.main, "--print-completion", "ksh")
     assert run.status == 2
-    assert "choose from" in run.err
+    assert "is none of" in run.err
 
 
 # -- colour ---------------------------------------------------------------------------------

@@ -5,6 +5,10 @@ It needs the extra `encoder`, which is too large for `dev`; CI installs it for t
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from network_laws import check_laws
@@ -43,6 +47,15 @@ def test_similar_sentences_have_similar_embeddings() -> None:
     likeness = embeddings @ embeddings.T
     assert likeness[0, 1] > 0.6
     assert likeness[:2, 2].max() < 0.2
+
+
+def test_the_example_of_the_page_has_faults() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "real-networks.md"
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.M | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert found["distances"].shape == (36,)
+    assert found["distances"].max() > 0.01
 
 
 def test_padding_does_not_change_an_embedding(quantised: nn.Module) -> None:

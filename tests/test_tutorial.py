@@ -24,8 +24,9 @@ def blocks(kind: str) -> list[str]:
 def test_the_tutorial_runs(
     run_command: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(blocks("python")[0], "utf-8")
-    pictures = []
+    mine, script = blocks("python")
+    (tmp_path / "mine.py").write_text(mine, "utf-8")
+    pictures = ["python.png"]
     for block in blocks("console"):
         line, *printed = block.splitlines()
         words = shlex.split(line.removeprefix("$ "))
@@ -37,7 +38,8 @@ def test_the_tutorial_runs(
         assert run.status == 0, run.err
         assert shape_of(printed) <= shape_of(run.out.splitlines())
         pictures += [word for word in words if word.endswith(".png")]
-    assert pictures
+    (tmp_path / "script.py").write_text(script, "utf-8")
+    subprocess.run([sys.executable, "script.py"], check=True)
     for name in pictures:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

@@ -141,12 +141,11 @@ def test_the_verdict_names_costs_rates_and_what_to_protect() -> None:
     assert "the same for random at 5% in b" in text
     assert "Of 3 sites, b is the weakest: faults there alone cost 20.12 [" in text
     assert "averaged over 2 settings" in text
-    assert (
-        "the loss is at most 1 point (upper end of the 95 % interval of every cell): at no" in text
-    )
-    assert "not shown for random at 1% in b, 20.12 [" in text
+    assert "With each site struck alone, faults are tolerable at no tested rate with random" in text
+    assert "Not shown to be tolerable: random at 1% in b, a loss of 20.12 [" in text
+    assert "Tolerable means a loss of at most 1 point, by the upper end of the 95 %" in text
     assert "Protect first: b. Some intervals are wide: up to ±1.36 points" in text
-    assert "the loss is at most 25 points (upper end" in said(lost, tolerance=25.0)
+    assert "a loss of at most 25 points, by the upper end" in said(lost, tolerance=25.0)
 
 
 def test_sites_that_cannot_be_told_apart_are_named_together() -> None:
@@ -213,3 +212,10 @@ def test_a_lower_better_metric_is_raised() -> None:
     text = " ".join(verdict(dataclasses.replace(summary, metric=error), ranked).sentences)
     assert "its faults raise the error by 20.12" in text
     assert ACCURACY.name not in text
+
+
+def test_sites_that_are_called_numbers_are_called_sites() -> None:
+    text = said({cell("3", 1.0): MUCH, cell("0", 1.0): LITTLE})
+    assert "Of 2 sites, site 3 is the weakest" in text
+    assert "random at 1% in site 3" in text
+    assert "Protect first: site 3." in text

@@ -76,8 +76,21 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr, without the usage."""
-        say(error_line(message.removeprefix("argument ")))
+        say(error_line(_with_choices(message.removeprefix("argument "))))
         sys.exit(BAD_INPUT)
+
+
+def _with_choices(message: str) -> str:
+    """Write argparse's complaint on a choice as we do, with the nearest one.
+
+    >>> _with_choices("--mode: invalid choice: 'layr' (choose from 'full_model', 'layer')")
+    "--mode: 'layr' is none of full_model, layer (did you mean 'layer'?)"
+    """
+    found = re.fullmatch(r"(.*): invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    names = re.findall(r"[\w-]+", found[3])
+    return f"{found[1]}: {found[2]!r} is none of {', '.join(names)}{nearest(found[2], names)}"
 
 
 def root_program() -> str:
@@ -160,52 +173,6 @@ percentages = partial(_several, read=percentage)
 fault_counts = partial(_several, read=_fault_count)
 
 
-def figure_size(text: str) -> tuple[float, float]:
-    """Read the width and height of pictures, in inches.
-
-    >>> figure_size("3.5x2.4")
-    (3.5, 2.4)
-    >>> figure_size("900x600")
-    Traceback (most recent call last):
-    ...
-    argparse.ArgumentTypeError: '900x600' is not a width and a height in inches, each from 1.5 to \
-40, such as 3.5x2.4
-    """
-    parts = text.lower().split("x")
-    with suppress(ValueError):
-        size = tuple(map(float, parts))
-        if len(size) == 2 and all(1.5 <= side <= 40 for side in size):
-            return size
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not a width and a height in inches, each from 1.5 to 40, such as 3.5x2.4"
-    )
-
-
-def add_tolerance(group: argparse._ActionsContainer) -> None:
-    """Add `--tolerance`."""
-    text = (
-        "the largest cost that the verdict calls tolerable, in percentage points of accuracy or in "
-        "the unit of the metric (default: 1 point, or 1 %% of the golden value)"
-    )
-    group.add_argument("--tolerance", type=tolerance, metavar="AMOUNT", help=text)
-
-
-def add_look(group: argparse._ActionsContainer) -> None:
-    """Add the options of how pictures look."""
-    from fxfault.results.pictures.drawing import STYLES
-
-    text = (
-        "screen, or paper: one column (3.5 inches), 8-point serif type, vectors only "
-        "(default: screen)"
-    )
-    group.add_argument("--style", choices=STYLES, default="screen", help=text)
-    text = (
-        "width and height of each picture in inches, such as 7x3 (default: what suits its "
-        "content); a drawing of the network takes only the width"
-    )
-    group.add_argument("--figure-size", type=figure_size, metavar="WxH", help=text)
-
-
 def memory(text: str) -> int:
     """Read an amount of memory in bytes: a number with or without K, M, G or T (powers of 1024).
 
@@ -228,24 +195,27 @@ def memory(text: str) -> int:
 def layers(text: str) -> list[str | int]:
     """Read sites, separated by commas: a number is an index, anything else a name or a pattern.
 
-    >>> layers("0,features.*")
-    [0, 'features.*']
+    As in YAML, quotes make a name of a number.
+
+    >>> layers("0,features.*,'3'")
+    [0, 'features.*', '3']
     """
     items = [item.strip() for item in text.split(",")]
-    if "" in items:
+    bare = [re.sub(r"^(['\"])(.*)\1$", r"\2", item) for item in items]
+    if "" in bare:
         raise argparse.ArgumentTypeError(f"{text!r} has an empty item")
-    return [int(item) if item.isdecimal() else item for item in items]
+    return [int(item) if item.isdecimal() else name for item, name in zip(items, bare, strict=True)]
 
 
-def bit(text: str) -> int | str:
-    """Read a bit of the word, or `random`.
+def bit(text: str, more: str = "") -> int | str:
+    """Read a bit of the word, or `random`, or in a study `each`.
 
     >>> bit("3"), bit("random")
     (3, 'random')
     """
-    if text in ("random", "each"):  # The configuration refuses `each`, and says what it is for.
+    if text in ("random", "each"):  # An experiment refuses `each`, and says what it is for.
         return text
-    return _number(int, lambda x: 0 <= x <= 31, "a bit from 0 to 31, or random")(text)
+    return _number(int, lambda x: 0 <= x <= 31, f"a bit from 0 to 31, or random{more}")(text)
 
 
 def memories(text: str) -> tuple[str, ...]:
@@ -359,15 +329,21 @@ def _with_config(parser: OneLineParser, options: argparse.Namespace) -> argparse
     return options
 
 
-def add_bit(group: argparse._ActionsContainer) -> None:
-    """Add `--bit`."""
-    text = "bit that bit_flip, stuck_at_0 and stuck_at_1 strike: a number, 0 the lowest, or random"
-    group.add_argument("--bit", type=bit, metavar="N", help=text)
+def add_bit(group: argparse._ActionsContainer, more: str = "") -> None:
+    """Add `--bit`; `more` is what else is allowed."""
+    text = (
+        "bit that bit_flip, stuck_at_0 and stuck_at_1 strike: a number, 0 the lowest, or "
+        f"random{more}"
+    )
+    group.add_argument("--bit", type=partial(bit, more=more), metavar="N", help=text)
 
 
 def add_layers(group: argparse._ActionsContainer, more: str = "") -> None:
     """Add `--layers`, with more text at the end of its help."""
-    text = "sites to strike, with commas: numbers, names, or patterns such as 'layer1.*'" + more
+    text = (
+        "sites to strike, with commas: names, patterns such as 'layer1.*', or numbers, which count "
+        f"sites from 0 as `fxfault inspect` does; quotes make a name of a number: \"'1'\"{more}"
+    )
     group.add_argument("--layers", type=layers, action="extend", metavar="SITE,...", help=text)
 
 

@@ -166,6 +166,8 @@ def run_study(
             check_fits(store, {"study": fingerprint.of_study(study)})
         facts = made.start(plan, on_note)
         cells = facts.cells(study)
+        for note in study.number_notes(facts.sites, facts.memories):
+            on_note(note)
         if store is None:
             store = Store.create(path, study.to_dict(), facts.fingerprint)
             store.note({**facts.background, "begun": _now()})

@@ -115,6 +115,8 @@ def _why_absent(kind: str, name: str) -> str:
         absent = no_such_file(name)
     except ConfigError:  # It can be no path at all.
         absent = "there is no such file"
+    if re.fullmatch(r"[\w.]+:[\w.]+", name):  # A factory.
+        return f"{absent}; for a network of your own, `fxfault init {name}` writes a first one"
     # A name with a folder or an ending is a file, and no bundled one that is misspelt.
     listed = "" if stem != name else f"; bundled {kind}: {', '.join(names)}"
     return f"{absent}{hint}{listed}"

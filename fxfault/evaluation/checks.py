@@ -14,6 +14,7 @@ from fxfault.evaluation.full.predictions import check_dense
 from fxfault.messages import quote_error
 from fxfault.passes.checking import check
 from fxfault.passes.transform import transform
+from fxfault.sites.fault_sites import faults_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +50,10 @@ def insert_faults(
     """
     on_work(try_model(model, batches, device, metric))
     faulty = transform(model, config)
-    for note in check_model(faulty, model, batches, device, most=1):
+    for note in [
+        *faults_of(faulty).number_notes(),
+        *check_model(faulty, model, batches, device, most=1),
+    ]:
         on_note(note)
     return faulty
 

@@ -36,7 +36,7 @@ metric: psnr"""
 _FAULTS = """\
 The faults: injection_type is random, lsb_flip, msb_flip, full_flip, bit_flip, stuck_at_0,
 stuck_at_1 or burst, and probability is in percent. layers: [...] selects some of the sites
-below by name, pattern or number; memory says which kind is struck."""
+below by name, pattern or number (in quotes, '1' is a name); memory says which kind is struck."""
 
 
 def first_file(

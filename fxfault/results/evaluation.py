@@ -10,7 +10,7 @@ from typing import Any
 from fxfault.campaign.cell_result import CellResult
 from fxfault.campaign.estimates.ranking import RankedSite
 from fxfault.campaign.fault_evaluation import estimate
-from fxfault.messages import counted, html_table
+from fxfault.messages import counted, html_list, html_table
 from fxfault.metrics.facts import MetricFacts
 from fxfault.results.pictures.plots import draw_evaluation, evaluation_picture
 from fxfault.results.reports.campaign_report import standing_lines
@@ -25,7 +25,7 @@ from fxfault.results.reports.evaluation_report import (
     single_lines,
     summary_lines,
 )
-from fxfault.results.reports.text import figure, mean_and_std, rate_words, with_interval
+from fxfault.results.reports.text import figure, listed, mean_and_std, rate_words, with_interval
 from fxfault.results.result import Content, Result
 from fxfault.sites.statistics import FaultStatistics
 
@@ -75,13 +75,14 @@ class Evaluated(Result):
         return f"{type(self).__name__}({self._words()}; {runs}, seed {self.seed})"
 
     def __str__(self) -> str:
-        lines = [*setting_lines(self.setting), "", *self._lines()]
+        lines = ["Verdict:", *listed(self.findings.verdict.sentences), ""]
+        lines += [*setting_lines(self.setting), "", *self._lines()]
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        notes = [[f"Note: {note}"] for note in self.notes]
-        below = html_table(["Notes"], notes) if notes else ""
-        return html_table(*self._table(), caption=self._caption) + below
+        verdict = html_list("Verdict", self.findings.verdict.sentences)
+        table = html_table(*self._table(), caption=self._caption)
+        return verdict + table + html_list("Notes", self.notes)
 
     @property
     def _caption(self) -> str:
@@ -190,7 +191,7 @@ class EvaluationResult(Evaluated):
 
     @property
     def statistics(self) -> FaultStatistics | None:
-        """What was hit at each site; None without `track_statistics: true`."""
+        """What was hit at each site; None unless `track_statistics` is true."""
         return self.result.statistics
 
     def _words(self) -> str:

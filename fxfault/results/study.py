@@ -10,7 +10,7 @@ from typing import Any
 from fxfault.campaign.estimates.ranking import Curve, RankedSite, curves
 from fxfault.campaign.estimates.summary import Summary
 from fxfault.errors import ConfigError
-from fxfault.messages import counted, html_table
+from fxfault.messages import counted, html_list, html_table
 from fxfault.metrics.facts import MetricFacts
 from fxfault.results.pictures.curves import curves_picture, draw_curves, panels_of
 from fxfault.results.pictures.drawing import check_matplotlib
@@ -65,6 +65,29 @@ class StudyResult(Result):
         return "\n".join(report_lines(self.findings))
 
     def _repr_html_(self) -> str:
+        parts = [html_list("Verdict", self.findings.verdict().sentences)]
+        if self.ranked:
+            parts.append(self._ranking_html())
+        cells = counted(len(self.summary.cells), "cell")
+        return f"{''.join(parts)}<details><summary>{cells}</summary>{self._cells_html()}</details>"
+
+    def _ranking_html(self) -> str:
+        """The ranking of the sites that were struck alone."""
+        metric, level = self.metric, figure(self.summary.confidence, 0)
+        head = ["Rank", f"{level}%", "Site", f"Fall{metric.in_points}", "Trials"]
+        rows = [
+            [
+                *(str(site.rank), f"{site.rank_low}-{site.rank_high}", site.name),
+                metric.with_interval(site.fall, site.fall_low, site.fall_high),
+                f"{site.trials:,}",
+            ]
+            for site in self.ranked[:_MOST_ROWS]
+        ]
+        more = f", the first {len(rows)} of {len(self.ranked)}" if self.ranked[_MOST_ROWS:] else ""
+        return html_table(head, rows, f"{self.findings.study.title}: sites struck alone{more}")
+
+    def _cells_html(self) -> str:
+        """The estimates of the cells."""
         summary, metric = self.summary, self.metric
         head = ["Site", "Faults", "Rate", "Trials", f"{metric.title}{metric.in_unit}"]
         head += [f"Fall{metric.in_points}", *(["SDC (%)"] if metric.has_sdc else [])]

@@ -373,10 +373,6 @@ class FaultSites(RunningSites):
             logger.info("Randomly selected layer %d for injection", layer)
         return layer
 
-    def __repr__(self) -> str:
-        armed = sum(site.armed for site in self)
-        return f"FaultSites({len(self)} sites, {armed} armed, seed {self.seed})"
-
 
 def faults_of(model: nn.Module) -> FaultSites:
     """Return the sites of a transformed model.

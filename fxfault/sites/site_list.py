@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from fxfault.config.curriculum import config_at
 from fxfault.errors import SiteError
-from fxfault.messages import html_table, nearest
+from fxfault.messages import counted, html_table, nearest
 from fxfault.sites.clock import FaultClock
 from fxfault.sites.settings import setting_of
 from fxfault.sites.site import OUTPUT, FaultSite, Stored
-from fxfault.sites.site_names import indices_of, listed, same_name
+from fxfault.sites.site_names import indices_of, listed, number_notes, same_name
 
 if TYPE_CHECKING:
     from fxfault.config.entries import FaultEntry
@@ -48,6 +48,10 @@ class SiteList(Sequence[FaultSite]):
             hint = same_name(key, self.names)
             raise SiteError(f"no site {key}{hint}; {listed(self.names)}") from None
 
+    def __repr__(self) -> str:
+        armed = sum(site.armed for site in self)
+        return f"FaultSites({counted(len(self), 'site')}, {armed} armed, seed {self.clock.seed})"
+
     def _repr_html_(self) -> str:
         """A table, for a notebook."""
         head = ["#", "Site", "Memory", "Module", "Bits", "Faults", "State"]
@@ -78,6 +82,11 @@ class SiteList(Sequence[FaultSite]):
             wanted = [layers] if isinstance(layers, (str, int)) else layers
             layers = [self[item].index if isinstance(item, int) else item for item in wanted]
         return indices_of(layers, self.names, where)
+
+    def number_notes(self) -> list[str]:
+        """Say which sites numbers in the configuration select, where names could mislead."""
+        chosen = [self.config.layers, *(entry.layers for entry in self.config.entries())]
+        return list(dict.fromkeys(number_notes(chosen, self.names)))
 
     def struck_by(self, entry: FaultEntry, where: str | None) -> list[int]:
         """The indices of the sites that an entry strikes; `where` names one that has layers."""

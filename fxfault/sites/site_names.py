@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fxfault.errors import SiteError
 from fxfault.messages import nearest
@@ -49,12 +50,36 @@ def same_name(key: str | int, names: Sequence[str]) -> str:
     """Say that a number is no name, if a site has it as its name; else empty.
 
     >>> same_name(3, ["0", "3"]), same_name(3, ["stem", "head"])
-    (" (a number counts sites from 0; the site named '3' is number 1)", '')
+    (" (a number counts sites from 0; '3' in quotes is the name of number 1)", '')
     """
     if not isinstance(key, int) or str(key) not in names:
         return ""
     place = list(names).index(str(key))
-    return f" (a number counts sites from 0; the site named '{key}' is number {place})"
+    return f" (a number counts sites from 0; '{key}' in quotes is the name of number {place})"
+
+
+def number_notes(layers: Any, names: Sequence[str]) -> list[str]:
+    """Say which site a number selects, if another site has the number as its name.
+
+    >>> print(*number_notes([0, [1]], ["1", "3"]))
+    layers: 1 is the site '3', as a number counts sites from 0; in quotes, '1' is the site of \
+that name
+
+    Args:
+        layers: patterns and indices, in lists of any depth, or None.
+        names: names of all sites, in the order of execution.
+    """
+    if isinstance(layers, (list, tuple)):
+        return [note for item in layers for note in number_notes(item, names)]
+    if not isinstance(layers, int) or layers not in range(len(names)):
+        return []
+    key, found = str(layers), names[layers]
+    if key not in names or found == key:
+        return []
+    return [
+        f"layers: {key} is the site {found!r}, as a number counts sites from 0; in quotes, "
+        f"{key!r} is the site of that name"
+    ]
 
 
 def listed(names: Sequence[str]) -> str:

@@ -141,7 +141,8 @@ def _no_target_message(model: nn.Module, config: FaultInjectionConfig) -> str:
         return f"{name} has no module {of_types}Name some of these in `targets`"
     return (
         f"{name} has no quantised activation in layers {of_types}"
-        "Quantise its activations with brevitas.nn layers, or name their types in `targets`"
+        "Quantise its activations with brevitas.nn layers, name their types in `targets`, or "
+        "strike floats (`word: ieee`)"
     )
 
 

@@ -410,3 +410,20 @@ def test_a_picture_of_one_epoch_and_of_many() -> None:
     ).decode()
     assert "validation" in text
     assert "test, at the end (42.00%)" in text
+    assert "Fault probability" not in text  # It is not known, and so not drawn as 0.
+
+
+@pytest.mark.parametrize(
+    ("columns", "label"),
+    [
+        ({"probability": 10.0, "fault_rate": 9.9}, "Fault probability (%)"),
+        ({"fault_rate": 9.9}, "Hit (%)"),
+    ],
+)
+def test_a_picture_of_a_training_says_how_often_faults_struck(
+    columns: dict[str, float], label: str
+) -> None:
+    row = {"train_loss": 1.0, "train_accuracy": 50.0, "steps": 4.0, "noisy_steps": 1.0, "epoch": 0}
+    text = training_picture([{**row, **columns}], None, "svg").decode()
+    assert f">{label}</text>" in text
+    assert ">0.2</text>" not in text  # An epoch is a whole number.

@@ -245,12 +245,11 @@ def places_of(
     axis: Sequence[Layers], base: Any, names: Sequence[str]
 ) -> list[tuple[str, ...] | None]:
     """Return the sites of each cell for the values of `layers`; None stands for all sites."""
-    words = (EACH, ALL)
 
-    def matching(layers: Any) -> tuple[str, ...]:
-        return tuple(names[index] for index in indices_of(layers, names, "axes.layers", words))
+    def matching(layers: Any, where: str, words: Sequence[str] = ()) -> tuple[str, ...]:
+        return tuple(names[index] for index in indices_of(layers, names, where, words))
 
-    selected = matching(base)
+    selected = matching(base, f"{SECTION}.layers")
     places: list[tuple[str, ...] | None] = []
     for value in axis:
         if value == EACH:
@@ -258,8 +257,14 @@ def places_of(
         elif value == ALL:
             places.append(None if base is None else selected)
         else:
-            places.append(matching(value))
+            places.append(matching(value, "axes.layers", (EACH, ALL)))
     return places
+
+
+def names_in(memory: Any, names: Sequence[str], memories: Mapping[str, str]) -> list[str]:
+    """The names of the sites in a memory, or in several."""
+    kinds = (memory,) if isinstance(memory, str) else memory
+    return [name for name in names if memories.get(name, "activations") in kinds]
 
 
 def bits_of(

@@ -27,6 +27,7 @@ from fxfault.campaign.studies.axes import (
     Axes,
     bits_of,
     given_axes,
+    names_in,
     places_of,
     takes_bit,
     with_base,
@@ -47,6 +48,7 @@ from fxfault.errors import InvalidConfigError
 from fxfault.experiment.sections import ExperimentConfig
 from fxfault.messages import got
 from fxfault.models import model_names
+from fxfault.sites.site_names import number_notes
 
 MOST_CELLS = 200_000  # Of which each takes a kilobyte, and no study that ends has as many.
 
@@ -207,14 +209,20 @@ checkpoint.path: missing, name the weights here or in axes.checkpoint
             ]
         return list({cell.key: cell for cell in cells}.values())
 
+    def number_notes(self, names: Sequence[str], memories: Mapping[str, str]) -> list[str]:
+        """Say which sites numbers select, where names could mislead; arguments as for `cells`."""
+        chosen = [self.experiment.fault_injection.layers, self.axes.layers]
+        kinds = self.axes.memory or ("activations",)
+        here = [names_in(kind, names, memories) for kind in kinds]
+        return list(dict.fromkeys(n for each in here for n in number_notes(chosen, each)))
+
     def _places(
         self, names: Sequence[str], memories: Mapping[str, str]
     ) -> Iterator[tuple[Any, tuple[str, ...] | None, Sequence[str]]]:
         """Yield each memory, with the layers of a cell there, and the sites that they stand for."""
         base = self.experiment.fault_injection.layers
         for memory in self.axes.memory or ("activations",):
-            kinds = (memory,) if isinstance(memory, str) else memory
-            here = [name for name in names if memories.get(name, "activations") in kinds]
+            here = names_in(memory, names, memories)
             for layers in places_of(self.axes.layers, base, here):
                 yield memory, layers, here if layers is None else layers
 

@@ -177,9 +177,7 @@ def sweep(
             found = [with_num_faults(faults, count_of(k, "num_faults", least=0)) for k in counts]
         for config in found:
             config.validate()
-        # As the command has it: a probability of the configuration stays beside the rates.
-        keeps = rates is not None and faults.num_faults is None
-        return faults if keeps else found[0], tuple(found)
+        return found[0], tuple(found)
 
     speed = _Speed(freeze, compile, cache_memory, verify)
     asked = _Asked(model, loader, config, runs, metric, batch, device, speed, progress)

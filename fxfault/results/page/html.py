@@ -28,6 +28,7 @@ from fxfault.messages import counted, flat
 from fxfault.metrics.facts import MetricFacts
 from fxfault.results.page.figures import inlined, variable, width_of
 from fxfault.results.pictures.campaign_plots import DARK, not_drawn, pictures
+from fxfault.results.pictures.curves import has_single_rate
 from fxfault.results.pictures.drawing import SCREEN, Look
 from fxfault.results.reports.campaign_findings import Findings, golden_by_checkpoint
 from fxfault.results.reports.campaign_report import state_lines
@@ -93,6 +94,7 @@ def page(findings: Findings, tolerance: float | None = None) -> str:
         has_sdc=findings.summary.has_sdc,
         settings=list(_settings(findings)),
         states=state_lines(findings),
+        is_single_rate=has_single_rate(curves(findings.summary)),
         confidence=f"{findings.summary.confidence:g}",
         tables=_tables(findings),
         store=str(findings.path),

@@ -68,7 +68,7 @@ def curves_picture(
     groups = panels_of(drawn)
     panels = list(groups.items())[:_MOST_PANELS]
     several = len({curve.memories for curve in drawn}) > 1
-    is_single = len({rate for curve in drawn for rate in curve.rates}) == 1
+    is_single = has_single_rate(drawn)
     columns = 1 if look.is_narrow else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = 6.6 if columns == 1 else 9.6
@@ -101,6 +101,11 @@ def curves_picture(
         if below:
             figure.supxlabel(below.strip(), fontsize="medium")
         return rendered(figure, file_format)
+
+
+def has_single_rate(drawn: Sequence[Curve]) -> bool:
+    """Whether all curves have the same single rate, so that bars are drawn in place of lines."""
+    return len({rate for curve in drawn for rate in curve.rates}) == 1
 
 
 def panels_of(

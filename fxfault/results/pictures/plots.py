@@ -5,7 +5,6 @@ Lines differ in their colours and in their dashes. Importing this module does no
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,13 +108,9 @@ def draw_evaluation(
 
 
 def _ranked(findings: Findings) -> tuple[list[RankedSite], dict[str, Any]]:
-    """The ranked sites with their numbers, and what a picture says of them."""
-    named = [
-        dataclasses.replace(site, name=f"{result.index}  {site.name}")
-        for site, result in findings.ranked
-    ]
+    """The ranked sites, and what a picture says of them."""
     at = f"at {_rate_of(findings.results[0])}"
-    return named, {"metric": findings.metric, "setting": at}
+    return [site for site, _ in findings.ranked], {"metric": findings.metric, "setting": at}
 
 
 def sweep_picture(
@@ -240,7 +235,7 @@ def training_picture(
             values_of_metric.axhline(test_value, color=GREY, linestyle=":", label=label)
         if noisy:
             _draw_schedule(panels[2], epochs, rows, marker)
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panels[-1].set_xlabel("Epoch")
         panels[-1].set_xlim(-0.5, max(epochs) + 0.5)
         handles, labels = values_of_metric.get_legend_handles_labels()
@@ -256,19 +251,24 @@ def training_picture(
 def _draw_schedule(
     axes: Any, epochs: Sequence[float], rows: Sequence[Mapping[str, float]], marker: str | None
 ) -> None:
-    """Draw the share of noisy steps, and on an axis of its own the probability in them."""
+    """Draw the share of noisy steps, and on an axis of its own how often faults struck in them.
+
+    That is the probability, or what was counted if there is no single probability.
+    """
     shares = [100 * row["noisy_steps"] / row["steps"] for row in rows]
     axes.bar(epochs, shares, width=1.0, color=ORANGE, alpha=0.35, linewidth=0)
     axes.set_ylabel("Noisy steps (%)", color=ORANGE)
     axes.set_ylim(0, 105)
-    probability = [row.get("probability", 0.0) for row in rows]
+    columns = {"probability": "Fault probability (%)", "fault_rate": "Hit (%)"}
+    known = [column for column in columns if all(column in row for row in rows)]
+    if not known:
+        return
+    rates = [row[known[0]] for row in rows]
     right = axes.twinx()
     right.spines["right"].set_visible(True)
-    right.plot(
-        epochs, probability, drawstyle="steps-mid", marker=marker, markersize=3, color="black"
-    )
-    right.set_ylabel("Fault probability (%)")
-    right.set_ylim(0, 1.1 * max(*probability, 1.0))
+    right.plot(epochs, rates, drawstyle="steps-mid", marker=marker, markersize=3, color="black")
+    right.set_ylabel(columns[known[0]])
+    right.set_ylim(0, 1.1 * max(*rates, 1.0))
 
 
 def _place(result: CellResult) -> float:

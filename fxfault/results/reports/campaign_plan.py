@@ -44,14 +44,16 @@ def plan_lines(
     trials = [math.ceil(number / each) for number, each in zip(needed, draws, strict=True)]
     lines = [f"{counted(cells, 'cell')}, {counted(samples, 'sample')} in a trial", ""]
     lines += [f"For a rate within ±{margin:g} points at {confidence:g}% (Leveugle et al. 2009):"]
+    asked: dict[str, None] = {}  # The first and the last cell may strike the same sites.
     for row, population, drawn, number in zip(
         measured.rows, populations, needed, trials, strict=True
     ):
         what = "samples" if _has_draws_for_samples(row) else "draws"
-        lines.append(
+        asked[
             f"  {Cell.from_key(row.cell).place}: {drawn:,} {what} of "
             f"{population:,} possible faults, {counted(number, 'trial')} for each cell"
-        )
+        ] = None
+    lines += asked
     if 1 in draws and samples > 1:
         lines.append("  (the samples of a trial share faults of weights, so that it is one draw)")
     each = f"{duration(seconds)} a trial, measured on two"

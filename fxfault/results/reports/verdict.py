@@ -211,9 +211,18 @@ def _place(place: str) -> str:
     if place == "all":
         return "all sites together"
     if " " not in place:
-        return place
+        return _site(place)
     text = place if place.startswith("all ") else place.replace(" ", ", ")
     return f"{text} together"
+
+
+def _site(name: str) -> str:
+    """A site in words: the names of `nn.Sequential` are numbers.
+
+    >>> _site("layer1.0"), _site("3")
+    ('layer1.0', 'site 3')
+    """
+    return f"site {name}" if name.isdecimal() else name
 
 
 def _about_the_weakest(summary: Summary, ranked: Sequence[RankedSite]) -> str:
@@ -222,21 +231,23 @@ def _about_the_weakest(summary: Summary, ranked: Sequence[RankedSite]) -> str:
     if not first:
         return f"None of the {sites} lost {metric.name} when struck alone"
     if len(ranked) == 1:
-        return f"Only {ranked[0].name} was struck alone, so that there is nothing to rank"
+        return f"Only {_site(ranked[0].name)} was struck alone, so that there is nothing to rank"
     best = first[0]
     settings = len({key for key, found in site_cells(summary).items() if len(found) >= len(ranked)})
     mean = f", averaged over {counted(settings, 'setting')}" if settings > 1 else ""
     lost = _interval(metric, best.fall, best.fall_low, best.fall_high)
     alone = f"faults there alone {_cost(metric, lost)}{mean}"
     if len(first) == 1:
-        text = f"Of {sites}, {best.name} is the weakest: {alone}"
+        text = f"Of {sites}, {_site(best.name)} is the weakest: {alone}"
     elif len(first) == len(ranked):
-        text = f"The {sites} cannot be told apart; the largest estimate is {best.name}: {alone}"
-    else:
-        others = and_more([site.name for site in first[1:]], _MOST_NAMED)
         text = (
-            f"Of {sites}, the weakest is {best.name} or one of {others}, which cannot be told "
-            f"apart; for {best.name}, {alone}"
+            f"The {sites} cannot be told apart; the largest estimate is {_site(best.name)}: {alone}"
+        )
+    else:
+        others = and_more([_site(site.name) for site in first[1:]], _MOST_NAMED)
+        text = (
+            f"Of {sites}, the weakest is {_site(best.name)} or one of {others}, which cannot be "
+            f"told apart; for {_site(best.name)}, {alone}"
         )
     if best.fall_low <= 0:
         text += ". That may be nothing: the interval contains 0"
@@ -268,12 +279,15 @@ def _about_tolerance(
             where = f"{_place(place).removesuffix(' together')} struck"
             where += " together" if _place(place).endswith(" together") else ""
         where += f" ({checkpoint})" if several else ""
-        head = f"With {where}, the loss is at most {amount(summary.metric, tolerance)} "
-        head += f"(upper end of the {summary.confidence:g} % interval of every cell)"
-        lines.append(f"{head}: {_rates(members)}{_beyond(summary, members)}")
+        lines.append(
+            f"With {where}, faults are tolerable {_rates(members)}{_beyond(summary, members)}"
+        )
     if len(groups) > _MOST_NAMED:
         lines.append(f"{len(groups) - _MOST_NAMED} more groups of sites are in the tables")
-    return lines
+    meaning = (
+        f"Tolerable means a loss of at most {amount(summary.metric, tolerance)}, by the upper "
+    )
+    return [*lines, f"{meaning}end of the {summary.confidence:g} % interval of every cell"]
 
 
 def _rates(members: Sequence[Tolerable]) -> str:
@@ -306,9 +320,10 @@ def _beyond(summary: Summary, members: Sequence[Tolerable]) -> str:
     index = max(cells, key=lambda cell: float(fall.value[cell]))
     cell, metric = summary.cells[index], summary.metric
     cost = _interval(metric, fall.value[index], fall.low[index], fall.high[index])
-    where = f" in {cell.place}" if cell.single_site is not None else ""
+    where = f" in {_site(cell.place)}" if cell.single_site is not None else ""
     return (
-        f"; not shown for {cell.fault} at {cell.rate_text}{where}, {cost}{metric.difference_unit}"
+        f". Not shown to be tolerable: {cell.fault} at {cell.rate_text}{where}, a loss of "
+        f"{cost}{metric.difference_unit}"
     )
 
 
@@ -317,7 +332,7 @@ def _beyond(summary: Summary, members: Sequence[Tolerable]) -> str:
 
 def _protect(summary: Summary, ranked: Sequence[RankedSite]) -> str:
     first = may_be_weakest(ranked)
-    names = [site.name + _worst_bit(summary, site.name) for site in first[:_MOST_NAMED]]
+    names = [_site(site.name) + _worst_bit(summary, site.name) for site in first[:_MOST_NAMED]]
     if len(first) > _MOST_NAMED:
         names.append(f"{len(first) - _MOST_NAMED} more")
     text = f"Protect first: {', '.join(names)}"
