@@ -217,7 +217,8 @@ def _place_of(name: str, content: bytes) -> str:
             for operation, given, _ in pickletools.genops(archive.read(pickled)):
                 if operation.name == "GLOBAL" and str(given).replace(" ", ".") == name:
                     return f", near {text[:_SHOWN_TEXT]!r}" if text else ""
-                text = given if operation.name.endswith("UNICODE") else text
+                if operation.name.endswith("UNICODE"):
+                    text = str(given)
     except Exception:  # A file of any bytes; torch has refused it already.
         pass
     return ""
