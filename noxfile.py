@@ -51,7 +51,9 @@ TESTS = """
     test_passes.py test_passes_around_forwards.py test_random_numbers.py test_sampling.py
     test_stored_layers.py test_stored_sites.py test_surgery.py cli_evaluate
 """.split()
-TOOLS = ("pytest>=8", "hypothesis", "ml_dtypes", "jinja2", "matplotlib", "scikit-learn", "scipy")
+TOOLS = tuple(
+    "pytest>=8 hypothesis ml_dtypes jinja2 matplotlib scikit-learn scipy shtab tqdm".split()
+)
 
 
 @nox.session(venv_backend="venv")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxfault.errors import FxFaultError
-from fxfault.faults.torch_versions import why_not_compiled
+from fxfault.faults.torch_versions import whole_graphs, why_not_compiled
 from fxfault.passes.exact_arithmetic import exact_backend
 from fxfault.passes.freeze import freeze
 from fxfault.passes.sites_of_model import sites_or_none, without_faults
@@ -178,7 +178,8 @@ class _CompiledCall:
         if not self._compiled:
             args = self._marked(args)
             self._compiled = True
-        return self._run(*args)
+        with whole_graphs():
+            return self._run(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Return None: a copy of the model is not compiled."""

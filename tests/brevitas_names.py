@@ -12,6 +12,7 @@ from typing import Any
 
 import brevitas.nn as qnn
 import pytest
+import torch
 
 _MOVED = importlib.util.find_spec("brevitas.quant.float") is not None
 _FOLDER = "brevitas.quant" if _MOVED else "brevitas.quant.experimental"
@@ -30,6 +31,12 @@ mx_quant_ocp = _quantisers("mx_quant_ocp")
 # Brevitas has it since 0.13.
 HARD_SWISH = getattr(qnn, "QuantHardSwish", None)
 
+# The dtypes for which Brevitas gives the codes of its own tensors.
+READABLE = (torch.float32, torch.float64) if _MOVED else (torch.float32,)
+
+needs_1d_batch_norm = pytest.mark.skipif(
+    not _MOVED, reason="Brevitas 0.12 takes the input of a batch norm 1d for an image, and fails"
+)
 needs_unsigned_floats = pytest.mark.skipif(
     not _MOVED, reason="Brevitas 0.12 refuses unsigned float quantisers"
 )

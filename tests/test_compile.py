@@ -21,6 +21,7 @@ from zoo import ZOO, Entry
 
 import fxfault
 from fxfault.errors import SiteError
+from fxfault.faults.torch_versions import whole_graphs
 from fxfault.models import build_model
 from fxfault.passes import compilation
 from fxfault.sites import handles
@@ -93,7 +94,7 @@ def check_same(model: nn.Module, x: Tensor, backend: str) -> None:
     faulty = fxfault.transform(model, FAULTS)
     frozen = fxfault.freeze(faulty)
     run = compiled(frozen, backend)
-    with torch.no_grad():
+    with torch.no_grad(), whole_graphs():
         for _ in range(2):
             assert torch.equal(value(run(x)), value(faulty(x)))
     assert frozen.faults.statistics.to_dict() == faulty.faults.statistics.to_dict()

@@ -20,6 +20,7 @@ from fxfault.errors import SiteError, TransformError
 from fxfault.evaluation.full.runner import FullRunner
 from fxfault.evaluation.runners import make_runner
 from fxfault.faults.bits import same_bits
+from fxfault.faults.torch_versions import is_older
 from fxfault.passes import trace
 from fxfault.quantisers.grouped_tensors import elements_of, groups
 
@@ -273,6 +274,10 @@ def test_incremental_runs_give_what_full_runs_give() -> None:
     assert changed > 3
 
 
+@pytest.mark.skipif(
+    is_older("2.13"),
+    reason=f"torch {torch.__version__} fails on groupwise layers of Brevitas, with or without us",
+)
 # Dynamo makes an object of the class of Brevitas's autograd functions, with or without fxfault.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_gives_the_same_faults() -> None:

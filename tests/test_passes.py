@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,26 @@ from fxfault.strike import strikes
 
 EVERYWHERE = {"enabled": True, "probability": 5.0, "apply_during": "both", "seed": 3}
 
+
+def lints() -> bool:
+    """Whether this torch finds an attribute of what is no module; torch 2.6 does not."""
+    root: Any = nn.Module()
+    root.part = SimpleNamespace(value=1)
+    graph = torch.fx.Graph(root)
+    graph.output(graph.create_node("get_attr", "part.value"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph.lint()
+    except RuntimeError:
+        return False
+    return True
+
+
+LINTS = lints()
+needs_lint = pytest.mark.skipif(
+    not LINTS, reason=f"Graph.lint of torch {torch.__version__} takes nested attributes for missing"
+)
 every_network = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
 hand_written = pytest.mark.parametrize("entry", HAND_WRITTEN, ids=lambda entry: entry.name)
 
@@ -103,7 +124,8 @@ def test_strip_gives_the_traced_graph_back(entry: Entry) -> None:
 def _texts(model: nn.Module) -> list[str]:
     traced = [m for m in model.modules() if isinstance(m, TracedModule)]
     for module in traced:
-        module.graph.lint()
+        if LINTS or "fault_inject" not in module.code:
+            module.graph.lint()
     return [
         text
         for module in traced
@@ -292,8 +314,17 @@ def test_graph_holds_one_call_a_site_and_one_that_moves_the_clock() -> None:
     ]
     assert len(calls) == 2
     assert len(faulty.graph.find_nodes(op="call_function", target=begin_forward)) == 1
-    faulty.graph.eliminate_dead_code()
+
+
+@needs_lint
+def test_dead_code_is_taken_out_and_the_clock_is_not() -> None:
+    faulty = fxfault.transform(Chain(), EVERYWHERE)
+    with faulty.graph.inserting_before():
+        faulty.graph.call_function(torch.relu, (next(iter(faulty.graph.nodes)),))
+    assert faulty.graph.eliminate_dead_code()
+    assert not faulty.graph.find_nodes(op="call_function", target=torch.relu)
     assert len(faulty.graph.find_nodes(op="call_function", target=begin_forward)) == 1
+    assert len(faulty.graph.find_nodes(op="call_function", target=fault_inject)) == 2
 
 
 def test_a_module_called_at_several_places_is_several_sites() -> None:

@@ -34,6 +34,7 @@ from brevitas.quant.shifted_scaled_int import (
     ShiftedUint8WeightPerTensorFloatHQO,
 )
 from brevitas.quant_tensor import IntQuantTensor
+from brevitas_names import needs_1d_batch_norm
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.utils import _pytree as pytree
@@ -347,7 +348,7 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "memory"),
     [
-        (n, m)
+        pytest.param(n, m, marks=needs_1d_batch_norm if n == "batch norm 1d" else ())
         for n, (_, _, *counts) in LAYERS.items()
         for m, c in zip(STORED, counts, strict=True)
         if c
@@ -776,6 +777,8 @@ def test_a_layer_that_does_not_ask_for_its_words_is_refused() -> None:
     inputs = qnn.QuantIdentity(**IN).eval()(*x(3, 6))
     layer = faulty.get_submodule("a")
     layer.export_handler, layer._export_mode = (lambda _: inputs), True
+    # Brevitas 0.12 calls this after an export, and has it nowhere.
+    layer.__dict__.setdefault("_set_global_is_quant_layer", lambda _: None)
     with pytest.raises(SiteError, match=r"site a\.bias: its QuantLinear did not ask bias_quant"):
         run(faulty, x(3, 6))
     faulty.faults.enabled = False

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -35,6 +36,7 @@ WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
 # Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every key.
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN_KEYS = 3
+_SHOWN_TEXT = 80
 # What follows the name of a quantiser in a key says nothing to its user.
 _INSIDE = re.compile(r"(\.\w+_quant)\.(?:fused_activation_quant_proxy|tensor_quant)[\w.]*")
 
@@ -194,7 +196,7 @@ def _unpickle(content: bytes, prefix: str) -> Any:
         is_refusal = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)
         if is_archive and is_refusal:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            objects = f" ({found.group(1)})" if found else ""
+            objects = f" ({found.group(1)}{_place_of(found.group(1), content)})" if found else ""
             raise DataError(
                 f"{prefix} is refused: it holds Python objects{objects} beside tensors, and "
                 f"reading those would run code from the file; save the weights alone, "
@@ -204,6 +206,22 @@ def _unpickle(content: bytes, prefix: str) -> Any:
             f"{prefix} is not a PyTorch checkpoint, or is cut short ({len(content)} bytes): "
             f"give it a file written by torch.save(model.state_dict(), FILE)"
         ) from error
+
+
+def _place_of(name: str, content: bytes) -> str:
+    """Say near which text of an archive an object stands; a key stands right before its value."""
+    text = ""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            (pickled,) = (entry for entry in archive.namelist() if entry.endswith("/data.pkl"))
+            for operation, given, _ in pickletools.genops(archive.read(pickled)):
+                if operation.name == "GLOBAL" and str(given).replace(" ", ".") == name:
+                    return f", near {text[:_SHOWN_TEXT]!r}" if text else ""
+                if operation.name.endswith("UNICODE"):
+                    text = str(given)
+    except Exception:  # A file of any bytes; torch has refused it already.
+        pass
+    return ""
 
 
 def _find_state_dict(loaded: Any, prefix: str) -> dict[str, Any]:

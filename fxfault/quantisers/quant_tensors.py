@@ -236,8 +236,8 @@ def read_proxy(proxy: Any) -> Quantiser:
     group = "elements" if is_grouped(proxy) else None
     floats = [part for part in proxy.modules() if isinstance(part, FloatQuant)]
     if floats:
-        fields = (floats[0].exponent_bit_width_impl, floats[0].mantissa_bit_width_impl)
-        width = sum(round(float(field())) for field in fields) + bool(proxy.is_signed)
+        fields = (_width_of(floats[0], "exponent"), _width_of(floats[0], "mantissa"))
+        width = sum(fields) + bool(proxy.is_signed)
         return Quantiser(False, False, bit_width=width, word="minifloat", group=group)
     parts = list(proxy.modules())
     ternary = any(isinstance(part, TernaryQuant) for part in parts)
@@ -253,6 +253,12 @@ def read_proxy(proxy: Any) -> Quantiser:
         keeps_codes=set(roundings) <= {"RoundSte"} and activation in ("Identity", "ReLU"),
         rectifies=activation == "ReLU",
     )
+
+
+def _width_of(quantiser: Any, field: str) -> int:
+    """How many bits a field of a float has; Brevitas 0.13 has another name for it than 0.12."""
+    name = f"{field}_bit_width"
+    return round(float((getattr(quantiser, f"{name}_impl", None) or getattr(quantiser, name))()))
 
 
 def _name_of(part: Any, default: str) -> str:

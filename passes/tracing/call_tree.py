@@ -76,6 +76,8 @@ class CallTree:
 
     def watch(self) -> None:
         """Start to watch, or start again: Python stops after an exception of ours."""
+        # Python 3.12 reports opcodes from the first settrace on that follows such a wish.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._on_call)
 
     def check(self) -> None:
@@ -127,14 +129,16 @@ class CallTree:
             raise
         if not code.questions:
             return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
 
         def on_step(frame: FrameType, event: str, arg: Any) -> Any:
             if event == "opcode" and frame.f_lasti in code.questions:
                 self._answer(frame, code.questions[frame.f_lasti])
             return on_step
 
+        # Python 3.13 reports opcodes of frames that have a function for it by then.
+        frame.f_trace = on_step
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
         return on_step
 
     def _read(self, frame: FrameType, code: Code) -> None:

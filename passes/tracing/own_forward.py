@@ -78,7 +78,8 @@ def keep_forward(module: nn.Module) -> None:
     source = type(module)
     if "forward" in module.__dict__:
         module.__dict__[OWN_FORWARD] = module.__dict__.pop("forward")
-    module.__class__ = class_from((KeepsForward, source), source, forward=_forward_of(source))
+    own = module.__dict__.get(OWN_FORWARD)
+    module.__class__ = class_from((KeepsForward, source), source, forward=_forward_of(source, own))
 
 
 def give_forward_back(module: nn.Module) -> bool:
@@ -105,7 +106,10 @@ def class_from(bases: tuple[type, ...], named_like: type, **members: Any) -> typ
     return new
 
 
-def _forward_of(source: type[nn.Module]) -> Callable[..., Any]:
+def _forward_of(source: type[nn.Module], own_forward: Any) -> Callable[..., Any]:
+    # Read here, because torch.compile of torch 2.9 cannot read a signature.
+    signature = inspect.signature(own_forward or functools.partial(source.forward, None))
+
     @functools.wraps(source.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__.get(OWN_FORWARD) or functools.partial(source.forward, self)
@@ -113,7 +117,7 @@ def _forward_of(source: type[nn.Module]) -> Callable[..., Any]:
         if sites is None:  # An object that the forward itself made of its class.
             return own(*args, **kwargs)
         # In the order of the signature, so that keywords do not change the batch.
-        bound = inspect.signature(own).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         if torch.compiler.is_dynamo_compiling():
             begin_forward(sites, *bound.arguments.values())
             return own(*args, **kwargs)

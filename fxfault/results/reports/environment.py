@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of those packages that are installed."""
+    """The versions of Python and of those packages that are installed; of torch with its build."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if "torch" in found:
+        import torch
+
+        found["torch"] = str(torch.__version__)  # PyPI's leave `+cu128` out of their metadata.
     return found
 
 
