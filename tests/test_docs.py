@@ -7,6 +7,7 @@ import doctest
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -77,6 +78,8 @@ def test_scripts_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.Mo
     scripts = blocks(page, "python")
     for script in scripts:
         exec(script, dict(given))
+    if "matplotlib.pyplot" in sys.modules:  # It keeps the figures of a script.
+        sys.modules["matplotlib.pyplot"].close("all")
     assert len(list(tmp_path.glob("*.pdf"))) == len(scripts) == 1
 
 
