@@ -319,8 +319,9 @@ def test_graph_holds_one_call_a_site_and_one_that_moves_the_clock() -> None:
 @needs_lint
 def test_dead_code_is_taken_out_and_the_clock_is_not() -> None:
     faulty = fxfault.transform(Chain(), EVERYWHERE)
-    with faulty.graph.inserting_before():
-        faulty.graph.call_function(torch.relu, (next(iter(faulty.graph.nodes)),))
+    (given,) = faulty.graph.find_nodes(op="placeholder")
+    with faulty.graph.inserting_after(given):
+        faulty.graph.call_function(torch.relu, (given,))
     assert faulty.graph.eliminate_dead_code()
     assert not faulty.graph.find_nodes(op="call_function", target=torch.relu)
     assert len(faulty.graph.find_nodes(op="call_function", target=begin_forward)) == 1
