@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxfault.errors import SiteError
-from fxfault.faults.layouts import Layout
+from fxfault.faults.layouts import CONSTANT, Layout
 from fxfault.faults.random_numbers import known_key, stream_key
 from fxfault.faults.sampling import (
     Hits,
@@ -190,12 +190,11 @@ class Spread:
         elements, bits, calls = _extent(self.site)
         if calls > 1:
             self._refuse(f"a container calls it {calls} times in a forward")
+        lies = self.site.seen.arrangement
+        if lies is not None and lies.why_batch not in (None, CONSTANT):
+            # Even if the elements happen to be as many: the number is one of each sample.
+            self._refuse(f"its activation belongs to the batch, not to samples ({lies.why_batch})")
         if elements != self.layout.elements:
-            lies = self.site.seen.arrangement
-            if lies is not None and lies.why_batch is not None:
-                self._refuse(
-                    f"its activation belongs to the batch, not to samples ({lies.why_batch})"
-                )
             self._refuse(
                 f"it has {self.layout.elements} elements for each sample, but "
                 f"{elements} were measured"

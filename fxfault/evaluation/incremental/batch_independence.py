@@ -5,11 +5,14 @@ scale taken from it). And kernels may round differently for another number of sa
 place in the batch: a convolution of one image adds up in another order than one of 64. So a batch
 and others made of its samples run side by side, and the results of every operation are compared
 bit for bit. The last result alone is not enough: a quantiser hides most roundings, not all.
+
+Small batches often agree in all convolutions and differ in a linear layer behind them. So the sizes
+that may be used are found for each part of the graph, from one fault site to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +47,8 @@ class Independence:
         why_not: why samples must stay in their batches; None if they may leave.
         mixing: whether samples may influence each other.
         sizes: sizes of batches that give the same bits, ascending.
+        sizes_by_part: the same for the part of the graph from each site on, and with the name ""
+            for that before the first site, in order; the sizes above are in each.
         mixed: names of sites without a share of the activation for each sample; their faults
             belong to the batch.
     """
@@ -51,6 +56,7 @@ class Independence:
     why_not: str | None
     mixing: bool
     sizes: tuple[int, ...] = ()
+    sizes_by_part: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
 
 
@@ -61,17 +67,22 @@ class _Trial:
     Attributes:
         samples: places of the samples in the original batch, int64.
         looked_at: places in the new batch where results are compared.
-        same: whether all results have been the same so far.
+        differs: parts of the graph with a result that is another one; see `Independence`.
     """
 
     samples: Tensor
     looked_at: Tensor
-    same: bool = True
+    differs: set[str] = field(default_factory=set)
     run: Interpreter = field(init=False)
 
     @property
     def size(self) -> int:
         return len(self.samples)
+
+    @property
+    def same(self) -> bool:
+        """Whether all results have been the same so far."""
+        return not self.differs
 
 
 def independence(model: GraphModule, inputs: Tensor) -> Independence:
@@ -106,14 +117,24 @@ def _examined(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -> Indep
         trials = {"order": _Trial(places, places)}
     small = {size: (_some(order, size), _some(order.flip(0), size)) for size in sizes}
     every = [*trials.values(), *(trial for pair in small.values() for trial in pair)]
-    mixed = _run_side_by_side(model, inputs, every)
+    seen = _run_side_by_side(model, inputs, every)
+    mixed = seen.mixed
     if not all(trials[name].same for name in ("front", "back") if name in trials):
         return Independence(INFLUENCE, mixing=True)
     if not trials["order"].same:
         return Independence(PLACE, mixing=False, mixed=mixed)
+    small = {size: pair for size, pair in small.items() if size < batch}
     good = [size for size, pair in small.items() if all(trial.same for trial in pair)]
-    good = [size for size in good if size < batch]
-    return Independence(None, False, (*good, batch), mixed)
+    by_part = {
+        part: (*(n for n, pair in small.items() if _agrees_in(part, pair, seen)), batch)
+        for part in seen.parts
+    }
+    return Independence(None, False, (*good, batch), by_part, mixed)
+
+
+def _agrees_in(part: str, trials: Iterable[_Trial], seen: _Seen) -> bool:
+    """Whether trials agree in a part; where not all can be compared, they must everywhere."""
+    return all(trial.same or part not in trial.differs | seen.unknown for trial in trials)
 
 
 def _sizes_below(batch: int) -> list[int]:
@@ -127,44 +148,64 @@ def _some(order: Tensor, size: int) -> _Trial:
     return _Trial(order[torch.arange(size) % len(order)], torch.arange(size))
 
 
-def sizes_that_agree(model: GraphModule, inputs: Tensor, sizes: Sequence[int]) -> bool:
-    """Whether batches of all these sizes, made of a batch of another size, give its bits.
+def sizes_that_agree(model: GraphModule, inputs: Tensor, found: Independence) -> bool:
+    """Whether batches of all sizes that were found give the bits of a batch of another size, too.
 
     Args:
         model: as for `independence`.
         inputs: inputs of the other batch.
-        sizes: the sizes to try.
+        found: the sizes for each part.
     """
     order = torch.arange(len(inputs)).flip(0)
     # A batch of the same size shows how samples lie; see `_compare`.
-    trials = [_some(order, size) for size in (len(inputs), *sizes)]
-    _run_side_by_side(model, inputs, trials)
-    return all(trial.same for trial in trials)
+    sizes = sorted({len(inputs)}.union(*found.sizes_by_part.values()))
+    trials = {size: _some(order, size) for size in sizes}
+    seen = _run_side_by_side(model, inputs, list(trials.values()))
+    return trials[len(inputs)].same and all(
+        _agrees_in(part, [trials[size]], seen)
+        for part, allowed in found.sizes_by_part.items()
+        for size in allowed
+    )
 
 
-def _run_side_by_side(
-    model: GraphModule, inputs: Tensor, trials: Sequence[_Trial]
-) -> frozenset[str]:
-    """Run a batch and the trials node by node, and note differences in the trials.
+@dataclass
+class _Seen:
+    """What running batches side by side has shown.
 
-    Returns:
-        Names of the sites with an activation that is not laid out by samples.
+    Attributes:
+        parts: the parts of the graph, in order; see `Independence`.
+        unknown: those with results that cannot be compared.
+        mixed: names of the sites with an activation that is not laid out by samples.
     """
+
+    parts: list[str]
+    unknown: set[str]
+    mixed: frozenset[str]
+
+
+def _run_side_by_side(model: GraphModule, inputs: Tensor, trials: Sequence[_Trial]) -> _Seen:
+    """Run a batch and the trials node by node, and note differences in the trials."""
     whole = _interpreter(model, inputs)
     for trial in trials:
         trial.run = _interpreter(model, inputs.index_select(0, trial.samples.to(inputs.device)))
-    mixed = set()
+    mixed, part = set(), ""
+    seen = _Seen([part], set(), frozenset())
     for node in model.graph.nodes:
         if node.target is begin_forward:  # The clock need not move: no site strikes.
             continue
         site = whole.env[node.args[1]] if node.target is fault_inject else None
+        if site is not None and site.stored is None:
+            part = site.name
+            seen.parts.append(part)
         results = [_step(run, node) for run in (whole, *(trial.run for trial in trials))]
         if node.op in ("placeholder", "get_attr"):
             continue
-        _compare(results[0], len(inputs), results[1:], trials, node.op == "output")
+        if not _compare(results[0], len(inputs), results[1:], trials, node.op == "output", part):
+            seen.unknown.add(part)
         if site is not None and not _by_samples(site, results, len(inputs), trials):
             mixed.add(site.name)
-    return frozenset(mixed)
+    seen.mixed = frozenset(mixed)
+    return seen
 
 
 def _interpreter(model: GraphModule, inputs: Tensor) -> Interpreter:
@@ -182,13 +223,22 @@ def _step(run: Interpreter, node: Node) -> Any:
 
 
 def _compare(
-    whole: Any, batch: int, others: Sequence[Any], trials: Sequence[_Trial], is_output: bool
-) -> None:
+    whole: Any,
+    batch: int,
+    others: Sequence[Any],
+    trials: Sequence[_Trial],
+    is_output: bool,
+    part: str,
+) -> bool:
     """Compare one node's results, and note differences in the trials.
 
     If all trials differ, samples may lie in a way that we do not recognise (windows of several
     images side by side). That proves nothing; the output decides.
+
+    Returns:
+        Whether all could be compared.
     """
+    known = True
     other = next(k for k, trial in enumerate(trials) if trial.size != batch)
     for place, leaf in enumerate(leaves_of(whole)):
         leaves = [leaves_of(result)[place] for result in others]
@@ -204,9 +254,11 @@ def _compare(
             found = these if sum(these) > sum(found) else found
             if 2 * sum(found) > len(found):
                 break
+        known &= any(found)
         if any(found) or is_output:
             for trial, same in zip(trials, found, strict=True):
-                trial.same &= same
+                trial.differs |= set() if same else {part}
+    return known
 
 
 def _same(leaf: Any, role: Any, share: Any, trial: _Trial) -> bool:

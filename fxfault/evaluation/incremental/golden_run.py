@@ -73,7 +73,7 @@ class GoldenRun:
         cache: states at cuts.
         why_whole: why batches must stay whole; None if their samples may leave them.
         mixing: whether samples may influence each other, so that any may change.
-        pack_sizes: sizes of the batches that struck samples may be put into, ascending.
+        found: whether samples may leave their batches, and the sizes of batches for them.
         layouts: layouts of the sites for which it is known which samples they strike.
         alone: batches that stay whole anyway, as batches of their size round differently.
         result: result for the data, set at the end of the run.
@@ -84,10 +84,24 @@ class GoldenRun:
     cache: GoldenCache
     why_whole: str | None
     mixing: bool
-    pack_sizes: tuple[int, ...]
+    found: Independence
     layouts: dict[str, Layout]
     alone: set[int] = field(default_factory=set)
     result: Any = field(init=False)
+
+    @property
+    def pack_sizes(self) -> list[tuple[int, ...]]:
+        """Sizes of the batches that struck samples may be put into, ascending, by segment."""
+        starts = {cut.site: place for place, cut in enumerate(self.cuts)}
+        by_part = self.found.sizes_by_part
+        if starts.keys() - by_part.keys():  # A segment starts at a quantiser inside a layer.
+            return [self.found.sizes] * len(self.cuts)
+        sizes = [set(by_part[cut.site]) for cut in self.cuts]
+        place = 0
+        for part, allowed in by_part.items():
+            place = starts.get(part, place)
+            sizes[place] &= set(allowed)
+        return [tuple(sorted(some)) for some in sizes]
 
     @property
     def offsets(self) -> list[int]:
@@ -199,7 +213,7 @@ def record(
         cache=GoldenCache(kept),
         why_whole=found.why_not,
         mixing=found.mixing,
-        pack_sizes=found.sizes,
+        found=found,
         layouts={k: v for k, v in survey.layouts.items() if k not in found.mixed},
     )
     _go_through(model, loader, device, golden, on_batch, judge)
@@ -298,7 +312,7 @@ def _agrees(model: Any, inputs: Tensor, golden: GoldenRun, seen: int) -> bool:
     """Whether samples of a batch of another size may be put with those of the first."""
     if golden.why_whole is not None:
         return True
-    return seen < MOST_SIZES and sizes_that_agree(model, inputs, golden.pack_sizes)
+    return seen < MOST_SIZES and sizes_that_agree(model, inputs, golden.found)
 
 
 def _golden_batch(model: Any, inputs: Tensor, number: int, golden: GoldenRun) -> Any:

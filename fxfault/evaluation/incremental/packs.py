@@ -154,7 +154,8 @@ class Evaluation:
         self.on_batch = on_batch
         self.offsets = golden.offsets
         self.end = len(golden.segments)
-        self.most = golden.pack_sizes[-1] if golden.pack_sizes else 0
+        self.sizes = golden.pack_sizes
+        self.most = golden.found.sizes[-1] if golden.found.sizes else 0
         self.waiting: list[list[_Waiting]] = [[] for _ in range(self.end)]
         self.starting: list[Tensor] = []
 
@@ -271,8 +272,11 @@ class Evaluation:
                     return
                 kept = self._kept(place, samples, state)
                 others = len(self.starting[place]) > 0 or len(self.waiting[place]) > 0
-                # Repack only if the pack shrinks, or half of it is free for others.
-                if self._size_for(len(kept)) < size or (others and 2 * len(kept) <= self.most):
+                # Repack only if the pack shrinks, has a size that rounds differently from here on,
+                # or half of it is free for others.
+                shrinks = self._size_for(len(kept), place) < size
+                fits = size in self.sizes[place]
+                if shrinks or not fits or (others and 2 * len(kept) <= self.most):
                     break
         self._done(len(samples) - len(kept))
         if len(kept):
@@ -302,14 +306,14 @@ class Evaluation:
         for batch, (samples, rows) in self._by_batch(starting).items():
             parts.append(_Waiting(samples, self.golden.cache.leaves(cut.site, batch), rows))
         together = torch.cat([part.samples for part in parts])
-        size = self._size_for(len(together))
+        size = self._size_for(len(together), place)
         *most, last = ((part.leaves, part.rows) for part in parts)
         filled = (last[0], _padded(last[1], size - len(together) + len(last[1])))
         return together, size, cut.assemble([*most, filled], size)
 
-    def _size_for(self, samples: int) -> int:
-        """The smallest allowed batch for a number of samples; 0 for none."""
-        return next(size for size in (0, *self.golden.pack_sizes) if size >= samples)
+    def _size_for(self, samples: int, place: int) -> int:
+        """The smallest allowed batch for a number of samples in a segment; 0 for none."""
+        return next(size for size in (0, *self.sizes[place]) if size >= samples)
 
     def _kept(self, place: int, samples: Tensor, state: Any) -> Tensor:
         """Places of the samples that must go on, int64; the others are golden again for good."""
