@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,13 +31,14 @@ from fxfault.evaluation.full.judging import NoRowsError
 from fxfault.evaluation.full.model_state import disabled, in_eval_mode
 from fxfault.evaluation.full.predictions import OnBatch, sample_numbers
 from fxfault.evaluation.full.runner import FullRunner, Result, Runner
-from fxfault.evaluation.full.struck import samples_hit_by_site
 from fxfault.evaluation.full.verification import Verification
+from fxfault.faults.layouts import Layout
 from fxfault.passes.compilation import Compilation, compile
 from fxfault.passes.freeze import freeze
 from fxfault.sites.fault_sites import FaultSites, faults_of
 from fxfault.sites.live_values import SampleRows, equal_samples
 from fxfault.sites.measuring import run_without_faults
+from fxfault.strike.draws import samples_hit
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -129,9 +130,8 @@ class CompiledRunner:
 
     def run(self, on_batch: OnBatch | None = None) -> Result:
         """See `Runner.run`."""
-        sizes = self.golden().sizes
-        numbers = sample_numbers(self.faults.clock, sizes)
-        if self.why_not is not None or not self._is_worthwhile(sizes, numbers):
+        numbers = sample_numbers(self.faults.clock, self.golden().sizes)
+        if self.why_not is not None or not self._is_worthwhile(numbers):
             return self.runner.run(on_batch)
         started = time.perf_counter()
         with self._compiled_code():
@@ -140,15 +140,21 @@ class CompiledRunner:
         self._verification.check(made, numbers)
         return made
 
-    def _is_worthwhile(self, sizes: Sequence[int], numbers: torch.Tensor) -> bool:
+    def _is_worthwhile(self, numbers: torch.Tensor) -> bool:
         """Whether compiled code evaluates under the faults that are set now; see the module."""
         if isinstance(self.runner, FullRunner) or self.why_full is not None:
             return True
-        sites = len(self.faults)
-        first = torch.full(numbers.shape, sites)
-        for site, hit in samples_hit_by_site(self.model, numbers, sizes):
-            first[hit] = first[hit].clamp(max=site.index)
-        return bool((sites - first).sum() >= LEAST_SHARE * sites * len(numbers))
+        first = torch.full(numbers.shape, len(self.faults))
+        with in_eval_mode(self.model):
+            for site in self.faults:
+                if not (site.armed and site.strikes and site.elements):
+                    continue
+                if site.counts_calls:  # The other runner runs whole batches.
+                    return True
+                hit = samples_hit(site, numbers, Layout(1, 1, (site.elements,)))
+                first[hit] = first[hit].clamp(max=site.index)
+        passed = len(self.faults) - first
+        return bool(passed.sum() >= LEAST_SHARE * len(self.faults) * len(numbers))
 
     def _try(self, samples: int) -> str | None:
         """Compile, once, and return why the code is not used, as a sentence; None if it is."""
