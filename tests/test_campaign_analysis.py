@@ -35,6 +35,7 @@ from fxfault.campaign.estimates.ranking import (
     site_cells,
     weakest,
 )
+from fxfault.campaign.estimates.running import RunningMeans
 from fxfault.campaign.estimates.stopping import trials_wanted
 from fxfault.campaign.estimates.summary import (
     ESTIMATES,
@@ -233,6 +234,17 @@ def test_few_trials_of_few_samples_that_are_often_equal_have_honest_intervals(
     covered = ((fall.low <= 100 * rate) & (100 * rate <= fall.high)).mean()
     assert covered > 0.95 - 6 * math.sqrt(0.95 * 0.05 / cells)
     assert (fall.high > fall.low).all()
+
+
+def test_equal_trials_show_no_width_while_a_study_runs() -> None:
+    means = RunningMeans()
+    for trial in range(3):
+        counts = {"golden_correct": 47, "sdc": 3, "critical_sdc": 3, "top5": None, "samples": 48}
+        seen = {"faults": 60, "elements": 1200, "struck": 30, "masked": 21, "seconds": 0.1}
+        means.add(TrialRow(cell="a", trial=trial, correct=46, **counts, **seen))
+        means.add(TrialRow(cell="b", trial=trial, correct=46 - (trial == 2), **counts, **seen))
+    assert math.isnan(means.of("a")[1])
+    assert means.of("b")[1] > 1
 
 
 def test_intervals_stay_within_what_is_possible() -> None:

@@ -9,6 +9,8 @@ from fxfault.campaign.estimates.ranking import NOTHING_LOST
 from fxfault.evaluation.rows import TrialRow
 from fxfault.metrics.facts import ACCURACY, MetricFacts
 
+_ROUNDING = 1e-5  # What the sum of squares leaves of a variance of 0, as a half width.
+
 
 class RunningMeans:
     """The metric of each cell, by default the accuracy in percent, by the cell's key.
@@ -38,13 +40,17 @@ class RunningMeans:
         self._sums[row.cell] = number, total, squares, golden
 
     def of(self, cell: str) -> tuple[float, float]:
-        """The mean over the trials, and the half width of its interval; NaN for one trial."""
+        """The mean over the trials, and the half width of its interval.
+
+        The half width is NaN for one trial, and if all are equal: nothing tells how they scatter.
+        """
         number, total, squares, _ = self._sums[cell]
         mean = total / number if number else math.nan
         if number < 2:
             return mean, math.nan
         _, high = student_t(mean, max(0.0, squares - total * mean) / (number - 1), number)
-        return mean, float(high) - mean
+        half = float(high) - mean
+        return mean, half if half > _ROUNDING * abs(mean) else math.nan
 
     def weakest(self) -> tuple[float, list[str]]:
         """The most that a cell lost, in the unit of the metric, and the cells that lost it.
