@@ -181,10 +181,10 @@ def test_trials_of_a_forward_that_stays_python_code_are_not_full_runs() -> None:
     assert runner.why_full is not None
     assert runner.why_full.startswith("batches are run whole")
     config = fxfault.FaultInjectionConfig(injection_type="msb_flip", probability=100.0)
-    for site, calls in (("last", []), ("act", [])):
+    for site in ("last", "act"):
         trials.set(config, [site])
         Counted.calls.clear()
         row = trials.run("", 0)
         assert row.faults == row.elements > 0
         assert row.struck == sum(SIZES)
-        assert Counted.calls == calls, site
+        assert not Counted.calls, site
